@@ -1,0 +1,79 @@
+//! One error type. Each variant prints as one sentence that names what, where, expected and got.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that the world can do to us. A bug of ours is a panic instead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused something on a path.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried: "open", "read 512 bytes at 64 of tensor blk.0.attn_q.weight", …
+        action: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's contents break its format, or do not fit the model they describe.
+    #[error("{}: {what}: expected {expected}, got {got}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The section, metadata key or tensor.
+        what: String,
+        /// What a good file has there.
+        expected: String,
+        /// What this one has.
+        got: String,
+    },
+    /// The file is sound, and asks for something that hotset does not have.
+    #[error("{}: {what} is not supported: expected {expected}, got {got}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The feature: "architecture", "pre-tokenizer", "type of tensor …".
+        what: String,
+        /// What is supported.
+        expected: String,
+        /// What the file asks for.
+        got: String,
+    },
+    /// The caller asked for something that cannot be.
+    #[error("{what}: expected {expected}, got {got}")]
+    Request {
+        /// The option or argument.
+        what: String,
+        /// What would do.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
+}
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Io`].
+    pub fn io(path: &Path, action: impl Into<String>, source: std::io::Error) -> Self {
+        Error::Io { path: path.to_owned(), action: action.into(), source }
+    }
+    /// An [`Error::Format`].
+    pub fn format(path: &Path, what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
+        Error::Format { path: path.to_owned(), what: what.into(), expected: expected.to_string(), got: got.to_string() }
+    }
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(path: &Path, what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
+        Error::Unsupported {
+            path: path.to_owned(),
+            what: what.into(),
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
+    /// An [`Error::Request`].
+    pub fn request(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
+        Error::Request { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+    }
+}

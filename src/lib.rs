@@ -1,0 +1,10 @@
+//! hotset: Mixture-of-Experts models inside a memory budget.
+
+pub mod backend;
+pub mod error;
+pub mod gguf;
+pub mod id;
+pub mod quant;
+pub mod tokenizer;
+
+pub use error::{Error, Result};
