@@ -1,0 +1,1 @@
+//! NumPy's `.npy` files: what `hotset logits` writes, and what the golden tests read.
