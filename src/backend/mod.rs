@@ -1,1 +1,142 @@
-//! placeholder
+//! The arithmetic of a token, in coarse verbs: no tensor graph.
+//!
+//! Must not know: files, expert ids, caches. It is given matrices and rows, and gives rows back.
+//!
+//! Every verb gives the same bits for a row whatever rows, experts and threads are beside it: that is what makes a
+//! model's output independent of the memory budget.
+
+use crate::quant::{FfnMats, GgmlType, QMat, act::Acts};
+
+pub mod cpu;
+mod reference;
+pub use reference::Reference;
+
+/// Activations on their way into matrix products: some rows of equal width, exact and (after [`Backend::prepare`])
+/// quantised.
+pub struct Rows {
+    x: Vec<f32>,
+    acts: Acts,
+    n: usize,
+    cols: usize,
+}
+
+impl Rows {
+    /// Room for `n` rows of `cols`.
+    pub fn new(n: usize, cols: usize) -> Self {
+        Self { x: vec![0.0; n * cols], acts: Acts::with_capacity(n, cols), n: 0, cols }
+    }
+    /// Bytes that [`Rows::new`] takes.
+    pub fn bytes(n: usize, cols: usize) -> u64 {
+        (n * cols * size_of::<f32>() + Acts::bytes(n, cols)) as u64
+    }
+    /// Starts `n` rows, to be written and then prepared. (n, cols)
+    pub fn start(&mut self, n: usize) -> &mut [f32] {
+        self.n = n;
+        &mut self.x[..n * self.cols]
+    }
+    /// The rows as written. (n, cols)
+    pub fn x(&self) -> &[f32] {
+        &self.x[..self.n * self.cols]
+    }
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+    /// Width.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// One of the products that share their input.
+pub struct Product<'a> {
+    /// The matrix.
+    pub w: QMat<'a>,
+    /// Gets the result. (rows of the input, w.rows)
+    pub y: &'a mut [f32],
+}
+
+/// One row's way through one expert: reads row `row` of the input, writes row `out` of the output.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pair {
+    /// Row of the input.
+    pub row: u32,
+    /// Row of the output.
+    pub out: u32,
+}
+
+/// One feed-forward block and the rows that take it.
+pub struct FfnJob<'a> {
+    /// The matrices.
+    pub mats: FfnMats<'a>,
+    /// Which of the call's pairs are this job's.
+    pub pairs: std::ops::Range<usize>,
+}
+
+/// Scratch of [`Backend::ffn`]: hidden rows of at most `pairs` pairs.
+pub struct Hidden {
+    rows: Rows,
+    up: Vec<f32>,
+}
+
+impl Hidden {
+    /// Room for `pairs` rows of up to `n_ff`.
+    pub fn new(pairs: usize, n_ff: usize) -> Self {
+        Self { rows: Rows::new(pairs, n_ff), up: vec![0.0; pairs * n_ff] }
+    }
+    /// Bytes that [`Hidden::new`] takes.
+    pub fn bytes(pairs: usize, n_ff: usize) -> u64 {
+        Rows::bytes(pairs, n_ff) + (pairs * n_ff * size_of::<f32>()) as u64
+    }
+    /// Pairs of width `n_ff` that fit.
+    pub fn pairs(&self, n_ff: usize) -> usize {
+        self.up.len() / n_ff.max(1)
+    }
+}
+
+/// Causal grouped-query attention of some new rows over the cached keys and values, their own included.
+pub struct Attention<'a> {
+    /// Queries, rotated. (n, n_head, head_k)
+    pub q: &'a [f32],
+    /// Cached keys. (n_head_kv, n_ctx, head_k)
+    pub keys: &'a [u8],
+    /// Cached values. (n_head_kv, n_ctx, head_v)
+    pub values: &'a [u8],
+    /// Element type of keys and values: F32, F16 or Q8_0.
+    pub ty: GgmlType,
+    /// Rows between heads in the cache.
+    pub n_ctx: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key/value heads.
+    pub n_head_kv: usize,
+    /// Elements of a query or key head.
+    pub head_k: usize,
+    /// Elements of a value head.
+    pub head_v: usize,
+    /// Position of the first row; row i sees positions 0 to first + i.
+    pub first: usize,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+}
+
+/// See the module.
+pub trait Backend: Send {
+    /// What runs, for people: "avx512vnni, 2 threads".
+    fn describe(&self) -> String;
+    /// Makes written rows ready for products.
+    fn prepare(&mut self, rows: &mut Rows);
+    /// `y = rows · wᵀ` for each product.
+    fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
+    /// `out[p.out] = down(silu(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'
+    /// pairs together are at most `hidden.pairs(n_ff)` of the widest.
+    fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
+    /// Attention; `out` is (n, n_head, head_v).
+    fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]);
+    /// RMS norm of each row: `out = x / sqrt(mean(x²) + eps) * weight`; rows are as long as `weight`.
+    fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
+}

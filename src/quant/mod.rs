@@ -2,6 +2,9 @@
 //!
 //! Must not know: files, models, threads, CPU features.
 
+mod ffn;
+pub use ffn::FfnMats;
+
 /// The types that ggml has given numbers to (ggml.h, `enum ggml_type`), with their block geometry.
 ///
 /// A type being listed means that its size is known, so that a file which merely contains it can be read.

@@ -1,0 +1,86 @@
+//! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
+
+use super::{Attention, Backend, FfnJob, Hidden, Pair, Product, Rows};
+use crate::quant::{QMat, dequantize_row};
+
+/// See the module.
+#[derive(Default)]
+pub struct Reference;
+
+/// `w · x`. (w.rows)
+fn product(w: &QMat<'_>, x: &[f32], y: &mut [f32]) {
+    let mut row = vec![0.0; w.cols];
+    for (r, y) in y.iter_mut().enumerate() {
+        dequantize_row(w.ty, w.row(r), &mut row);
+        *y = row.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+impl Backend for Reference {
+    fn describe(&self) -> String {
+        "reference".to_owned()
+    }
+    fn prepare(&mut self, _: &mut Rows) {}
+    fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]) {
+        for p in products {
+            for (x, y) in rows.x().chunks_exact(rows.cols).zip(p.y.chunks_exact_mut(p.w.rows)) {
+                product(&p.w, x, y);
+            }
+        }
+    }
+    fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], _: &mut Hidden, out: &mut [f32]) {
+        for job in jobs {
+            let (n_ff, n_embd) = (job.mats.n_ff(), job.mats.down.rows);
+            let (mut gate, mut up) = (vec![0.0; n_ff], vec![0.0; n_ff]);
+            for pair in &pairs[job.pairs.clone()] {
+                let x = &rows.x()[pair.row as usize * rows.cols..][..rows.cols];
+                product(&job.mats.gate, x, &mut gate);
+                product(&job.mats.up, x, &mut up);
+                for (g, u) in gate.iter_mut().zip(&up) {
+                    *g = silu(*g) * u;
+                }
+                product(&job.mats.down, &gate, &mut out[pair.out as usize * n_embd..][..n_embd]);
+            }
+        }
+    }
+    fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {
+        let group = a.n_head / a.n_head_kv;
+        let (bytes_k, bytes_v) = (row_bytes(a, a.head_k), row_bytes(a, a.head_v));
+        let (mut key, mut value) = (vec![0.0; a.head_k], vec![0.0; a.head_v]);
+        for (i, (q, out)) in a.q.chunks_exact(a.head_k).zip(out.chunks_exact_mut(a.head_v)).enumerate() {
+            let (row, head) = (i / a.n_head, i % a.n_head);
+            let base = head / group * a.n_ctx;
+            let mut scores = Vec::new();
+            for pos in 0..=a.first + row {
+                dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
+                scores.push(q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale);
+            }
+            let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            let total: f32 = scores.iter().map(|s| (s - max).exp()).sum();
+            out.fill(0.0);
+            for (pos, score) in scores.iter().enumerate() {
+                dequantize_row(a.ty, &a.values[(base + pos) * bytes_v..][..bytes_v], &mut value);
+                let p = (score - max).exp() / total;
+                out.iter_mut().zip(&value).for_each(|(o, v)| *o += p * v);
+            }
+        }
+    }
+    fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let n = weight.len();
+        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+            let mean = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>() / n as f64;
+            let scale = 1.0 / (mean as f32 + eps).sqrt();
+            for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
+                *o = x * scale * w;
+            }
+        }
+    }
+}
+
+fn row_bytes(a: &Attention<'_>, n: usize) -> usize {
+    n / a.ty.block_len() * a.ty.block_bytes()
+}

@@ -1,0 +1,77 @@
+//! All that happens to experts apart from arithmetic: where they lie, which of them are in memory, when they are read.
+//! [`Experts`] is the one door between the model and offloading.
+//!
+//! Must not know: models, arithmetic. One control thread owns it; the only place in the program that waits for a disk
+//! is [`Experts::next_ready`].
+
+mod cache;
+mod stats;
+mod store;
+
+pub use cache::{ExpertCache, Scope};
+pub use stats::{CacheStats, PhaseStats};
+pub use store::{ExpertStore, LayerStore};
+
+use crate::{
+    Result,
+    id::ExpertId,
+    prefetch::Prefetcher,
+    quant::FfnMats,
+    trace::{LayerEvent, TraceSink},
+};
+
+/// See the module.
+pub struct Experts {
+    cache: ExpertCache,
+    prefetcher: Box<dyn Prefetcher>,
+    trace: Box<dyn TraceSink>,
+    guesses: Vec<ExpertId>,
+}
+
+impl Experts {
+    /// Puts the parts together.
+    pub fn new(cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
+        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(64) }
+    }
+
+    /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
+    pub fn request(&mut self, event: LayerEvent<'_>) {
+        self.cache.request(event);
+        self.guesses.clear();
+        self.prefetcher.observe(event, &mut self.guesses);
+        self.guesses.retain(|id| (id.layer as usize) < self.cache.store().layers().len());
+        self.cache.prefetch(&self.guesses);
+        self.trace.record(event);
+    }
+
+    /// Hands out the requested experts as they arrive, those in memory first; empty when all have been. Blocks only when
+    /// none is at hand.
+    ///
+    /// # Errors
+    /// The first read that failed, with path, expert and offset.
+    pub fn next_ready(&mut self, ready: &mut Vec<ExpertId>) -> Result<()> {
+        self.cache.next_ready(ready)
+    }
+
+    /// The matrices of an expert that was just handed out.
+    pub fn get(&self, id: ExpertId) -> FfnMats<'_> {
+        self.cache.get(id)
+    }
+
+    /// True where the model should compute [`LayerEvent::lookahead`].
+    pub fn wants_lookahead(&self) -> bool {
+        self.prefetcher.wants_lookahead()
+    }
+    /// Counters since the start.
+    pub fn stats(&self) -> &CacheStats {
+        self.cache.stats()
+    }
+    /// What runs: read path, policy, prefetcher.
+    pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
+        (self.cache.io().name(), self.cache.policy_name(), self.prefetcher.name())
+    }
+    /// The cache itself, for reading.
+    pub fn cache(&self) -> &ExpertCache {
+        &self.cache
+    }
+}

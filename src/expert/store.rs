@@ -1,0 +1,198 @@
+//! Where each expert's bytes lie in the files, and what matrices they are. Pure layout: opens and reads nothing.
+//!
+//! Two layouts of GGUF exist: *stacked* (`blk.N.ffn_gate_exps.weight` holds all experts of a layer, one after another;
+//! newer converters also fuse gate and up into `ffn_gate_up_exps`), and the old one of a tensor an expert
+//! (`blk.N.ffn_gate.7.weight`). Both end up as the same list of extents.
+
+use std::path::Path;
+
+use crate::{
+    Error, Result,
+    gguf::{Gguf, TensorInfo},
+    id::ExpertId,
+    io::{Extent, Extents, Files, IoBuf, ReadError, buf::owned_bytes},
+    quant::{FfnMats, GgmlType, QMat},
+};
+
+/// One projection's place in an expert's bytes.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    /// Which part (extent) of the buffer.
+    part: usize,
+    /// First byte in that part.
+    start: usize,
+}
+
+impl Place {
+    fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
+        let bytes = self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes());
+        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data: &buf.part(self.part)[self.start..self.start + bytes] }
+    }
+}
+
+/// The experts of one MoE layer: alike in shape and types.
+#[derive(Debug)]
+pub struct LayerStore {
+    /// The layer's number among all layers (`blk.N`).
+    pub block: usize,
+    gate: Place,
+    up: Place,
+    down: Place,
+    /// (n_expert)
+    extents: Vec<Extents>,
+}
+
+impl LayerStore {
+    /// Bytes of one expert in the file.
+    pub fn expert_bytes(&self) -> u64 {
+        self.extents[0].bytes()
+    }
+    /// Bytes that one expert's slot takes in memory, alignment included.
+    pub fn slot_bytes(&self) -> u64 {
+        owned_bytes(&self.part_bytes()) as u64
+    }
+    /// The lengths of an expert's parts.
+    pub fn part_bytes(&self) -> Vec<usize> {
+        self.extents[0].iter().map(|e| e.len).collect()
+    }
+    /// Element types of gate, up and down.
+    pub fn types(&self) -> [GgmlType; 3] {
+        [self.gate.ty, self.up.ty, self.down.ty]
+    }
+    /// Width of the experts' hidden layer.
+    pub fn n_ff_exp(&self) -> usize {
+        self.gate.rows
+    }
+}
+
+/// The expert index of a model.
+pub struct ExpertStore {
+    files: Files,
+    layers: Vec<LayerStore>,
+    n_expert: usize,
+}
+
+impl ExpertStore {
+    /// Finds the experts of the MoE layers `blocks` (numbers N of `blk.N`), each with `n_expert` experts on a residual
+    /// stream of `n_embd`.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, or whose shape or type does not fit.
+    pub fn new(gguf: &Gguf, blocks: &[usize], n_expert: usize, n_embd: usize) -> Result<Self> {
+        let files: Files = gguf.shards().iter().map(|s| (s.path.clone(), s.file.clone())).collect();
+        let layers = blocks.iter().map(|&block| find_layer(gguf, block, n_expert, n_embd)).collect::<Result<_>>()?;
+        Ok(Self { files, layers, n_expert })
+    }
+
+    /// The files that the extents point into.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+    /// The MoE layers.
+    pub fn layers(&self) -> &[LayerStore] {
+        &self.layers
+    }
+    /// Experts a layer.
+    pub fn n_expert(&self) -> usize {
+        self.n_expert
+    }
+    /// Where `id` lies.
+    pub fn extents(&self, id: ExpertId) -> Extents {
+        self.layers[id.layer as usize].extents[id.expert as usize]
+    }
+    /// `id`'s matrices in the bytes that were read from [`ExpertStore::extents`].
+    pub fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf) -> FfnMats<'a> {
+        let layer = &self.layers[id.layer as usize];
+        FfnMats { gate: layer.gate.view(buf), up: layer.up.view(buf), down: layer.down.view(buf) }
+    }
+    /// The whole sentence for a read of `id` that failed.
+    pub fn explain(&self, id: ExpertId, error: ReadError) -> Error {
+        let path: &Path = &self.files[error.extent.file as usize].0;
+        let block = self.layers[id.layer as usize].block;
+        let Extent { offset, len, .. } = error.extent;
+        if error.source.kind() == std::io::ErrorKind::UnexpectedEof {
+            let what = format!("expert {} of blk.{block}", id.expert);
+            return Error::format(path, what, format!("{len} bytes at offset {offset}"), "the end of the file");
+        }
+        Error::io(path, format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert), error.source)
+    }
+}
+
+/// The tensor's type and extent, once its shape is what the model needs.
+fn checked(gguf: &Gguf, tensor: &TensorInfo, dims: &[usize]) -> Result<(GgmlType, Extent)> {
+    let path = gguf.path();
+    let what = || format!("tensor {}", tensor.name);
+    if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
+        return Err(Error::format(path, what(), format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
+    }
+    let ty = tensor.ggml_type(path)?;
+    if !ty.is_computable() {
+        return Err(Error::unsupported(path, format!("the type of tensor {}", tensor.name), "a type with kernels", ty));
+    }
+    let len = tensor.bytes.and_then(|b| usize::try_from(b).ok());
+    let len = len.ok_or_else(|| Error::format(path, what(), "a size that fits memory", "a larger one"))?;
+    Ok((ty, Extent { file: tensor.shard as u16, offset: tensor.offset, len }))
+}
+
+/// The `index`-th of `n` equal slices of `whole`.
+fn slice(whole: Extent, index: usize, n: usize) -> Extent {
+    let len = whole.len / n;
+    Extent { file: whole.file, offset: whole.offset + (index * len) as u64, len }
+}
+
+fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Result<LayerStore> {
+    let name = |role: &str| format!("blk.{block}.ffn_{role}.weight");
+    // The hidden width is the tensors' own: some models vary it by layer.
+    let width = |tensor: &TensorInfo, dim: usize| tensor.dims.get(dim).map_or(0, |&d| d as usize);
+
+    if let Some(fused) = gguf.tensor(&name("gate_up_exps")) {
+        let n_ff = width(fused, 1) / 2;
+        let (ty, both) = checked(gguf, fused, &[n_embd, 2 * n_ff, n_expert])?;
+        let (down_ty, down) = checked(gguf, gguf.require(&name("down_exps"))?, &[n_ff, n_embd, n_expert])?;
+        let gate = Place { ty, rows: n_ff, cols: n_embd, part: 0, start: 0 };
+        let up = Place { start: both.len / n_expert / 2, ..gate };
+        let down_place = Place { ty: down_ty, rows: n_embd, cols: n_ff, part: 1, start: 0 };
+        let extents = |e| Extents::new(&[slice(both, e, n_expert), slice(down, e, n_expert)]);
+        return Ok(LayerStore { block, gate, up, down: down_place, extents: (0..n_expert).map(extents).collect() });
+    }
+
+    let roles = ["gate", "up", "down"];
+    let mut types = [GgmlType::F32; 3];
+    let mut extents = Vec::with_capacity(n_expert);
+    let stacked = gguf.tensor(&name("gate_exps")).is_some() || gguf.tensor(&name("gate.0")).is_none();
+    let first = gguf.require(&if stacked { name("gate_exps") } else { name("gate.0") })?;
+    let n_ff = width(first, 1);
+    let dims = |role: usize| if role == 2 { [n_ff, n_embd] } else { [n_embd, n_ff] };
+    if stacked {
+        let mut whole = [Extent { file: 0, offset: 0, len: 0 }; 3];
+        for (r, role) in roles.iter().enumerate() {
+            let [cols, rows] = dims(r);
+            let tensor = gguf.require(&name(&format!("{role}_exps")))?;
+            (types[r], whole[r]) = checked(gguf, tensor, &[cols, rows, n_expert])?;
+        }
+        extents.extend((0..n_expert).map(|e| Extents::new(&whole.map(|w| slice(w, e, n_expert)))));
+    } else {
+        for e in 0..n_expert {
+            let mut places = [Extent { file: 0, offset: 0, len: 0 }; 3];
+            for (r, role) in roles.iter().enumerate() {
+                let tensor = gguf.require(&name(&format!("{role}.{e}")))?;
+                let ty;
+                (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
+                if e > 0 && ty != types[r] {
+                    let what = format!("tensor {}", tensor.name);
+                    return Err(Error::format(gguf.path(), what, format!("the layer's type {}", types[r]), ty));
+                }
+                types[r] = ty;
+            }
+            extents.push(Extents::new(&places));
+        }
+    }
+    let place = |r: usize| {
+        let [cols, rows] = dims(r);
+        Place { ty: types[r], rows, cols, part: r, start: 0 }
+    };
+    Ok(LayerStore { block, gate: place(0), up: place(1), down: place(2), extents })
+}

@@ -1,0 +1,85 @@
+//! A disk of a given latency and bandwidth, on a virtual clock. Reads nothing: its buffers are empty.
+
+use std::collections::VecDeque;
+
+use super::{Done, IoBuf, IoEngine, Priority, Read};
+
+/// See the module. One request is served at a time, demand before prefetch.
+pub struct SimIo {
+    latency_ns: u64,
+    bytes_per_us: u64,
+    now_ns: u64,
+    /// When the drive is through with what it has started.
+    busy_until_ns: u64,
+    demand: VecDeque<(u64, Read)>,
+    prefetch: VecDeque<(u64, Read)>,
+}
+
+impl SimIo {
+    /// A drive that needs `latency_ns` a request and then moves `bytes_per_us` (= MB/s) bytes a microsecond.
+    pub fn new(latency_ns: u64, bytes_per_us: u64) -> Self {
+        Self {
+            latency_ns,
+            bytes_per_us: bytes_per_us.max(1),
+            now_ns: 0,
+            busy_until_ns: 0,
+            demand: VecDeque::new(),
+            prefetch: VecDeque::new(),
+        }
+    }
+
+    /// Lets virtual time pass, as computing does.
+    pub fn advance(&mut self, ns: u64) {
+        self.now_ns += ns;
+    }
+
+    /// When the next request would be done, and whether it is a demand read.
+    fn next(&self) -> Option<(u64, bool)> {
+        let (submitted, read, demand) = match (self.demand.front(), self.prefetch.front()) {
+            // A prefetch that the drive began before the demand read came is finished first.
+            (Some(d), Some(p)) if self.busy_until_ns.max(p.0) < d.0 => (p.0, &p.1, false),
+            (Some(d), _) => (d.0, &d.1, true),
+            (None, Some(p)) => (p.0, &p.1, false),
+            (None, None) => return None,
+        };
+        let start = self.busy_until_ns.max(submitted);
+        Some((start + self.latency_ns + read.extents.bytes() * 1000 / self.bytes_per_us, demand))
+    }
+
+    fn finish(&mut self) -> Option<Done> {
+        let (at, demand) = self.next()?;
+        self.busy_until_ns = at;
+        let queue = if demand { &mut self.demand } else { &mut self.prefetch };
+        let (_, read) = queue.pop_front()?;
+        Some(Done { tag: read.tag, buf: read.buf, result: Ok(()) })
+    }
+}
+
+impl IoEngine for SimIo {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
+        Ok(IoBuf::unmapped())
+    }
+    fn submit(&mut self, read: Read) {
+        let queue = if read.priority == Priority::Demand { &mut self.demand } else { &mut self.prefetch };
+        queue.push_back((self.now_ns, read));
+    }
+    fn promote(&mut self, tag: usize) {
+        if let Some(read) = self.prefetch.iter().position(|(_, r)| r.tag == tag).and_then(|i| self.prefetch.remove(i)) {
+            self.demand.push_back((self.now_ns, read.1));
+        }
+    }
+    fn wait(&mut self) -> Option<Done> {
+        let (at, _) = self.next()?;
+        self.now_ns = self.now_ns.max(at);
+        self.finish()
+    }
+    fn poll(&mut self) -> Option<Done> {
+        if self.next()?.0 <= self.now_ns { self.finish() } else { None }
+    }
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+}

@@ -1,0 +1,219 @@
+//! The model: hyper-parameters, dense weights and the forward pass, which is the page to read.
+//!
+//! Must not know: policies, engines, slots, sampling, text.
+
+pub mod arch;
+mod config;
+mod kv_cache;
+mod moe;
+mod rope;
+mod scratch;
+mod weights;
+
+pub use config::Config;
+pub use kv_cache::{KV_TYPES, KvCache, KvView};
+pub use moe::route;
+pub use scratch::{Scratch, ScratchShape};
+pub use weights::{Weights, is_expert, resident_bytes};
+
+use crate::{
+    Result,
+    backend::{Attention, Backend, Product},
+    expert::Experts,
+    gguf::Gguf,
+    model::{rope::Rope, weights::Ffn},
+    quant::{GgmlType, dequantize_row},
+    trace::Phase,
+};
+
+/// A model ready to run, apart from its routed experts.
+pub struct Model {
+    /// Hyper-parameters.
+    pub config: Config,
+    weights: Weights,
+    rope: Rope,
+    embd: Embedding,
+}
+
+/// Which rows of a batch the caller wants logits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Every row.
+    All,
+    /// The last row.
+    Last,
+    /// None: the batch only fills the KV cache.
+    Nothing,
+}
+
+/// One batch of consecutive tokens of one sequence.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// The tokens, each below `n_vocab`; their first position is the KV cache's length.
+    pub tokens: &'a [u32],
+    /// Prompt or decode: what the expert cache and the prefetcher are told.
+    pub phase: Phase,
+    /// Which logits to compute.
+    pub want: Want,
+}
+
+impl Model {
+    /// Loads the dense weights. `progress` is told the bytes of each tensor as it arrives.
+    ///
+    /// # Errors
+    /// See [`Config::new`] and [`Weights::load`].
+    pub fn load(gguf: Gguf, config: Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        let weights = Weights::load(&gguf, &config, progress)?;
+        let rope = Rope::new(&config, &weights.rope_freqs);
+        let embd = Embedding::new(gguf, &config)?;
+        Ok(Self { config, weights, rope, embd })
+    }
+
+    /// Runs a batch and returns the wanted rows' logits. (rows, n_vocab)
+    ///
+    /// # Errors
+    /// A read that failed. The KV cache is as before the call then.
+    ///
+    /// # Panics
+    /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
+    pub fn forward<'s>(
+        &mut self,
+        b: &mut impl Backend,
+        batch: Batch<'_>,
+        kv: &mut KvCache,
+        experts: &mut Experts,
+        s: &'s mut Scratch,
+    ) -> Result<&'s [f32]> {
+        let (c, n) = (&self.config, batch.tokens.len());
+        let pos = kv.len();
+        assert!(n > 0 && n <= s.n_batch() && pos + n <= kv.n_ctx(), "{n} tokens at {pos} fit");
+        let eps = c.rms_eps;
+
+        let x = &mut s.x[..n * c.n_embd]; // (n, n_embd), the residual stream
+        self.embd.rows(batch.tokens, x, &mut s.embd)?;
+
+        for (il, layer) in self.weights.layers.iter().enumerate() {
+            // Attention.
+            b.rms_norm(x, &layer.attn_norm, eps, s.norm.start(n));
+            b.prepare(&mut s.norm);
+            let (q, k, v) = (&mut s.q[..n * c.n_head * c.n_embd_head_k], &mut s.k, &mut s.v);
+            let (k, v) = (&mut k[..n * c.n_head_kv * c.n_embd_head_k], &mut v[..n * c.n_head_kv * c.n_embd_head_v]);
+            b.matmul(
+                &s.norm,
+                &mut [
+                    Product { w: layer.wq.view(), y: q },
+                    Product { w: layer.wk.view(), y: k },
+                    Product { w: layer.wv.view(), y: v },
+                ],
+            );
+            for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
+                add_bias(x, bias);
+            }
+            for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
+                if !norm.is_empty() {
+                    let copy = &mut s.tmp[..x.len()];
+                    copy.copy_from_slice(x);
+                    b.rms_norm(copy, norm, eps, x);
+                }
+            }
+            let (nq, nk, nv) = (q.len() / n, k.len() / n, v.len() / n);
+            for i in 0..n {
+                self.rope.seek(pos + i);
+                self.rope.apply(&mut q[i * nq..][..nq]);
+                self.rope.apply(&mut k[i * nk..][..nk]);
+                kv.store(il, pos + i, &k[i * nk..][..nk], &v[i * nv..][..nv]);
+            }
+            let KvView { ty, n_ctx, keys, values } = kv.view(il);
+            let attention = Attention {
+                q,
+                keys,
+                values,
+                ty,
+                n_ctx,
+                n_head: c.n_head,
+                n_head_kv: c.n_head_kv,
+                head_k: c.n_embd_head_k,
+                head_v: c.n_embd_head_v,
+                first: pos,
+                scale: 1.0 / (c.n_embd_head_k as f32).sqrt(),
+            };
+            b.attend(&attention, s.heads.start(n));
+            b.prepare(&mut s.heads);
+            let out = &mut s.tmp[..n * c.n_embd];
+            b.matmul(&s.heads, &mut [Product { w: layer.wo.view(), y: out }]);
+            add_bias(out, &layer.bias[3]);
+            add(x, out);
+
+            // Feed-forward.
+            b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n));
+            b.prepare(&mut s.norm);
+            match &layer.ffn {
+                Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, x),
+                Ffn::Moe(moe) => {
+                    let ahead = self.weights.layers.get(il + 1);
+                    moe::forward(b, c, moe, ahead, batch.phase, pos, &s.norm, &mut s.moe, experts, x)?;
+                }
+            }
+        }
+        kv.advance(n);
+
+        let first = match batch.want {
+            Want::All => 0,
+            Want::Last => n - 1,
+            Want::Nothing => return Ok(&[]),
+        };
+        let logits = &mut s.logits[..(n - first) * c.n_vocab];
+        b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
+        b.prepare(&mut s.norm);
+        b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
+        Ok(logits)
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// Adds `bias` to every row of `x`, if there is one.
+fn add_bias(x: &mut [f32], bias: &[f32]) {
+    if !bias.is_empty() {
+        x.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+    }
+}
+
+/// The token embedding, left in the file: a token needs one row, of a matrix that is among the largest of a model.
+struct Embedding {
+    gguf: Gguf,
+    ty: GgmlType,
+    n_embd: usize,
+    row_bytes: usize,
+}
+
+impl Embedding {
+    fn new(gguf: Gguf, c: &Config) -> Result<Self> {
+        let tensor = gguf.require("token_embd.weight")?;
+        let path = gguf.path_of(tensor);
+        let what = || format!("tensor {}", tensor.name);
+        if tensor.dims != [c.n_embd as u64, c.n_vocab as u64] {
+            let expected = format!("shape [{}, {}]", c.n_embd, c.n_vocab);
+            return Err(crate::Error::format(path, what(), expected, format!("{:?}", tensor.dims)));
+        }
+        let ty = tensor.ggml_type(path)?;
+        if !ty.is_computable() {
+            return Err(crate::Error::unsupported(path, format!("the type of {}", what()), "a type with kernels", ty));
+        }
+        let row_bytes = c.n_embd / ty.block_len() * ty.block_bytes();
+        Ok(Self { ty, n_embd: c.n_embd, row_bytes, gguf })
+    }
+
+    /// Gathers the tokens' rows into `x`. (n, n_embd)
+    fn rows(&self, tokens: &[u32], x: &mut [f32], raw: &mut [u8]) -> Result<()> {
+        let tensor = self.gguf.require("token_embd.weight")?;
+        let raw = &mut raw[..self.row_bytes];
+        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(self.n_embd)) {
+            self.gguf.read_tensor_part(tensor, u64::from(token) * self.row_bytes as u64, raw)?;
+            dequantize_row(self.ty, raw, x);
+        }
+        Ok(())
+    }
+}

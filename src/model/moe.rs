@@ -1,0 +1,192 @@
+//! The feed-forward part of a layer: router, routed experts, shared expert.
+
+use super::{
+    Config, add,
+    scratch::MoeScratch,
+    weights::{DenseFfn, Layer, MoeWeights},
+};
+use crate::{
+    Result,
+    backend::{Backend, FfnJob, Hidden, Pair, Product, Rows},
+    expert::Experts,
+    id::ExpertId,
+    model::weights::Ffn,
+    trace::{LayerEvent, Phase, Routed},
+};
+
+/// The smallest divisor in renormalising weights: the smallest normal f16, as llama.cpp has it.
+const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
+
+/// A dense block: every row takes it. `x += ffn(norm)`.
+pub(super) fn dense(b: &mut impl Backend, ffn: &DenseFfn, norm: &Rows, s: &mut MoeScratch, x: &mut [f32]) {
+    everyone(b, ffn, norm, &mut s.hidden, &mut s.pairs, &mut s.shared);
+    add(x, &s.shared);
+}
+
+/// `out[i] = ffn(norm[i])` for every row.
+fn everyone(
+    b: &mut impl Backend,
+    ffn: &DenseFfn,
+    norm: &Rows,
+    hidden: &mut Hidden,
+    pairs: &mut [Pair],
+    out: &mut [f32],
+) {
+    let at_once = hidden.pairs(ffn.view().n_ff()).min(pairs.len());
+    for start in (0..norm.len()).step_by(at_once) {
+        let n = at_once.min(norm.len() - start);
+        for (i, pair) in pairs[..n].iter_mut().enumerate() {
+            *pair = Pair { row: (start + i) as u32, out: (start + i) as u32 };
+        }
+        b.ffn(norm, &[FfnJob { mats: ffn.view(), pairs: 0..n }], &pairs[..n], hidden, out);
+    }
+}
+
+/// One MoE layer over the rows of `norm`: `x += Σ weight · expert(norm) + shared(norm)`.
+#[expect(clippy::too_many_arguments, reason = "what one layer of one batch consists of")]
+pub(super) fn forward(
+    b: &mut impl Backend,
+    c: &Config,
+    w: &MoeWeights,
+    ahead: Option<&Layer>,
+    phase: Phase,
+    pos: usize,
+    norm: &Rows,
+    s: &mut MoeScratch,
+    experts: &mut Experts,
+    x: &mut [f32],
+) -> Result<()> {
+    let n = norm.len();
+    let scores = &mut s.scores[..n * c.n_expert];
+    b.matmul(norm, &mut [Product { w: w.router.view(), y: scores }]);
+    s.routed.clear();
+    for scores in scores.chunks_exact_mut(c.n_expert) {
+        route(c, w.index as u16, scores, &mut s.order, &mut s.routed);
+    }
+    let looks = phase == Phase::Decode && experts.wants_lookahead() && look_ahead(b, c, ahead, x, s);
+
+    experts.request(LayerEvent {
+        phase,
+        first_token: pos as u32,
+        layer: w.index as u16,
+        routed: &s.routed,
+        lookahead: if looks { &s.lookahead } else { &[] },
+    });
+    if let Some(shared) = &w.shared {
+        // Computes while the disk works.
+        everyone(b, shared, norm, &mut s.hidden, &mut s.pairs, &mut s.shared);
+        if let Some(gate) = &w.shared_gate {
+            b.matmul(norm, &mut [Product { w: gate.view(), y: &mut s.shared_gate[..n] }]);
+        }
+    }
+    sort_pairs(c, s);
+    loop {
+        experts.next_ready(&mut s.ready)?;
+        if s.ready.is_empty() {
+            break;
+        }
+        compute(b, norm, experts, s);
+    }
+    // In routing order, whatever the order of arrival.
+    for (i, x) in x.chunks_exact_mut(c.n_embd).enumerate() {
+        let rows = i * c.n_expert_used..(i + 1) * c.n_expert_used;
+        for (r, routed) in rows.clone().zip(&s.routed[rows]) {
+            let out = &s.out[r * c.n_embd..][..c.n_embd];
+            x.iter_mut().zip(out).for_each(|(x, o)| *x += routed.weight * o);
+        }
+        if w.shared.is_some() {
+            let gate = if w.shared_gate.is_some() { 1.0 / (1.0 + (-s.shared_gate[i]).exp()) } else { 1.0 };
+            let out = &s.shared[i * c.n_embd..][..c.n_embd];
+            x.iter_mut().zip(out).for_each(|(x, o)| *x += gate * o);
+        }
+    }
+    Ok(())
+}
+
+/// Chooses the experts of one row and appends them, best first. `scores` become probabilities.
+///
+/// Softmax over all experts, the `n_expert_used` largest (ties: the lower number), renormalised where the architecture
+/// does so, scaled.
+pub fn route(c: &Config, layer: u16, scores: &mut [f32], order: &mut Vec<u16>, routed: &mut Vec<Routed>) {
+    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+    let total: f32 = scores.iter().sum();
+    scores.iter_mut().for_each(|s| *s /= total);
+
+    order.clear();
+    order.extend(0..scores.len() as u16);
+    let better = |a: &u16, b: &u16| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+    if c.n_expert_used < order.len() {
+        order.select_nth_unstable_by(c.n_expert_used, better);
+    }
+    let best = &mut order[..c.n_expert_used];
+    best.sort_unstable_by(better);
+
+    let sum: f32 = best.iter().map(|&e| scores[e as usize]).sum();
+    let scale = c.expert_weights_scale / if c.arch.renormalise { sum.max(MIN_WEIGHT_SUM) } else { 1.0 };
+    let choice = |&expert: &u16| Routed { id: ExpertId { layer, expert }, weight: scores[expert as usize] * scale };
+    routed.extend(best.iter().map(choice));
+}
+
+/// Estimates the next MoE layer's router scores from the residual stream as it is before this layer's experts. False
+/// where the next layer has no router.
+fn look_ahead(b: &mut impl Backend, c: &Config, ahead: Option<&Layer>, x: &[f32], s: &mut MoeScratch) -> bool {
+    let Some(Layer { ffn: Ffn::Moe(next), ffn_norm, .. }) = ahead else { return false };
+    b.rms_norm(x, ffn_norm, c.rms_eps, s.ahead.start(1));
+    b.prepare(&mut s.ahead);
+    b.matmul(&s.ahead, &mut [Product { w: next.router.view(), y: &mut s.lookahead }]);
+    true
+}
+
+/// Sorts the (row, expert) pairs by expert, so that an expert's rows are contiguous in `pairs` from `starts[expert]`.
+fn sort_pairs(c: &Config, s: &mut MoeScratch) {
+    s.starts.fill(0);
+    for r in &s.routed {
+        s.starts[r.id.expert as usize + 1] += 1;
+    }
+    for e in 0..c.n_expert {
+        s.starts[e + 1] += s.starts[e];
+    }
+    for (i, r) in s.routed.iter().enumerate() {
+        let at = &mut s.starts[r.id.expert as usize];
+        s.pairs[*at as usize] = Pair { row: (i / c.n_expert_used) as u32, out: i as u32 };
+        *at += 1;
+    }
+    // Each start has moved to its end, which is the next one's start.
+    s.starts.rotate_right(1);
+    s.starts[0] = 0;
+}
+
+/// Computes the experts in `ready`, as many at once as the hidden rows allow.
+fn compute(b: &mut impl Backend, norm: &Rows, experts: &Experts, s: &mut MoeScratch) {
+    let mut jobs = recycle(std::mem::take(&mut s.jobs));
+    let mut flush = |jobs: &mut Vec<FfnJob<'_>>, hidden: &mut Hidden| {
+        if !jobs.is_empty() {
+            b.ffn(norm, jobs, &s.pairs, hidden, &mut s.out);
+            jobs.clear();
+        }
+    };
+    let mut n_pairs = 0;
+    for &id in &s.ready {
+        let mats = experts.get(id);
+        let room = s.hidden.pairs(mats.n_ff());
+        let mut pairs = s.starts[id.expert as usize] as usize..s.starts[id.expert as usize + 1] as usize;
+        while !pairs.is_empty() {
+            if n_pairs == room {
+                flush(&mut jobs, &mut s.hidden);
+                n_pairs = 0;
+            }
+            let n = pairs.len().min(room - n_pairs);
+            jobs.push(FfnJob { mats, pairs: pairs.start..pairs.start + n });
+            (pairs.start, n_pairs) = (pairs.start + n, n_pairs + n);
+        }
+    }
+    flush(&mut jobs, &mut s.hidden);
+    s.jobs = recycle(jobs);
+}
+
+/// Keeps a vector's memory while its elements' lifetime changes. (Collecting an emptied vector reuses its allocation.)
+fn recycle<'b>(mut jobs: Vec<FfnJob<'_>>) -> Vec<FfnJob<'b>> {
+    jobs.clear();
+    jobs.into_iter().map(|_| unreachable!("cleared")).collect()
+}

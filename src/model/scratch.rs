@@ -1,0 +1,139 @@
+//! The buffers of a forward pass, allocated once: after start-up the token loop allocates nothing.
+
+use super::Config;
+use crate::{
+    backend::{FfnJob, Hidden, Pair, Rows},
+    id::ExpertId,
+    trace::Routed,
+};
+
+/// Rows of (token, expert) pairs that go through experts in one call at most. Bounds the hidden rows of a long prompt.
+const MAX_PAIRS: usize = 256;
+
+/// What the buffers must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScratchShape {
+    /// Tokens of a batch.
+    pub n_batch: usize,
+    /// Rows of logits.
+    pub n_logits: usize,
+    /// The widest feed-forward block.
+    pub n_ff: usize,
+}
+
+/// See the module. Lengths beside the fields are maxima; a batch uses the front.
+pub struct Scratch {
+    n_batch: usize,
+    /// (n_batch, n_embd)
+    pub(super) x: Vec<f32>,
+    /// (n_batch, n_embd)
+    pub(super) norm: Rows,
+    /// (n_batch, n_head, head_k)
+    pub(super) q: Vec<f32>,
+    /// (n_batch, n_head_kv, head_k)
+    pub(super) k: Vec<f32>,
+    /// (n_batch, n_head_kv, head_v)
+    pub(super) v: Vec<f32>,
+    /// (n_batch, n_head * head_v)
+    pub(super) heads: Rows,
+    /// (n_batch, the wider of n_embd and n_head * head_k)
+    pub(super) tmp: Vec<f32>,
+    /// One row of the token embedding.
+    pub(super) embd: Vec<u8>,
+    pub(super) moe: MoeScratch,
+    /// (n_logits, n_vocab)
+    pub(super) logits: Vec<f32>,
+}
+
+/// The buffers of a feed-forward part.
+pub(super) struct MoeScratch {
+    /// Router scores. (n_batch, n_expert)
+    pub scores: Vec<f32>,
+    /// The next layer's scores. (n_expert)
+    pub lookahead: Vec<f32>,
+    /// The input of the next layer's router. (1, n_embd)
+    pub ahead: Rows,
+    /// (n_batch, n_expert_used)
+    pub routed: Vec<Routed>,
+    /// Experts' outputs in routing order. (n_batch * n_expert_used, n_embd)
+    pub out: Vec<f32>,
+    /// The shared expert's or dense block's output. (n_batch, n_embd)
+    pub shared: Vec<f32>,
+    /// (n_batch)
+    pub shared_gate: Vec<f32>,
+    pub hidden: Hidden,
+    pub pairs: Vec<Pair>,
+    pub jobs: Vec<FfnJob<'static>>,
+    pub ready: Vec<ExpertId>,
+    /// Scratch of the router's choice. (n_expert)
+    pub order: Vec<u16>,
+    /// First pair of each expert, by counting. (n_expert + 1)
+    pub starts: Vec<u32>,
+}
+
+impl Scratch {
+    /// Allocates.
+    pub fn new(c: &Config, shape: ScratchShape) -> Self {
+        let n = shape.n_batch;
+        let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
+        Self {
+            n_batch: n,
+            x: vec![0.0; n * c.n_embd],
+            norm: Rows::new(n, c.n_embd),
+            q: vec![0.0; n * q],
+            k: vec![0.0; n * k],
+            v: vec![0.0; n * v],
+            heads: Rows::new(n, c.n_head * c.n_embd_head_v),
+            tmp: vec![0.0; n * q.max(c.n_embd)],
+            embd: vec![0; c.n_embd * 4],
+            moe: MoeScratch {
+                scores: vec![0.0; n * c.n_expert],
+                lookahead: vec![0.0; c.n_expert],
+                ahead: Rows::new(1, c.n_embd),
+                routed: Vec::with_capacity(n * c.n_expert_used),
+                out: vec![0.0; n * c.n_expert_used * c.n_embd],
+                shared: vec![0.0; n * c.n_embd],
+                shared_gate: vec![0.0; n],
+                hidden: Hidden::new(max_pairs(c, n), shape.n_ff),
+                pairs: vec![Pair::default(); n * c.n_expert_used],
+                jobs: Vec::with_capacity(c.n_expert),
+                ready: Vec::with_capacity(c.n_expert),
+                order: Vec::with_capacity(c.n_expert),
+                starts: vec![0; c.n_expert + 1],
+            },
+            logits: vec![0.0; shape.n_logits * c.n_vocab],
+        }
+    }
+
+    /// Bytes that [`Scratch::new`] takes, to within a few hundred.
+    pub fn bytes(c: &Config, shape: ScratchShape) -> u64 {
+        let n = shape.n_batch;
+        let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
+        let used = n * c.n_expert_used;
+        let floats = n * (c.n_embd * 2 + q + k + v + q.max(c.n_embd) + c.n_expert + 1)
+            + c.n_embd
+            + c.n_expert
+            + used * c.n_embd
+            + shape.n_logits * c.n_vocab;
+        let rows = Rows::bytes(n, c.n_embd)
+            + Rows::bytes(n, c.n_head * c.n_embd_head_v)
+            + Rows::bytes(1, c.n_embd)
+            + Hidden::bytes(max_pairs(c, n), shape.n_ff);
+        let lists = used * (size_of::<Routed>() + size_of::<Pair>())
+            + c.n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 6);
+        (floats * size_of::<f32>()) as u64 + rows + lists as u64
+    }
+
+    /// Tokens that fit in a batch.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+    /// Rows of logits that fit.
+    pub fn n_logits(&self, c: &Config) -> usize {
+        self.logits.len() / c.n_vocab
+    }
+}
+
+fn max_pairs(c: &Config, n_batch: usize) -> usize {
+    (n_batch * c.n_expert_used).min(MAX_PAIRS.max(c.n_expert_used))
+}

@@ -1,0 +1,60 @@
+//! Guesses which experts a coming layer will ask for.
+//!
+//! Must not know: bytes, files, clocks, threads. Sees what a trace sees and nothing else, so that a replay can
+//! reproduce it.
+
+use crate::{id::ExpertId, trace::LayerEvent};
+
+mod lookahead;
+pub use lookahead::Lookahead;
+
+/// Event in, guesses out.
+pub trait Prefetcher: Send {
+    /// The name that `--prefetch` takes and statistics print.
+    fn name(&self) -> &'static str;
+    /// True where [`LayerEvent::lookahead`] is wanted, so that the model computes it.
+    fn wants_lookahead(&self) -> bool;
+    /// Learns from an event and appends its guesses, the likeliest first.
+    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>);
+}
+
+/// Never guesses.
+pub struct NoPrefetch;
+
+impl Prefetcher for NoPrefetch {
+    fn name(&self) -> &'static str {
+        "off"
+    }
+    fn wants_lookahead(&self) -> bool {
+        false
+    }
+    fn observe(&mut self, _: LayerEvent<'_>, _: &mut Vec<ExpertId>) {}
+}
+
+/// The prefetchers that `--prefetch` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefetchKind {
+    /// The next layer's router on this layer's hidden state.
+    Lookahead,
+    /// None.
+    Off,
+}
+
+impl PrefetchKind {
+    /// Every kind, the default first.
+    pub const ALL: &[PrefetchKind] = &[PrefetchKind::Lookahead, PrefetchKind::Off];
+    /// The name that [`Prefetcher::name`] gives.
+    pub fn name(self) -> &'static str {
+        match self {
+            PrefetchKind::Lookahead => "lookahead",
+            PrefetchKind::Off => "off",
+        }
+    }
+    /// A fresh prefetcher for a model that uses `n_expert_used` experts of `n_expert` a layer.
+    pub fn build(self, n_expert: usize, n_expert_used: usize) -> Box<dyn Prefetcher> {
+        match self {
+            PrefetchKind::Lookahead => Box::new(Lookahead::new(n_expert, n_expert_used)),
+            PrefetchKind::Off => Box::new(NoPrefetch),
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The record of what a MoE layer did. The model emits it; prefetchers and policies learn from it; it is what a
+//! trace stores and a simulator replays.
+//!
+//! Must not know: bytes, files, clocks, threads.
+
+use crate::id::ExpertId;
+
+/// One routing choice: an expert and the share of the output that the router gave it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routed {
+    /// The expert.
+    pub id: ExpertId,
+    /// Its weight in the sum, normalised and scaled as the architecture has it.
+    pub weight: f32,
+}
+
+/// Whether a layer ran over a prompt or over one new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Many tokens at once, all known.
+    Prompt,
+    /// One token, just sampled.
+    Decode,
+}
+
+/// What one MoE layer did for one batch of tokens (in decoding: for one token).
+#[derive(Clone, Copy, Debug)]
+pub struct LayerEvent<'a> {
+    /// Prompt or decode.
+    pub phase: Phase,
+    /// Position of the batch's first token in its sequence.
+    pub first_token: u32,
+    /// Which MoE layer.
+    pub layer: u16,
+    /// The choices, best first within a token. (n_tokens, n_expert_used)
+    pub routed: &'a [Routed],
+    /// The *next* MoE layer's router scores, estimated from this layer's input. (n_expert) when decoding and
+    /// computed, else empty.
+    pub lookahead: &'a [f32],
+}
+
+/// Something that keeps or counts events.
+pub trait TraceSink: Send {
+    /// Takes note of one event.
+    fn record(&mut self, event: LayerEvent<'_>);
+}
+
+/// Keeps nothing.
+impl TraceSink for () {
+    fn record(&mut self, _: LayerEvent<'_>) {}
+}
