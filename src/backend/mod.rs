@@ -5,7 +5,7 @@
 //! Every verb gives the same bits for a row whatever rows, experts and threads are beside it: that is what makes a
 //! model's output independent of the memory budget.
 
-use crate::quant::{FfnMats, GgmlType, QMat, act::Acts};
+use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat};
 
 pub mod cpu;
 mod reference;
@@ -46,6 +46,10 @@ impl Rows {
     pub fn is_empty(&self) -> bool {
         self.n == 0
     }
+    /// Row `i`, prepared.
+    pub(crate) fn row(&self, i: usize) -> ActRow<'_> {
+        self.acts.row(i, &self.x[i * self.cols..(i + 1) * self.cols])
+    }
     /// Width.
     pub fn cols(&self) -> usize {
         self.cols
@@ -75,6 +79,8 @@ pub struct FfnJob<'a> {
     pub mats: FfnMats<'a>,
     /// Which of the call's pairs are this job's.
     pub pairs: std::ops::Range<usize>,
+    /// Pairs of the jobs before it: its first row of the hidden scratch.
+    pub hidden: usize,
 }
 
 /// Scratch of [`Backend::ffn`]: hidden rows of at most `pairs` pairs.

@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     gguf::{Gguf, TensorInfo},
     id::ExpertId,
-    io::{Extent, Extents, Files, IoBuf, ReadError, buf::owned_bytes},
+    io::{Extent, Extents, Files, IoBuf, ReadError},
     quant::{FfnMats, GgmlType, QMat},
 };
 
@@ -49,10 +49,6 @@ impl LayerStore {
     /// Bytes of one expert in the file.
     pub fn expert_bytes(&self) -> u64 {
         self.extents[0].bytes()
-    }
-    /// Bytes that one expert's slot takes in memory, alignment included.
-    pub fn slot_bytes(&self) -> u64 {
-        owned_bytes(&self.part_bytes()) as u64
     }
     /// The lengths of an expert's parts.
     pub fn part_bytes(&self) -> Vec<usize> {

@@ -138,6 +138,15 @@ impl IoKind {
             IoKind::Mapped => "mapped",
         }
     }
+    /// Bytes of memory that a slot with parts of these lengths takes. Mapped parts start and end within pages.
+    pub fn slot_bytes(self, parts: &[usize]) -> u64 {
+        let page = buf::page_bytes();
+        let bytes = match self {
+            IoKind::Pread => buf::owned_bytes(parts),
+            IoKind::Mapped => parts.iter().map(|len| (len.saturating_sub(2) / page + 2) * page).sum(),
+        };
+        bytes as u64
+    }
     /// An engine on `files` with `threads` threads.
     pub fn build(self, files: Files, threads: usize) -> std::io::Result<Box<dyn IoEngine>> {
         Ok(match self {

@@ -69,21 +69,21 @@ impl Model {
         Ok(Self { config, weights, rope, embd })
     }
 
-    /// Runs a batch and returns the wanted rows' logits. (rows, n_vocab)
+    /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
     ///
     /// # Errors
     /// A read that failed. The KV cache is as before the call then.
     ///
     /// # Panics
     /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
-    pub fn forward<'s>(
+    pub fn forward(
         &mut self,
         b: &mut impl Backend,
         batch: Batch<'_>,
         kv: &mut KvCache,
         experts: &mut Experts,
-        s: &'s mut Scratch,
-    ) -> Result<&'s [f32]> {
+        s: &mut Scratch,
+    ) -> Result<()> {
         let (c, n) = (&self.config, batch.tokens.len());
         let pos = kv.len();
         assert!(n > 0 && n <= s.n_batch() && pos + n <= kv.n_ctx(), "{n} tokens at {pos} fit");
@@ -160,13 +160,13 @@ impl Model {
         let first = match batch.want {
             Want::All => 0,
             Want::Last => n - 1,
-            Want::Nothing => return Ok(&[]),
+            Want::Nothing => return Ok(()),
         };
         let logits = &mut s.logits[..(n - first) * c.n_vocab];
         b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
         b.prepare(&mut s.norm);
         b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
-        Ok(logits)
+        Ok(())
     }
 }
 

@@ -38,7 +38,7 @@ fn everyone(
         for (i, pair) in pairs[..n].iter_mut().enumerate() {
             *pair = Pair { row: (start + i) as u32, out: (start + i) as u32 };
         }
-        b.ffn(norm, &[FfnJob { mats: ffn.view(), pairs: 0..n }], &pairs[..n], hidden, out);
+        b.ffn(norm, &[FfnJob { mats: ffn.view(), pairs: 0..n, hidden: 0 }], &pairs[..n], hidden, out);
     }
 }
 
@@ -177,7 +177,7 @@ fn compute(b: &mut impl Backend, norm: &Rows, experts: &Experts, s: &mut MoeScra
                 n_pairs = 0;
             }
             let n = pairs.len().min(room - n_pairs);
-            jobs.push(FfnJob { mats, pairs: pairs.start..pairs.start + n });
+            jobs.push(FfnJob { mats, pairs: pairs.start..pairs.start + n, hidden: n_pairs });
             (pairs.start, n_pairs) = (pairs.start + n, n_pairs + n);
         }
     }

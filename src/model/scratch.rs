@@ -128,9 +128,9 @@ impl Scratch {
     pub fn n_batch(&self) -> usize {
         self.n_batch
     }
-    /// Rows of logits that fit.
-    pub fn n_logits(&self, c: &Config) -> usize {
-        self.logits.len() / c.n_vocab
+    /// The last batch's logits. (rows wanted, n_vocab), then old ones
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
     }
 }
 

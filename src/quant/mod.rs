@@ -2,7 +2,14 @@
 //!
 //! Must not know: files, models, threads, CPU features.
 
+pub mod act;
+pub mod block;
+pub mod dot;
 mod ffn;
+
+pub use act::{ActChunk, ActRow, Acts};
+pub use block::dequantize_row;
+pub use dot::dot;
 pub use ffn::FfnMats;
 
 /// The types that ggml has given numbers to (ggml.h, `enum ggml_type`), with their block geometry.
@@ -85,7 +92,7 @@ impl GgmlType {
     /// Bytes of a row of `n` elements, or `None` where `n` is not a whole number of blocks or the product overflows.
     pub fn row_bytes(self, n: u64) -> Option<u64> {
         let len = self.block_len() as u64;
-        if n % len != 0 { None } else { (n / len).checked_mul(self.block_bytes() as u64) }
+        if n.is_multiple_of(len) { (n / len).checked_mul(self.block_bytes() as u64) } else { None }
     }
 
     /// True where hotset has arithmetic for the type. The others can be listed and copied, not computed with.
@@ -135,6 +142,11 @@ impl<'a> QMat<'a> {
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.cols / self.ty.block_len() * self.ty.block_bytes()
+    }
+    /// The matrix of rows `range` alone.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> QMat<'a> {
+        let n = self.row_bytes();
+        QMat { rows: range.len(), data: &self.data[range.start * n..range.end * n], ..*self }
     }
     /// The bytes of row `r`.
     pub fn row(&self, r: usize) -> &'a [u8] {

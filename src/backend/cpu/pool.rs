@@ -57,7 +57,15 @@ pub struct Worker<'a> {
     barrier: &'a Barrier,
 }
 
+/// The barrier of regions of one thread: never waits.
+static NO_BARRIER: Barrier = Barrier { arrived: AtomicUsize::new(0), round: AtomicUsize::new(0) };
+
 impl Worker<'_> {
+    /// The only thread of a region, for work that does not pay for more.
+    pub fn alone() -> Worker<'static> {
+        Worker { index: 0, count: 1, barrier: &NO_BARRIER }
+    }
+
     /// Waits until every thread of the region has come here. All threads must call it equally often.
     pub fn barrier(&self) {
         self.barrier.wait(self.count);

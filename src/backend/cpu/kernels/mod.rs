@@ -1,0 +1,209 @@
+//! The arithmetic that costs time, in a table filled once at run time with the best that the CPU has.
+//!
+//! Every instruction set adds in the same order, which [`crate::quant::dot`] states. A result therefore has the
+//! same bits on every CPU, in every grouping of rows and tokens, on one thread or many.
+//!
+//! Must not know: threads, models, files.
+
+mod ops;
+mod scalar;
+
+use half::f16;
+
+use crate::quant::act::{ActChunk, ActRow};
+use crate::quant::{GgmlType, QMat};
+use crate::{Error, Result};
+use ops::Ops;
+
+/// `y[t][r] = dot(row r of w, x[t])` for every row and token, where `y[t]` points to `w.rows` floats.
+///
+/// # Safety
+/// The CPU has the kernel's instruction set; each `y[t]` is valid for writing `w.rows` floats and nobody else uses
+/// them meanwhile.
+pub type MatMul = unsafe fn(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]);
+
+/// An instruction set that there are kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain code: the slow truth.
+    Scalar,
+}
+
+impl Isa {
+    /// All, best last.
+    pub const ALL: &[Isa] = &[Isa::Scalar];
+
+    /// The name in `HOTSET_ISA`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+        }
+    }
+
+    /// Whether this CPU has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+        }
+    }
+}
+
+/// The environment variable that forces an instruction set.
+pub const ISA_VARIABLE: &str = "HOTSET_ISA";
+
+/// One past the largest number of a type.
+const N_TYPE: usize = 42;
+
+/// The table of kernels of one instruction set that this CPU has.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    isa: Isa,
+    matmul: [MatMul; N_TYPE],
+    ops: Ops,
+}
+
+impl Kernels {
+    /// The best for this CPU, or what `HOTSET_ISA` asks for.
+    pub fn detect() -> Result<Kernels> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) => Kernels::by_name(&name),
+            Err(_) => {
+                let best = Isa::ALL.iter().rev().find(|isa| isa.is_available());
+                Kernels::for_isa(*best.expect("scalar code runs everywhere"))
+            }
+        }
+    }
+
+    /// The kernels of the instruction set with this name.
+    pub fn by_name(name: &str) -> Result<Kernels> {
+        let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+        match Isa::ALL.iter().find(|isa| isa.name() == name) {
+            Some(isa) => Kernels::for_isa(*isa),
+            None => Err(Error::request(ISA_VARIABLE, format!("one of {}", names.join(", ")), name)),
+        }
+    }
+
+    /// The kernels of one instruction set.
+    pub fn for_isa(isa: Isa) -> Result<Kernels> {
+        if !isa.is_available() {
+            let names: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
+            let expected = format!("what this CPU has ({})", names.join(", "));
+            return Err(Error::request(ISA_VARIABLE, expected, isa.name()));
+        }
+        Ok(match isa {
+            Isa::Scalar => scalar::KERNELS,
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `y[t][r] = dot(row r of w, x[t])` for every row and token.
+    ///
+    /// # Panics
+    /// Where the lengths of `x` do not fit `w`, or the type is not computable.
+    ///
+    /// # Safety
+    /// Each `y[t]` is valid for writing `w.rows` floats, and nobody else uses them meanwhile.
+    pub unsafe fn matmul(&self, w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+        assert_eq!(w.data.len(), w.rows * w.row_bytes(), "bytes of {} rows of {} {}", w.rows, w.cols, w.ty);
+        assert_eq!(x.len(), y.len(), "tokens in and out");
+        let float = matches!(w.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        for x in x {
+            let fits = if float { x.x.len() == w.cols } else { x.chunks.len() == w.cols.div_ceil(256) };
+            assert!(fits, "activations do not fit a row of {} {}", w.cols, w.ty);
+        }
+        // SAFETY: `for_isa` checked the CPU; the caller answers for `y`; the lengths were checked above.
+        unsafe { self.matmul[w.ty.id() as usize](w, x, y) }
+    }
+
+    /// [`Kernels::matmul`] for one token.
+    pub fn matvec(&self, w: QMat<'_>, x: ActRow<'_>, y: &mut [f32]) {
+        assert_eq!(w.rows, y.len(), "rows and outputs");
+        // SAFETY: `y` is borrowed for writing and has `w.rows` floats.
+        unsafe { self.matmul(w, &[x], &[y.as_mut_ptr()]) }
+    }
+
+    /// Quantises a row of activations, with the bits of [`crate::quant::act::quantize_row`].
+    pub fn quantize_row(&self, x: &[f32], out: &mut [ActChunk]) {
+        assert_eq!(out.len(), x.len().div_ceil(256), "chunks of {} activations", x.len());
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.quantize_row)(x, out) }
+    }
+
+    /// `Σ a[i] * b[i]`.
+    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "factors");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.dot)(a, b) }
+    }
+
+    /// `Σ a[i] * b[i]` with half-precision `b`, a key of the cache.
+    pub fn dot_f16(&self, a: &[f32], b: &[f16]) -> f32 {
+        assert_eq!(a.len(), b.len(), "factors");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.dot_f16)(a, b) }
+    }
+
+    /// `y[i] += a * x[i]`, fused.
+    pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "terms and sums");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.axpy)(a, x, y) }
+    }
+
+    /// `y[i] += a * x[i]`, fused, with half-precision `x`, a value of the cache.
+    pub fn axpy_f16(&self, a: f32, x: &[f16], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "terms and sums");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.axpy_f16)(a, x, y) }
+    }
+
+    /// `y[i] = x[i]` rounded to the nearest half, ties to even.
+    pub fn to_f16(&self, x: &[f32], y: &mut [f16]) {
+        assert_eq!(x.len(), y.len(), "floats and halves");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.to_f16)(x, y) }
+    }
+
+    /// `x[i] *= a`.
+    pub fn scale(&self, a: f32, x: &mut [f32]) {
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.scale)(a, x) }
+    }
+
+    /// `y[i] = a * x[i] * w[i]`: what follows the sum of squares in RMS norm.
+    pub fn scale_mul(&self, a: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
+        assert!(x.len() == y.len() && w.len() == y.len(), "values, weights and results");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.scale_mul)(a, x, w, y) }
+    }
+
+    /// The largest, or minus infinity of none. NaN is passed over or given back, by its place.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.max)(x) }
+    }
+
+    /// `Σ x[i]²`.
+    pub fn sum_of_squares(&self, x: &[f32]) -> f32 {
+        self.dot(x, x)
+    }
+
+    /// `x[i] = exp(x[i] - max)`, and their sum: softmax but for the division.
+    ///
+    /// Off by at most 2 units in the last place; 0 below -87.3, where the true value is no normal number; NaN stays.
+    pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.exp_sum)(x, max) }
+    }
+
+    /// `gate[i] = silu(gate[i]) * up[i]`, where `silu(x) = x / (1 + exp(-x))`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "gates and values");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.silu_mul)(gate, up) }
+    }
+}

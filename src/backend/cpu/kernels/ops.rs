@@ -1,0 +1,281 @@
+//! Operations on vectors of floats, written once for all instruction sets over sixteen lanes.
+//!
+//! Sums run in 32 lanes (two registers' worth, so that additions overlap) and end as [`sum_lanes`] adds them.
+//!
+//! Must not know: weights, tokens.
+//!
+//! [`sum_lanes`]: crate::quant::dot::sum_lanes
+
+use half::{bf16, f16};
+
+use crate::quant::act::{ActChunk, LANES};
+
+/// Sixteen floats of one instruction set.
+///
+/// # Safety
+/// Every method: the CPU has the instruction set; a pointer is valid for sixteen elements, at any alignment.
+pub(super) trait Lanes: Copy {
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn load_f16(p: *const f16) -> Self;
+    unsafe fn load_bf16(p: *const bf16) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn store_f16(self, p: *mut f16);
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn div(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    /// `c - self * b`, rounded once.
+    unsafe fn fnma(self, b: Self, c: Self) -> Self;
+    /// `self > b ? self : b`.
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self < b ? self : b`.
+    unsafe fn min(self, b: Self) -> Self;
+    /// To the nearest whole number, ties to even.
+    unsafe fn round(self) -> Self;
+    /// `2^self` for whole numbers in -126..=127.
+    unsafe fn pow2(self) -> Self;
+    /// Zero in the lanes where `x < limit`.
+    unsafe fn zero_below(self, x: Self, limit: f32) -> Self;
+    /// The sum, as [`crate::quant::dot::sum_lanes`].
+    unsafe fn sum(self) -> f32;
+}
+
+/// The operations of an instruction set; see [`super::Kernels`] for what each does.
+///
+/// All are unsafe to call only because the CPU must have the instruction set. Lengths are checked by the caller.
+#[derive(Clone, Copy)]
+pub(super) struct Ops {
+    pub quantize_row: unsafe fn(&[f32], &mut [ActChunk]),
+    pub dot: unsafe fn(&[f32], &[f32]) -> f32,
+    pub dot_f16: unsafe fn(&[f32], &[f16]) -> f32,
+    pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
+    pub axpy_f16: unsafe fn(f32, &[f16], &mut [f32]),
+    pub to_f16: unsafe fn(&[f32], &mut [f16]),
+    pub scale: unsafe fn(f32, &mut [f32]),
+    pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
+    pub max: unsafe fn(&[f32]) -> f32,
+    pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
+    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+}
+
+/// Defines `OPS`, the table of an instruction set: each operation with the set's features enabled around it.
+macro_rules! ops_table {
+    ($lanes:ty, $quantize_row:expr $(, #[$feature:meta])?) => {
+        const OPS: $crate::backend::cpu::kernels::ops::Ops = {
+            use $crate::backend::cpu::kernels::ops;
+            $crate::backend::cpu::kernels::ops::ops_table! { @each (ops) ($lanes) ($(#[$feature])?)
+                dot(a: &[f32], b: &[f32]) -> f32 = dot::<$lanes, f32>;
+                dot_f16(a: &[f32], b: &[half::f16]) -> f32 = dot::<$lanes, half::f16>;
+                axpy(a: f32, x: &[f32], y: &mut [f32]) -> () = axpy::<$lanes, f32>;
+                axpy_f16(a: f32, x: &[half::f16], y: &mut [f32]) -> () = axpy::<$lanes, half::f16>;
+                to_f16(x: &[f32], y: &mut [half::f16]) -> () = to_f16::<$lanes>;
+                scale(a: f32, x: &mut [f32]) -> () = scale::<$lanes>;
+                scale_mul(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) -> () = scale_mul::<$lanes>;
+                max(x: &[f32]) -> f32 = max::<$lanes>;
+                exp_sum(x: &mut [f32], max: f32) -> f32 = exp_sum::<$lanes>;
+                silu_mul(gate: &mut [f32], up: &[f32]) -> () = silu_mul::<$lanes>;
+            }
+            ops::Ops {
+                quantize_row: $quantize_row,
+                dot, dot_f16, axpy, axpy_f16, to_f16, scale, scale_mul, max, exp_sum, silu_mul,
+            }
+        };
+    };
+    (@each ($ops:ident) ($lanes:ty) $feature:tt) => {};
+    (@each ($ops:ident) ($lanes:ty) ($($feature:tt)*)
+     $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $f:ident::<$($g:ty),*>; $($rest:tt)*) => {
+        $($feature)*
+        unsafe fn $name($($arg: $ty),*) -> $out {
+            // SAFETY: the features that the lanes need are enabled here, which the caller checked.
+            unsafe { $ops::$f::<$($g),*>($($arg),*) }
+        }
+        $crate::backend::cpu::kernels::ops::ops_table! { @each ($ops) ($lanes) ($($feature)*) $($rest)* }
+    };
+}
+pub(super) use ops_table;
+
+/// An element type that lanes can be loaded from.
+pub(super) trait Element: Copy {
+    const ZERO: Self;
+    /// # Safety
+    /// As [`Lanes::load`].
+    unsafe fn load<L: Lanes>(p: *const Self) -> L;
+}
+
+impl Element for f32 {
+    const ZERO: f32 = 0.0;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const f32) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load(p) }
+    }
+}
+
+impl Element for f16 {
+    const ZERO: f16 = f16::ZERO;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const f16) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load_f16(p) }
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: bf16 = bf16::ZERO;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const bf16) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load_bf16(p) }
+    }
+}
+
+/// Sixteen elements from `i` on, the missing ones being `pad`.
+#[inline(always)]
+unsafe fn load<L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
+    let x = &x[i..];
+    if x.len() >= LANES {
+        // SAFETY: the slice has sixteen elements; the caller checked the CPU.
+        unsafe { T::load(x.as_ptr()) }
+    } else {
+        let mut padded = [pad; LANES];
+        padded[..x.len()].copy_from_slice(x);
+        // SAFETY: as above.
+        unsafe { T::load(padded.as_ptr()) }
+    }
+}
+
+/// Writes lanes to the elements from `i` on, as many as there are.
+#[inline(always)]
+unsafe fn store<L: Lanes>(v: L, x: &mut [f32], i: usize) {
+    let x = &mut x[i..];
+    if x.len() >= LANES {
+        // SAFETY: the slice has sixteen elements; the caller checked the CPU.
+        unsafe { v.store(x.as_mut_ptr()) }
+    } else {
+        let mut padded = [0.0; LANES];
+        // SAFETY: as above.
+        unsafe { v.store(padded.as_mut_ptr()) }
+        let n = x.len();
+        x.copy_from_slice(&padded[..n]);
+    }
+}
+
+/// The sum of products, over two sets of lanes.
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes, T: Element>(a: &[f32], b: &[T]) -> f32 {
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        let mut acc = [L::splat(0.0); 2];
+        let mut i = 0;
+        while i < a.len() {
+            acc[0] = load::<L, T>(b, i, T::ZERO).fma(load(a, i, 0.0), acc[0]);
+            if i + LANES < a.len() {
+                acc[1] = load::<L, T>(b, i + LANES, T::ZERO).fma(load(a, i + LANES, 0.0), acc[1]);
+            }
+            i += 2 * LANES;
+        }
+        acc[0].add(acc[1]).sum()
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn axpy<L: Lanes, T: Element>(a: f32, x: &[T], y: &mut [f32]) {
+    for i in (0..y.len()).step_by(LANES) {
+        // SAFETY: the caller checked the CPU.
+        unsafe { store(L::splat(a).fma(load(x, i, T::ZERO), load(y, i, 0.0)), y, i) }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn to_f16<L: Lanes>(x: &[f32], y: &mut [f16]) {
+    for (i, y) in y.chunks_mut(LANES).enumerate() {
+        let mut out = [f16::ZERO; LANES];
+        // SAFETY: the caller checked the CPU; `out` has sixteen elements.
+        unsafe { load::<L, _>(x, i * LANES, 0.0).store_f16(out.as_mut_ptr()) }
+        y.copy_from_slice(&out[..y.len()]);
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn scale<L: Lanes>(a: f32, x: &mut [f32]) {
+    for i in (0..x.len()).step_by(LANES) {
+        // SAFETY: the caller checked the CPU.
+        unsafe { store(L::splat(a).mul(load::<L, _>(x, i, 0.0)), x, i) }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn scale_mul<L: Lanes>(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
+    for i in (0..y.len()).step_by(LANES) {
+        // SAFETY: the caller checked the CPU.
+        unsafe {
+            let scaled = L::splat(a).mul(load::<L, _>(x, i, 0.0));
+            store(scaled.mul(load::<L, _>(w, i, 0.0)), y, i);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn max<L: Lanes>(x: &[f32]) -> f32 {
+    // SAFETY: the caller checked the CPU; `lane` has sixteen elements.
+    unsafe {
+        let mut largest = L::splat(f32::NEG_INFINITY);
+        for i in (0..x.len()).step_by(LANES) {
+            largest = largest.max(load::<L, _>(x, i, f32::NEG_INFINITY));
+        }
+        let mut lane = [0.0; LANES];
+        largest.store(lane.as_mut_ptr());
+        lane.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        let mut sum = L::splat(0.0);
+        for i in (0..x.len()).step_by(LANES) {
+            // The padding becomes zeros: exp(-inf).
+            let e = exp(load::<L, _>(x, i, f32::NEG_INFINITY).add(L::splat(-max)));
+            store(e, x, i);
+            sum = sum.add(e);
+        }
+        sum.sum()
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn silu_mul<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+    for i in (0..gate.len()).step_by(LANES) {
+        // SAFETY: the caller checked the CPU.
+        unsafe {
+            let x = load::<L, _>(gate, i, 0.0);
+            let below = exp(x.mul(L::splat(-1.0))).add(L::splat(1.0));
+            store(x.div(below).mul(load::<L, _>(up, i, 0.0)), gate, i);
+        }
+    }
+}
+
+/// `e^x`: 2^n times a polynomial of degree 6 on ±ln(2)/2 (Cephes' `expf`), off by at most 2 units in the last place.
+/// Clamped to 88.37 above, zero below -87.33: the ends of what `2^n` can be made of bits for.
+#[inline(always)]
+unsafe fn exp<L: Lanes>(x: L) -> L {
+    const LOWEST: f32 = -87.336_54;
+    const HIGHEST: f32 = 88.376_26;
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        let clamped = L::splat(LOWEST).max(L::splat(HIGHEST).min(x));
+        let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).round();
+        // ln(2) in two parts, the first with so few bits that n times it is exact.
+        let r = n.fnma(L::splat(0.693_359_4), clamped);
+        let r = n.fnma(L::splat(-2.121_944_4e-4), r);
+        let mut p = L::splat(1.987_569_1e-4);
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = p.fma(r, L::splat(c));
+        }
+        let p = p.fma(r.mul(r), r).add(L::splat(1.0));
+        p.mul(n.pow2()).zero_below(x, LOWEST)
+    }
+}

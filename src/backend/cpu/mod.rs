@@ -1,0 +1,238 @@
+//! The CPU: kernels chosen once at run time, and the pool that spreads them over threads.
+//!
+//! Work is handed out in pieces of rows. Each output element is one kernel call's dot product from start to end, so the
+//! pieces decide who computes it, never what comes out.
+//!
+//! Must not know: files, expert ids, caches.
+
+mod attention;
+pub mod kernels;
+mod pool;
+
+use std::{ops::Range, sync::Mutex};
+
+use kernels::Kernels;
+use pool::{Chunks, Pool, Worker};
+
+use super::{Attention, Backend, FfnJob, Hidden, Pair, Product, Rows};
+use crate::{
+    Error, Result,
+    quant::{ActRow, QMat, block::CHUNK},
+};
+
+/// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
+const TOKENS: usize = 32;
+
+/// Products that share an input: query, key and value.
+const MAX_PRODUCTS: usize = 4;
+
+/// Products of fewer weight bytes are computed by the calling thread: the hand-over to others costs more.
+const ALONE_BYTES: usize = 32 << 10;
+
+/// See the module.
+pub struct Cpu {
+    kernels: Kernels,
+    pool: Pool,
+    /// Attention scores of each thread.
+    scores: Vec<Mutex<Vec<f32>>>,
+}
+
+/// Base of memory that threads write disjoint parts of.
+struct Out<T>(*mut T);
+
+// SAFETY: the users below write each element from one thread only, and read it after a barrier.
+unsafe impl<T> Sync for Out<T> {}
+
+impl<T> Out<T> {
+    /// The element `i` from the base.
+    fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+}
+
+impl Cpu {
+    /// `threads` threads with the best kernels that the CPU has, or those that `HOTSET_ISA` names.
+    ///
+    /// # Errors
+    /// `HOTSET_ISA` names what is not there; or the system refuses a thread.
+    pub fn new(threads: usize) -> Result<Self> {
+        let kernels = Kernels::detect()?;
+        let pool = Pool::new(threads).map_err(|e| Error::request("compute threads", threads, e))?;
+        let scores = (0..pool.threads()).map(|_| Mutex::default()).collect();
+        Ok(Self { kernels, pool, scores })
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+/// Cores that this process may use: affinity and cgroup quota considered.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Rows of a piece: some pieces for each thread, so that a slow core does not hold up the others, but no tiny ones.
+fn piece(rows: usize, threads: usize) -> usize {
+    rows.div_ceil(threads * 4).clamp(8, 64)
+}
+
+/// Rows `range` of `w`.
+fn rows_of<'a>(w: &QMat<'a>, range: &Range<usize>) -> QMat<'a> {
+    let bytes = w.row_bytes();
+    QMat { rows: range.len(), data: &w.data[range.start * bytes..range.end * bytes], ..*w }
+}
+
+/// `y(t)[range] = w[range] · x(t)` for tokens `t` below `n`, where `y(t)` is the start of token t's output.
+///
+/// # Safety
+/// Each `y(t)` is valid for `w.rows` floats, of which nobody else uses those in `range` meanwhile.
+unsafe fn product<'x>(
+    kernels: &Kernels,
+    w: &QMat<'_>,
+    range: Range<usize>,
+    n: usize,
+    x: impl Fn(usize) -> ActRow<'x>,
+    y: impl Fn(usize) -> *mut f32,
+) {
+    let part = rows_of(w, &range);
+    let mut rows = [ActRow { x: &[], chunks: &[] }; TOKENS];
+    let mut out = [std::ptr::null_mut(); TOKENS];
+    for first in (0..n).step_by(TOKENS) {
+        let tile = TOKENS.min(n - first);
+        for t in 0..tile {
+            rows[t] = x(first + t);
+            out[t] = y(first + t).wrapping_add(range.start);
+        }
+        // SAFETY: the caller's `y(t)` have `w.rows` floats, of which `range` is this call's alone.
+        unsafe { kernels.matmul(part, &rows[..tile], &out[..tile]) };
+    }
+}
+
+impl Backend for Cpu {
+    fn describe(&self) -> String {
+        let n = self.threads();
+        format!("{}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
+    }
+
+    fn prepare(&mut self, rows: &mut Rows) {
+        let (n, cols) = (rows.n, rows.cols);
+        for (x, out) in rows.x[..n * cols].chunks_exact(cols).zip(rows.acts.reset(n, cols)) {
+            self.kernels.quantize_row(x, out);
+        }
+    }
+
+    fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]) {
+        let n = rows.n;
+        let total: usize = products.iter().map(|p| p.w.rows).sum();
+        let bytes: usize = products.iter().map(|p| p.w.data.len()).sum();
+        let piece = piece(total, self.pool.threads());
+        // Pieces of the products one after another, none across two of them.
+        let n_pieces = products.iter().map(|p| p.w.rows.div_ceil(piece)).sum();
+        let mut outs = [const { Out(std::ptr::null_mut()) }; MAX_PRODUCTS];
+        for (p, out) in products.iter_mut().zip(&mut outs) {
+            assert_eq!(p.y.len(), n * p.w.rows, "output of {n} rows of {}", p.w.rows);
+            *out = Out(p.y.as_mut_ptr());
+        }
+        let (kernels, products, work) = (&self.kernels, &*products, Chunks::new(n_pieces, 1));
+        assert!(products.len() <= MAX_PRODUCTS, "at most {MAX_PRODUCTS} products share an input");
+        let body = |_: Worker<'_>| {
+            while let Some(Range { start: mut at, .. }) = work.next() {
+                let mut which = 0;
+                while at >= products[which].w.rows.div_ceil(piece) {
+                    at -= products[which].w.rows.div_ceil(piece);
+                    which += 1;
+                }
+                let (w, y) = (&products[which].w, &outs[which]);
+                let range = at * piece..((at + 1) * piece).min(w.rows);
+                // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
+                unsafe { product(kernels, w, range, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
+            }
+        };
+        if bytes * n < ALONE_BYTES { body(Worker::alone()) } else { self.pool.run(&body) }
+    }
+
+    fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]) {
+        let Some(FfnJob { mats, .. }) = jobs.first() else { return };
+        let (n_ff, n_embd) = (mats.n_ff(), mats.down.rows);
+        let mut n = 0;
+        for job in jobs {
+            assert!(job.mats.n_ff() == n_ff && job.mats.down.rows == n_embd, "jobs of one shape");
+            assert_eq!(job.hidden, n, "hidden rows of one job after another");
+            n += job.pairs.len();
+            let fits = |p: &Pair| (p.out as usize + 1) * n_embd <= out.len();
+            assert!(pairs[job.pairs.clone()].iter().all(fits), "every pair has an output row");
+        }
+        assert!(n <= hidden.pairs(n_ff), "{n} pairs of width {n_ff} fit");
+
+        let threads = self.pool.threads();
+        let (up_piece, down_piece) = (piece(n_ff * jobs.len(), threads), piece(n_embd * jobs.len(), threads));
+        let (ups, downs) = (n_ff.div_ceil(up_piece), n_embd.div_ceil(down_piece)); // pieces a job
+        let chunks = n_ff.div_ceil(CHUNK); // a row's
+        let up_work = Chunks::new(jobs.len() * ups, 1);
+        let act_work = Chunks::new(n, 1);
+        let down_work = Chunks::new(jobs.len() * downs, 1);
+        let _ = hidden.rows.acts.reset(n, n_ff);
+        let acts = Out(hidden.rows.acts.as_mut_slice().as_mut_ptr()); // (n, chunks)
+        let gate = Out(hidden.rows.x.as_mut_ptr()); // (n, n_ff)
+        let up = Out(hidden.up.as_mut_ptr()); // (n, n_ff)
+        let out = Out(out.as_mut_ptr());
+        let kernels = &self.kernels;
+        self.pool.run(&|worker: Worker<'_>| {
+            while let Some(Range { start: at, .. }) = up_work.next() {
+                let job = &jobs[at / ups];
+                let range = at % ups * up_piece..(at % ups * up_piece + up_piece).min(n_ff);
+                let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
+                let to = |base: &Out<f32>, t: usize| base.at((job.hidden + t) * n_ff);
+                // SAFETY: `gate` and `up` hold n rows of n_ff (asserted); a job's hidden rows are its own, pieces are
+                // disjoint in `range`.
+                unsafe {
+                    product(kernels, &job.mats.gate, range.clone(), job.pairs.len(), x, |t| to(&gate, t));
+                    product(kernels, &job.mats.up, range.clone(), job.pairs.len(), x, |t| to(&up, t));
+                    for t in 0..job.pairs.len() {
+                        let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
+                        let u = std::slice::from_raw_parts(to(&up, t).add(range.start), range.len());
+                        kernels.silu_mul(g, u);
+                    }
+                }
+            }
+            worker.barrier();
+            while let Some(Range { start: i, .. }) = act_work.next() {
+                // SAFETY: all writes to `gate` lie before the barrier; row i of `acts` is this thread's alone.
+                unsafe {
+                    let row = std::slice::from_raw_parts(gate.at(i * n_ff), n_ff);
+                    kernels.quantize_row(row, std::slice::from_raw_parts_mut(acts.at(i * chunks), chunks));
+                }
+            }
+            worker.barrier();
+            while let Some(Range { start: at, .. }) = down_work.next() {
+                let job = &jobs[at / downs];
+                let range = at % downs * down_piece..(at % downs * down_piece + down_piece).min(n_embd);
+                // SAFETY: all writes to `gate` and `acts` lie before the barrier, and both hold n rows.
+                let h = |t: usize| unsafe {
+                    let i = job.hidden + t;
+                    ActRow {
+                        x: std::slice::from_raw_parts(gate.at(i * n_ff), n_ff),
+                        chunks: std::slice::from_raw_parts(acts.at(i * chunks), chunks),
+                    }
+                };
+                let y = |t: usize| out.at(pairs[job.pairs.start + t].out as usize * n_embd);
+                // SAFETY: the rows were asserted to lie in `out`; each pair has its own, pieces are disjoint.
+                unsafe { product(kernels, &job.mats.down, range, job.pairs.len(), h, y) };
+            }
+        });
+    }
+
+    fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {
+        attention::attend(self, a, out);
+    }
+
+    fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let n = weight.len();
+        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+            let mean = self.kernels.sum_of_squares(x) / n as f32;
+            self.kernels.scale_mul(1.0 / (mean + eps).sqrt(), x, weight, out);
+        }
+    }
+}

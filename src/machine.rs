@@ -1,0 +1,76 @@
+//! What the operating system says about this process and this machine: memory free, memory used, cores.
+//!
+//! Linux answers from `/proc` and the cgroup files; elsewhere the answers are `None`, and callers say so.
+
+use std::{fs, path::PathBuf};
+
+/// Bytes of memory that this process may still take: what the machine has available, or what its cgroup leaves.
+pub fn available_bytes() -> Option<u64> {
+    let machine = meminfo("MemAvailable:")?;
+    Some(cgroup_left().map_or(machine, |left| left.min(machine)))
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+fn meminfo(key: &str) -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/meminfo").ok()?, key)
+}
+
+/// The largest resident set of this process so far, file pages included, in bytes.
+pub fn peak_rss_bytes() -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// The resident set of this process now, file pages included, in bytes.
+pub fn rss_bytes() -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// Major faults of this process so far: pages that had to be read from a drive by a thread that touched them.
+pub fn major_faults() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The command's name may hold spaces; the fields after its closing parenthesis do not.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()
+}
+
+fn kib_line(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// What the limits of this process's memory cgroup and of those above it leave; `None` without a limit.
+fn cgroup_left() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut least = None;
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, limit, usage) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
+            c if c.split(',').any(|c| c == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+            }
+            _ => continue,
+        };
+        // In a container the path may be the host's: then only the mount's own root answers.
+        let mut at = PathBuf::from(root).join(path.trim_start_matches('/'));
+        loop {
+            let number = |name: &str| fs::read_to_string(at.join(name)).ok()?.trim().parse::<u64>().ok();
+            if let (Some(limit), Some(usage)) = (number(limit), number(usage)) {
+                // Page cache counts as used and is given back on demand.
+                let cache = fs::read_to_string(at.join("memory.stat")).ok().and_then(|s| file_pages(&s)).unwrap_or(0);
+                let left = limit.saturating_sub(usage.saturating_sub(cache));
+                least = Some(least.map_or(left, |l: u64| l.min(left)));
+            }
+            if at.as_os_str() == root || !at.pop() {
+                break;
+            }
+        }
+    }
+    least
+}
+
+/// Reclaimable file pages in a cgroup's `memory.stat`.
+fn file_pages(stat: &str) -> Option<u64> {
+    let number = |key: &str| stat.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
+    Some(number("inactive_file ")? + number("active_file ").unwrap_or(0))
+}

@@ -1,0 +1,171 @@
+//! How a memory budget is split. One place decides; everything that allocates is told.
+//!
+//! The budget covers what grows with the model: dense weights, KV cache, scratch, tokenizer and expert slots. What is
+//! left of it after the first four becomes slots. The program itself (its code, its heap's odds and ends) takes up to
+//! [`PROCESS_BYTES`] beside it; what the process already holds above that when the plan is made is charged to the budget.
+
+use crate::{
+    Error, Result,
+    expert::{ExpertStore, Scope},
+    gguf::Gguf,
+    io::IoKind,
+    model::{self, Config, KvCache, Scratch, ScratchShape},
+    quant::GgmlType,
+};
+
+/// What the program itself may take beside the budget.
+pub const PROCESS_BYTES: u64 = 24 << 20;
+
+/// Scratch gets at most this share of what dense weights and KV cache leave, so that large batches do not eat the slots.
+const SCRATCH_SHARE: u64 = 8;
+
+/// What the budget has to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Tokens of context.
+    pub n_ctx: usize,
+    /// Tokens that a batch holds if the budget allows.
+    pub n_batch: usize,
+    /// Rows of logits at once, for each row of a batch or one.
+    pub all_logits: bool,
+    /// Type of the KV cache.
+    pub kv: GgmlType,
+    /// How slots are shared.
+    pub scope: Scope,
+    /// Read path, which decides what a slot takes.
+    pub io: IoKind,
+    /// Bytes that the process holds already.
+    pub process_bytes: u64,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+/// The split. Bytes but where the name says otherwise.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The whole.
+    pub budget_bytes: u64,
+    /// Dense weights.
+    pub dense_bytes: u64,
+    /// KV cache.
+    pub kv_bytes: u64,
+    /// Buffers of a forward pass.
+    pub scratch_bytes: u64,
+    /// What the process held above [`PROCESS_BYTES`] when the plan was made: the tokenizer of a large vocabulary.
+    pub process_bytes: u64,
+    /// All expert slots.
+    pub slots_bytes: u64,
+    /// Tokens of context.
+    pub n_ctx: usize,
+    /// Tokens of a batch.
+    pub n_batch: usize,
+    /// Rows of logits.
+    pub n_logits: usize,
+    /// The widest feed-forward block.
+    pub n_ff: usize,
+    /// Slots of each pool: a layer each, or all together.
+    pub slots: Vec<usize>,
+    /// How slots are shared.
+    pub scope: Scope,
+    /// The smallest budget that would do.
+    pub smallest_bytes: u64,
+    /// The budget at which every expert has a slot.
+    pub full_bytes: u64,
+}
+
+impl Plan {
+    /// Splits `budget_bytes`; without one, takes all that the model can use.
+    ///
+    /// # Errors
+    /// If the budget is too small; the sentence names the smallest that works.
+    pub fn new(gguf: &Gguf, c: &Config, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
+        let n_ff = widest(gguf, c, store);
+        let dense_bytes = model::resident_bytes(gguf);
+        let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx);
+        let process_bytes = needs.process_bytes.saturating_sub(PROCESS_BYTES);
+        let fixed = dense_bytes + kv_bytes + process_bytes;
+        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
+        let attention = (needs.threads * (c.n_head / c.n_head_kv) * needs.n_ctx * size_of::<f32>()) as u64;
+        let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
+
+        let sizes: Vec<u64> = store.layers().iter().map(|l| needs.io.slot_bytes(&l.part_bytes())).collect();
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        // (bytes of a slot, slots that make sense) of each pool
+        let pools: Vec<(u64, usize)> = match needs.scope {
+            Scope::Layer => sizes.iter().map(|&s| (s, store.n_expert())).collect(),
+            Scope::Global => vec![(largest, store.n_expert() * sizes.len())],
+        };
+        let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
+        let smallest_bytes = fixed + scratch(1) + all(&|max| c.n_expert_used.min(max));
+        let full_bytes = fixed + scratch(needs.n_batch) + all(&|max| max);
+        let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
+        if budget < smallest_bytes {
+            return Err(Error::request(
+                format!(
+                    "the memory budget for a context of {} tokens (dense weights {}, KV cache {}, scratch {}, {} slots a layer)",
+                    needs.n_ctx,
+                    crate::human_bytes(dense_bytes),
+                    crate::human_bytes(kv_bytes),
+                    crate::human_bytes(scratch(1)),
+                    c.n_expert_used
+                ),
+                format!("at least {smallest_bytes} bytes ({})", crate::human_bytes(smallest_bytes)),
+                format!("{budget} bytes ({})", crate::human_bytes(budget)),
+            ));
+        }
+        let least_slots = smallest_bytes - fixed - scratch(1);
+        let fits = |n: &usize| {
+            let bytes = scratch(*n);
+            fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / SCRATCH_SHARE
+        };
+        let halves = std::iter::successors(Some(needs.n_batch), |n| (*n > 1).then_some(n / 2));
+        let n_batch = halves.into_iter().find(fits).unwrap_or(1);
+        let scratch_bytes = scratch(n_batch);
+        let slots = deal(&pools, budget - fixed - scratch_bytes);
+        Ok(Plan {
+            budget_bytes: budget,
+            dense_bytes,
+            kv_bytes,
+            scratch_bytes,
+            process_bytes,
+            slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.0 * *n as u64).sum(),
+            n_ctx: needs.n_ctx,
+            n_batch,
+            n_logits: shape(n_batch).n_logits,
+            n_ff,
+            slots,
+            scope: needs.scope,
+            smallest_bytes,
+            full_bytes,
+        })
+    }
+
+    /// The shape of the scratch buffers.
+    pub fn scratch(&self) -> ScratchShape {
+        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits, n_ff: self.n_ff }
+    }
+}
+
+/// Deals slots out of `bytes`: the same number to every pool, then one more to each from the first on while they last.
+fn deal(pools: &[(u64, usize)], mut bytes: u64) -> Vec<usize> {
+    let round: u64 = pools.iter().map(|p| p.0).sum();
+    let each = (bytes / round.max(1)) as usize;
+    let mut slots: Vec<usize> = pools.iter().map(|p| each.min(p.1)).collect();
+    bytes -= pools.iter().zip(&slots).map(|(p, n)| p.0 * *n as u64).sum::<u64>();
+    for ((size, max), n) in pools.iter().zip(&mut slots) {
+        if *n < *max && *size <= bytes {
+            bytes -= size;
+            *n += 1;
+        }
+    }
+    slots
+}
+
+/// The widest feed-forward block: experts, shared experts and dense blocks.
+fn widest(gguf: &Gguf, c: &Config, store: &ExpertStore) -> usize {
+    let experts = store.layers().iter().map(|l| l.n_ff_exp());
+    let dense = (0..c.n_layer).flat_map(|il| {
+        ["", "_shexp"].map(|s| gguf.tensor(&format!("blk.{il}.ffn_gate{s}.weight")).and_then(|t| t.dims.get(1)))
+    });
+    experts.chain(dense.flatten().map(|&n| n as usize)).max().unwrap_or(0)
+}

@@ -1,0 +1,276 @@
+//! One sequence of tokens on one model within one budget: the door that a program uses.
+//!
+//! Must not know: text, sampling, terminals.
+
+use std::{path::PathBuf, time::Instant};
+
+use crate::{
+    Error, Result,
+    backend::{Backend, cpu::Cpu},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
+    gguf::Gguf,
+    io::IoKind,
+    machine,
+    model::{Batch, Config, KvCache, Model, Scratch, Want},
+    plan::{Needs, Plan},
+    policy::PolicyKind,
+    prefetch::PrefetchKind,
+    quant::GgmlType,
+    trace::{Phase, TraceSink},
+};
+
+/// How to run. [`Options::default`] is what the program does without flags.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The budget in bytes; `None`: four fifths of what the machine has free, at most what the model can use.
+    pub memory_bytes: Option<u64>,
+    /// Tokens of context; `None`: the model's own, at most 4096.
+    pub n_ctx: Option<usize>,
+    /// Tokens of a prompt batch, if the budget allows.
+    pub n_batch: usize,
+    /// Whether every row of a batch gets logits.
+    pub all_logits: bool,
+    /// Type of the KV cache.
+    pub kv: GgmlType,
+    /// Read path.
+    pub io: IoKind,
+    /// Threads that read.
+    pub io_threads: usize,
+    /// Eviction policy.
+    pub policy: PolicyKind,
+    /// Prefetcher.
+    pub prefetch: PrefetchKind,
+    /// How slots are shared.
+    pub scope: Scope,
+    /// Threads that compute; `None`: the cores that this process may use.
+    pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_bytes: None,
+            n_ctx: None,
+            n_batch: 512,
+            all_logits: false,
+            kv: GgmlType::F16,
+            io: IoKind::Pread,
+            io_threads: 4,
+            policy: PolicyKind::Lru,
+            prefetch: PrefetchKind::Lookahead,
+            scope: Scope::Layer,
+            threads: None,
+        }
+    }
+}
+
+/// The longest context that is set up unasked.
+const DEFAULT_CTX: usize = 4096;
+
+/// See the module. Generic over the arithmetic, so that tests can run the reference beside the fast one.
+pub struct Session<B: Backend = Cpu> {
+    path: PathBuf,
+    model: Model,
+    backend: B,
+    experts: Experts,
+    kv: KvCache,
+    scratch: Scratch,
+    plan: Plan,
+    timing: Timing,
+}
+
+/// Time spent in forward passes, and the tokens that came of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Prompt tokens.
+    pub prompt_tokens: u64,
+    /// Nanoseconds in prompt batches.
+    pub prompt_ns: u64,
+    /// Tokens decoded one at a time.
+    pub decode_tokens: u64,
+    /// Nanoseconds in decoding.
+    pub decode_ns: u64,
+}
+
+impl Session<Cpu> {
+    /// Plans, loads the dense weights and makes the slots. `progress` is told (bytes done, bytes in all).
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, the budget or the options, in one sentence.
+    pub fn open(gguf: Gguf, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let backend = Cpu::new(options.threads.unwrap_or_else(crate::backend::cpu::available_threads))?;
+        Self::with_backend(gguf, options, backend, Box::new(()), progress)
+    }
+}
+
+impl<B: Backend> Session<B> {
+    /// [`Session::open`] with arithmetic and a trace of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn with_backend(
+        gguf: Gguf,
+        options: &Options,
+        backend: B,
+        trace: Box<dyn TraceSink>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let path = gguf.path().to_owned();
+        let config = Config::new(&gguf)?;
+        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        let plan = make_plan(&gguf, &config, &store, options)?;
+        let files = store.files().clone();
+        let io = options.io.build(files, options.io_threads);
+        let io = io.map_err(|e| Error::request(format!("the {} read path", options.io.name()), "it to start", e))?;
+        let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
+        let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
+        let kv = KvCache::new(&config, options.kv, plan.n_ctx)?;
+        let scratch = Scratch::new(&config, plan.scratch());
+        let mut loaded = 0;
+        let total = plan.dense_bytes;
+        let model = Model::load(gguf, config, &mut |bytes| {
+            loaded += bytes;
+            progress(loaded, total);
+        })?;
+        let experts = Experts::new(cache, prefetcher, trace);
+        Ok(Self { path, model, backend, experts, kv, scratch, plan, timing: Timing::default() })
+    }
+
+    /// Runs prompt tokens in batches and returns the last one's logits (n_vocab). `progress` is told the tokens done.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, a context that is full, a read that failed.
+    pub fn feed(&mut self, tokens: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let n_batch = self.plan.n_batch;
+        for (i, batch) in tokens.chunks(n_batch).enumerate() {
+            let done = i * n_batch + batch.len();
+            let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
+            self.timed(batch, Phase::Prompt, want)?;
+            progress(done);
+        }
+        let n_vocab = self.model.config.n_vocab;
+        Ok(&self.scratch.logits()[..n_vocab])
+    }
+
+    /// Runs at most a batch of prompt tokens and returns the logits of each. (tokens, n_vocab)
+    ///
+    /// # Errors
+    /// As [`Session::feed`]; also without [`Options::all_logits`], or with more tokens than a batch has.
+    pub fn feed_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let room = self.plan.n_logits.min(self.plan.n_batch);
+        if tokens.len() > room {
+            return Err(Error::request("tokens in a batch with logits", format!("at most {room}"), tokens.len()));
+        }
+        self.timed(tokens, Phase::Prompt, Want::All)?;
+        Ok(&self.scratch.logits()[..tokens.len() * self.model.config.n_vocab])
+    }
+
+    /// Runs one token and returns its logits. (n_vocab)
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
+        self.check(&[token])?;
+        self.timed(&[token], Phase::Decode, Want::Last)?;
+        Ok(&self.scratch.logits()[..self.model.config.n_vocab])
+    }
+
+    fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
+        let start = Instant::now();
+        let batch = Batch { tokens, phase, want };
+        self.model.forward(&mut self.backend, batch, &mut self.kv, &mut self.experts, &mut self.scratch)?;
+        let (n, ns) = (tokens.len() as u64, start.elapsed().as_nanos() as u64);
+        let t = &mut self.timing;
+        match phase {
+            Phase::Prompt => (t.prompt_tokens, t.prompt_ns) = (t.prompt_tokens + n, t.prompt_ns + ns),
+            Phase::Decode => (t.decode_tokens, t.decode_ns) = (t.decode_tokens + n, t.decode_ns + ns),
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let n_vocab = self.model.config.n_vocab;
+        if tokens.is_empty() {
+            return Err(Error::request("the prompt", "at least one token", "none"));
+        }
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
+            return Err(Error::request("a token", format!("an id below {n_vocab}"), token));
+        }
+        let (used, n_ctx) = (self.kv.len(), self.kv.n_ctx());
+        if used + tokens.len() > n_ctx {
+            let expected = format!("at most {n_ctx} tokens (--ctx sets it; the model was trained for {})", self.config().n_ctx_train);
+            return Err(Error::request("the context", expected, used + tokens.len()));
+        }
+        Ok(())
+    }
+
+    /// Forgets the sequence; the experts stay where they are.
+    pub fn reset(&mut self) {
+        self.kv.truncate(0);
+    }
+    /// Tokens in the sequence.
+    pub fn n_past(&self) -> usize {
+        self.kv.len()
+    }
+    /// The model's file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+    /// Hyper-parameters.
+    pub fn config(&self) -> &Config {
+        &self.model.config
+    }
+    /// How the budget was split.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+    /// What the cache counted.
+    pub fn stats(&self) -> &CacheStats {
+        self.experts.stats()
+    }
+    /// What the clock counted.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+    /// What runs: (read path, policy, prefetcher).
+    pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
+        self.experts.modes()
+    }
+    /// The arithmetic, for people.
+    pub fn backend(&self) -> String {
+        self.backend.describe()
+    }
+}
+
+/// The split of the budget that `options` ask for.
+///
+/// # Errors
+/// A budget or a context that does not work.
+pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Plan> {
+    let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
+    if n_ctx == 0 || n_ctx > config.n_ctx_train {
+        return Err(Error::request("the context", format!("1 to {} tokens, the model's own", config.n_ctx_train), n_ctx));
+    }
+    if options.n_batch == 0 {
+        return Err(Error::request("the batch", "at least 1 token", 0));
+    }
+    let needs = Needs {
+        n_ctx,
+        n_batch: options.n_batch.min(n_ctx),
+        all_logits: options.all_logits,
+        kv: options.kv,
+        scope: options.scope,
+        io: options.io,
+        process_bytes: machine::rss_bytes().unwrap_or(0),
+        threads: options.threads.unwrap_or_else(crate::backend::cpu::available_threads),
+    };
+    let plan = Plan::new(gguf, config, store, needs, None)?;
+    let budget = match (options.memory_bytes, machine::available_bytes()) {
+        (Some(asked), _) => asked,
+        (None, Some(free)) => (free / 5 * 4).min(plan.full_bytes),
+        (None, None) => plan.full_bytes,
+    };
+    Plan::new(gguf, config, store, needs, Some(budget))
+}
