@@ -59,7 +59,7 @@ impl Rng {
 
     /// Beyond the outermost layer; the sign is taken from a bit of the rejected magnitude.
     fn tail(&mut self, magnitude: u64) -> f64 {
-        const INVERSE_R: f64 = 0.273_661_237_329_758_27;
+        const INVERSE_R: f64 = 0.273_661_237_329_758_3;
         loop {
             let x = -INVERSE_R * (-self.next_f64()).ln_1p();
             let y = -(-self.next_f64()).ln_1p();
@@ -71,7 +71,7 @@ impl Rng {
 }
 
 /// Where the ziggurat's tail begins.
-const R: f64 = 3.654_152_885_361_008_8;
+const R: f64 = 3.654_152_885_361_009;
 
 /// The tables of 256 layers of equal area, the innermost being 1 and the tail 0.
 struct Ziggurat {
