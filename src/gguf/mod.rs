@@ -28,7 +28,7 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// Most bytes that header, metadata and tensor table may take together. The largest vocabularies need 20 MB; the
 /// limit bounds what a hostile file can make us allocate (a 24-byte `String` for each 8-byte empty one).
-pub const MAX_HEADER_BYTES: usize = 256 << 20;
+pub const MAX_HEADER_BYTES: usize = 128 << 20;
 
 /// Largest alignment: a limit on what padding can make anyone write. Files in use have 32.
 pub const MAX_ALIGNMENT: u32 = 1 << 20;
