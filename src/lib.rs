@@ -4,6 +4,7 @@ pub mod backend;
 pub mod error;
 pub mod gguf;
 pub mod id;
+pub mod npy;
 pub mod quant;
 pub mod tokenizer;
 

@@ -1,0 +1,256 @@
+//! GGUF files on disk: one file or a split set, parsed once, then read by position.
+//!
+//! The mapping lives only while a header is parsed: resident pages of this process are counted against the budget.
+//! Must not know: caches, experts, direct I/O. Those take [`Shard::file`] and the offsets.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Extent, Header, Metadata, TensorInfo, parse, unique_names};
+use crate::error::{Error, Result};
+
+/// One file of a model.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// The open file, for positional reads.
+    pub file: Arc<File>,
+    /// Its length in bytes when it was opened.
+    pub len: u64,
+}
+
+/// An opened model: a single file, or all the files of a split set.
+#[derive(Clone, Debug)]
+pub struct Gguf {
+    shards: Vec<Shard>,
+    meta: Metadata,
+    tensors: Vec<TensorInfo>,
+    index: HashMap<String, usize>,
+}
+
+impl Gguf {
+    /// Opens a file, or the whole split set that the file is a part of.
+    ///
+    /// # Errors
+    /// What [`parse`] reports, and a sentence that names the file where one of a set is missing or does not belong.
+    pub fn open(path: &Path) -> Result<Gguf> {
+        Self::open_extent(path, Extent::Whole)
+    }
+
+    /// [`Gguf::open`] without the demand that tensor data is there: for planning with a partial download.
+    pub fn open_header(path: &Path) -> Result<Gguf> {
+        Self::open_extent(path, Extent::HeaderOnly)
+    }
+
+    fn open_extent(path: &Path, extent: Extent) -> Result<Gguf> {
+        let named = SplitName::of(path);
+        let index = named.as_ref().map_or(0, |n| n.number - 1);
+        let (shard, header) = open_shard(path, index, extent, "open")?;
+        let count = header.meta.u32("split.count")?.unwrap_or(1).max(1) as usize;
+        if count == 1 {
+            // A lone file may carry a set's name, or the metadata of a merged set.
+            let mut header = header;
+            header.tensors.iter_mut().for_each(|t| t.shard = 0);
+            return Self::assemble(vec![(shard, header)]);
+        }
+        let Some(named) = named.filter(|n| n.count == count) else {
+            let expected = format!("NAME-0000i-of-{count:05}.gguf, as split.count is {count}");
+            return Err(Error::format(path, "file name of a split set", expected, path.display()));
+        };
+        let mut first = Some((shard, header));
+        let mut parts = Vec::new();
+        for i in 0..count {
+            let part = match first.take_if(|_| i == index) {
+                Some(part) => part,
+                None => {
+                    let action = format!("open shard {} of {count} of the split set of {}", i + 1, path.display());
+                    open_shard(&named.path(i + 1), i, extent, &action)?
+                }
+            };
+            check_member(&part.0.path, &part.1.meta, i, count)?;
+            parts.push(part);
+        }
+        let gguf = Self::assemble(parts)?;
+        let total = gguf.tensors.len() as u64;
+        match gguf.meta.u64("split.tensors.count")? {
+            Some(n) if n != total => {
+                Err(gguf.meta.wrong("split.tensors.count", format!("{total}, which the {count} shards hold"), n))
+            }
+            _ => Ok(gguf),
+        }
+    }
+
+    /// Joins parsed files; the first one's metadata is the model's.
+    fn assemble(parts: Vec<(Shard, Header)>) -> Result<Gguf> {
+        let (mut shards, mut tensors, mut metas) = (Vec::new(), Vec::new(), Vec::new());
+        for (shard, header) in parts {
+            shards.push(shard);
+            tensors.extend(header.tensors);
+            metas.push(header.meta);
+        }
+        let meta = metas.swap_remove(0);
+        let index = unique_names(&shards[0].path, tensors.iter())?;
+        Ok(Gguf { shards, meta, tensors, index })
+    }
+
+    /// The file, or the first of the set.
+    pub fn path(&self) -> &Path {
+        &self.shards[0].path
+    }
+
+    /// The files, in the set's order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// The metadata (of a set: the first file's, which carries the model's).
+    pub fn meta(&self) -> &Metadata {
+        &self.meta
+    }
+
+    /// All tensors, in file order, shard after shard.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.index.get(name).map(|&i| &self.tensors[i])
+    }
+
+    /// The tensor of that name; its absence is an [`Error::Format`].
+    pub fn require(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensor(name)
+            .ok_or_else(|| Error::format(self.path(), format!("tensor {name}"), "present", "no such tensor"))
+    }
+
+    /// Path of the file that a tensor of this model lies in.
+    pub fn path_of(&self, tensor: &TensorInfo) -> &Path {
+        &self.shards[tensor.shard].path
+    }
+
+    /// Reads a whole tensor into `buf`, which must have its length.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names file, tensor, length and offset, also where the file has shrunk since;
+    /// [`Error::Unsupported`] for a tensor of unknown type; [`Error::Request`] for a `buf` of another length.
+    pub fn read_tensor(&self, tensor: &TensorInfo, buf: &mut [u8]) -> Result<()> {
+        let bytes = tensor.require_bytes(self.path_of(tensor))?;
+        if bytes != buf.len() as u64 {
+            return Err(Error::request(
+                format!("buffer for tensor {}", tensor.name),
+                format!("{bytes} bytes"),
+                buf.len(),
+            ));
+        }
+        self.read_tensor_part(tensor, 0, buf)
+    }
+
+    /// Reads `buf.len()` bytes from byte `start` of a tensor: some of its rows, one of its experts.
+    ///
+    /// # Errors
+    /// As [`Gguf::read_tensor`]; a part that is not inside the tensor is an [`Error::Request`].
+    pub fn read_tensor_part(&self, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
+        let shard = &self.shards[tensor.shard];
+        let bytes = tensor.require_bytes(&shard.path)?;
+        let len = buf.len() as u64;
+        if start.checked_add(len).is_none_or(|end| end > bytes) {
+            let got = format!("{len} bytes at {start}");
+            return Err(Error::request(
+                format!("part of tensor {}", tensor.name),
+                format!("inside its {bytes} bytes"),
+                got,
+            ));
+        }
+        let offset = tensor.offset + start;
+        read_full_at(&shard.file, buf, offset).map_err(|(got, source)| {
+            let action = format!("read {len} bytes at {offset} of tensor {} (got {got})", tensor.name);
+            Error::io(&shard.path, action, source)
+        })
+    }
+}
+
+/// Fills `buf` from byte `offset`, or says how many bytes there were.
+fn read_full_at(file: &File, buf: &mut [u8], offset: u64) -> Result<(), (usize, io::Error)> {
+    let mut done = 0;
+    while done < buf.len() {
+        match read_at(file, &mut buf[done..], offset + done as u64) {
+            Ok(0) => return Err((done, io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends there"))),
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((done, e)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buf, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buf, offset)
+}
+
+/// Opens and parses one file; `action` is what an error says that we could not do.
+fn open_shard(path: &Path, index: usize, extent: Extent, action: &str) -> Result<(Shard, Header)> {
+    let failed = |source| Error::io(path, action, source);
+    // Before the open, which would wait for a pipe's other end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(Error::format(path, "path", "a file", "something else"));
+    }
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    // SAFETY: the mapping is read-only and private, and dropped before this function returns. The parser copies
+    // what it keeps, so no reference outlives it. What the type system cannot hold is another process that cuts
+    // the file short in these milliseconds: that is a SIGBUS, never a wild read, as for every reader of mappings.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "map the header", e))?;
+    let header = parse(path, &map, index, extent)?;
+    Ok((Shard { path: path.to_owned(), file: Arc::new(file), len }, header))
+}
+
+/// Refuses a file whose metadata says that it belongs elsewhere.
+fn check_member(path: &Path, meta: &Metadata, index: usize, count: usize) -> Result<()> {
+    let wrong = |what: &str, expected: usize, got: u32| {
+        Err(Error::format(path, format!("metadata key {what:?}"), expected, got))
+    };
+    match (meta.require_u32("split.count")?, meta.require_u32("split.no")?) {
+        (n, _) if n as usize != count => wrong("split.count", count, n),
+        (_, no) if no as usize != index => wrong("split.no", index, no),
+        _ => Ok(()),
+    }
+}
+
+/// `NAME-00002-of-00003.gguf`, taken apart.
+struct SplitName {
+    folder: PathBuf,
+    name: String,
+    /// From 1.
+    number: usize,
+    count: usize,
+}
+
+impl SplitName {
+    fn of(path: &Path) -> Option<SplitName> {
+        let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (name, number) = rest.rsplit_once('-')?;
+        let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(count) || !digits(number) {
+            return None;
+        }
+        let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+        let folder = path.parent().map(Path::to_owned).unwrap_or_default();
+        (1..=count).contains(&number).then(|| SplitName { folder, name: name.to_owned(), number, count })
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{}-{number:05}-of-{:05}.gguf", self.name, self.count))
+    }
+}

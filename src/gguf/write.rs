@@ -1,0 +1,251 @@
+//! Writes GGUF files as a stream: the header first, then each tensor's bytes in the declared order.
+//!
+//! The bytes go to a temporary file beside the target, which takes the target's name only when all is there.
+//! Must not know: where the tensor data comes from.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::meta::{encode, encode_str};
+use super::{DEFAULT_ALIGNMENT, Metadata, TensorInfo, TensorType, Value, tensor_bytes};
+use crate::error::{Error, Result};
+use crate::quant::GgmlType;
+
+/// Collects metadata and tensor declarations. Nothing is written before [`GgufWriter::start`].
+#[derive(Debug)]
+pub struct GgufWriter {
+    path: PathBuf,
+    overwrite: bool,
+    meta: Metadata,
+    /// Offsets relative to the data section.
+    tensors: Vec<TensorInfo>,
+    alignment: u64,
+}
+
+impl GgufWriter {
+    /// Prepares to write `path` (format version 3). Where the file exists, `overwrite` must be true.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where `path` exists and may not be replaced.
+    pub fn new(path: &Path, overwrite: bool) -> Result<GgufWriter> {
+        refuse_existing(path, overwrite)?;
+        Ok(GgufWriter {
+            path: path.to_owned(),
+            overwrite,
+            meta: Metadata::new(path),
+            tensors: Vec::new(),
+            alignment: DEFAULT_ALIGNMENT,
+        })
+    }
+
+    /// Adds a metadata entry; a key given twice is an error.
+    ///
+    /// `general.alignment` also sets the alignment: it must be a `u32`, a power of two up to
+    /// [`super::MAX_ALIGNMENT`], and come before tensors.
+    pub fn meta(&mut self, key: &str, value: impl Into<Value>) -> Result<&mut Self> {
+        let value = value.into();
+        if key == "general.alignment" {
+            self.alignment = match value {
+                Value::U32(a) if super::valid_alignment(a) && self.tensors.is_empty() => u64::from(a),
+                _ => {
+                    return Err(self.meta.wrong(key, "a u32 power of two up to 2^20, before any tensor", value.kind()));
+                }
+            };
+        }
+        self.meta.insert(key.to_owned(), value)?;
+        Ok(self)
+    }
+
+    /// Declares the next tensor; `dims[0]` is the length of a row.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a name given twice, 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
+    pub fn tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<&mut Self> {
+        let wrong =
+            |expected: &str, got: String| Err(Error::format(&self.path, format!("tensor {name:?}"), expected, got));
+        if !(1..=4).contains(&dims.len()) {
+            return wrong("1 to 4 dimensions", dims.len().to_string());
+        }
+        let ty = TensorType::Ggml(ty);
+        let bytes = tensor_bytes(&self.path, name, dims, ty)?;
+        let offset = match self.tensors.last() {
+            Some(t) => (t.end().expect("no end above 2^63 was let in")).next_multiple_of(self.alignment),
+            None => 0,
+        };
+        if offset.checked_add(bytes.expect("the type is known")).is_none_or(|end| end >= 1 << 63) {
+            return wrong("fewer than 2^63 bytes of tensor data", format!("{dims:?} at {offset}"));
+        }
+        self.tensors.push(TensorInfo { name: name.to_owned(), dims: dims.to_vec(), ty, shard: 0, offset, bytes });
+        Ok(self)
+    }
+
+    /// Creates the temporary file and writes the header.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where a tensor name was declared twice; [`Error::Io`].
+    pub fn start(self) -> Result<TensorWriter> {
+        super::unique_names(&self.path, self.tensors.iter())?;
+        let mut header = Vec::new();
+        header.extend_from_slice(b"GGUF");
+        header.extend_from_slice(&3u32.to_le_bytes());
+        header.extend_from_slice(&(self.tensors.len() as u64).to_le_bytes());
+        header.extend_from_slice(&(self.meta.len() as u64).to_le_bytes());
+        for (key, value) in self.meta.iter() {
+            encode_str(key, &mut header);
+            header.extend_from_slice(&value.type_id().to_le_bytes());
+            encode(value, &mut header);
+        }
+        for t in &self.tensors {
+            encode_str(&t.name, &mut header);
+            header.extend_from_slice(&(t.dims.len() as u32).to_le_bytes());
+            t.dims.iter().for_each(|d| header.extend_from_slice(&d.to_le_bytes()));
+            header.extend_from_slice(&t.ty.id().to_le_bytes());
+            header.extend_from_slice(&t.offset.to_le_bytes());
+        }
+        header.resize(header.len().next_multiple_of(self.alignment as usize), 0);
+
+        let (file, temporary) = create_beside(&self.path)?;
+        let mut writer = TensorWriter {
+            target: self.path,
+            temporary,
+            overwrite: self.overwrite,
+            out: Some(BufWriter::with_capacity(1 << 20, file)),
+            tensors: self.tensors,
+            alignment: self.alignment,
+            begun: 0,
+            missing: 0,
+        };
+        writer.put(&header)?;
+        Ok(writer)
+    }
+}
+
+/// The second half of a [`GgufWriter`]: takes the tensors' bytes. Dropped unfinished, it removes what it wrote.
+#[derive(Debug)]
+pub struct TensorWriter {
+    target: PathBuf,
+    temporary: PathBuf,
+    overwrite: bool,
+    /// `None` once finished.
+    out: Option<BufWriter<File>>,
+    tensors: Vec<TensorInfo>,
+    alignment: u64,
+    /// Tensors begun so far.
+    begun: usize,
+    /// Bytes that the tensor begun last still lacks.
+    missing: u64,
+}
+
+impl TensorWriter {
+    /// Begins the next tensor, which must be `name`, after the last one got all its bytes.
+    pub fn begin(&mut self, name: &str) -> Result<()> {
+        self.end_tensor()?;
+        match self.tensors.get(self.begun) {
+            Some(t) if t.name == name => self.missing = t.bytes.expect("the writer declares known types only"),
+            Some(t) => return Err(Error::request("next tensor to write", &t.name, name)),
+            None => return Err(Error::request("next tensor to write", "none, all are written", name)),
+        }
+        self.begun += 1;
+        Ok(())
+    }
+
+    /// Appends bytes to the tensor that was begun; more than it has room for is an [`Error::Request`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.missing.checked_sub(bytes.len() as u64) {
+            Some(left) => self.missing = left,
+            None => {
+                let what = format!("data of tensor {}", self.current());
+                return Err(Error::request(what, format!("at most {} more bytes", self.missing), bytes.len()));
+            }
+        }
+        self.put(bytes)
+    }
+
+    /// [`TensorWriter::begin`] and all the bytes at once.
+    pub fn write_tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.begin(name)?;
+        self.write(bytes)
+    }
+
+    /// Flushes all to the device and gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where tensor bytes are missing, or where `overwrite` is false and the target has appeared
+    /// since; [`Error::Io`]. In each case the target is untouched.
+    pub fn finish(mut self) -> Result<()> {
+        self.end_tensor()?;
+        if let Some(t) = self.tensors.get(self.begun) {
+            return Err(Error::request("tensors written", format!("all, {} too", t.name), self.begun));
+        }
+        let out = self.out.take().expect("only finish takes it");
+        let done = out.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
+        let renamed = done
+            .map_err(|e| Error::io(&self.temporary, "write the last bytes", e))
+            .and_then(|()| refuse_existing(&self.target, self.overwrite))
+            .and_then(|()| {
+                std::fs::rename(&self.temporary, &self.target)
+                    .map_err(|e| Error::io(&self.target, "take this name for the finished file", e))
+            });
+        if renamed.is_err() {
+            // The error to report is the first one.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+        renamed
+    }
+
+    fn current(&self) -> &str {
+        self.begun.checked_sub(1).map_or("(none begun)", |i| &self.tensors[i].name)
+    }
+
+    /// Checks that the last tensor is complete and pads it.
+    fn end_tensor(&mut self) -> Result<()> {
+        if self.missing > 0 {
+            let what = format!("data of tensor {}", self.current());
+            return Err(Error::request(what, format!("{} more bytes", self.missing), "the end"));
+        }
+        let Some(i) = self.begun.checked_sub(1) else { return Ok(()) };
+        let end = self.tensors[i].end().expect("GgufWriter::tensor has checked the sum");
+        let padding = (end.next_multiple_of(self.alignment) - end) as usize;
+        self.put(&vec![0; padding])
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let out = self.out.as_mut().expect("there until finish");
+        out.write_all(bytes).map_err(|e| Error::io(&self.temporary, format!("write {} bytes", bytes.len()), e))
+    }
+}
+
+impl Drop for TensorWriter {
+    fn drop(&mut self) {
+        if self.out.take().is_some() {
+            // Nobody is left to tell.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+    if !overwrite && path.symlink_metadata().is_ok() {
+        return Err(Error::request(path.display().to_string(), "no such file yet, or leave to overwrite it", "a file"));
+    }
+    Ok(())
+}
+
+/// A new file in the target's folder, so that the final rename stays on one file system.
+fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let Some(name) = path.file_name() else {
+        return Err(Error::request("output path", "a file name", path.display()));
+    };
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}-{serial}.part", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+        Ok(file) => Ok((file, temporary)),
+        Err(e) => Err(Error::io(&temporary, "create", e)),
+    }
+}

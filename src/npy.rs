@@ -1,0 +1,272 @@
+//! NumPy's `.npy` files: what `hotset logits` writes, and what the golden tests read.
+//!
+//! Little-endian and C order only. Must not know: what the numbers mean.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Magic and version 1.0; a u16 header length follows.
+const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
+
+/// An element that can be written.
+pub trait Element: Copy {
+    /// NumPy's name for the type.
+    const DESCR: &'static str;
+    /// The little-endian bytes.
+    fn bytes(self) -> [u8; 4];
+}
+
+impl Element for f32 {
+    const DESCR: &'static str = "<f4";
+    fn bytes(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+}
+
+impl Element for i32 {
+    const DESCR: &'static str = "<i4";
+    fn bytes(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+}
+
+/// Writes an array item by item along its first axis, whose length is only known at the end.
+#[derive(Debug)]
+pub struct NpyWriter<T> {
+    path: PathBuf,
+    out: BufWriter<File>,
+    /// The shape of one item: the array's without its first axis.
+    item: Vec<usize>,
+    header_bytes: usize,
+    rows: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Element> NpyWriter<T> {
+    /// Creates or replaces `path`, for items of shape `item`: `&[n_vocab]` for logits, `&[]` for a flat array.
+    pub fn create(path: &Path, item: &[usize]) -> Result<NpyWriter<T>> {
+        let file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+        // Room for the longest count, so that the true one can be written over it.
+        let header = header(T::DESCR, usize::MAX, item, 0);
+        let mut out = BufWriter::new(file);
+        out.write_all(&header).map_err(|e| Error::io(path, "write the header", e))?;
+        let (path, item, header_bytes) = (path.to_owned(), item.to_vec(), header.len());
+        Ok(NpyWriter { path, out, item, header_bytes, rows: 0, element: std::marker::PhantomData })
+    }
+
+    /// Appends one item; its length must be the product of the item's shape.
+    pub fn write(&mut self, values: &[T]) -> Result<()> {
+        let n: usize = self.item.iter().product();
+        if values.len() != n {
+            return Err(Error::request(format!("item {} of {}", self.rows, self.path.display()), n, values.len()));
+        }
+        for v in values {
+            self.out.write_all(&v.bytes()).map_err(|e| Error::io(&self.path, "write", e))?;
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Writes the number of items into the header. Without this call the file is not readable.
+    pub fn finish(mut self) -> Result<()> {
+        let header = header(T::DESCR, self.rows, &self.item, self.header_bytes);
+        let written = self.out.seek(SeekFrom::Start(0)).and_then(|_| self.out.write_all(&header));
+        written.and_then(|()| self.out.flush()).map_err(|e| Error::io(&self.path, "write the header", e))
+    }
+}
+
+/// The header, padded to a multiple of 64 bytes and at least `min_bytes`.
+fn header(descr: &str, rows: usize, item: &[usize], min_bytes: usize) -> Vec<u8> {
+    let item: String = item.iter().map(|n| format!(" {n},")).collect();
+    let shape = if item.is_empty() { format!("{rows},") } else { format!("{rows},{}", item.trim_end_matches(',')) };
+    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+    let bytes = (MAGIC.len() + 2 + dict.len() + 1).next_multiple_of(64).max(min_bytes);
+    let mut header = MAGIC.to_vec();
+    let dict_bytes = u16::try_from(bytes - MAGIC.len() - 2).expect("a shape of a few numbers is short");
+    header.extend_from_slice(&dict_bytes.to_le_bytes());
+    header.extend_from_slice(dict.as_bytes());
+    header.resize(bytes - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+/// The elements of an array that was read, in C order.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the variants are the element types")]
+pub enum Data {
+    /// Also what `<f2` is widened to.
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    U8(Vec<u8>),
+    U16(Vec<u16>),
+}
+
+/// An array that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Npy {
+    /// Length of each axis, the slowest first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// The product of `shape` elements.
+    pub data: Data,
+    path: PathBuf,
+}
+
+impl Npy {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for what is no `.npy`, [`Error::Unsupported`] for other types, byte orders or Fortran order.
+    pub fn read(path: &Path) -> Result<Npy> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+        Npy::parse(path, &bytes)
+    }
+
+    /// Parses a file's bytes; `path` is what errors name.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Npy> {
+        let (dict, body) = split(path, bytes)?;
+        let field =
+            |name: &str| field(dict, name).ok_or_else(|| Error::format(path, "header", format!("'{name}'"), dict));
+        let fortran = field("fortran_order")?;
+        if !fortran.starts_with("False") {
+            return Err(Error::unsupported(path, "array order", "C", "Fortran"));
+        }
+        let shape = parse_shape(field("shape")?)
+            .ok_or_else(|| Error::format(path, "header", "a shape of numbers in parentheses", dict))?;
+        let descr = field("descr")?.trim_start_matches('\'').split('\'').next().unwrap_or_default();
+        let width = match descr {
+            "|u1" | "<u1" => 1,
+            "<u2" | "<f2" => 2,
+            "<f4" | "<i4" => 4,
+            "<i8" => 8,
+            _ => return Err(Error::unsupported(path, "element type", "<f2, <f4, <i4, <i8, |u1 or <u2", descr)),
+        };
+        let want = shape.iter().try_fold(width, |n: usize, &d| n.checked_mul(d));
+        if want != Some(body.len()) {
+            let expected = format!("the elements of shape {shape:?} in {width} bytes each");
+            return Err(Error::format(path, "array data", expected, format!("{} bytes", body.len())));
+        }
+        let data = match descr {
+            "<f4" => Data::F32(words(body).map(f32::from_le_bytes).collect()),
+            "<f2" => Data::F32(words(body).map(|w| half::f16::from_le_bytes(w).to_f32()).collect()),
+            "<i4" => Data::I32(words(body).map(i32::from_le_bytes).collect()),
+            "<i8" => Data::I64(words(body).map(i64::from_le_bytes).collect()),
+            "<u2" => Data::U16(words(body).map(u16::from_le_bytes).collect()),
+            _ => Data::U8(body.to_vec()),
+        };
+        Ok(Npy { shape, data, path: path.to_owned() })
+    }
+
+    /// The elements, where they are f32 (or were f16).
+    pub fn f32s(&self) -> Result<&[f32]> {
+        if let Data::F32(v) = &self.data { Ok(v) } else { Err(self.wrong("f32")) }
+    }
+
+    /// The elements, where they are i32.
+    pub fn i32s(&self) -> Result<&[i32]> {
+        if let Data::I32(v) = &self.data { Ok(v) } else { Err(self.wrong("i32")) }
+    }
+
+    /// The elements, where they are u8.
+    pub fn u8s(&self) -> Result<&[u8]> {
+        if let Data::U8(v) = &self.data { Ok(v) } else { Err(self.wrong("u8")) }
+    }
+
+    fn wrong(&self, expected: &str) -> Error {
+        let got = match self.data {
+            Data::F32(_) => "f32",
+            Data::I32(_) => "i32",
+            Data::I64(_) => "i64",
+            Data::U8(_) => "u8",
+            Data::U16(_) => "u16",
+        };
+        Error::format(&self.path, "element type", expected, got)
+    }
+}
+
+/// Header dictionary and array bytes.
+fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a str, &'a [u8])> {
+    let parts = || {
+        let rest = bytes.strip_prefix(b"\x93NUMPY")?;
+        // Version 1 has a u16 header length, 2 and 3 a u32.
+        let (n, rest) = match rest.split_at_checked(2)? {
+            ([1, _], rest) => (usize::from(u16::from_le_bytes(*rest.first_chunk()?)), &rest[2..]),
+            ([2 | 3, _], rest) => (usize::try_from(u32::from_le_bytes(*rest.first_chunk()?)).ok()?, &rest[4..]),
+            _ => return None,
+        };
+        let (dict, body) = rest.split_at_checked(n)?;
+        Some((std::str::from_utf8(dict).ok()?, body))
+    };
+    parts().ok_or_else(|| {
+        Error::format(path, "header", "a .npy header of version 1 to 3", format!("{} bytes", bytes.len()))
+    })
+}
+
+/// What follows `'name':` in the header dictionary.
+fn field<'a>(dict: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = dict.split_once(&format!("'{name}':"))?;
+    Some(rest.trim_start())
+}
+
+fn parse_shape(text: &str) -> Option<Vec<usize>> {
+    let (inner, _) = text.strip_prefix('(')?.split_once(')')?;
+    inner.split(',').map(str::trim).filter(|s| !s.is_empty()).map(|s| s.parse().ok()).collect()
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let mut w = NpyWriter::create(&path, &[3]).unwrap();
+        w.write(&[1.0f32, -0.5, f32::MAX]).unwrap();
+        w.write(&[0.0, 2.0, 3.0]).unwrap();
+        assert!(w.write(&[0.0; 2]).is_err(), "an item of another length");
+        w.finish().unwrap();
+        let a = Npy::read(&path).unwrap();
+        assert_eq!((a.shape.as_slice(), a.f32s().unwrap()), (&[2, 3][..], &[1.0, -0.5, f32::MAX, 0.0, 2.0, 3.0][..]));
+        assert!(a.i32s().unwrap_err().to_string().contains("a.npy"));
+
+        let mut w = NpyWriter::create(&path, &[]).unwrap();
+        for i in 0..5 {
+            w.write(&[i - 2]).unwrap();
+        }
+        w.finish().unwrap();
+        let a = Npy::read(&path).unwrap();
+        assert_eq!((a.shape.as_slice(), a.i32s().unwrap()), (&[5][..], &[-2, -1, 0, 1, 2][..]));
+    }
+
+    #[test]
+    fn broken_files_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let mut w = NpyWriter::create(&path, &[2, 2]).unwrap();
+        w.write(&[1i32, 2, 3, 4]).unwrap();
+        w.finish().unwrap();
+        let good = std::fs::read(&path).unwrap();
+        for n in 0..good.len() {
+            let e = Npy::parse(&path, &good[..n]).unwrap_err().to_string();
+            assert!(e.contains("a.npy"), "{e}");
+        }
+        let text = |from: &str, to: &str| {
+            let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            let mut bytes = good.clone();
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+            Npy::parse(&path, &bytes).unwrap_err().to_string()
+        };
+        assert!(text("<i4", ">i4").contains("element type"));
+        assert!(text("False", "True ").contains("Fortran"));
+        assert!(text("(1, 2, 2)", "(9, 2, 2)").contains("array data"));
+        assert!(text("(1, 2, 2)", "(-, 2, 2)").contains("shape"));
+    }
+}
