@@ -50,7 +50,7 @@ pub(super) struct Scratch {
 }
 
 impl Bpe {
-    pub fn new(path: &Path, source: &VocabSource, vocab: &Vocab, pre: PreTokenizer) -> Result<Self> {
+    pub fn new(path: &Path, source: &VocabSource<'_>, vocab: &Vocab, pre: PreTokenizer) -> Result<Self> {
         if source.merges.is_empty() || source.merges.len() > MAX_MERGES {
             let expected = format!("1 to {MAX_MERGES} merges");
             return Err(Error::format(path, "tokenizer.ggml.merges", expected, source.merges.len()));
@@ -64,7 +64,7 @@ impl Bpe {
         };
         let alphabet = ByteAlphabet::new();
         let (mut left, mut right) = (Vec::new(), Vec::new());
-        for text in &source.merges {
+        for text in source.merges.iter() {
             let merge = split_merge(text).and_then(|(a, b)| {
                 left.clear();
                 right.clear();

@@ -1,4 +1,4 @@
-//! Text to tokens and back, from the vocabulary that a GGUF file carries. Knows no model and no file.
+//! Text to tokens and back, from the vocabulary that a GGUF file carries. Knows no model.
 //!
 //! `gpt2` is byte-level BPE behind one of llama.cpp's pre-tokenizers, `llama` is SentencePiece BPE with byte
 //! fallback, `gemma4` is BPE over characters. The reference is llama.cpp: `docs/tokenizer-conformance.md` says how
@@ -23,6 +23,7 @@ use std::path::Path;
 pub use source::VocabSource;
 pub use stream::StreamDecoder;
 
+use crate::gguf::Gguf;
 use crate::{Error, Result};
 use bpe::Bpe;
 use pretokenizer::PreTokenizer;
@@ -101,7 +102,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Unsupported`] for an algorithm or pre-tokenizer that hotset does not have; [`Error::Format`] for
     /// arrays that do not fit each other, tokens that occur twice, merges of unknown tokens, ids out of range.
-    pub fn new(path: &Path, mut source: VocabSource) -> Result<Self> {
+    pub fn new(path: &Path, mut source: VocabSource<'_>) -> Result<Self> {
         let spm = match source.model.as_str() {
             "gpt2" | "gemma4" => false,
             "llama" => true,
@@ -130,7 +131,7 @@ impl Tokenizer {
         let default_add_bos = pre.as_ref().map_or(spm, |pre| pre.add_bos);
         let algorithm = match pre {
             Some(pre) => Algorithm::Bpe(Bpe::new(path, &source, &vocab, pre)?),
-            None => Algorithm::Spm(Spm::new(path, &mut source, &vocab)?),
+            None => Algorithm::Spm(Spm::new(path, &source, &vocab)?),
         };
         let name = source.name.as_deref().unwrap_or_default().to_lowercase();
         Ok(Self {
@@ -146,6 +147,14 @@ impl Tokenizer {
             vocab,
             algorithm,
         })
+    }
+
+    /// The tokenizer of a model file.
+    ///
+    /// # Errors
+    /// As [`VocabSource::from_metadata`] and [`Tokenizer::new`].
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Self::new(gguf.path(), VocabSource::from_metadata(gguf.meta())?)
     }
 
     /// The tokens of `text`.
@@ -291,7 +300,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 /// Every id that the file names must be a token.
-fn check_ids(path: &Path, source: &VocabSource) -> Result<()> {
+fn check_ids(path: &Path, source: &VocabSource<'_>) -> Result<()> {
     let ids = [
         ("bos", source.bos),
         ("eos", source.eos),
@@ -310,7 +319,7 @@ fn check_ids(path: &Path, source: &VocabSource) -> Result<()> {
 }
 
 /// The tokens that end generation, sorted.
-fn end_tokens(source: &VocabSource, vocab: &Vocab) -> Vec<u32> {
+fn end_tokens(source: &VocabSource<'_>, vocab: &Vocab) -> Vec<u32> {
     let by_text = |text: &&str| vocab.find_special(text).or_else(|| vocab.find(text.as_bytes()));
     let mut ends: Vec<u32> = END_TEXTS.iter().filter_map(by_text).collect();
     let has = |text: &str| by_text(&text).is_some();

@@ -36,14 +36,11 @@ struct Pair {
 const NIL: usize = usize::MAX;
 
 impl Spm {
-    pub fn new(path: &Path, source: &mut VocabSource, vocab: &Vocab) -> Result<Self> {
-        let mut scores = std::mem::take(&mut source.scores);
-        if scores.len() < vocab.len() {
-            return Err(Error::format(path, "tokenizer.ggml.scores", vocab.len(), scores.len()));
-        }
-        scores.truncate(vocab.len());
-        scores.shrink_to_fit();
-        Ok(Self { scores, byte_ids: vocab.byte_tokens(source.unk.unwrap_or(NONE)) })
+    pub fn new(path: &Path, source: &VocabSource<'_>, vocab: &Vocab) -> Result<Self> {
+        let Some(scores) = source.scores.get(..vocab.len()) else {
+            return Err(Error::format(path, "tokenizer.ggml.scores", vocab.len(), source.scores.len()));
+        };
+        Ok(Self { scores: scores.to_vec(), byte_ids: vocab.byte_tokens(source.unk.unwrap_or(NONE)) })
     }
 
     /// Heap bytes.

@@ -64,7 +64,7 @@ struct Specials {
 }
 
 impl Vocab {
-    pub fn new(path: &Path, source: &VocabSource, byte_level: bool) -> Result<Self> {
+    pub fn new(path: &Path, source: &VocabSource<'_>, byte_level: bool) -> Result<Self> {
         let (tokens, types) = (&source.tokens, &source.types);
         if tokens.is_empty() || tokens.len() > MAX_TOKENS {
             let expected = format!("1 to {MAX_TOKENS} tokens");
