@@ -1,0 +1,153 @@
+//! The models against llama.cpp's logits (`tests/data/ref/README.md`), and against themselves over everything that must
+//! not change a bit: budgets, policies, prefetchers, read paths, threads, batches.
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::ref_models::{golden, ref_model};
+use hotset::{
+    backend::{Backend, Reference, cpu::Cpu},
+    expert::Scope,
+    gguf::Gguf,
+    io::IoKind,
+    prefetch::PrefetchKind,
+    quant::GgmlType,
+    session::{Options, Session},
+    trace::{LayerEvent, TraceSink},
+};
+
+/// Routed experts of every event: (layer, experts in routing order over the batch's tokens).
+#[derive(Clone, Default)]
+struct Routing(Arc<Mutex<Vec<(u16, Vec<i32>)>>>);
+
+impl TraceSink for Routing {
+    fn record(&mut self, event: LayerEvent<'_>) {
+        let ids = event.routed.iter().map(|r| i32::from(r.id.expert)).collect();
+        self.0.lock().unwrap().push((event.layer, ids));
+    }
+}
+
+/// The four architectures.
+const MODELS: [&str; 4] = ["qwen3moe", "llama-mixtral", "olmoe", "qwen2moe"];
+/// Prompt tokens in the reference runs; the rest is decoded one by one.
+const PROMPT: usize = 32;
+
+struct Run {
+    /// (tokens, vocabulary)
+    logits: Vec<f32>,
+    /// (moe layers, tokens, used), flattened
+    experts: Vec<i32>,
+    hits: u64,
+    misses: u64,
+}
+
+fn run(name: &str, options: Options, backend: impl Backend) -> Run {
+    let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
+    let routing = Routing::default();
+    let options = Options { kv: GgmlType::F32, all_logits: true, ..options };
+    let gguf = Gguf::open(&ref_model(name)).unwrap();
+    let mut session = Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
+    let mut logits = Vec::new();
+    let n_batch = session.plan().n_batch;
+    for batch in tokens[..PROMPT].chunks(n_batch) {
+        logits.extend_from_slice(session.feed_all(batch).unwrap());
+    }
+    for &token in &tokens[PROMPT..] {
+        logits.extend_from_slice(session.decode(token).unwrap());
+    }
+    let events = routing.0.lock().unwrap();
+    let layers = session.config().moe_layers.len();
+    let of_layer = |l| events.iter().filter(move |(layer, _)| usize::from(*layer) == l).flat_map(|(_, ids)| ids);
+    let experts = (0..layers).flat_map(of_layer).copied().collect();
+    let total = session.stats().total();
+    Run { logits, experts, hits: total.hit, misses: total.miss }
+}
+
+fn cpu(threads: usize) -> Cpu {
+    Cpu::new(threads).unwrap()
+}
+
+/// Greedy choice: the first largest.
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+/// F32 weights and F32 KV cache: llama.cpp's own batch and single-token paths differ by up to 4e-5 (summation order);
+/// 1e-4 is what its authors' reference notes allow.
+fn matches_llama_cpp(name: &str, run: &Run) {
+    let (expected, experts) = (golden(name, "logits"), golden(name, "experts"));
+    let expected = expected.f32s().unwrap();
+    assert_eq!(run.logits.len(), expected.len());
+    let worst = run.logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    println!("{name}: max |difference of logits| {worst:.2e}");
+    assert!(worst <= 1e-4, "{name}: {worst}");
+    assert_eq!(run.experts, experts.i32s().unwrap(), "{name}: experts in order");
+    let n_vocab = expected.len() / golden(name, "tokens").i32s().unwrap().len();
+    for (ours, theirs) in run.logits.chunks(n_vocab).zip(expected.chunks(n_vocab)) {
+        assert_eq!(argmax(ours), argmax(theirs), "{name}: greedy tokens");
+    }
+}
+
+#[test]
+fn four_architectures_match_llama_cpp() {
+    for name in MODELS {
+        matches_llama_cpp(name, &run(name, Options::default(), cpu(2)));
+    }
+}
+
+#[test]
+fn the_reference_backend_matches_llama_cpp() {
+    for name in MODELS {
+        matches_llama_cpp(name, &run(name, Options::default(), Reference));
+    }
+}
+
+/// The smallest budget that works, as the error for a budget of nothing names it.
+fn smallest(name: &str, options: Options) -> u64 {
+    let options = Options { kv: GgmlType::F32, all_logits: true, memory_bytes: Some(0), ..options };
+    let gguf = Gguf::open(&ref_model(name)).unwrap();
+    let error = Session::open(gguf, &options, &mut |_, _| {}).err().expect("nothing is too little").to_string();
+    let digits = error.split("at least ").nth(1).expect("names the smallest").split(' ').next().unwrap();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn offloading_never_changes_a_bit() {
+    for name in MODELS {
+        let base = Options { n_ctx: Some(64), ..Options::default() };
+        let all = run(name, base, cpu(2));
+        let same = |what: &str, options: Options, threads: usize| {
+            let run = run(name, options, cpu(threads));
+            let equal = run.logits.iter().zip(&all.logits).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(equal, "{name}: {what} changed the logits");
+            run
+        };
+        let least = smallest(name, base);
+        let full = {
+            let gguf = Gguf::open(&ref_model(name)).unwrap();
+            let session = Session::open(gguf, &Options { kv: GgmlType::F32, all_logits: true, ..base }, &mut |_, _| {});
+            session.unwrap().plan().full_bytes
+        };
+        for io in IoKind::ALL {
+            for &prefetch in PrefetchKind::ALL {
+                for scope in [Scope::Layer, Scope::Global] {
+                    let mode = Options { io: *io, prefetch, scope, ..base };
+                    let least = smallest(name, mode).max(least);
+                    for percent in [0, 25, 50] {
+                        let budget = least + (full - least) * percent / 100;
+                        let options = Options { memory_bytes: Some(budget), ..mode };
+                        let what = format!("{} {} {} {percent}%", io.name(), prefetch.name(), scope.name());
+                        let run = same(&what, options, 2);
+                        assert!(run.misses > all.misses, "{name}: {what}: a smaller cache misses more");
+                    }
+                }
+            }
+        }
+        assert!(all.hits > 0, "{name}: an expert is used again");
+        same("one thread", base, 1);
+        same("three threads", base, 3);
+        same("batches of 5", Options { n_batch: 5, ..base }, 2);
+        same("batches of 1", Options { n_batch: 1, ..base }, 2);
+    }
+}
