@@ -6,6 +6,7 @@ pub mod gguf;
 pub mod id;
 pub mod npy;
 pub mod quant;
+pub mod sampler;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
