@@ -1,0 +1,302 @@
+//! Chooses the next token from the logits. Knows no tokenizer and no model.
+//!
+//! The steps and their order are llama.cpp's defaults: repeat penalty, top-k, top-p, min-p, temperature, then one draw
+//! by a generator of our own, so that a seed and the same logits give the same tokens in every release. After
+//! [`Sampler::new`] nothing is allocated.
+
+use crate::{Error, Result};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerConfig {
+    /// Above 1 flattens the distribution, below 1 sharpens it; 0 always takes the most likely token.
+    pub temperature: f32,
+    /// Only the `top_k` most likely tokens stay; 0: all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach this probability stay; 1: all.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the most likely one stay; 0: all.
+    pub min_p: f32,
+    /// Divides the logits of recent tokens where positive, multiplies where negative; 1: no penalty.
+    pub repeat_penalty: f32,
+    /// How many accepted tokens count as recent; 0: none.
+    pub repeat_last_n: usize,
+    /// Same seed, same logits: same tokens.
+    pub seed: u64,
+}
+
+/// Longest memory of recent tokens: a limit on what a request can make us allocate.
+const MAX_REPEAT_LAST_N: usize = 1 << 20;
+
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+    }
+}
+
+impl SamplerConfig {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with the option, its range and the value.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, what: &str, expected: &str, got: f32| {
+            if ok { Ok(()) } else { Err(Error::request(what, expected, got)) }
+        };
+        check((0.0..=100.0).contains(&self.temperature), "temperature", "0 to 100", self.temperature)?;
+        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "above 0, up to 1", self.top_p)?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", "0 to 1", self.min_p)?;
+        let penalty = self.repeat_penalty;
+        check(penalty > 0.0 && penalty <= 100.0, "repeat_penalty", "above 0, up to 100", penalty)?;
+        if self.repeat_last_n > MAX_REPEAT_LAST_N {
+            let expected = format!("0 to {MAX_REPEAT_LAST_N}");
+            return Err(Error::request("repeat_last_n", expected, self.repeat_last_n));
+        }
+        Ok(())
+    }
+}
+
+/// One token that may still be drawn.
+#[derive(Clone, Copy)]
+struct Candidate {
+    logit: f32,
+    id: u32,
+}
+
+/// A sampler and its memory of recent tokens.
+pub struct Sampler {
+    config: SamplerConfig,
+    rng: Xoshiro256,
+    n_vocab: usize,
+    /// The last accepted tokens; `next` is the oldest once it is full.
+    recent: Vec<u32>, // at most repeat_last_n
+    next: usize,
+    counts: Vec<u32>,           // n_vocab, or empty without a penalty: occurrences in `recent`
+    candidates: Vec<Candidate>, // at most n_vocab
+    weights: Vec<f32>,          // one for each candidate
+}
+
+impl Sampler {
+    /// A sampler over logits of `n_vocab` tokens.
+    ///
+    /// # Errors
+    /// As [`SamplerConfig::validate`], and [`Error::Request`] for an empty vocabulary or one that ids cannot number.
+    pub fn new(config: SamplerConfig, n_vocab: usize) -> Result<Self> {
+        config.validate()?;
+        if n_vocab == 0 || n_vocab >= u32::MAX as usize {
+            return Err(Error::request("n_vocab", format!("1 to {}", u32::MAX - 1), n_vocab));
+        }
+        let penalises = config.repeat_penalty != 1.0 && config.repeat_last_n > 0;
+        let draws = config.temperature > 0.0;
+        Ok(Self {
+            rng: Xoshiro256::new(config.seed),
+            n_vocab,
+            recent: Vec::with_capacity(if penalises { config.repeat_last_n } else { 0 }),
+            next: 0,
+            counts: vec![0; if penalises { n_vocab } else { 0 }],
+            candidates: Vec::with_capacity(if draws { n_vocab } else { 0 }),
+            weights: Vec::with_capacity(if draws { n_vocab } else { 0 }),
+            config,
+        })
+    }
+
+    /// The options.
+    pub fn config(&self) -> &SamplerConfig {
+        &self.config
+    }
+
+    /// Counts `token` (of the prompt, or just sampled) as recent. Ids outside the vocabulary are ignored.
+    pub fn accept(&mut self, token: u32) {
+        if self.counts.is_empty() || token as usize >= self.n_vocab {
+            return;
+        }
+        self.counts[token as usize] += 1;
+        if self.recent.len() < self.config.repeat_last_n {
+            self.recent.push(token);
+            return;
+        }
+        let oldest = std::mem::replace(&mut self.recent[self.next], token);
+        self.counts[oldest as usize] -= 1;
+        self.next = (self.next + 1) % self.recent.len();
+    }
+
+    /// Forgets recent tokens and starts the seed's sequence again.
+    pub fn reset(&mut self) {
+        self.recent.clear();
+        self.next = 0;
+        self.counts.fill(0);
+        self.rng = Xoshiro256::new(self.config.seed);
+    }
+
+    /// The next token. The caller [`accept`](Self::accept)s it if it is used.
+    ///
+    /// NaN counts as -∞. Where nothing is above -∞, the lowest id is the answer.
+    ///
+    /// # Panics
+    /// If there are not `n_vocab` logits: the model and the sampler would disagree about the vocabulary.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        assert_eq!(logits.len(), self.n_vocab, "a sampler is built for its model's vocabulary");
+        if self.config.temperature == 0.0 || self.config.top_k == 1 {
+            return self.most_likely(logits);
+        }
+        self.gather(logits);
+        self.keep_top_k();
+        // The most likely token is first from here on, and `weights` are relative to it.
+        self.weigh(1.0);
+        self.keep_top_p();
+        self.keep_min_p();
+        self.weigh(self.config.temperature);
+        self.draw()
+    }
+
+    /// The largest penalised logit; the lowest id among equals.
+    fn most_likely(&self, logits: &[f32]) -> u32 {
+        let mut best = Candidate { logit: f32::NEG_INFINITY, id: 0 };
+        for (id, &logit) in logits.iter().enumerate() {
+            let logit = self.penalised(id, logit);
+            if logit > best.logit {
+                best = Candidate { logit, id: id as u32 };
+            }
+        }
+        best.id
+    }
+
+    /// All tokens, penalised, in the order of ids.
+    fn gather(&mut self, logits: &[f32]) {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        candidates.extend(
+            logits.iter().enumerate().map(|(id, &logit)| Candidate { logit: self.penalised(id, logit), id: id as u32 }),
+        );
+        self.candidates = candidates;
+    }
+
+    /// The logit after the repeat penalty; never NaN.
+    fn penalised(&self, id: usize, logit: f32) -> f32 {
+        if logit.is_nan() {
+            return f32::NEG_INFINITY;
+        }
+        match self.counts.get(id) {
+            None | Some(0) => logit,
+            Some(_) if logit > 0.0 => logit / self.config.repeat_penalty,
+            Some(_) => logit * self.config.repeat_penalty,
+        }
+    }
+
+    /// Leaves the `top_k` best candidates, best first; all of them, best first, only where top-p needs the order.
+    fn keep_top_k(&mut self) {
+        let k = self.config.top_k;
+        if k > 0 && k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(k - 1, by_rank);
+            self.candidates.truncate(k);
+        }
+        if self.candidates.len() <= k || self.config.top_p < 1.0 {
+            self.candidates.sort_unstable_by(by_rank);
+        } else if let Some(best) = (0..self.candidates.len()).min_by(|&a, &b| {
+            by_rank(&self.candidates[a], &self.candidates[b]) // a total order: the same token on every machine
+        }) {
+            self.candidates.swap(0, best);
+        }
+    }
+
+    /// Each candidate's probability over that of the first, at this temperature.
+    fn weigh(&mut self, temperature: f32) {
+        let best = self.candidates[0].logit;
+        self.weights.clear();
+        if best.is_infinite() {
+            // +∞ leaves only its equals; -∞ everywhere leaves only the first.
+            let shared = best > 0.0;
+            let weigh = |(i, c): (usize, &Candidate)| f32::from(u8::from(i == 0 || shared && c.logit == best));
+            self.weights.extend(self.candidates.iter().enumerate().map(weigh));
+        } else {
+            self.weights.extend(self.candidates.iter().map(|c| ((c.logit - best) / temperature).exp()));
+        }
+    }
+
+    /// Leaves the shortest run of the best whose probabilities reach `top_p`. Needs them best first.
+    fn keep_top_p(&mut self) {
+        if self.config.top_p >= 1.0 {
+            return;
+        }
+        let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
+        let enough = f64::from(self.config.top_p) * total;
+        let mut reached = 0.0;
+        let kept = self.weights.iter().position(|&weight| {
+            reached += f64::from(weight);
+            reached >= enough
+        });
+        self.candidates.truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+        self.weights.truncate(self.candidates.len());
+    }
+
+    /// Leaves the candidates whose probability is at least `min_p` times that of the first.
+    fn keep_min_p(&mut self) {
+        if self.config.min_p <= 0.0 {
+            return;
+        }
+        let mut kept = 0;
+        for i in 0..self.candidates.len() {
+            if self.weights[i] >= self.config.min_p {
+                self.candidates[kept] = self.candidates[i];
+                kept += 1;
+            }
+        }
+        self.candidates.truncate(kept);
+    }
+
+    /// One candidate, by weight.
+    fn draw(&mut self) -> u32 {
+        let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
+        let mut left = self.rng.unit() * total;
+        for (candidate, &weight) in self.candidates.iter().zip(&self.weights) {
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        self.candidates[0].id // rounding left a crumb
+    }
+}
+
+/// Best logit first, then lowest id. Logits are never NaN here.
+fn by_rank(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.logit.partial_cmp(&a.logit).expect("NaN became -∞").then(a.id.cmp(&b.id))
+}
+
+/// xoshiro256++ by Blackman and Vigna (2019), seeded by splitmix64 as they recommend.
+struct Xoshiro256([u64; 4]);
+
+impl Xoshiro256 {
+    fn new(seed: u64) -> Self {
+        let mut state = seed;
+        Self(std::array::from_fn(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }))
+    }
+
+    fn next(&mut self) -> u64 {
+        let s = &mut self.0;
+        let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
+        let t = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= t;
+        s[3] = s[3].rotate_left(45);
+        result
+    }
+
+    /// Uniform in [0, 1), with all 53 bits.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
