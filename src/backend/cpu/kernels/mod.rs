@@ -5,6 +5,9 @@
 //!
 //! Must not know: threads, models, files.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod driver;
 mod ops;
 mod scalar;
 
@@ -27,16 +30,32 @@ pub type MatMul = unsafe fn(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]);
 pub enum Isa {
     /// Plain code: the slow truth.
     Scalar,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// The same with AVX-VNNI's dot product.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
 }
 
 impl Isa {
     /// All, best last.
-    pub const ALL: &[Isa] = &[Isa::Scalar];
+    pub const ALL: &[Isa] = &[
+        Isa::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni,
+    ];
 
     /// The name in `HOTSET_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => "avxvnni",
         }
     }
 
@@ -44,6 +63,12 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
         }
     }
 }
@@ -92,6 +117,10 @@ impl Kernels {
         }
         Ok(match isa {
             Isa::Scalar => scalar::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx2::AVX_VNNI,
         })
     }
 

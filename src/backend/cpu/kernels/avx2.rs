@@ -1,0 +1,626 @@
+//! AVX2 with FMA and F16C, and the same with AVX-VNNI's dot product.
+//!
+//! Must not know: loops over rows and tokens.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::driver::{Form, Simd, Unpack, matmul_table};
+use super::ops::{Lanes, ops_table};
+use super::{Isa, Kernels};
+use crate::quant::GgmlType;
+use crate::quant::act::{ActChunk, LANE_GROUP, TINY};
+use crate::quant::block::{
+    CHUNK, GROUP, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, MXFP4_VALUES, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K,
+    Q6_K, Q8_0,
+};
+
+/// The table of AVX2.
+pub(super) const AVX2: Kernels =
+    Kernels { isa: Isa::Avx2, matmul: matmul_table!(Avx2, #[target_feature(enable = "avx2,fma,f16c")]), ops: OPS };
+
+/// The table of AVX2 with AVX-VNNI.
+pub(super) const AVX_VNNI: Kernels = Kernels {
+    isa: Isa::AvxVnni,
+    matmul: matmul_table!(AvxVnni, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]),
+    ops: OPS,
+};
+
+ops_table!(L256, quantize_row, #[target_feature(enable = "avx2,fma,f16c")]);
+
+/// Products by `vpmaddubsw`, whose 16-bit sums saturate: sums are widened as the type's bits demand.
+struct Avx2;
+/// Products by `vpdpbusd`.
+struct AvxVnni;
+
+/// Sixteen floats in two registers.
+#[derive(Clone, Copy)]
+pub(super) struct L256(__m256, __m256);
+
+/// 256 weights: the first four registers are lanes 0..8, the last four lanes 8..16.
+type W256 = [__m256i; 8];
+
+impl Simd for Avx2 {
+    type L = L256;
+    type W = W256;
+    const TOKENS: usize = 4;
+    const SIGNED_OFFSET: u8 = 0;
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn from_signed(w: W256) -> W256 {
+        w
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn dot<B: Unpack<W256, L256>>(w: &W256, x: &ActChunk) -> L256 {
+        let sum = |h: usize| {
+            let product = |k: usize| match B::FORM {
+                Form::Signed => {
+                    let (w, x) = (w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                }
+                _ => _mm256_maddubs_epi16(w[4 * h + k], load32(&x.q, 64 * k + 32 * h)),
+            };
+            let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
+            // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
+            let (a, b, c, d) = (product(0), product(1), product(2), product(3));
+            let sum = if B::BITS <= 5 {
+                widen(_mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d)))
+            } else if B::BITS <= 6 {
+                _mm256_add_epi32(widen(_mm256_add_epi16(a, b)), widen(_mm256_add_epi16(c, d)))
+            } else {
+                _mm256_add_epi32(_mm256_add_epi32(widen(a), widen(b)), _mm256_add_epi32(widen(c), widen(d)))
+            };
+            _mm256_cvtepi32_ps(sum)
+        };
+        L256(sum(0), sum(1))
+    }
+}
+
+impl Simd for AvxVnni {
+    type L = L256;
+    type W = W256;
+    const TOKENS: usize = 4;
+    const SIGNED_OFFSET: u8 = 128;
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    #[inline]
+    unsafe fn from_signed(w: W256) -> W256 {
+        w.map(|w| _mm256_xor_si256(w, _mm256_set1_epi8(-128)))
+    }
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    #[inline]
+    unsafe fn dot<B: Unpack<W256, L256>>(w: &W256, x: &ActChunk) -> L256 {
+        let sum = |h: usize| {
+            let mut sum = _mm256_setzero_si256();
+            for k in 0..4 {
+                sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
+            }
+            _mm256_cvtepi32_ps(sum)
+        };
+        L256(sum(0), sum(1))
+    }
+}
+
+/// 32 bytes from `at` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load32<T, const N: usize>(bytes: &[T; N], at: usize) -> __m256i {
+    const { assert!(size_of::<T>() == 1, "offsets are bytes") }
+    assert!(at + 32 <= N);
+    // SAFETY: the 32 bytes are inside the array, by the line above.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) }
+}
+
+/// 16 bytes from `at` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load16<T, const N: usize>(bytes: &[T; N], at: usize) -> __m128i {
+    const { assert!(size_of::<T>() == 1, "offsets are bytes") }
+    assert!(at + 16 <= N);
+    // SAFETY: the 16 bytes are inside the array, by the line above.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().add(at).cast()) }
+}
+
+/// The chunk's bytes at their true length.
+#[inline]
+pub(super) fn sized<const N: usize>(bytes: &[u8]) -> &[u8; N] {
+    bytes.try_into().expect("the driver gives whole chunks")
+}
+
+#[inline]
+pub(super) fn u16_at(b: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([b[at], b[at + 1]])
+}
+
+#[inline]
+pub(super) fn u32_at(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
+}
+
+/// The half at `at` in all lanes.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn half(b: &[u8], at: usize) -> __m256 {
+    _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(b, at)))))
+}
+
+/// The halves at `at`, `at + stride`, … of eight blocks.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn halves(b: &[u8], at: usize, stride: usize) -> __m256 {
+    let h = |i| u16_at(b, at + i * stride) as i16;
+    _mm256_cvtph_ps(_mm_setr_epi16(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7)))
+}
+
+/// Lanes from the scales of eight runs of 32 elements.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn per32(s: __m256) -> L256 {
+    L256(_mm256_permute2f128_ps::<0x00>(s, s), _mm256_permute2f128_ps::<0x11>(s, s))
+}
+
+/// Lanes from sixteen signed bytes, one for each group.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn per16(s: __m128i, d: __m256) -> L256 {
+    let s = _mm_shuffle_epi8(s, load16(&LANE_BYTES, 0));
+    let float = |s| _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(s)));
+    L256(float(s), float(_mm_unpackhi_epi64(s, s)))
+}
+
+/// [`LANE_GROUP`] as a byte shuffle.
+pub(super) const LANE_BYTES: [u8; 16] = {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = LANE_GROUP[i] as u8;
+        i += 1;
+    }
+    bytes
+};
+
+/// Q4_K's and Q5_K's scales and minimums, see [`crate::quant::block::scales_k4`], as 8 bytes each.
+#[inline]
+pub(super) fn scales_k4(b: &[u8], at: usize) -> (u64, u64) {
+    let (low, mid, high) = (u32_at(b, at), u32_at(b, at + 4), u32_at(b, at + 8));
+    let sc = high & 0x0f0f_0f0f | (low >> 6 & 0x0303_0303) << 4;
+    let mn = high >> 4 & 0x0f0f_0f0f | (mid >> 6 & 0x0303_0303) << 4;
+    let join = |low: u32, high: u32| u64::from(low & 0x3f3f_3f3f) | u64::from(high) << 32;
+    (join(low, sc), join(mid, mn))
+}
+
+/// Q3_K's scales, see [`crate::quant::block::scales_k3`], less 32.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn scales_k3(b: &[u8], at: usize) -> __m128i {
+    let (a0, a1, a2) = (u32_at(b, at), u32_at(b, at + 4), u32_at(b, at + 8));
+    let join = |low: u32, high: u32| (low & 0x0f0f_0f0f | (high & 0x0303_0303) << 4) as i32;
+    let s = _mm_setr_epi32(join(a0, a2), join(a1, a2 >> 2), join(a0 >> 4, a2 >> 4), join(a1 >> 4, a2 >> 6));
+    _mm_sub_epi8(s, _mm_set1_epi8(32))
+}
+
+/// IQ4_XS's scales, see [`crate::quant::block::scales_iq4_xs`], less 32.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn scales_iq4_xs(b: &[u8; IQ4_XS::BYTES]) -> __m256 {
+    let low = _mm256_set1_epi32(u32_at(b, 4) as i32);
+    let low = _mm256_srlv_epi32(low, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    let high = _mm256_set1_epi32(i32::from(u16_at(b, 2)));
+    let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+    let s = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)), high);
+    _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_set1_epi32(32)))
+}
+
+/// MXFP4's scales of eight blocks, see [`crate::quant::block::e8m0_half`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn scales_mxfp4(b: &[u8; MXFP4::BYTES]) -> __m256 {
+    let e = |i: usize| i32::from(b[17 * i]);
+    let e = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+    let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+    let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+    let is_denormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+    _mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, is_denormal))
+}
+
+/// Eight registers of 32 weights as they lie in the file, to the order of [`ActChunk`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose(y: [__m256i; 8]) -> W256 {
+    let mut w = y;
+    for h in 0..2 {
+        let [a, b, c, d] = [y[4 * h], y[4 * h + 1], y[4 * h + 2], y[4 * h + 3]];
+        let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+        w[4 * h] = _mm256_unpacklo_epi64(ab, cd);
+        w[4 * h + 1] = _mm256_unpackhi_epi64(ab, cd);
+        let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+        w[4 * h + 2] = _mm256_unpacklo_epi64(ab, cd);
+        w[4 * h + 3] = _mm256_unpackhi_epi64(ab, cd);
+    }
+    w
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low4(x: __m256i) -> __m256i {
+    _mm256_and_si256(x, _mm256_set1_epi8(15))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high4(x: __m256i) -> __m256i {
+    low4(_mm256_srli_epi16::<4>(x))
+}
+
+/// 16 bytes to 32 elements: low nibbles, then high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(x: __m128i) -> __m256i {
+    low4(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x))
+}
+
+/// Bit 4 of each of 32 elements from the bits of `qh`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fifth_bits(qh: u32) -> __m256i {
+    let byte = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(qh as i32), byte);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+    _mm256_and_si256(is_set, _mm256_set1_epi8(16))
+}
+
+/// Looks indices up among sixteen bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up(values: [i8; 16], index: __m256i) -> __m256i {
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(&values, 0)), index)
+}
+
+/// MXFP4's values made unsigned.
+pub(super) const MXFP4_UNSIGNED: [i8; 16] = {
+    let mut values = MXFP4_VALUES;
+    let mut i = 0;
+    while i < 16 {
+        values[i] += 12;
+        i += 1;
+    }
+    values
+};
+
+const NO_MIN: f32 = 0.0;
+
+/// Declares how AVX2 reads a type; the body has the chunk's bytes as an array.
+macro_rules! unpack {
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
+        impl Unpack<W256, L256> for $ty {
+            const TYPE: GgmlType = GgmlType::$ty;
+            const FORM: Form = $form;
+            const BITS: u32 = $bits;
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[inline]
+            unsafe fn unpack(bytes: &[u8]) -> (W256, L256, L256) {
+                let $b = sized::<{ $ty::BYTES }>(bytes);
+                let (y, scale, min): ([__m256i; 8], L256, L256) = $body;
+                (transpose(y), scale, min)
+            }
+        }
+        impl $ty {
+            /// Bytes of 256 weights.
+            pub(super) const BYTES: usize = <$ty as Unpack<W256, L256>>::BYTES;
+        }
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn no_min() -> L256 {
+    L256(_mm256_set1_ps(NO_MIN), _mm256_set1_ps(NO_MIN))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn negated(x: __m256) -> __m256 {
+    _mm256_xor_ps(x, _mm256_set1_ps(-0.0))
+}
+
+unpack!(Q4_0, Form::Offset(8), 4, |b| {
+    let y = std::array::from_fn(|m| nibbles(load16(b, 18 * m + 2)));
+    (y, per32(halves(b, 0, 18)), no_min())
+});
+
+unpack!(Q4_1, Form::Min, 4, |b| {
+    let y = std::array::from_fn(|m| nibbles(load16(b, 20 * m + 4)));
+    (y, per32(halves(b, 0, 20)), per32(negated(halves(b, 2, 20))))
+});
+
+unpack!(Q5_0, Form::Offset(16), 5, |b| {
+    let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 22 * m + 6)), fifth_bits(u32_at(b, 22 * m + 2))));
+    (y, per32(halves(b, 0, 22)), no_min())
+});
+
+unpack!(Q5_1, Form::Min, 5, |b| {
+    let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 24 * m + 8)), fifth_bits(u32_at(b, 24 * m + 4))));
+    (y, per32(halves(b, 0, 24)), per32(negated(halves(b, 2, 24))))
+});
+
+unpack!(Q8_0, Form::Signed, 8, |b| {
+    let y = std::array::from_fn(|m| load32(b, 34 * m + 2));
+    (y, per32(halves(b, 0, 34)), no_min())
+});
+
+unpack!(IQ4_NL, Form::Signed, 8, |b| {
+    let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 18 * m + 2))));
+    (y, per32(halves(b, 0, 18)), no_min())
+});
+
+unpack!(IQ4_XS, Form::Signed, 8, |b| {
+    let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 16 * m + 8))));
+    (y, per32(_mm256_mul_ps(half(b, 0), scales_iq4_xs(b))), no_min())
+});
+
+unpack!(MXFP4, Form::Offset(12), 5, |b| {
+    let y = std::array::from_fn(|m| look_up(MXFP4_UNSIGNED, nibbles(load16(b, 17 * m + 1))));
+    (y, per32(scales_mxfp4(b)), no_min())
+});
+
+/// Four registers from one: two bits each, from the lowest up.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs(x: __m256i) -> [__m256i; 4] {
+    let two = |x| _mm256_and_si256(x, _mm256_set1_epi8(3));
+    [two(x), two(_mm256_srli_epi16::<2>(x)), two(_mm256_srli_epi16::<4>(x)), two(_mm256_srli_epi16::<6>(x))]
+}
+
+unpack!(Q2_K, Form::Min, 2, |b| {
+    let [y0, y1, y2, y3] = pairs(load32(b, 16));
+    let [y4, y5, y6, y7] = pairs(load32(b, 48));
+    let sc = load16(b, 0);
+    let low = _mm_and_si128(sc, _mm_set1_epi8(15));
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
+    ([y0, y1, y2, y3, y4, y5, y6, y7], per16(low, half(b, 80)), per16(high, half(b, 82)))
+});
+
+unpack!(Q3_K, Form::Offset(4), 3, |b| {
+    let low = [pairs(load32(b, 32)), pairs(load32(b, 64))];
+    let mask = load32(b, 0);
+    let bit2 = |x| _mm256_and_si256(x, _mm256_set1_epi8(4));
+    let high = [
+        bit2(_mm256_slli_epi16::<2>(mask)),
+        bit2(_mm256_slli_epi16::<1>(mask)),
+        bit2(mask),
+        bit2(_mm256_srli_epi16::<1>(mask)),
+        bit2(_mm256_srli_epi16::<2>(mask)),
+        bit2(_mm256_srli_epi16::<3>(mask)),
+        bit2(_mm256_srli_epi16::<4>(mask)),
+        bit2(_mm256_srli_epi16::<5>(mask)),
+    ];
+    let y = std::array::from_fn(|m| _mm256_or_si256(low[m / 4][m % 4], high[m]));
+    (y, per16(scales_k3(b, 96), half(b, 108)), no_min())
+});
+
+/// Q4_K's and Q5_K's scales and minimums.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn k4(b: &[u8]) -> (L256, L256) {
+    let (sc, mn) = scales_k4(b, 4);
+    let float = |s: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(s as i64)));
+    (per32(_mm256_mul_ps(half(b, 0), float(sc))), per32(_mm256_mul_ps(half(b, 2), float(mn))))
+}
+
+unpack!(Q4_K, Form::Min, 4, |b| {
+    let y = std::array::from_fn(|m| {
+        let x = load32(b, 16 + 32 * (m / 2));
+        if m % 2 == 0 { low4(x) } else { high4(x) }
+    });
+    let (scale, min) = k4(b);
+    (y, scale, min)
+});
+
+unpack!(Q5_K, Form::Min, 5, |b| {
+    let qh = load32(b, 16);
+    let bit4 = |x| _mm256_and_si256(x, _mm256_set1_epi8(16));
+    let high = [
+        bit4(_mm256_slli_epi16::<4>(qh)),
+        bit4(_mm256_slli_epi16::<3>(qh)),
+        bit4(_mm256_slli_epi16::<2>(qh)),
+        bit4(_mm256_slli_epi16::<1>(qh)),
+        bit4(qh),
+        bit4(_mm256_srli_epi16::<1>(qh)),
+        bit4(_mm256_srli_epi16::<2>(qh)),
+        bit4(_mm256_srli_epi16::<3>(qh)),
+    ];
+    let y = std::array::from_fn(|m| {
+        let x = load32(b, 48 + 32 * (m / 2));
+        _mm256_or_si256(if m % 2 == 0 { low4(x) } else { high4(x) }, high[m])
+    });
+    let (scale, min) = k4(b);
+    (y, scale, min)
+});
+
+unpack!(Q6_K, Form::Offset(32), 6, |b| {
+    let y = std::array::from_fn(|m| {
+        let low = load32(b, m / 4 * 64 + m % 2 * 32);
+        let low = if m % 4 < 2 { low4(low) } else { high4(low) };
+        let qh = load32(b, 128 + m / 4 * 32);
+        let high = match m % 4 {
+            0 => _mm256_slli_epi16::<4>(qh),
+            1 => _mm256_slli_epi16::<2>(qh),
+            2 => qh,
+            _ => _mm256_srli_epi16::<2>(qh),
+        };
+        _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
+    });
+    (y, per16(load16(b, 192), half(b, 208)), no_min())
+});
+
+impl Lanes for L256 {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn splat(x: f32) -> Self {
+        L256(_mm256_set1_ps(x), _mm256_set1_ps(x))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller gives sixteen elements.
+        unsafe { L256(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: the caller gives sixteen elements.
+        let (a, b) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
+        L256(_mm256_cvtph_ps(a), _mm256_cvtph_ps(b))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        // SAFETY: the caller gives sixteen elements.
+        let (a, b) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
+        let widen = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+        L256(widen(a), widen(b))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller gives room for sixteen elements.
+        unsafe {
+            _mm256_storeu_ps(p, self.0);
+            _mm256_storeu_ps(p.add(8), self.1);
+        }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn store_f16(self, p: *mut f16) {
+        let (a, b) = (_mm256_cvtps_ph::<0>(self.0), _mm256_cvtps_ph::<0>(self.1));
+        // SAFETY: the caller gives room for sixteen elements.
+        unsafe {
+            _mm_storeu_si128(p.cast(), a);
+            _mm_storeu_si128(p.add(8).cast(), b);
+        }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn add(self, b: Self) -> Self {
+        L256(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn mul(self, b: Self) -> Self {
+        L256(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn div(self, b: Self) -> Self {
+        L256(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        L256(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn fnma(self, b: Self, c: Self) -> Self {
+        L256(_mm256_fnmadd_ps(self.0, b.0, c.0), _mm256_fnmadd_ps(self.1, b.1, c.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn max(self, b: Self) -> Self {
+        L256(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn min(self, b: Self) -> Self {
+        L256(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn round(self) -> Self {
+        L256(_mm256_round_ps::<8>(self.0), _mm256_round_ps::<8>(self.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn pow2(self) -> Self {
+        let bits = |n| _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+        L256(_mm256_castsi256_ps(bits(self.0)), _mm256_castsi256_ps(bits(self.1)))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
+        let below = |x| _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit));
+        L256(_mm256_andnot_ps(below(x.0), self.0), _mm256_andnot_ps(below(x.1), self.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn sum(self) -> f32 {
+        let eight = _mm256_add_ps(self.0, self.1);
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// [`crate::quant::act::quantize_row`] with its bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
+    for (x, out) in x.chunks(CHUNK).zip(out) {
+        *out = ActChunk::ZERO;
+        for (p, group) in LANE_GROUP.into_iter().enumerate() {
+            match x.get(group * GROUP..) {
+                None | Some([]) => {}
+                Some(rest) => match rest.first_chunk::<GROUP>() {
+                    Some(x) => quantize_group(x, p, out),
+                    None => {
+                        let mut padded = [0.0; GROUP];
+                        padded[..rest.len()].copy_from_slice(rest);
+                        quantize_group(&padded, p, out);
+                    }
+                },
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize_group(x: &[f32; GROUP], p: usize, out: &mut ActChunk) {
+    // SAFETY: the array has sixteen elements.
+    let x = unsafe { (_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) };
+    // As bits, so that an infinity or NaN wins over every number.
+    let abs = |x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
+    let eight = _mm256_max_epi32(abs(x.0), abs(x.1));
+    let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+    let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+    let largest = f32::from_bits(_mm_cvtsi128_si32(one) as u32);
+    if !largest.is_finite() {
+        out.d[p] = f32::NAN;
+        return;
+    }
+    if largest < TINY {
+        return;
+    }
+    let inverse = _mm256_set1_ps(127.0 / largest);
+    let q = (_mm256_cvtps_epi32(_mm256_mul_ps(x.0, inverse)), _mm256_cvtps_epi32(_mm256_mul_ps(x.1, inverse)));
+    let eight = _mm256_add_epi32(q.0, q.1);
+    let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+    let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+    let words = |q| _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+    let bytes = _mm_packs_epi16(words(q.0), words(q.1));
+    let words = [
+        _mm_extract_epi32::<0>(bytes),
+        _mm_extract_epi32::<1>(bytes),
+        _mm_extract_epi32::<2>(bytes),
+        _mm_extract_epi32::<3>(bytes),
+    ];
+    for (k, word) in words.into_iter().enumerate() {
+        out.q[64 * k + 4 * p..][..4].copy_from_slice(&word.to_le_bytes().map(|b| b as i8));
+    }
+    out.d[p] = largest / 127.0;
+    out.s[p] = _mm_cvtsi128_si32(one) as f32;
+}

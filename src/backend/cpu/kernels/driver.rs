@@ -1,0 +1,224 @@
+//! The one loop of matrix multiplication, for every instruction set and weight type.
+//!
+//! A row is read in chunks of 256 weights. Each chunk is unpacked once for up to [`Simd::TOKENS`] tokens; a token's
+//! sixteen lanes take chunk after chunk in order, whoever else is in the group, as [`crate::quant::dot`] states.
+//!
+//! Must not know: what bytes mean, registers.
+
+use super::ops::{Element, Lanes, load};
+use crate::quant::act::{ActChunk, ActRow, LANES};
+use crate::quant::block::CHUNK;
+use crate::quant::{GgmlType, QMat};
+
+/// How a type's integers become signed.
+pub(super) enum Form {
+    /// Unsigned; this is to be taken away.
+    Offset(u8),
+    /// Unsigned; each group has a minimum.
+    Min,
+    /// Signed bytes.
+    Signed,
+}
+
+/// An instruction set.
+///
+/// # Safety
+/// Every method: the CPU has the instruction set.
+pub(super) trait Simd {
+    /// Sixteen floats.
+    type L: Lanes;
+    /// 256 weights in the order of [`ActChunk`].
+    type W: Copy;
+    /// Tokens that share an unpacked chunk: as many as registers hold.
+    const TOKENS: usize;
+    /// What [`Simd::from_signed`] adds.
+    const SIGNED_OFFSET: u8;
+    /// Makes signed weights fit for [`Simd::dot`].
+    unsafe fn from_signed(w: Self::W) -> Self::W;
+    /// Each lane's sum of integer products.
+    unsafe fn dot<B: Unpack<Self::W, Self::L>>(w: &Self::W, x: &ActChunk) -> Self::L;
+}
+
+/// A quantised type that an instruction set reads into `W`.
+pub(super) trait Unpack<W, L> {
+    /// ggml's type.
+    const TYPE: GgmlType;
+    /// How integers become signed.
+    const FORM: Form;
+    /// Bits that the largest unsigned integer has.
+    const BITS: u32;
+    /// Bytes of 256 weights.
+    const BYTES: usize = CHUNK / Self::TYPE.block_len() * Self::TYPE.block_bytes();
+    /// Reads [`Unpack::BYTES`] bytes: integers, scale and minimum (of no meaning unless the form is [`Form::Min`]).
+    ///
+    /// # Safety
+    /// The CPU has the instruction set.
+    unsafe fn unpack(bytes: &[u8]) -> (W, L, L);
+}
+
+/// Rows that all token groups visit before the next rows: few enough to stay in the L1 or L2 cache.
+const ROWS: usize = 16;
+
+/// [`super::MatMul`] for a quantised type.
+#[inline(always)]
+pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    let row_bytes = w.row_bytes();
+    for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
+        let mut t = 0;
+        while t < x.len() {
+            let left = x.len() - t;
+            let n = if left >= S::TOKENS { S::TOKENS } else { 1 << left.ilog2() };
+            for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+                let (x, y, r) = (&x[t..t + n], &y[t..t + n], i * ROWS + r);
+                // SAFETY: the caller's promise is the same; `r` is a row of `w`.
+                unsafe {
+                    match n {
+                        8 => tile::<S, B, 8>(row, x, y, r),
+                        4 => tile::<S, B, 4>(row, x, y, r),
+                        2 => tile::<S, B, 2>(row, x, y, r),
+                        _ => tile::<S, B, 1>(row, x, y, r),
+                    }
+                }
+            }
+            t += n;
+        }
+    }
+}
+
+/// One row times `T` tokens.
+#[inline(always)]
+unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize) {
+    let whole = row.chunks_exact(B::BYTES);
+    let rest = whole.remainder();
+    let x: [&[ActChunk]; T] = std::array::from_fn(|t| x[t].chunks);
+    let n = row.len().div_ceil(B::BYTES);
+    assert!(x.iter().all(|x| x.len() == n), "the table's door checked the lengths");
+    // SAFETY: the caller checked the CPU; `c < n` chunks of each token exist; `y` has room for row `r`.
+    unsafe {
+        let mut acc = [S::L::splat(0.0); T];
+        for (c, bytes) in whole.enumerate() {
+            step::<S, B, T>(bytes, x.map(|x| x.get_unchecked(c)), &mut acc);
+        }
+        if !rest.is_empty() {
+            // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
+            let mut padded = [0; 2 * CHUNK];
+            padded[..rest.len()].copy_from_slice(rest);
+            step::<S, B, T>(&padded[..B::BYTES], x.map(|x| x.get_unchecked(n - 1)), &mut acc);
+        }
+        for t in 0..T {
+            *y[t].add(r) = acc[t].sum();
+        }
+    }
+}
+
+/// One chunk of a row times that of `T` tokens, onto their lanes.
+#[inline(always)]
+unsafe fn step<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(bytes: &[u8], x: [&ActChunk; T], acc: &mut [S::L; T]) {
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        let (mut w, scale, min) = B::unpack(bytes);
+        let offset = match B::FORM {
+            Form::Offset(offset) => offset,
+            Form::Min => 0,
+            Form::Signed => {
+                w = S::from_signed(w);
+                S::SIGNED_OFFSET
+            }
+        };
+        for t in 0..T {
+            let mut sum = S::dot::<B>(&w, x[t]);
+            let s = S::L::load(x[t].s.as_ptr());
+            if offset != 0 {
+                sum = S::L::splat(f32::from(offset)).fnma(s, sum); // whole numbers below 2^24: exact
+            }
+            sum = scale.mul(sum);
+            if matches!(B::FORM, Form::Min) {
+                sum = min.fnma(s, sum);
+            }
+            acc[t] = sum.fma(S::L::load(x[t].d.as_ptr()), acc[t]);
+        }
+    }
+}
+
+/// [`super::MatMul`] for plain floats.
+#[inline(always)]
+pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    for r in 0..w.rows {
+        let row = w.row(r);
+        let (fours, rest) = (x.as_chunks::<4>(), x.len() / 4 * 4);
+        for (x, y) in fours.0.iter().zip(y.chunks_exact(4)) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { tile_float::<L, E, 4>(row, x, y, r) }
+        }
+        for (x, y) in x[rest..].iter().zip(&y[rest..]) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { tile_float::<L, E, 1>(row, &[*x], &[*y], r) }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile_float<L: Lanes, E: Element, const T: usize>(row: &[u8], x: &[ActRow<'_>; T], y: &[*mut f32], r: usize) {
+    let n = row.len() / size_of::<E>();
+    assert!(x.iter().all(|x| x.x.len() == n), "the table's door checked the lengths");
+    let whole = n / LANES;
+    // SAFETY: the caller checked the CPU; `row` and each `x` have `n` elements, lanes load at any alignment, and
+    // `y` has room for row `r`.
+    unsafe {
+        let mut acc = [[L::splat(0.0); 2]; T];
+        for i in 0..whole {
+            let w: L = E::load(row.as_ptr().cast::<E>().add(i * LANES));
+            for t in 0..T {
+                acc[t][i % 2] = w.fma(L::load(x[t].x.as_ptr().add(i * LANES)), acc[t][i % 2]);
+            }
+        }
+        let mut padded = [E::ZERO; LANES];
+        let rest = &row[whole * LANES * size_of::<E>()..];
+        if !rest.is_empty() {
+            padded.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(rest.as_ptr(), rest.len());
+            let w: L = E::load(padded.as_ptr());
+            for t in 0..T {
+                acc[t][whole % 2] = w.fma(load(x[t].x, whole * LANES, 0.0), acc[t][whole % 2]);
+            }
+        }
+        for t in 0..T {
+            *y[t].add(r) = acc[t][0].add(acc[t][1]).sum();
+        }
+    }
+}
+
+/// Fills an instruction set's table: `matmul` with the set's features enabled for each type.
+macro_rules! matmul_table {
+    ($simd:ty, #[$feature:meta]) => {{
+        use $crate::backend::cpu::kernels::{MatMul, N_TYPE, driver, scalar};
+        use $crate::quant::{ActRow, GgmlType, QMat};
+        #[$feature]
+        unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+        where
+            B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
+        {
+            // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
+            unsafe { driver::matmul::<$simd, B>(w, x, y) }
+        }
+        #[$feature]
+        unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(
+            w: QMat<'_>,
+            x: &[ActRow<'_>],
+            y: &[*mut f32],
+        ) {
+            // SAFETY: as above.
+            unsafe { driver::matmul_float::<<$simd as driver::Simd>::L, E>(w, x, y) }
+        }
+        let mut table: [MatMul; N_TYPE] = [scalar::matmul; N_TYPE];
+        driver::matmul_table!(@fill table quantized
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4);
+        table[GgmlType::F32 as usize] = float::<f32>;
+        table[GgmlType::F16 as usize] = float::<half::f16>;
+        table[GgmlType::BF16 as usize] = float::<half::bf16>;
+        table
+    }};
+    (@fill $table:ident $quantized:ident $($ty:ident)*) => {
+        $($table[GgmlType::$ty as usize] = $quantized::<$crate::quant::block::$ty>;)*
+    };
+}
+pub(super) use matmul_table;
