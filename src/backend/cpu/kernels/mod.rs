@@ -7,6 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod driver;
 mod ops;
 mod scalar;
@@ -36,6 +38,9 @@ pub enum Isa {
     /// The same with AVX-VNNI's dot product.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -46,6 +51,8 @@ impl Isa {
         Isa::Avx2,
         #[cfg(target_arch = "x86_64")]
         Isa::AvxVnni,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni,
     ];
 
     /// The name in `HOTSET_ISA`.
@@ -56,6 +63,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -69,6 +78,15 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
         }
     }
 }
@@ -121,6 +139,8 @@ impl Kernels {
             Isa::Avx2 => avx2::AVX2,
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => avx2::AVX_VNNI,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512::AVX512_VNNI,
         })
     }
 
