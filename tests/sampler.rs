@@ -8,8 +8,15 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 /// All steps off.
-const PLAIN: SamplerConfig =
-    SamplerConfig { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 1 };
+const PLAIN: SamplerConfig = SamplerConfig {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    repeat_last_n: 64,
+    seed: 1,
+};
 
 /// Probabilities by id, the slow way: full sorts, fresh vectors, f64.
 fn naive(config: &SamplerConfig, logits: &[f32], recent: &[u32]) -> HashMap<u32, f64> {
@@ -143,8 +150,9 @@ fn every_option_has_an_effect() {
     assert!(distinct(SamplerConfig { top_p: 0.5, ..PLAIN }) < all / 2);
     assert!(distinct(SamplerConfig { min_p: 0.5, ..PLAIN }) < all / 2);
     let best = sequence(SamplerConfig::greedy(), &logits, 1)[0];
-    let mut sampler = Sampler::new(SamplerConfig { repeat_penalty: 9.0, repeat_last_n: 2, ..SamplerConfig::greedy() }, 200)
-        .expect("in range");
+    let mut sampler =
+        Sampler::new(SamplerConfig { repeat_penalty: 9.0, repeat_last_n: 2, ..SamplerConfig::greedy() }, 200)
+            .expect("in range");
     assert_eq!(sampler.sample(&logits), best);
     sampler.accept(best);
     assert_ne!(sampler.sample(&logits), best, "penalised");
