@@ -231,7 +231,7 @@ fn broken_vocabularies_name_what_is_wrong() {
         (VocabSource { scores: vec![0.0; 3].into(), ..sentence_piece() }, "tokenizer.ggml.scores", "got 3"),
     ];
     for (source, what, got) in cases {
-        let error = build(source).err().expect("broken");
+        let error = build(source).expect_err("broken");
         assert!(matches!(error, Error::Format { .. } | Error::Unsupported { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains("model.gguf") && text.contains(what) && text.contains(got), "{text}");
@@ -284,6 +284,18 @@ fn generation_ends_by_id_or_text() {
     assert_eq!(ends, [7, ENDOFTEXT, IM_END]);
     assert_eq!(tokenizer.special_token("<|im_start|>"), Some(267));
     assert_eq!(tokenizer.special_token("the"), None);
+}
+
+#[test]
+fn tokens_that_end_a_turn_are_control_tokens_whatever_the_file_says() {
+    for kind in [1, 4] {
+        let mut types = byte_level().types.into_owned();
+        types[IM_END as usize] = kind;
+        let tokenizer = good(VocabSource { types: types.into(), ..byte_level() });
+        assert_eq!(tokenizer.encode("<|im_end|>", false, true), [IM_END]);
+        assert!(!tokenizer.encode("<|im_end|>", false, false).contains(&IM_END), "not for a user to spell");
+        assert_eq!(tokenizer.decode(&[IM_END]), "");
+    }
 }
 
 #[test]
