@@ -122,6 +122,17 @@ fn greedy_takes_the_lowest_of_equals() {
 }
 
 #[test]
+fn a_long_nucleus_is_the_naive_one() {
+    let logits = logits(3000); // its nucleus is sorted in more than one step
+    let config = SamplerConfig { top_p: 0.9, temperature: 50.0, ..PLAIN };
+    let expected = naive(&config, &logits, &[]);
+    let got = histogram(config, &logits, &[], 20_000);
+    assert!(expected.len() > 600, "{}", expected.len());
+    assert!(got.keys().all(|id| expected.contains_key(id)));
+    assert_eq!(got.len(), expected.len(), "nearly uniform: every token of the nucleus is drawn");
+}
+
+#[test]
 fn a_seed_fixes_the_sequence() {
     let logits = logits(1000);
     let config = SamplerConfig { seed: 42, ..SamplerConfig::default() };
