@@ -4,7 +4,8 @@
 //! is used, nothing is allocated by a number that the file merely claims, and nothing here panics on input.
 //!
 //! Strings must be UTF-8, token texts too. llama.cpp takes any bytes, but the format says UTF-8, every converter
-//! writes it (byte tokens as `<0x0A>` or in GPT-2's alphabet), and a lossy reading could give two tokens one text.
+//! writes it (byte tokens as `<0x0A>` or in GPT-2's alphabet; so do all 19 vocabularies in llama.cpp's own tree), and
+//! a lossy reading could give two tokens one text.
 //!
 //! Must not know: what a key or a tensor means, how types are computed with.
 
@@ -28,7 +29,7 @@ pub const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// Most bytes that header, metadata and tensor table may take together. The largest vocabularies need 20 MB; the
 /// limit bounds what a hostile file can make us allocate (a 24-byte `String` for each 8-byte empty one).
-pub const MAX_HEADER_BYTES: usize = 256 << 20;
+pub const MAX_HEADER_BYTES: usize = 128 << 20;
 
 /// Largest alignment: a limit on what padding can make anyone write. Files in use have 32.
 pub const MAX_ALIGNMENT: u32 = 1 << 20;

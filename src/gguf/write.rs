@@ -61,7 +61,7 @@ impl GgufWriter {
     /// Declares the next tensor; `dims[0]` is the length of a row.
     ///
     /// # Errors
-    /// [`Error::Format`] for a name given twice, 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
+    /// [`Error::Format`] for 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
     pub fn tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<&mut Self> {
         let wrong =
             |expected: &str, got: String| Err(Error::format(&self.path, format!("tensor {name:?}"), expected, got));
@@ -141,12 +141,14 @@ pub struct TensorWriter {
 impl TensorWriter {
     /// Begins the next tensor, which must be `name`, after the last one got all its bytes.
     pub fn begin(&mut self, name: &str) -> Result<()> {
-        self.end_tensor()?;
-        match self.tensors.get(self.begun) {
-            Some(t) if t.name == name => self.missing = t.bytes.expect("the writer declares known types only"),
+        self.check_complete()?;
+        let bytes = match self.tensors.get(self.begun) {
+            Some(t) if t.name == name => t.bytes.expect("the writer declares known types only"),
             Some(t) => return Err(Error::request("next tensor to write", &t.name, name)),
             None => return Err(Error::request("next tensor to write", "none, all are written", name)),
-        }
+        };
+        self.pad()?;
+        self.missing = bytes;
         self.begun += 1;
         Ok(())
     }
@@ -175,10 +177,11 @@ impl TensorWriter {
     /// [`Error::Request`] where tensor bytes are missing, or where `overwrite` is false and the target has appeared
     /// since; [`Error::Io`]. In each case the target is untouched.
     pub fn finish(mut self) -> Result<()> {
-        self.end_tensor()?;
+        self.check_complete()?;
         if let Some(t) = self.tensors.get(self.begun) {
             return Err(Error::request("tensors written", format!("all, {} too", t.name), self.begun));
         }
+        self.pad()?;
         let out = self.out.take().expect("only finish takes it");
         let done = out.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
         let renamed = done
@@ -199,12 +202,16 @@ impl TensorWriter {
         self.begun.checked_sub(1).map_or("(none begun)", |i| &self.tensors[i].name)
     }
 
-    /// Checks that the last tensor is complete and pads it.
-    fn end_tensor(&mut self) -> Result<()> {
+    fn check_complete(&self) -> Result<()> {
         if self.missing > 0 {
             let what = format!("data of tensor {}", self.current());
             return Err(Error::request(what, format!("{} more bytes", self.missing), "the end"));
         }
+        Ok(())
+    }
+
+    /// Zeros up to the alignment, after the tensor begun last.
+    fn pad(&mut self) -> Result<()> {
         let Some(i) = self.begun.checked_sub(1) else { return Ok(()) };
         let end = self.tensors[i].end().expect("GgufWriter::tensor has checked the sum");
         let padding = (end.next_multiple_of(self.alignment) - end) as usize;
