@@ -20,7 +20,15 @@ pub mod trace;
 
 pub use error::{Error, Result};
 
-/// Bytes for people: `15.2 MiB`.
+/// Bytes for people, in binary units: `15.2 MiB`.
 pub fn human_bytes(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, "bytes");
+    for next in units {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
 }

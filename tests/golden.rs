@@ -47,7 +47,8 @@ fn run(name: &str, options: Options, backend: impl Backend) -> Run {
     let routing = Routing::default();
     let options = Options { kv: GgmlType::F32, all_logits: true, ..options };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
-    let mut session = Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
+    let mut session =
+        Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
     let mut logits = Vec::new();
     let n_batch = session.plan().n_batch;
     for batch in tokens[..PROMPT].chunks(n_batch) {

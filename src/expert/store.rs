@@ -29,7 +29,12 @@ struct Place {
 impl Place {
     fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
         let bytes = self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes());
-        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data: &buf.part(self.part)[self.start..self.start + bytes] }
+        QMat {
+            ty: self.ty,
+            rows: self.rows,
+            cols: self.cols,
+            data: &buf.part(self.part)[self.start..self.start + bytes],
+        }
     }
 }
 
@@ -113,23 +118,18 @@ impl ExpertStore {
             let what = format!("expert {} of blk.{block}", id.expert);
             return Error::format(path, what, format!("{len} bytes at offset {offset}"), "the end of the file");
         }
-        Error::io(path, format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert), error.source)
+        Error::io(
+            path,
+            format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert),
+            error.source,
+        )
     }
 }
 
 /// The tensor's type and extent, once its shape is what the model needs.
 fn checked(gguf: &Gguf, tensor: &TensorInfo, dims: &[usize]) -> Result<(GgmlType, Extent)> {
-    let path = gguf.path();
-    let what = || format!("tensor {}", tensor.name);
-    if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
-        return Err(Error::format(path, what(), format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
-    }
-    let ty = tensor.ggml_type(path)?;
-    if !ty.is_computable() {
-        return Err(Error::unsupported(path, format!("the type of tensor {}", tensor.name), "a type with kernels", ty));
-    }
-    let len = tensor.bytes.and_then(|b| usize::try_from(b).ok());
-    let len = len.ok_or_else(|| Error::format(path, what(), "a size that fits memory", "a larger one"))?;
+    let ty = gguf.computable(tensor, dims)?;
+    let len = tensor.require_bytes(gguf.path_of(tensor))? as usize;
     Ok((ty, Extent { file: tensor.shard as u16, offset: tensor.offset, len }))
 }
 

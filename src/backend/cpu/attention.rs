@@ -4,7 +4,10 @@
 use half::f16;
 
 use super::{Cpu, Kernels, Out, Phase, Worker};
-use crate::{backend::Attention, quant::{GgmlType, dequantize_row}};
+use crate::{
+    backend::Attention,
+    quant::{GgmlType, dequantize_row},
+};
 
 /// Rows of a Q8_0 cache are dequantised into this on the way.
 const MAX_HEAD: usize = 1024;
