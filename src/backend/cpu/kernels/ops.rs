@@ -133,7 +133,7 @@ impl Element for bf16 {
 
 /// Sixteen elements from `i` on, the missing ones being `pad`.
 #[inline(always)]
-pub(super) unsafe fn load<L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
+unsafe fn load<L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
     let x = &x[i..];
     if x.len() >= LANES {
         // SAFETY: the slice has sixteen elements; the caller checked the CPU.
