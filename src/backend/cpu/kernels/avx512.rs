@@ -67,8 +67,8 @@ impl Simd for Avx512 {
         }
         unsafe fn dot<B: Unpack<W512, L512>>(w: &W512, x: &ActChunk) -> L512 {
             let mut sum = _mm512_setzero_si512();
-            for k in 0..4 {
-                sum = _mm512_dpbusd_epi32(sum, w[k], load64(&x.q, 64 * k));
+            for (k, w) in w.iter().enumerate() {
+                sum = _mm512_dpbusd_epi32(sum, *w, load64(&x.q, 64 * k));
             }
             L512(_mm512_cvtepi32_ps(sum))
         }

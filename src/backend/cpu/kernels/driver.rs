@@ -5,7 +5,7 @@
 //!
 //! Must not know: what bytes mean, registers.
 
-use super::ops::{Element, Lanes, load};
+use super::ops::{Element, Lanes};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::CHUNK;
 use crate::quant::{GgmlType, QMat};
@@ -143,46 +143,69 @@ unsafe fn step<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(bytes: &[u8], x: 
 /// [`super::MatMul`] for plain floats.
 #[inline(always)]
 pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
-    for r in 0..w.rows {
-        let row = w.row(r);
-        let (fours, rest) = (x.as_chunks::<4>(), x.len() / 4 * 4);
-        for (x, y) in fours.0.iter().zip(y.chunks_exact(4)) {
-            // SAFETY: the caller's promise is the same.
-            unsafe { tile_float::<L, E, 4>(row, x, y, r) }
-        }
-        for (x, y) in x[rest..].iter().zip(&y[rest..]) {
-            // SAFETY: the caller's promise is the same.
-            unsafe { tile_float::<L, E, 1>(row, &[*x], &[*y], r) }
+    let row_bytes = w.row_bytes();
+    for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
+        let mut t = 0;
+        while t < x.len() {
+            let n = if x.len() - t >= 4 { 4 } else { 1 };
+            for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+                let (x, y, r) = (&x[t..t + n], &y[t..t + n], i * ROWS + r);
+                // SAFETY: the caller's promise is the same; `r` is a row of `w`.
+                unsafe {
+                    match n {
+                        4 => tile_float::<L, E, 4>(row, x, y, r),
+                        _ => tile_float::<L, E, 1>(row, x, y, r),
+                    }
+                }
+            }
+            t += n;
         }
     }
 }
 
+/// One row times `T` tokens.
 #[inline(always)]
-unsafe fn tile_float<L: Lanes, E: Element, const T: usize>(row: &[u8], x: &[ActRow<'_>; T], y: &[*mut f32], r: usize) {
+unsafe fn tile_float<L: Lanes, E: Element, const T: usize>(row: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize) {
     let n = row.len() / size_of::<E>();
     assert!(x.iter().all(|x| x.x.len() == n), "the table's door checked the lengths");
-    let whole = n / LANES;
+    let whole = n / (2 * LANES) * (2 * LANES);
     // SAFETY: the caller checked the CPU; `row` and each `x` have `n` elements, lanes load at any alignment, and
     // `y` has room for row `r`.
     unsafe {
         let mut acc = [[L::splat(0.0); 2]; T];
-        for i in 0..whole {
-            let w: L = E::load(row.as_ptr().cast::<E>().add(i * LANES));
-            for t in 0..T {
-                acc[t][i % 2] = w.fma(L::load(x[t].x.as_ptr().add(i * LANES)), acc[t][i % 2]);
-            }
+        let w = row.as_ptr().cast::<E>();
+        for i in (0..whole).step_by(2 * LANES) {
+            add_run(w.add(i), std::array::from_fn(|t| x[t].x.as_ptr().add(i)), &mut acc);
         }
-        let mut padded = [E::ZERO; LANES];
-        let rest = &row[whole * LANES * size_of::<E>()..];
-        if !rest.is_empty() {
-            padded.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(rest.as_ptr(), rest.len());
-            let w: L = E::load(padded.as_ptr());
+        if whole < n {
+            // Zero times minus zero is minus zero, which adds to nothing.
+            let (mut last_w, mut last_x) = ([E::ZERO; 2 * LANES], [[-0.0; 2 * LANES]; T]);
+            // By bytes: a row may lie at any address.
+            let rest = &row[whole * size_of::<E>()..];
+            last_w.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(rest.as_ptr(), rest.len());
             for t in 0..T {
-                acc[t][whole % 2] = w.fma(load(x[t].x, whole * LANES, 0.0), acc[t][whole % 2]);
+                last_x[t][..n - whole].copy_from_slice(&x[t].x[whole..]);
             }
+            add_run(last_w.as_ptr(), std::array::from_fn(|t| last_x[t].as_ptr()), &mut acc);
         }
         for t in 0..T {
             *y[t].add(r) = acc[t][0].add(acc[t][1]).sum();
+        }
+    }
+}
+
+/// 32 elements of a row times those of `T` tokens, onto their two sets of lanes.
+///
+/// # Safety
+/// The CPU has the instruction set; all pointers are valid for 32 elements.
+#[inline(always)]
+unsafe fn add_run<L: Lanes, E: Element, const T: usize>(w: *const E, x: [*const f32; T], acc: &mut [[L; 2]; T]) {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        let w: [L; 2] = [E::load(w), E::load(w.add(LANES))];
+        for t in 0..T {
+            acc[t][0] = w[0].fma(L::load(x[t]), acc[t][0]);
+            acc[t][1] = w[1].fma(L::load(x[t].add(LANES)), acc[t][1]);
         }
     }
 }
