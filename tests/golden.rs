@@ -81,7 +81,7 @@ fn matches_llama_cpp(name: &str, run: &Run) {
     let expected = expected.f32s().unwrap();
     assert_eq!(run.logits.len(), expected.len());
     let worst = run.logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-    println!("{name}: max |difference of logits| {worst:.2e}");
+    eprintln!("{name}: max |difference of logits| {worst:.2e}");
     assert!(worst <= 1e-4, "{name}: {worst}");
     assert_eq!(run.experts, experts.i32s().unwrap(), "{name}: experts in order");
     let n_vocab = expected.len() / golden(name, "tokens").i32s().unwrap().len();

@@ -53,7 +53,7 @@ impl Case {
         // The reference backend keeps F32 activations, so it must meet exact itself, as F32 models do.
         let reference = self.run(Reference);
         let worst = reference.iter().zip(exact).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        println!(
+        eprintln!(
             "{:8} median row distance to exact: hotset {ours:.3e}, llama.cpp {llama_cpp:.3e}; reference backend max {worst:.1e}",
             self.ty
         );
