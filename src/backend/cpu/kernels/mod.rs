@@ -1,6 +1,6 @@
 //! The arithmetic that costs time, in a table filled once at run time with the best that the CPU has.
 //!
-//! Every instruction set adds in the same order, which [`crate::quant::dot`] states. A result therefore has the
+//! Every instruction set adds in the same order, which [`dot`](mod@crate::quant::dot) states. A result therefore has the
 //! same bits on every CPU, in every grouping of rows and tokens, on one thread or many.
 //!
 //! Must not know: threads, models, files.
