@@ -4,10 +4,13 @@
 //! left), 1 an error, 2 wrong usage, 130 interrupted.
 
 mod args;
+mod logits;
 mod model_file;
 mod out;
+mod perplexity;
 mod run;
 mod stats;
+mod tokenize;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Run(run::Args),
+    Perplexity(perplexity::Args),
+    Logits(logits::Args),
+    Tokenize(tokenize::Args),
 }
 
 /// Why a verb ended before its end.
@@ -48,6 +54,9 @@ type Ended = Result<ExitCode, Stop>;
 pub fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Perplexity(args) => perplexity::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Tokenize(args) => tokenize::run(&args),
     };
     match ended {
         Ok(code) => code,
