@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The program. All of it is in [`cli`]: arguments, one match over the verbs, what errors look like.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -101,6 +101,11 @@ impl Session<Cpu> {
         let backend = Cpu::new(options.threads.unwrap_or_else(crate::backend::cpu::available_threads))?;
         Self::with_backend(gguf, options, backend, Box::new(()), progress)
     }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.backend.threads()
+    }
 }
 
 impl<B: Backend> Session<B> {
@@ -151,6 +156,19 @@ impl<B: Backend> Session<B> {
         }
         let n_vocab = self.model.config.n_vocab;
         Ok(&self.scratch.logits()[..n_vocab])
+    }
+
+    /// Runs at most a batch of prompt tokens for the KV cache alone, without logits.
+    ///
+    /// # Errors
+    /// As [`Session::feed`]; also with more tokens than a batch has.
+    pub fn fill(&mut self, tokens: &[u32]) -> Result<()> {
+        self.check(tokens)?;
+        let room = self.plan.n_batch;
+        if tokens.len() > room {
+            return Err(Error::request("tokens in a batch", format!("at most {room}"), tokens.len()));
+        }
+        self.timed(tokens, Phase::Prompt, Want::Nothing)
     }
 
     /// Runs at most a batch of prompt tokens and returns the logits of each. (tokens, n_vocab)

@@ -1,0 +1,174 @@
+//! Options that several verbs share, and the words that their values are written in.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use hotset::{
+    Error, expert::Scope, gguf::Gguf, io::IoKind, model::KV_TYPES, policy::PolicyKind, prefetch::PrefetchKind,
+    quant::GgmlType, session::Options,
+};
+
+/// How the model runs.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Memory and speed")]
+pub struct Engine {
+    /// Memory budget: 4GiB, 500MB, plain bytes, or 30% of the model's files. K, M, G, T alone mean KiB, MiB, GiB, TiB.
+    /// Default: four fifths of what the machine has free, at most what the model can use
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Memory>,
+    /// Tokens of a prompt batch; a small budget makes it smaller
+    #[arg(long, value_name = "TOKENS", default_value_t = Options::default().n_batch, value_parser = count::<65_536>)]
+    pub batch: usize,
+    /// Type of the KV cache
+    #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
+    pub kv: GgmlType,
+    /// Threads that compute; default: the cores that this process may use
+    #[arg(long, value_name = "N", value_parser = count::<1024>)]
+    threads: Option<usize>,
+    /// Read path: positional reads into memory of our own, or the file's pages
+    #[arg(long, value_name = "PATH", default_value = Options::default().io.name(), value_parser = named(IoKind::ALL, IoKind::name))]
+    io: IoKind,
+    /// Threads that read
+    #[arg(long, value_name = "N", default_value_t = Options::default().io_threads, value_parser = count::<256>)]
+    pub io_threads: usize,
+    /// Which expert leaves when a slot is needed
+    #[arg(long, value_name = "POLICY", default_value = Options::default().policy.name(), value_parser = named(PolicyKind::ALL, PolicyKind::name))]
+    policy: PolicyKind,
+    /// Which experts are read before they are asked for
+    #[arg(long, value_name = "GUESS", default_value = Options::default().prefetch.name(), value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
+    prefetch: PrefetchKind,
+    /// Slots: a pool for each layer, or one for all
+    #[arg(long, value_name = "SCOPE", default_value = Options::default().scope.name(), value_parser = named(SCOPES, Scope::name))]
+    pub scope: Scope,
+}
+
+impl Engine {
+    /// The library's options for a context of `n_ctx` tokens.
+    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
+        let file_bytes = gguf.shards().iter().map(|s| s.len).sum();
+        Options {
+            memory_bytes: self.memory.map(|m| m.bytes(file_bytes)),
+            n_ctx: Some(n_ctx),
+            n_batch: self.batch,
+            all_logits: false,
+            kv: self.kv,
+            io: self.io,
+            io_threads: self.io_threads,
+            policy: self.policy,
+            prefetch: self.prefetch,
+            scope: self.scope,
+            threads: self.threads,
+        }
+    }
+}
+
+const SCOPES: &[Scope] = &[Scope::Layer, Scope::Global];
+
+/// The name that `--kv` takes.
+pub fn kv_name(ty: GgmlType) -> &'static str {
+    match ty {
+        GgmlType::F16 => "f16",
+        GgmlType::F32 => "f32",
+        GgmlType::Q8_0 => "q8_0",
+        other => other.name(),
+    }
+}
+
+/// A parser for the names of `all`.
+fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.iter().map(|&kind| name(kind))).map(move |given| {
+        *all.iter().find(|&&kind| name(kind) == given).expect("clap lets only these names through")
+    })
+}
+
+/// A number from 1 to `MAX`.
+pub fn count<const MAX: usize>(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=MAX).contains(n)).ok_or_else(|| format!("expected a number from 1 to {MAX}"))
+}
+
+/// A memory budget as it was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Memory {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the model's files.
+    Percent(f64),
+}
+
+impl Memory {
+    fn bytes(self, file_bytes: u64) -> u64 {
+        match self {
+            Memory::Bytes(n) => n,
+            Memory::Percent(p) => (file_bytes as f64 * p / 100.0) as u64,
+        }
+    }
+}
+
+impl FromStr for Memory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected a size such as 4GiB, 500MB, 3000000 or 30%".to_owned();
+        if let Ok(bytes) = text.parse() {
+            return Ok(Memory::Bytes(bytes));
+        }
+        let split = text.find(|c: char| c != '.' && !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: f64 = text[..split].parse().map_err(|_| wrong())?;
+        let factor = match text[split..].trim().to_ascii_lowercase().as_str() {
+            "%" => return Ok(Memory::Percent(number)),
+            "b" => 1,
+            "k" | "kib" => 1 << 10,
+            "m" | "mib" => 1 << 20,
+            "g" | "gib" => 1 << 30,
+            "t" | "tib" => 1 << 40,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            "tb" => 1_000_000_000_000u64,
+            _ => return Err(wrong()),
+        };
+        Ok(Memory::Bytes((number * factor as f64) as u64))
+    }
+}
+
+/// The text of a file, or of standard input for `-`.
+///
+/// # Errors
+/// Names the file, also where it is no UTF-8.
+pub fn read_text(path: &std::path::Path) -> hotset::Result<String> {
+    let (path, text) = if path.as_os_str() == "-" {
+        (PathBuf::from("standard input"), std::io::read_to_string(std::io::stdin().lock()))
+    } else {
+        (path.to_owned(), std::fs::read_to_string(path))
+    };
+    text.map_err(|e| Error::io(&path, "read as UTF-8 text", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("3000000", 3_000_000),
+            ("4GiB", 4 << 30),
+            ("4g", 4 << 30),
+            ("1.5 MiB", 3 << 19),
+            ("500MB", 500_000_000),
+            ("2tb", 2_000_000_000_000),
+            ("7B", 7),
+        ] {
+            assert_eq!(text.parse(), Ok(Memory::Bytes(bytes)), "{text}");
+        }
+        assert_eq!("30%".parse(), Ok(Memory::Percent(30.0)));
+        assert_eq!(Memory::Percent(12.5).bytes(800), 100);
+        for text in ["", "-1", "1.5", "GiB", "4 gigs", "1..5M", "%", "NaN", "∞"] {
+            assert!(text.parse::<Memory>().is_err(), "{text}");
+        }
+    }
+}

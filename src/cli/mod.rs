@@ -1,0 +1,69 @@
+//! The command line: one verb a file, over the library's public door.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done (also when the reader of a pipe
+//! left), 1 an error, 2 wrong usage, 130 interrupted.
+
+mod args;
+mod logits;
+mod model_file;
+mod out;
+mod perplexity;
+mod run;
+mod stats;
+mod tokenize;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use hotset::Error;
+
+/// Runs Mixture-of-Experts models (GGUF) inside a memory budget, reading experts from disk as they are needed.
+#[derive(Parser)]
+#[command(name = "hotset", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Run(run::Args),
+    Perplexity(perplexity::Args),
+    Logits(logits::Args),
+    Tokenize(tokenize::Args),
+}
+
+/// Why a verb ended before its end.
+enum Stop {
+    /// Nobody reads standard output any more: a clean end.
+    Pipe,
+    /// What went wrong.
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Error(error)
+    }
+}
+
+/// What a verb gives back.
+type Ended = Result<ExitCode, Stop>;
+
+/// Parses the arguments and runs the verb.
+pub fn main() -> ExitCode {
+    let ended = match Cli::parse().verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Perplexity(args) => perplexity::run(&args),
+        Verb::Logits(args) => logits::run(&args),
+        Verb::Tokenize(args) => tokenize::run(&args),
+    };
+    match ended {
+        Ok(code) => code,
+        Err(Stop::Pipe) => ExitCode::SUCCESS,
+        Err(Stop::Error(error)) => {
+            out::note(format_args!("{error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

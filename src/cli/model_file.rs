@@ -1,0 +1,94 @@
+//! Where the bundled model is: what `hotset run` uses when no model is named.
+//!
+//! The program carries a copy, so that an installed one runs without anything beside it. That copy is the last resort:
+//! a file is read expert by expert, so it has to be one.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use hotset::{Error, Result};
+
+/// The bundled model's file name.
+const NAME: &str = "moe-s-q4_0.gguf";
+
+/// The copy in the program. Its pages stay on disk until somebody touches them.
+static EMBEDDED: &[u8] = include_bytes!("../../assets/moe-s-q4_0.gguf");
+
+/// The bundled model: `$HOTSET_MODEL`; `assets/` here; beside the program; the build tree; else the embedded copy in the
+/// user's cache folder.
+///
+/// # Errors
+/// If the cache folder cannot be written.
+pub fn find() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("HOTSET_MODEL").filter(|p| !p.is_empty()) {
+        return Ok(path.into());
+    }
+    match candidates().into_iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => unpack(&cache_folder()?),
+    }
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("assets")];
+    if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+        folders.extend(["", "../assets", "../share/hotset"].map(|f| folder.join(f)));
+    }
+    folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets"));
+    folders.into_iter().map(|f| f.join(NAME)).collect()
+}
+
+/// `$XDG_CACHE_HOME/hotset`, or `~/.cache/hotset`.
+fn cache_folder() -> Result<PathBuf> {
+    // The specification: a relative path is to be ignored.
+    let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = || env::home_dir().filter(|h| h.is_absolute()).map(|h| h.join(".cache"));
+    let folder = xdg.or_else(home).ok_or_else(|| {
+        Error::request("a folder for the bundled model", "XDG_CACHE_HOME, HOME or HOTSET_MODEL to be set", "none of them")
+    })?;
+    Ok(folder.join("hotset"))
+}
+
+/// Writes the embedded copy into `folder`, once for each version of the program. Whole or not at all: others may be
+/// about to read it, or to write it too.
+fn unpack(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(format!("{}-{NAME}", env!("CARGO_PKG_VERSION")));
+    if fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == EMBEDDED.len() as u64) {
+        return Ok(path);
+    }
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the cache folder", e))?;
+    let partial = folder.join(format!(".{NAME}.{}", std::process::id()));
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(EMBEDDED)?;
+        file.sync_all()?;
+        fs::rename(&partial, &path)
+    });
+    written.map_err(|e| {
+        let _ = fs::remove_file(&partial);
+        Error::io(&path, "write the bundled model", e)
+    })?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_copy_is_written_once_and_again_where_it_broke() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = unpack(folder.path()).unwrap();
+        assert!(fs::read(&path).unwrap() == EMBEDDED);
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(unpack(folder.path()).unwrap(), path);
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written, "not written again");
+        fs::write(&path, b"GGUF").unwrap();
+        unpack(folder.path()).unwrap();
+        assert!(fs::read(&path).unwrap() == EMBEDDED);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no partial file stays");
+    }
+}

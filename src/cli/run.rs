@@ -1,0 +1,342 @@
+//! `hotset run`: a prompt in, text out, and what it took.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use hotset::{
+    Error, Result,
+    gguf::Gguf,
+    model::Config,
+    sampler::{Sampler, SamplerConfig},
+    session::Session,
+    tokenizer::{StreamDecoder, Tokenizer},
+};
+
+use super::{
+    Ended, Stop,
+    args::{Engine, count, read_text},
+    model_file,
+    out::{Out, Progress, note},
+    stats::{self, Stats},
+};
+
+/// Exit code after Ctrl-C: 128 + SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Continue a prompt
+///
+/// The prompt is printed first, then what the model makes of it, token by token; statistics follow on standard error.
+/// Control tokens in the prompt, such as <|im_start|>, are read as such. Ctrl-C ends the text, prints the statistics
+/// and exits with 130; a second one exits at once.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model file (GGUF; of a split set any file). An only argument is the model if it names a file or ends in .gguf,
+    /// else the prompt for the small model that comes with hotset
+    model: Option<String>,
+    /// The text to continue; without one, standard input is read if it is no terminal
+    prompt: Option<String>,
+    /// Read the prompt from this file (- is standard input), without its last newline
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
+    max_tokens: usize,
+    /// Tokens of context; default: what prompt and --max-tokens need, at most what the model was trained for
+    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    ctx: Option<usize>,
+    /// Go on after the model has ended its text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Do not print the prompt
+    #[arg(long)]
+    no_echo: bool,
+    /// Write statistics to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    stats_json: Option<PathBuf>,
+    /// Print how the budget is split
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print nothing but the text
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+/// How tokens are chosen. The defaults are llama.cpp's, but for the seed.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Choice of tokens")]
+struct Sampling {
+    /// Temperature; 0: always the most likely token
+    #[arg(long, value_name = "T", default_value_t = SamplerConfig::default().temperature, allow_negative_numbers = true)]
+    temp: f32,
+    /// Only so many of the likeliest tokens; 0: all
+    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().top_k)]
+    top_k: usize,
+    /// Only the likeliest tokens that together reach this probability; 1: all
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; 0: all
+    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p, allow_negative_numbers = true)]
+    min_p: f32,
+    /// Makes tokens that came lately less likely if above 1
+    #[arg(long, value_name = "X", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
+    repeat_penalty: f32,
+    /// How many tokens are lately
+    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().repeat_last_n)]
+    repeat_last_n: usize,
+    /// The same seed, prompt and options give the same text, whatever the budget
+    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().seed)]
+    seed: u64,
+}
+
+impl Sampling {
+    fn config(&self) -> SamplerConfig {
+        SamplerConfig {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            seed: self.seed,
+        }
+    }
+}
+
+/// Why the text ended.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    /// The model ended it.
+    Model,
+    /// `--max-tokens`.
+    Length,
+    /// No room for another token.
+    Context,
+    /// Ctrl-C.
+    Interrupted,
+    /// Nobody reads it.
+    Closed,
+}
+
+impl End {
+    /// The word in the JSON.
+    fn name(self) -> &'static str {
+        match self {
+            End::Model => "end",
+            End::Length => "length",
+            End::Context => "context",
+            End::Interrupted => "interrupted",
+            End::Closed => "closed",
+        }
+    }
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    args.sampling.config().validate()?;
+    let (model, prompt) = sources(args)?;
+    let mut json = args.stats_json.as_deref().map(Json::create).transpose()?;
+    let gguf = Gguf::open(&model)?;
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let tokens = tokenizer.encode(&prompt, true, true);
+    let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?);
+    let mut session = {
+        let bar = Progress::bytes("loading", args.quiet);
+        Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
+    };
+    if args.verbose {
+        stats::print_plan(&session);
+    }
+    let mut text = Text { out: Out::new(), ends_line: true };
+    let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
+    drop(prompt);
+    let mut generated = 0;
+    let end = match echo
+        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &mut generated))
+        .and_then(|end| text.finish().map(|()| end))
+    {
+        Ok(end) => end,
+        Err(Stop::Pipe) => End::Closed,
+        Err(stop) => return Err(stop),
+    };
+    let stats = Stats::new(&session, &args.engine, generated, end.name())?;
+    if end == End::Context && !args.quiet {
+        note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
+    }
+    if !args.quiet {
+        stats.print();
+    }
+    if let Some(json) = &mut json {
+        json.write(&stats)?;
+    }
+    Ok(if end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The model's path and the prompt.
+fn sources(args: &Args) -> Result<(PathBuf, String)> {
+    let names_model = |text: &str| args.prompt_file.is_some() || Path::new(text).is_file() || text.ends_with(".gguf");
+    let (model, prompt) = match (&args.model, &args.prompt) {
+        (Some(only), None) if !names_model(only) => (None, Some(only)),
+        (model, prompt) => (model.as_ref(), prompt.as_ref()),
+    };
+    let text = match (prompt, &args.prompt_file) {
+        (Some(_), Some(file)) => {
+            let got = format!("also --prompt-file {}", file.display());
+            return Err(Error::request("the prompt", "one on the command line or one in a file", got));
+        }
+        (Some(prompt), None) => prompt.clone(),
+        (None, Some(file)) => without_newline(read_text(file)?),
+        (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"))?),
+        (None, None) => {
+            return Err(Error::request("the prompt", "a text after the model, --prompt-file, or standard input", "none"));
+        }
+    };
+    if text.is_empty() {
+        return Err(Error::request("the prompt", "a text", "an empty one"));
+    }
+    Ok((model.map_or_else(model_file::find, |m| Ok(m.into()))?, text))
+}
+
+/// Editors end files with a newline that nobody means; after it models start another paragraph.
+fn without_newline(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    text
+}
+
+/// Tokens of context: as asked for, or as many as the run needs and the model can.
+fn context(args: &Args, gguf: &Gguf, n_prompt: usize) -> Result<usize> {
+    let most = Config::new(gguf)?.n_ctx_train;
+    let (n_ctx, limit) = match args.ctx {
+        Some(n) => (n, "--ctx"),
+        None => (n_prompt.saturating_add(args.max_tokens).min(most), "the context that the model was trained for"),
+    };
+    if n_prompt > n_ctx {
+        return Err(Error::request("the prompt", format!("at most {n_ctx} tokens ({limit})"), n_prompt));
+    }
+    Ok(n_ctx)
+}
+
+/// Runs the prompt and then token after token, which it counts. Returns why there are no more.
+fn generate(
+    args: &Args,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    session: &mut Session,
+    text: &mut Text,
+    generated: &mut u64,
+) -> Result<End, Stop> {
+    let mut sampler = Sampler::new(args.sampling.config(), session.config().n_vocab)?;
+    prompt.iter().for_each(|&token| sampler.accept(token));
+    let interrupted = watch_interrupts()?;
+    let mut decoder = StreamDecoder::continuing();
+
+    let Some(mut logits) = feed(session, prompt, args.quiet, &interrupted)? else { return Ok(End::Interrupted) };
+    if args.max_tokens == 0 {
+        return Ok(End::Length);
+    }
+    let end = loop {
+        let token = sampler.sample(logits);
+        if tokenizer.is_end_of_generation(token) && !args.ignore_eos {
+            break End::Model;
+        }
+        *generated += 1;
+        sampler.accept(token);
+        text.push(decoder.push(tokenizer, token))?;
+        if interrupted.load(Ordering::Relaxed) {
+            break End::Interrupted;
+        }
+        if *generated == args.max_tokens as u64 {
+            break End::Length;
+        }
+        if session.n_past() == session.plan().n_ctx {
+            break End::Context;
+        }
+        logits = session.decode(token)?;
+    };
+    text.push(decoder.finish())?;
+    Ok(end)
+}
+
+/// Runs the prompt; `None` if it was interrupted.
+fn feed<'s>(
+    session: &'s mut Session,
+    prompt: &[u32],
+    quiet: bool,
+    interrupted: &AtomicBool,
+) -> Result<Option<&'s [f32]>, Stop> {
+    let n_batch = session.plan().n_batch;
+    let bar = Progress::tokens("prompt", quiet || prompt.len() <= n_batch);
+    let last = (prompt.len() - 1) / n_batch * n_batch;
+    for (i, batch) in prompt[..last].chunks(n_batch).enumerate() {
+        session.fill(batch)?;
+        bar.set(((i + 1) * n_batch) as u64, prompt.len() as u64);
+        if interrupted.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(session.feed(&prompt[last..], &mut |_| {})?))
+}
+
+/// Set by the first Ctrl-C; the second ends the process.
+fn watch_interrupts() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let signal = signal_hook::consts::SIGINT;
+    // In this order: the shutdown must see the flag as the signals before this one left it.
+    signal_hook::flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), flag.clone())
+        .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+        .map_err(|e| Error::request("a handler for Ctrl-C", "it to be installed", e))?;
+    Ok(flag)
+}
+
+/// The text on standard output.
+struct Text {
+    out: Out,
+    ends_line: bool,
+}
+
+impl Text {
+    fn push(&mut self, text: &str) -> Result<(), Stop> {
+        if !text.is_empty() {
+            self.ends_line = text.ends_with('\n');
+            self.out.text(text)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the last line.
+    fn finish(&mut self) -> Result<(), Stop> {
+        if self.ends_line { Ok(()) } else { self.push("\n") }
+    }
+}
+
+/// The file of `--stats-json`, made before the run, which would be lost on a path that cannot be written.
+struct Json<'a> {
+    path: &'a Path,
+    file: BufWriter<File>,
+}
+
+impl<'a> Json<'a> {
+    fn create(path: &'a Path) -> Result<Self> {
+        let file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+        Ok(Self { path, file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, stats: &Stats) -> Result<()> {
+        let written = serde_json::to_writer_pretty(&mut self.file, stats).map_err(io::Error::from);
+        let written = written.and_then(|()| writeln!(self.file)).and_then(|()| self.file.flush());
+        written.map_err(|e| Error::io(self.path, "write", e))
+    }
+}

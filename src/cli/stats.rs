@@ -1,0 +1,239 @@
+//! What a run did, for people (a few lines on standard error) and for scripts (JSON).
+//!
+//! A rate without a denominator is `null`, and so is what the operating system does not tell.
+
+use hotset::{
+    Result,
+    backend::cpu::{Cpu, kernels::Kernels},
+    expert::PhaseStats,
+    human_bytes, machine,
+    plan::{PROCESS_BYTES, Plan},
+    session::Session,
+};
+use serde::Serialize;
+
+use super::{
+    args::{Engine, kv_name},
+    out::plain,
+};
+
+/// See the module. The fields are the JSON's keys.
+#[derive(Serialize)]
+pub struct Stats {
+    version: &'static str,
+    model: String,
+    stop: &'static str,
+    prompt_tokens: u64,
+    generated_tokens: u64,
+    prompt_tok_s: Option<f64>,
+    decode_tok_s: Option<f64>,
+    /// Over both phases, as are the next seven.
+    hit: u64,
+    late: u64,
+    miss: u64,
+    hit_rate: Option<f64>,
+    bytes_read: u64,
+    stall_ms: f64,
+    prompt: Phase,
+    decode: Phase,
+    prefetches: u64,
+    prefetch_bytes: u64,
+    prefetch_useful: u64,
+    prefetch_wasted: u64,
+    evictions: u64,
+    failed_reads: u64,
+    budget_bytes: u64,
+    /// What the program itself may take beside the budget.
+    process_allowance_bytes: u64,
+    peak_rss_bytes: Option<u64>,
+    major_faults: Option<u64>,
+    memory: Memory,
+    n_ctx: usize,
+    n_batch: usize,
+    kv: &'static str,
+    io: &'static str,
+    io_threads: usize,
+    policy: &'static str,
+    prefetch: &'static str,
+    scope: &'static str,
+    isa: &'static str,
+    threads: usize,
+}
+
+#[derive(Serialize)]
+struct Phase {
+    tokens: u64,
+    seconds: f64,
+    tok_s: Option<f64>,
+    events: u64,
+    hit: u64,
+    late: u64,
+    miss: u64,
+    hit_rate: Option<f64>,
+    demand_bytes: u64,
+    stall_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    dense_bytes: u64,
+    kv_bytes: u64,
+    scratch_bytes: u64,
+    slots_bytes: u64,
+    process_bytes: u64,
+    smallest_bytes: u64,
+    full_bytes: u64,
+    /// Of each layer, or of the one pool.
+    slots: Vec<usize>,
+}
+
+impl Memory {
+    fn new(plan: &Plan) -> Self {
+        Self {
+            dense_bytes: plan.dense_bytes,
+            kv_bytes: plan.kv_bytes,
+            scratch_bytes: plan.scratch_bytes,
+            slots_bytes: plan.slots_bytes,
+            process_bytes: plan.process_bytes,
+            smallest_bytes: plan.smallest_bytes,
+            full_bytes: plan.full_bytes,
+            slots: plan.slots.clone(),
+        }
+    }
+}
+
+impl Phase {
+    fn new(p: &PhaseStats, tokens: u64, ns: u64) -> Self {
+        let seconds = ns as f64 / 1e9;
+        Self {
+            tokens,
+            seconds,
+            tok_s: (tokens > 0 && ns > 0).then(|| tokens as f64 / seconds),
+            events: p.events,
+            hit: p.hit,
+            late: p.late,
+            miss: p.miss,
+            hit_rate: p.hit_rate(),
+            demand_bytes: p.demand_bytes,
+            stall_ms: p.stall_ns as f64 / 1e6,
+        }
+    }
+
+    fn line(&self, name: &str) {
+        let all = (self.hit + self.late + self.miss).max(1) as f64;
+        let share = |n: u64| format!("{n} ({:.1} %)", n as f64 * 100.0 / all);
+        let rate = self.tok_s.map_or("no rate".to_owned(), |r| format!("{r:.1} tok/s"));
+        plain(format_args!(
+            "{name}   {} tokens in {:.2} s, {rate}; experts: {} hit, {} late, {} missed",
+            self.tokens,
+            self.seconds,
+            share(self.hit),
+            share(self.late),
+            share(self.miss),
+        ));
+    }
+}
+
+impl Stats {
+    /// Takes stock of `session`, which stopped because of `stop` after `generated` tokens.
+    ///
+    /// # Errors
+    /// None that [`Session::open`] would not have met: kernels are chosen once more, for their name.
+    pub fn new(session: &Session<Cpu>, engine: &Engine, generated: u64, stop: &'static str) -> Result<Self> {
+        let (cache, timing, plan) = (session.stats(), session.timing(), session.plan());
+        let total = cache.total();
+        let prompt = Phase::new(&cache.prompt, timing.prompt_tokens, timing.prompt_ns);
+        let decode = Phase::new(&cache.decode, timing.decode_tokens, timing.decode_ns);
+        let (io, policy, prefetch) = session.modes();
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION"),
+            model: session.path().display().to_string(),
+            stop,
+            prompt_tokens: timing.prompt_tokens,
+            generated_tokens: generated,
+            prompt_tok_s: prompt.tok_s,
+            decode_tok_s: decode.tok_s,
+            hit: total.hit,
+            late: total.late,
+            miss: total.miss,
+            hit_rate: total.hit_rate(),
+            bytes_read: cache.bytes_read(),
+            stall_ms: total.stall_ns as f64 / 1e6,
+            prompt,
+            decode,
+            prefetches: cache.prefetches,
+            prefetch_bytes: cache.prefetch_bytes,
+            prefetch_useful: cache.prefetch_useful,
+            prefetch_wasted: cache.prefetch_wasted,
+            evictions: cache.evictions,
+            failed_reads: cache.failed_reads,
+            budget_bytes: plan.budget_bytes,
+            process_allowance_bytes: PROCESS_BYTES,
+            peak_rss_bytes: machine::peak_rss_bytes(),
+            major_faults: machine::major_faults(),
+            memory: Memory::new(plan),
+            n_ctx: plan.n_ctx,
+            n_batch: plan.n_batch,
+            kv: kv_name(engine.kv),
+            io,
+            io_threads: engine.io_threads,
+            policy,
+            prefetch,
+            scope: plan.scope.name(),
+            isa: Kernels::detect()?.isa().name(),
+            threads: session.threads(),
+        })
+    }
+
+    /// The lines for people.
+    pub fn print(&self) {
+        self.prompt.line("prompt");
+        if self.decode.tokens > 0 {
+            self.decode.line("decode");
+        }
+        plain(format_args!(
+            "read     {}, {:.1} ms stalled; {} prefetched, {} of them used, {} wasted",
+            human_bytes(self.bytes_read),
+            self.stall_ms,
+            self.prefetches,
+            self.prefetch_useful,
+            self.prefetch_wasted,
+        ));
+        let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
+        plain(format_args!(
+            "memory   budget {}, peak RSS {peak} (the program itself may take {} beside the budget)",
+            human_bytes(self.budget_bytes),
+            human_bytes(self.process_allowance_bytes),
+        ));
+        plain(format_args!(
+            "ran      reads {} on {} threads, policy {} per {}, prefetch {}; {} on {} threads",
+            self.io, self.io_threads, self.policy, self.scope, self.prefetch, self.isa, self.threads
+        ));
+    }
+}
+
+/// How the budget is split, for `--verbose`.
+pub fn print_plan(session: &Session<Cpu>) {
+    let plan = session.plan();
+    let b = human_bytes;
+    plain(format_args!("model    {}", session.path().display()));
+    plain(format_args!(
+        "budget   {}: dense weights {}, KV cache {}, scratch {}, expert slots {}, process above its allowance {}",
+        b(plan.budget_bytes),
+        b(plan.dense_bytes),
+        b(plan.kv_bytes),
+        b(plan.scratch_bytes),
+        b(plan.slots_bytes),
+        b(plan.process_bytes)
+    ));
+    plain(format_args!("range    smallest budget {}, full budget {}", b(plan.smallest_bytes), b(plan.full_bytes)));
+    let slots: Vec<_> = plan.slots.iter().map(usize::to_string).collect();
+    plain(format_args!(
+        "slots    {} per {}, of {} experts a layer in {} layers",
+        slots.join(" "),
+        plan.scope.name(),
+        session.config().n_expert,
+        session.config().moe_layers.len()
+    ));
+    plain(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
+}
