@@ -334,3 +334,32 @@ fn instruction_sets_are_chosen_by_name() {
         assert!(error.contains("this CPU"), "{error}");
     }
 }
+
+fn multiply(ty: GgmlType, rows: usize, cols: usize, bytes: usize, chunks: usize) {
+    let (data, x, chunks) = (vec![0; bytes], vec![0.0; cols], vec![ActChunk::ZERO; chunks]);
+    let x = ActRow { x: &x, chunks: &chunks };
+    Kernels::detect().unwrap().matvec(QMat { ty, rows, cols, data: &data }, x, &mut vec![0.0; rows]);
+}
+
+#[test]
+fn the_door_lets_fitting_lengths_in() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144, 2);
+}
+
+#[test]
+#[should_panic(expected = "bytes of 2 rows")]
+fn the_door_stops_missing_bytes() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144 - 1, 2);
+}
+
+#[test]
+#[should_panic(expected = "activations do not fit")]
+fn the_door_stops_short_activations() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144, 1);
+}
+
+#[test]
+#[should_panic(expected = "IQ1_S is not computable")]
+fn the_door_stops_types_without_arithmetic() {
+    multiply(GgmlType::IQ1_S, 1, 256, 50, 1);
+}
