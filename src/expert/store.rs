@@ -95,6 +95,19 @@ impl ExpertStore {
     pub fn n_expert(&self) -> usize {
         self.n_expert
     }
+    /// The part lengths of a slot that holds any expert of `layers`.
+    pub fn slot_parts(&self, layers: std::ops::Range<usize>) -> Vec<usize> {
+        let mut largest = Vec::new();
+        for layer in &self.layers[layers] {
+            for (i, len) in layer.part_bytes().into_iter().enumerate() {
+                if i == largest.len() {
+                    largest.push(0);
+                }
+                largest[i] = largest[i].max(len);
+            }
+        }
+        largest
+    }
     /// Where `id` lies.
     pub fn extents(&self, id: ExpertId) -> Extents {
         self.layers[id.layer as usize].extents[id.expert as usize]
@@ -119,7 +132,7 @@ impl ExpertStore {
 
 /// The tensor's type and extent, once its shape is what the model needs.
 fn checked(gguf: &Gguf, tensor: &TensorInfo, dims: &[usize]) -> Result<(GgmlType, Extent)> {
-    let path = gguf.path();
+    let path = gguf.path_of(tensor);
     let what = || format!("tensor {}", tensor.name);
     if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
         return Err(Error::format(path, what(), format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
@@ -179,7 +192,7 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
                 (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
                 if e > 0 && ty != types[r] {
                     let what = format!("tensor {}", tensor.name);
-                    return Err(Error::format(gguf.path(), what, format!("the layer's type {}", types[r]), ty));
+                    return Err(Error::format(gguf.path_of(tensor), what, format!("the layer's type {}", types[r]), ty));
                 }
                 types[r] = ty;
             }
