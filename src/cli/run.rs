@@ -199,7 +199,11 @@ fn sources(args: &Args) -> Result<(PathBuf, String)> {
         (None, Some(file)) => without_newline(read_text(file)?),
         (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"))?),
         (None, None) => {
-            return Err(Error::request("the prompt", "a text after the model, --prompt-file, or standard input", "none"));
+            return Err(Error::request(
+                "the prompt",
+                "a text after the model, --prompt-file, or standard input",
+                "none",
+            ));
         }
     };
     if text.is_empty() {
