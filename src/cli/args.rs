@@ -79,9 +79,8 @@ fn named<T: Copy + Send + Sync + 'static>(
     all: &'static [T],
     name: fn(T) -> &'static str,
 ) -> impl TypedValueParser<Value = T> {
-    PossibleValuesParser::new(all.iter().map(|&kind| name(kind))).map(move |given| {
-        *all.iter().find(|&&kind| name(kind) == given).expect("clap lets only these names through")
-    })
+    PossibleValuesParser::new(all.iter().map(|&kind| name(kind)))
+        .map(move |given| *all.iter().find(|&&kind| name(kind) == given).expect("clap lets only these names through"))
 }
 
 /// A number from 1 to `MAX`.
