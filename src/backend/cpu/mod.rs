@@ -118,9 +118,20 @@ impl Backend for Cpu {
 
     fn prepare(&mut self, rows: &mut Rows) {
         let (n, cols) = (rows.n, rows.cols);
-        for (x, out) in rows.x[..n * cols].chunks_exact(cols).zip(rows.acts.reset(n, cols)) {
-            self.kernels.quantize_row(x, out);
+        let _ = rows.acts.reset(n, cols);
+        if n == 1 {
+            return self.kernels.quantize_row(&rows.x[..cols], rows.acts.as_mut_slice());
         }
+        let (x, chunks, kernels) = (&rows.x, cols.div_ceil(CHUNK), &self.kernels);
+        let acts = Out(rows.acts.as_mut_slice().as_mut_ptr()); // (n, chunks)
+        let work = Phase::new(n);
+        self.pool.run(&|worker| {
+            work.work(worker, |i| {
+                // SAFETY: `acts` has n rows, and each is one piece's.
+                let out = unsafe { std::slice::from_raw_parts_mut(acts.at(i * chunks), chunks) };
+                kernels.quantize_row(&x[i * cols..(i + 1) * cols], out);
+            });
+        });
     }
 
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]) {

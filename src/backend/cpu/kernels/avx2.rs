@@ -10,10 +10,9 @@ use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
-use crate::quant::act::{ActChunk, LANE_GROUP, TINY};
+use crate::quant::act::{self, ActChunk, LANE_GROUP};
 use crate::quant::block::{
-    CHUNK, GROUP, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, MXFP4_VALUES, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K,
-    Q6_K, Q8_0,
+    IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, MXFP4_VALUES, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
 /// The table of AVX2.
@@ -562,63 +561,8 @@ impl Lanes for L256 {
     }
 }
 
-/// [`crate::quant::act::quantize_row`] with its bits.
+/// [`act::quantize_row`], compiled for this instruction set.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
-    for (x, out) in x.chunks(CHUNK).zip(out) {
-        *out = ActChunk::ZERO;
-        for (p, group) in LANE_GROUP.into_iter().enumerate() {
-            match x.get(group * GROUP..) {
-                None | Some([]) => {}
-                Some(rest) => match rest.first_chunk::<GROUP>() {
-                    Some(x) => quantize_group(x, p, out),
-                    None => {
-                        let mut padded = [0.0; GROUP];
-                        padded[..rest.len()].copy_from_slice(rest);
-                        quantize_group(&padded, p, out);
-                    }
-                },
-            }
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_group(x: &[f32; GROUP], p: usize, out: &mut ActChunk) {
-    // SAFETY: the array has sixteen elements.
-    let x = unsafe { (_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) };
-    // As bits, so that an infinity or NaN wins over every number.
-    let abs = |x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
-    let eight = _mm256_max_epi32(abs(x.0), abs(x.1));
-    let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-    let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-    let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-    let largest = f32::from_bits(_mm_cvtsi128_si32(one) as u32);
-    if !largest.is_finite() {
-        out.d[p] = f32::NAN;
-        return;
-    }
-    if largest < TINY {
-        return;
-    }
-    let inverse = _mm256_set1_ps(127.0 / largest);
-    let q = (_mm256_cvtps_epi32(_mm256_mul_ps(x.0, inverse)), _mm256_cvtps_epi32(_mm256_mul_ps(x.1, inverse)));
-    let eight = _mm256_add_epi32(q.0, q.1);
-    let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-    let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-    let words = |q| _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
-    let bytes = _mm_packs_epi16(words(q.0), words(q.1));
-    let words = [
-        _mm_extract_epi32::<0>(bytes),
-        _mm_extract_epi32::<1>(bytes),
-        _mm_extract_epi32::<2>(bytes),
-        _mm_extract_epi32::<3>(bytes),
-    ];
-    for (k, word) in words.into_iter().enumerate() {
-        out.q[64 * k + 4 * p..][..4].copy_from_slice(&word.to_le_bytes().map(|b| b as i8));
-    }
-    out.d[p] = largest / 127.0;
-    out.s[p] = _mm_cvtsi128_si32(one) as f32;
+unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
+    act::quantize_row(x, out);
 }

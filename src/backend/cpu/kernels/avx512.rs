@@ -8,14 +8,12 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{
-    LANE_BYTES, MXFP4_UNSIGNED, load16, quantize_row, scales_iq4_xs, scales_k3, scales_k4, sized, u16_at, u32_at,
-};
+use super::avx2::{LANE_BYTES, MXFP4_UNSIGNED, load16, scales_iq4_xs, scales_k3, scales_k4, sized, u16_at, u32_at};
 use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
-use crate::quant::act::ActChunk;
+use crate::quant::act::{self, ActChunk};
 use crate::quant::block::{
     IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
@@ -39,7 +37,12 @@ pub(super) const AVX512_VNNI: Kernels = Kernels {
     ops: OPS,
 };
 
-// Quantising is bound by its scalar tail, so AVX2's will do.
+/// [`act::quantize_row`], compiled for this instruction set.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
+    act::quantize_row(x, out);
+}
+
 ops_table!(
     L512,
     quantize_row,
