@@ -17,9 +17,12 @@ use hotset::{
     trace::{LayerEvent, TraceSink},
 };
 
-/// Routed experts of every event: (layer, experts in routing order over the batch's tokens).
+/// (layer, experts in routing order over the batch's tokens)
+type Event = (u16, Vec<i32>);
+
+/// Routed experts of every event.
 #[derive(Clone, Default)]
-struct Routing(Arc<Mutex<Vec<(u16, Vec<i32>)>>>);
+struct Routing(Arc<Mutex<Vec<Event>>>);
 
 impl TraceSink for Routing {
     fn record(&mut self, event: LayerEvent<'_>) {
