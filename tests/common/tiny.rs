@@ -158,7 +158,8 @@ impl Tiny {
         let path = |i: usize| folder.join(format!("model-{:05}-of-{n:05}.gguf", i + 1));
         let each = self.tensors.len().div_ceil(n);
         for (i, tensors) in self.tensors.chunks(each).enumerate() {
-            let mut part = Tiny { meta: if i == 0 { self.meta.clone() } else { Vec::new() }, tensors: tensors.to_vec() };
+            let mut part =
+                Tiny { meta: if i == 0 { self.meta.clone() } else { Vec::new() }, tensors: tensors.to_vec() };
             part.set("split.no", i as u16);
             part.set("split.count", n as u16);
             part.set("split.tensors.count", self.tensors.len() as i32);
