@@ -250,10 +250,11 @@ impl ExpertCache {
                 *want = Want::Done;
             }
         }
-        self.issue();
         while let Some(done) = self.io.poll() {
             self.complete(done)?;
         }
+        // After the poll: it may have been a guess that held the slot for which a wanted expert queues.
+        self.issue();
         loop {
             for (Routed { id, .. }, want) in &mut self.wanted {
                 let at = id.layer as usize * self.store.n_expert() + id.expert as usize;

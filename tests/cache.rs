@@ -1,0 +1,521 @@
+//! The expert cache against a naive model of it, and its promises one by one: each wanted expert handed out once with
+//! its own bytes, each read once, prefetches out of everybody's way, counters that add up.
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use common::{dice::Dice, dice::no_hang, tiny::Tensor, tiny::Tiny};
+use hotset::{
+    expert::{ExpertCache, ExpertStore, Scope},
+    gguf::Gguf,
+    id::ExpertId,
+    io::{Done, IoBuf, IoEngine, IoKind, Priority, Read, SimIo},
+    policy::PolicyKind,
+    quant::{GgmlType, QMat},
+    trace::{LayerEvent, Phase, Routed},
+};
+
+const N_LAYER: usize = 3;
+const N_EXPERT: usize = 8;
+const N_USED: usize = 2;
+const N_EMBD: usize = 8;
+
+/// What every element of a projection (gate 0, up 1, down 2) of an expert is.
+fn code(id: ExpertId, role: usize) -> f32 {
+    (1000 * (usize::from(id.layer) + 1) + 10 * usize::from(id.expert) + role) as f32
+}
+
+/// A file whose experts can be told apart by their bytes, wider from layer to layer.
+fn store(folder: &Path) -> ExpertStore {
+    let mut file = Tiny { meta: vec![("general.architecture".to_owned(), "test".into())], tensors: Vec::new() };
+    for layer in 0..N_LAYER {
+        let n_ff = 4 + layer;
+        for (role, name) in ["gate", "up", "down"].iter().enumerate() {
+            let [cols, rows] = if role == 2 { [n_ff, N_EMBD] } else { [N_EMBD, n_ff] };
+            let ids = (0..N_EXPERT).map(|e| ExpertId { layer: layer as u16, expert: e as u16 });
+            file.tensors.push(Tensor {
+                name: format!("blk.{layer}.ffn_{name}_exps.weight"),
+                dims: [cols, rows, N_EXPERT].map(|d| d as u64).to_vec(),
+                ty: GgmlType::F32,
+                bytes: ids.flat_map(|id| vec![code(id, role).to_le_bytes(); cols * rows]).flatten().collect(),
+            });
+        }
+    }
+    let path = folder.join("experts.gguf");
+    file.write(&path);
+    ExpertStore::new(&Gguf::open(&path).unwrap(), &[0, 1, 2], N_EXPERT, N_EMBD).unwrap()
+}
+
+/// What an engine was told.
+#[derive(Default)]
+struct Log {
+    /// (first byte of the expert, bytes, priority)
+    submitted: Vec<(u64, u64, Priority)>,
+    promoted: usize,
+    in_flight: HashMap<usize, Priority>,
+    most_prefetches: usize,
+}
+
+/// An engine that is listened to, and stays within the test's reach.
+struct Probe<E> {
+    inner: Arc<Mutex<E>>,
+    log: Arc<Mutex<Log>>,
+}
+
+impl<E: IoEngine> Probe<E> {
+    fn done(&self, done: Option<Done>) -> Option<Done> {
+        let done = done?;
+        self.log.lock().unwrap().in_flight.remove(&done.tag).expect("a tag comes back once");
+        Some(done)
+    }
+}
+
+impl<E: IoEngine> IoEngine for Probe<E> {
+    fn name(&self) -> &'static str {
+        self.inner.lock().unwrap().name()
+    }
+    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
+        self.inner.lock().unwrap().buffer(parts)
+    }
+    fn submit(&mut self, read: Read) {
+        let mut log = self.log.lock().unwrap();
+        log.submitted.push((read.extents[0].offset, read.extents.bytes(), read.priority));
+        assert!(log.in_flight.insert(read.tag, read.priority).is_none(), "a slot is filled by one read at a time");
+        let prefetches = log.in_flight.values().filter(|p| **p == Priority::Prefetch).count();
+        log.most_prefetches = log.most_prefetches.max(prefetches);
+        drop(log);
+        self.inner.lock().unwrap().submit(read);
+    }
+    fn promote(&mut self, tag: usize) {
+        let mut log = self.log.lock().unwrap();
+        log.promoted += 1;
+        *log.in_flight.get_mut(&tag).expect("only what is in flight is promoted") = Priority::Demand;
+        drop(log);
+        self.inner.lock().unwrap().promote(tag);
+    }
+    fn wait(&mut self) -> Option<Done> {
+        let done = self.inner.lock().unwrap().wait();
+        self.done(done)
+    }
+    fn poll(&mut self) -> Option<Done> {
+        let done = self.inner.lock().unwrap().poll();
+        self.done(done)
+    }
+    fn now_ns(&self) -> u64 {
+        self.inner.lock().unwrap().now_ns()
+    }
+}
+
+/// `Box<dyn IoEngine>` as an engine of its own, for [`Probe`].
+struct Boxed(Box<dyn IoEngine>);
+
+impl IoEngine for Boxed {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
+        self.0.buffer(parts)
+    }
+    fn submit(&mut self, read: Read) {
+        self.0.submit(read);
+    }
+    fn promote(&mut self, tag: usize) {
+        self.0.promote(tag);
+    }
+    fn wait(&mut self) -> Option<Done> {
+        self.0.wait()
+    }
+    fn poll(&mut self) -> Option<Done> {
+        self.0.poll()
+    }
+    fn now_ns(&self) -> u64 {
+        self.0.now_ns()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Engine {
+    Sim,
+    Threads(IoKind, usize),
+}
+
+/// A cache under observation.
+struct Bench {
+    cache: ExpertCache,
+    log: Arc<Mutex<Log>>,
+    sim: Option<Arc<Mutex<SimIo>>>,
+    /// Expert by its first byte in the file.
+    ids: HashMap<u64, ExpertId>,
+    _folder: tempfile::TempDir,
+}
+
+/// A request of the simulated disk takes this long, whatever its size.
+const LATENCY_NS: u64 = 1000;
+
+impl Bench {
+    fn new(engine: Engine, scope: Scope, slots: &[usize]) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let log = Arc::new(Mutex::new(Log::default()));
+        let ids = every_id().map(|id| (store.extents(id)[0].offset, id)).collect();
+        let (sim, io): (_, Box<dyn IoEngine>) = match engine {
+            Engine::Sim => {
+                let inner = Arc::new(Mutex::new(SimIo::new(LATENCY_NS, u64::MAX)));
+                (Some(inner.clone()), Box::new(Probe { inner, log: log.clone() }))
+            }
+            Engine::Threads(kind, threads) => {
+                let inner = Arc::new(Mutex::new(Boxed(kind.build(store.files().clone(), threads).unwrap())));
+                (None, Box::new(Probe { inner, log: log.clone() }))
+            }
+        };
+        let cache = ExpertCache::new(store, scope, slots, PolicyKind::Lru, io).unwrap();
+        Bench { cache, log, sim, ids, _folder: folder }
+    }
+
+    fn advance(&self, ns: u64) {
+        if let Some(sim) = &self.sim {
+            sim.lock().unwrap().advance(ns);
+        }
+    }
+
+    /// Experts whose reads were submitted from the `from`-th on, with how.
+    fn submitted(&self, from: usize) -> Vec<(ExpertId, Priority)> {
+        let log = self.log.lock().unwrap();
+        log.submitted[from..].iter().map(|(at, _, priority)| (self.ids[at], *priority)).collect()
+    }
+
+    fn residents(&self) -> Vec<ExpertId> {
+        every_id().filter(|&id| self.cache.is_resident(id)).collect()
+    }
+
+    /// Runs the rest of an event: every distinct expert is handed out once, and shows its own bytes.
+    fn drain(&mut self, routed: &[Routed]) {
+        let (mut all, mut ready) = (Vec::new(), Vec::new());
+        loop {
+            self.cache.next_ready(&mut ready).unwrap();
+            if ready.is_empty() {
+                break;
+            }
+            if self.sim.is_none() {
+                ready.iter().for_each(|&id| shows_its_own_bytes(&self.cache, id));
+            }
+            all.extend_from_slice(&ready);
+        }
+        all.sort_unstable();
+        assert_eq!(all, distinct(routed));
+    }
+
+    fn run(&mut self, event: LayerEvent<'_>) {
+        self.cache.request(event);
+        self.drain(event.routed);
+    }
+
+    /// The counters against what the engine was told.
+    fn counters_add_up(&self, wanted: u64) {
+        let (stats, log) = (self.cache.stats(), self.log.lock().unwrap());
+        let total = stats.total();
+        assert_eq!(total.hit + total.late + total.miss, wanted);
+        let of = |priority| {
+            let reads = log.submitted.iter().filter(move |(_, _, p)| *p == priority);
+            reads.fold((0, 0), |(n, sum), (_, bytes, _)| (n + 1, sum + bytes))
+        };
+        assert_eq!(of(Priority::Demand), (total.miss, total.demand_bytes));
+        assert_eq!(of(Priority::Prefetch), (stats.prefetches, stats.prefetch_bytes));
+        assert_eq!(stats.bytes_read(), total.demand_bytes + stats.prefetch_bytes);
+        assert!(stats.prefetch_useful + stats.prefetch_wasted <= stats.prefetches);
+        assert_eq!(stats.failed_reads, 0);
+    }
+}
+
+fn every_id() -> impl Iterator<Item = ExpertId> {
+    (0..N_LAYER as u16).flat_map(|layer| (0..N_EXPERT as u16).map(move |expert| ExpertId { layer, expert }))
+}
+
+fn id(layer: usize, expert: usize) -> ExpertId {
+    ExpertId { layer: layer as u16, expert: expert as u16 }
+}
+
+fn shows_its_own_bytes(cache: &ExpertCache, id: ExpertId) {
+    let mats = cache.get(id);
+    for (role, mat) in [mats.gate, mats.up, mats.down].into_iter().enumerate() {
+        let QMat { data, rows, cols, .. } = mat;
+        assert_eq!(data.len(), 4 * rows * cols);
+        let right = code(id, role).to_le_bytes();
+        assert!(data.as_chunks::<4>().0.iter().all(|x| *x == right), "{id}: another expert's bytes");
+    }
+}
+
+fn distinct(routed: &[Routed]) -> Vec<ExpertId> {
+    let mut ids: Vec<_> = routed.iter().map(|r| r.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+fn routed(layer: usize, experts: &[usize]) -> Vec<Routed> {
+    experts.iter().map(|&e| Routed { id: id(layer, e), weight: 0.5 }).collect()
+}
+
+fn event(phase: Phase, routed: &[Routed]) -> LayerEvent<'_> {
+    LayerEvent { phase, first_token: 0, layer: routed[0].id.layer, routed, lookahead: &[] }
+}
+
+/// Rows of [`N_USED`] experts each: one, or up to a dozen for a prompt.
+fn random_rows(dice: &mut Dice, layer: usize, phase: Phase) -> Vec<Routed> {
+    let rows = if phase == Phase::Decode { 1 } else { 1 + dice.below(12) };
+    (0..rows).flat_map(|_| routed(layer, &dice.choose(N_USED, N_EXPERT))).collect()
+}
+
+fn random_phase(dice: &mut Dice) -> Phase {
+    if dice.below(5) == 0 { Phase::Prompt } else { Phase::Decode }
+}
+
+/// The same cache as a few lists: what is resident in each pool, the oldest first.
+struct Naive {
+    pools: Vec<(usize, Vec<ExpertId>)>,
+    hits: u64,
+    misses: u64,
+}
+
+impl Naive {
+    fn new(slots: &[usize]) -> Naive {
+        Naive { pools: slots.iter().map(|&n| (n, Vec::new())).collect(), hits: 0, misses: 0 }
+    }
+
+    fn run(&mut self, event: LayerEvent<'_>) {
+        let pool = if self.pools.len() == 1 { 0 } else { usize::from(event.layer) };
+        let (slots, residents) = &mut self.pools[pool];
+        let rows = |id: ExpertId| event.routed.iter().filter(|r| r.id == id).count();
+        let first = |id: ExpertId| event.routed.iter().position(|r| r.id == id);
+        let mut wanted = distinct(event.routed);
+        match event.phase {
+            Phase::Decode => wanted.sort_by_key(|&id| first(id)),
+            Phase::Prompt => wanted.sort_by_key(|&id| (rows(id), id)),
+        }
+        let (present, absent): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|id| residents.contains(id));
+        self.hits += present.len() as u64;
+        self.misses += absent.len() as u64;
+        residents.retain(|id| !present.contains(id));
+        residents.extend(present);
+        for id in absent {
+            if residents.len() == *slots {
+                residents.remove(0);
+            }
+            residents.push(id);
+        }
+    }
+
+    fn residents(&self) -> Vec<ExpertId> {
+        let mut all: Vec<_> = self.pools.iter().flat_map(|(_, list)| list).copied().collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+fn random_slots(dice: &mut Dice, scope: Scope) -> Vec<usize> {
+    match scope {
+        Scope::Layer => (0..N_LAYER).map(|_| N_USED + dice.below(N_EXPERT - N_USED + 1)).collect(),
+        Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
+    }
+}
+
+/// With one reader, reads end in their order and so do evictions: the naive model holds for every event. With several,
+/// which expert of a prompt leaves first is up to the disk, so there are only single tokens.
+fn same_as_naive(engine: Engine, scope: Scope, seed: u64, prompts: bool) {
+    let mut dice = Dice(seed);
+    let slots = random_slots(&mut dice, scope);
+    let (mut bench, mut naive) = (Bench::new(engine, scope, &slots), Naive::new(&slots));
+    let mut wanted = 0;
+    for i in 0..200 {
+        let phase = if prompts { random_phase(&mut dice) } else { Phase::Decode };
+        let rows = random_rows(&mut dice, i % N_LAYER, phase);
+        let from = bench.log.lock().unwrap().submitted.len();
+        bench.run(event(phase, &rows));
+        naive.run(event(phase, &rows));
+        wanted += distinct(&rows).len() as u64;
+        let what = format!("seed {seed}, event {i}, {} slots {slots:?}", scope.name());
+        let total = bench.cache.stats().total();
+        assert_eq!((total.hit, total.late, total.miss), (naive.hits, 0, naive.misses), "{what}");
+        assert_eq!(bench.residents(), naive.residents(), "{what}");
+        let mut read: Vec<_> = bench.submitted(from).into_iter().map(|(id, _)| id).collect();
+        let n = read.len();
+        read.sort_unstable();
+        read.dedup();
+        assert_eq!(read.len(), n, "{what}: an expert was read twice in one event");
+    }
+    bench.counters_add_up(wanted);
+    assert!(bench.cache.stats().total().miss > 0);
+}
+
+#[test]
+fn behaves_as_a_naive_lru() {
+    no_hang(|| {
+        for scope in [Scope::Layer, Scope::Global] {
+            for seed in 0..20 {
+                same_as_naive(Engine::Sim, scope, seed, true);
+            }
+            for seed in 0..6 {
+                same_as_naive(Engine::Threads(IoKind::Pread, 1), scope, 100 + seed, true);
+                same_as_naive(Engine::Threads(IoKind::Mapped, 1), scope, 200 + seed, true);
+                same_as_naive(Engine::Threads(IoKind::Pread, 3), scope, 300 + seed, false);
+            }
+        }
+    });
+}
+
+/// Random guesses between random events, on every engine.
+fn prefetch_keeps_its_place(engine: Engine, scope: Scope, seed: u64) {
+    let mut dice = Dice(seed);
+    let slots = random_slots(&mut dice, scope);
+    let mut bench = Bench::new(engine, scope, &slots);
+    let mut wanted = 0;
+    for i in 0..200 {
+        let (layer, phase) = (i % N_LAYER, random_phase(&mut dice));
+        let rows = random_rows(&mut dice, layer, phase);
+        wanted += distinct(&rows).len() as u64;
+        bench.cache.request(event(phase, &rows));
+
+        let guesses: Vec<_> = dice.choose(4, N_EXPERT).iter().map(|&e| id((layer + 1) % N_LAYER, e)).collect();
+        let kept: Vec<_> = bench.residents().into_iter().filter(|id| guesses.contains(id)).collect();
+        let from = bench.log.lock().unwrap().submitted.len();
+        bench.cache.prefetch(&guesses);
+        let reads = bench.submitted(from);
+        assert!(reads.iter().all(|(id, p)| *p == Priority::Prefetch && guesses.contains(id)));
+        assert!(kept.iter().all(|&id| bench.cache.is_resident(id)), "a guess made another guess leave");
+
+        bench.advance(dice.next() % (4 * LATENCY_NS));
+        bench.drain(&rows);
+        bench.counters_add_up(wanted);
+    }
+    assert!(bench.log.lock().unwrap().most_prefetches <= 8);
+    // A pool of no more slots than experts used has no room for guesses while an event runs.
+    if slots.iter().all(|&n| n > N_USED + 1) {
+        let stats = bench.cache.stats();
+        assert!(stats.prefetches > 0 && stats.prefetch_useful > 0 && stats.prefetch_wasted > 0, "{slots:?} {stats:?}");
+    }
+}
+
+#[test]
+fn prefetch_never_stands_in_the_way() {
+    no_hang(|| {
+        for scope in [Scope::Layer, Scope::Global] {
+            for seed in 0..30 {
+                prefetch_keeps_its_place(Engine::Sim, scope, seed);
+            }
+            for seed in 0..5 {
+                prefetch_keeps_its_place(Engine::Threads(IoKind::Pread, 3), scope, 100 + seed);
+                prefetch_keeps_its_place(Engine::Threads(IoKind::Mapped, 2), scope, 200 + seed);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_prefetch_that_becomes_demand_is_read_once_and_counted_late() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
+    bench.cache.prefetch(&[id(1, 3)]);
+    let rows = routed(1, &[3, 5]);
+    bench.run(event(Phase::Decode, &rows));
+    let stats = bench.cache.stats();
+    assert_eq!((stats.decode.hit, stats.decode.late, stats.decode.miss), (0, 1, 1));
+    assert_eq!((stats.prefetches, stats.prefetch_useful, stats.prefetch_wasted), (1, 1, 0));
+    assert_eq!(bench.log.lock().unwrap().promoted, 1);
+    assert_eq!(bench.submitted(0), [(id(1, 3), Priority::Prefetch), (id(1, 5), Priority::Demand)]);
+    assert_eq!(stats.decode.stall_ns, 2 * LATENCY_NS, "one request after the other");
+}
+
+#[test]
+fn a_prefetch_in_time_is_a_hit_without_a_stall() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
+    bench.cache.prefetch(&[id(1, 3), id(1, 5)]);
+    bench.advance(2 * LATENCY_NS);
+    let rows = routed(1, &[3, 5]);
+    bench.run(event(Phase::Decode, &rows));
+    bench.run(event(Phase::Decode, &rows));
+    let stats = bench.cache.stats();
+    assert_eq!((stats.decode.hit, stats.decode.late, stats.decode.miss, stats.decode.stall_ns), (4, 0, 0, 0));
+    assert_eq!((stats.prefetches, stats.prefetch_useful), (2, 2), "useful once, however often it is used");
+}
+
+#[test]
+fn a_prefetch_that_nobody_asks_for_is_wasted_when_it_leaves() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
+    bench.cache.prefetch(&[id(0, 7)]);
+    bench.advance(LATENCY_NS);
+    let rows = routed(0, &[1, 2]);
+    bench.run(event(Phase::Decode, &rows));
+    let stats = bench.cache.stats();
+    assert_eq!((stats.prefetches, stats.prefetch_useful, stats.prefetch_wasted, stats.evictions), (1, 0, 1, 1));
+    assert_eq!(bench.residents(), [id(0, 1), id(0, 2)]);
+}
+
+/// Two wanted experts in the only two slots: guesses of the same pool find no room, not even by evicting each other.
+#[test]
+fn guesses_wait_where_all_slots_are_wanted() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Global, &[2]);
+    let rows = routed(0, &[1, 2]);
+    bench.cache.request(event(Phase::Decode, &rows));
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)]);
+    assert_eq!(bench.cache.stats().prefetches, 0);
+    bench.drain(&rows);
+    // The event is through: its experts may leave, but the first guess is not evicted for the third.
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)]);
+    bench.advance(9 * LATENCY_NS);
+    let rows = routed(1, &[0, 1]);
+    bench.run(event(Phase::Decode, &rows));
+    assert_eq!((bench.cache.stats().prefetches, bench.cache.stats().decode.hit), (2, 2));
+}
+
+/// All slots hold guesses in flight when an event wants others, and the guesses arrive before anybody waits.
+#[test]
+fn wanted_experts_take_the_slots_of_guesses_that_arrive_meanwhile() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)]);
+    let rows = routed(1, &[2, 3]);
+    bench.cache.request(event(Phase::Decode, &rows));
+    bench.advance(5 * LATENCY_NS);
+    bench.drain(&rows);
+    assert_eq!(bench.residents(), [id(1, 2), id(1, 3)]);
+    assert_eq!(bench.cache.stats().prefetch_wasted, 2);
+}
+
+#[test]
+fn demand_goes_before_prefetches_that_wait() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[8, 8, 8]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)]);
+    // The drive is busy with the first guess; the demand read comes next, the other guesses after it.
+    bench.advance(LATENCY_NS / 2);
+    let rows = routed(0, &[0]);
+    bench.run(event(Phase::Decode, &rows));
+    assert_eq!(bench.cache.stats().decode.stall_ns, 2 * LATENCY_NS - LATENCY_NS / 2);
+    assert_eq!(bench.residents(), [id(0, 0), id(1, 0)]);
+}
+
+/// A prompt that wants every expert of a layer through two slots: each is read once, whatever is resident before.
+#[test]
+fn a_prompt_larger_than_the_slots_reads_each_expert_once() {
+    for kind in IoKind::ALL {
+        let mut bench = Bench::new(Engine::Threads(*kind, 3), Scope::Layer, &[2, 3, 5]);
+        for layer in (0..N_LAYER).cycle().take(4 * N_LAYER) {
+            let rows = routed(layer, &[0, 1, 2, 3, 4, 5, 6, 7, 6, 7]);
+            let resident = bench.residents().iter().filter(|id| usize::from(id.layer) == layer).count();
+            let from = bench.log.lock().unwrap().submitted.len();
+            bench.run(event(Phase::Prompt, &rows));
+            assert_eq!(bench.submitted(from).len(), N_EXPERT - resident);
+        }
+    }
+}
+
+/// The experts that most rows of a prompt used are the ones that decoding finds.
+#[test]
+fn a_prompt_leaves_its_most_used_experts_behind() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
+    let rows = routed(0, &[5, 1, 5, 3, 5, 3, 2, 3]);
+    bench.run(event(Phase::Prompt, &rows));
+    assert_eq!(bench.residents(), [id(0, 3), id(0, 5)]);
+}

@@ -1,0 +1,400 @@
+//! One suite over every engine: the right bytes, each tag once, demand first, errors for what is not there.
+
+mod common;
+
+use std::{
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, mpsc},
+};
+
+use common::{
+    dice::{Dice, no_hang},
+    samples::noise,
+};
+use hotset::{
+    io::{
+        Done, Extent, Extents, Files, IoBuf, IoEngine, IoKind, Priority, Read, ReadError, ReadPath, SimIo, ThreadEngine,
+    },
+    machine,
+};
+
+/// Length of the two files that most tests read.
+const FILE_BYTES: usize = 300_001;
+
+/// Two files of noise, with their contents.
+struct World {
+    files: Files,
+    contents: Vec<Vec<u8>>,
+    paths: Vec<PathBuf>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let contents: Vec<_> = (0..2).map(|seed| noise(seed, FILE_BYTES as u64)).collect();
+        let paths: Vec<_> = (0..2).map(|i| folder.path().join(format!("{i}.bin"))).collect();
+        paths.iter().zip(&contents).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        let files = paths.iter().map(|p| (p.clone(), Arc::new(File::open(p).unwrap()))).collect();
+        World { files, contents, paths, _folder: folder }
+    }
+
+    fn bytes(&self, e: &Extent) -> &[u8] {
+        &self.contents[e.file as usize][e.offset as usize..][..e.len]
+    }
+
+    fn random_extents(&self, dice: &mut Dice) -> Extents {
+        let extents: Vec<_> = (0..1 + dice.below(3))
+            .map(|_| {
+                let len = 1 + dice.below(20_000);
+                Extent { file: dice.below(2) as u16, offset: dice.below(FILE_BYTES - len + 1) as u64, len }
+            })
+            .collect();
+        Extents::new(&extents)
+    }
+}
+
+/// Runs `test` on a new world with every engine that reads, with one thread and with several.
+fn every_engine(test: fn(&World, Box<dyn IoEngine>)) {
+    no_hang(move || {
+        for kind in IoKind::ALL {
+            for threads in [1, 4] {
+                let world = World::new();
+                let engine = kind.build(world.files.clone(), threads).unwrap();
+                assert_eq!(engine.name(), kind.name());
+                test(&world, engine);
+            }
+        }
+    });
+}
+
+fn read(engine: &mut dyn IoEngine, tag: usize, extents: Extents, priority: Priority) {
+    let parts: Vec<_> = extents.iter().map(|e| e.len).collect();
+    let buf = engine.buffer(&parts).unwrap();
+    engine.submit(Read { tag, extents, buf, priority });
+}
+
+fn shows(world: &World, extents: &Extents, buf: &IoBuf) {
+    for (i, extent) in extents.iter().enumerate() {
+        assert!(buf.part(i)[..extent.len] == *world.bytes(extent), "part {i} of {extents:?}");
+    }
+}
+
+fn one(extent: Extent) -> Extents {
+    Extents::new(&[extent])
+}
+
+#[test]
+fn reads_the_right_bytes_wherever_they_lie() {
+    every_engine(|world, mut engine| {
+        let page = hotset::io::buf::page_bytes();
+        let odd = [(0, 1), (0, page), (1, page), (page - 1, 2), (page, page), (63, 3 * page), (FILE_BYTES - 1, 1)];
+        for (offset, len) in odd.into_iter().chain([(0, FILE_BYTES)]) {
+            let a = Extent { file: 0, offset: offset as u64, len };
+            let b = Extent { file: 1, offset: (FILE_BYTES - offset - len) as u64, len };
+            for extents in [one(a), Extents::new(&[a, b]), Extents::new(&[b, a, b])] {
+                read(&mut *engine, 7, extents, Priority::Demand);
+                let done = engine.wait().unwrap();
+                done.result.unwrap();
+                assert_eq!(done.tag, 7);
+                shows(world, &extents, &done.buf);
+            }
+        }
+        assert!(engine.wait().is_none() && engine.poll().is_none(), "nothing is in flight");
+    });
+}
+
+#[test]
+fn a_buffer_is_filled_again_and_again() {
+    every_engine(|world, mut engine| {
+        let mut dice = Dice(1);
+        let mut buf = engine.buffer(&[20_000; 3]).unwrap();
+        for tag in 0..50 {
+            let extents = world.random_extents(&mut dice);
+            engine.submit(Read { tag, extents, buf, priority: Priority::Demand });
+            let done = engine.wait().unwrap();
+            done.result.unwrap();
+            shows(world, &extents, &done.buf);
+            buf = done.buf;
+        }
+    });
+}
+
+#[test]
+fn each_of_many_reads_comes_back_once() {
+    every_engine(|world, mut engine| {
+        let mut dice = Dice(2);
+        let wanted: Vec<_> = (0..200).map(|_| world.random_extents(&mut dice)).collect();
+        let mut back = vec![0; wanted.len()];
+        let mut file = |done: Done| {
+            done.result.unwrap();
+            shows(world, &wanted[done.tag], &done.buf);
+            back[done.tag] += 1;
+        };
+        for (tag, extents) in wanted.iter().enumerate() {
+            let priority = if dice.below(2) == 0 { Priority::Demand } else { Priority::Prefetch };
+            read(&mut *engine, tag, *extents, priority);
+            if dice.below(3) == 0 {
+                engine.promote(dice.below(wanted.len()));
+            }
+            while let Some(done) = engine.poll() {
+                file(done);
+            }
+        }
+        while let Some(done) = engine.wait() {
+            file(done);
+        }
+        assert!(back.iter().all(|&n| n == 1), "{back:?}");
+    });
+}
+
+#[test]
+fn dropping_with_reads_in_flight_ends() {
+    every_engine(|world, mut engine| {
+        let mut dice = Dice(3);
+        for tag in 0..100 {
+            read(&mut *engine, tag, world.random_extents(&mut dice), Priority::Prefetch);
+        }
+        drop(engine);
+    });
+}
+
+#[test]
+fn the_end_of_the_file_is_an_error_that_names_the_extent() {
+    every_engine(|_, mut engine| {
+        let good = Extent { file: 0, offset: 5, len: 100 };
+        let end = FILE_BYTES as u64;
+        for (offset, len) in [(end - 1, 2), (end, 1), (end + 100_000, 5_000), (0, FILE_BYTES + 1)] {
+            let bad = Extent { file: 1, offset, len };
+            read(&mut *engine, 0, Extents::new(&[good, bad]), Priority::Demand);
+            let error = engine.wait().unwrap().result.expect_err("there is nothing to read");
+            assert_eq!((error.extent, error.source.kind()), (bad, std::io::ErrorKind::UnexpectedEof));
+        }
+        // Far beyond what a file can be: some error, and the engine lives.
+        read(&mut *engine, 0, one(Extent { file: 0, offset: u64::MAX - 1, len: 8 }), Priority::Demand);
+        assert!(engine.wait().unwrap().result.is_err());
+        read(&mut *engine, 0, one(good), Priority::Demand);
+        engine.wait().unwrap().result.unwrap();
+    });
+}
+
+#[test]
+fn a_file_cut_short_after_the_open_is_an_error() {
+    every_engine(|world, mut engine| {
+        let cut = 100_000;
+        OpenOptions::new().write(true).open(&world.paths[0]).unwrap().set_len(cut).unwrap();
+        let gone = Extent { file: 0, offset: cut - 10, len: 20 };
+        read(&mut *engine, 0, one(gone), Priority::Demand);
+        let error = engine.wait().unwrap().result.expect_err("half of it is gone");
+        assert_eq!((error.extent, error.source.kind()), (gone, std::io::ErrorKind::UnexpectedEof));
+        let left = one(Extent { file: 0, offset: cut - 20, len: 20 });
+        read(&mut *engine, 1, left, Priority::Demand);
+        let done = engine.wait().unwrap();
+        done.result.unwrap();
+        shows(world, &left, &done.buf);
+    });
+}
+
+#[test]
+fn buffers_take_what_the_plan_counts() {
+    let world = World::new();
+    let page = hotset::io::buf::page_bytes() as u64;
+    for parts in [&[1][..], &[4096, 4096], &[100, 5_000, 70_000], &[64; 3]] {
+        let bytes: u64 = parts.iter().map(|&p| p as u64).sum();
+        for kind in IoKind::ALL {
+            let slot = kind.slot_bytes(parts);
+            assert!(slot.is_multiple_of(page) && slot >= bytes, "{} {parts:?}: {slot}", kind.name());
+            assert!(slot <= bytes + 2 * page * parts.len() as u64, "{} {parts:?}: {slot}", kind.name());
+        }
+        let engine = IoKind::Pread.build(world.files.clone(), 1).unwrap();
+        let buf = engine.buffer(parts).unwrap();
+        parts.iter().enumerate().for_each(|(i, &len)| assert_eq!(buf.part(i).len(), len));
+    }
+}
+
+/// A read path whose reads wait until the test lets them go, and which keeps their order.
+#[derive(Clone)]
+struct Gate {
+    open: Arc<Mutex<mpsc::Receiver<()>>>,
+    started: mpsc::Sender<u64>,
+}
+
+impl ReadPath for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
+        Ok(IoBuf::unmapped())
+    }
+    fn read(&self, extents: &Extents, _: &mut IoBuf) -> Result<(), ReadError> {
+        // Both fail only when the test is over.
+        let _ = self.started.send(extents[0].offset);
+        let _ = self.open.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+#[test]
+fn demand_and_promoted_reads_go_before_prefetches() {
+    no_hang(|| {
+        let (open, gate) = mpsc::channel();
+        let (started, order) = mpsc::channel();
+        let path = Gate { open: Arc::new(Mutex::new(gate)), started };
+        let mut engine = ThreadEngine::new(path, 1).unwrap();
+        let at = |tag: usize| one(Extent { file: 0, offset: tag as u64, len: 1 });
+        read(&mut engine, 0, at(0), Priority::Prefetch);
+        assert_eq!(order.recv().unwrap(), 0, "the thread is busy with the first");
+        for tag in [1, 2, 3] {
+            read(&mut engine, tag, at(tag), Priority::Prefetch);
+        }
+        read(&mut engine, 4, at(4), Priority::Demand);
+        engine.promote(3);
+        engine.promote(0); // under way already
+        engine.promote(99); // never submitted
+        (0..5).for_each(|_| open.send(()).unwrap());
+        let tags: Vec<_> = std::iter::from_fn(|| engine.wait()).map(|done| done.tag).collect();
+        assert_eq!(tags, [0, 4, 3, 1, 2]);
+        assert_eq!(order.iter().take(4).collect::<Vec<_>>(), [4, 3, 1, 2]);
+    });
+}
+
+/// A read path with a bug.
+struct Panics;
+
+impl ReadPath for Panics {
+    fn name(&self) -> &'static str {
+        "panics"
+    }
+    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
+        Ok(IoBuf::unmapped())
+    }
+    fn read(&self, _: &Extents, _: &mut IoBuf) -> Result<(), ReadError> {
+        panic!("on purpose")
+    }
+}
+
+#[test]
+fn a_read_that_panics_comes_back_as_an_error() {
+    no_hang(|| {
+        let mut engine = ThreadEngine::new(Panics, 1).unwrap();
+        for tag in 0..3 {
+            read(&mut engine, tag, one(Extent { file: 0, offset: 9, len: 1 }), Priority::Demand);
+            let done = engine.wait().unwrap();
+            assert_eq!((done.tag, done.result.unwrap_err().extent.offset), (tag, 9));
+        }
+    });
+}
+
+#[test]
+fn the_number_of_threads_has_limits() {
+    for threads in [0, usize::MAX] {
+        let world = World::new();
+        let mut engine = IoKind::Pread.build(world.files.clone(), threads).unwrap();
+        read(&mut *engine, 0, one(Extent { file: 0, offset: 0, len: 1 }), Priority::Demand);
+        engine.wait().unwrap().result.unwrap();
+    }
+}
+
+/// Submits `len` bytes at the simulated drive's time.
+fn simulate(sim: &mut SimIo, tag: usize, len: usize, priority: Priority) {
+    read(sim, tag, one(Extent { file: 0, offset: 0, len }), priority);
+}
+
+#[test]
+fn the_simulated_drive_keeps_time() {
+    let mut sim = SimIo::new(100, 1000); // 1 byte a nanosecond
+    simulate(&mut sim, 0, 50, Priority::Demand);
+    simulate(&mut sim, 1, 10, Priority::Demand);
+    sim.advance(149);
+    assert!(sim.poll().is_none());
+    sim.advance(1);
+    assert_eq!(sim.poll().unwrap().tag, 0);
+    assert_eq!(sim.wait().unwrap().tag, 1);
+    assert_eq!(sim.now_ns(), 260, "one after the other");
+    assert!(sim.wait().is_none());
+    sim.advance(1000);
+    simulate(&mut sim, 2, 0, Priority::Demand);
+    sim.wait().unwrap();
+    assert_eq!(sim.now_ns(), 1360, "an idle drive starts when it is asked");
+}
+
+#[test]
+fn the_simulated_drive_finishes_what_it_has_begun() {
+    let mut sim = SimIo::new(100, 1000);
+    for tag in 0..3 {
+        simulate(&mut sim, tag, 0, Priority::Prefetch);
+    }
+    sim.advance(60);
+    simulate(&mut sim, 3, 0, Priority::Demand);
+    sim.promote(2);
+    sim.promote(0); // begun at 0
+    let times: Vec<_> = std::iter::from_fn(|| Some((sim.wait()?.tag, sim.now_ns()))).collect();
+    assert_eq!(times, [(0, 100), (3, 200), (2, 300), (1, 400)]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn mapped_pages_are_given_back() {
+    const BYTES: usize = 64 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.bin");
+    std::fs::write(&path, noise(9, BYTES as u64)).unwrap();
+    let files: Files = [(path.clone(), Arc::new(File::open(&path).unwrap()))].into_iter().collect();
+    let mut engine = IoKind::Mapped.build(files, 1).unwrap();
+    let rss = || machine::rss_bytes().unwrap() as i64;
+    let mut map = |buf: IoBuf, len: usize| {
+        let extents = one(Extent { file: 0, offset: 0, len });
+        engine.submit(Read { tag: 0, extents, buf, priority: Priority::Demand });
+        let done = engine.wait().unwrap();
+        done.result.unwrap();
+        done.buf
+    };
+    let before = rss();
+    let buf = map(IoBuf::unmapped(), BYTES);
+    let mapped = rss();
+    // Other tests run beside this one; none takes more than a few MiB.
+    assert!(mapped - before > BYTES as i64 / 4 * 3, "populated before it is handed out: {before} to {mapped}");
+    let buf = map(buf, 4096);
+    let after = rss();
+    assert!(mapped - after > BYTES as i64 / 4 * 3, "released by the next read: {mapped} to {after}");
+    let buf = map(buf, BYTES);
+    drop(buf);
+    assert!(mapped - rss() > BYTES as i64 / 4 * 3, "released with its buffer");
+}
+
+/// A mapping whose file shrinks cannot be an error value. It is one sentence and status 1, in a process of its own here.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_shrinks_under_its_mapping_ends_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shrinks.bin");
+    std::fs::write(&path, noise(4, 100_000)).unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "child_touches_a_shrunk_mapping", "--nocapture"])
+        .env(SHRINKS, &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert_eq!(child.status.code(), Some(1), "{said}");
+    let sentence = said.lines().find(|l| l.starts_with("hotset: ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(sentence.contains(path.to_str().unwrap()) && sentence.contains("bus error"), "{sentence}");
+}
+
+const SHRINKS: &str = "HOTSET_TEST_SHRINKS";
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "the other half of a_file_that_shrinks_under_its_mapping_ends_in_one_sentence"]
+fn child_touches_a_shrunk_mapping() {
+    let Some(path) = std::env::var_os(SHRINKS) else { return };
+    let path = Path::new(&path);
+    let files: Files = [(path.to_owned(), Arc::new(File::open(path).unwrap()))].into_iter().collect();
+    let mut engine = IoKind::Mapped.build(files, 1).unwrap();
+    read(&mut *engine, 0, one(Extent { file: 0, offset: 0, len: 100_000 }), Priority::Demand);
+    let done = engine.wait().unwrap();
+    done.result.unwrap();
+    OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+    let sum: u64 = done.buf.part(0).iter().map(|&b| u64::from(b)).sum();
+    unreachable!("the bytes are gone, yet their sum is {sum}");
+}
