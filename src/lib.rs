@@ -1,4 +1,70 @@
-//! hotset: Mixture-of-Experts models inside a memory budget.
+//! hotset runs Mixture-of-Experts language models that are larger than the memory they are given.
+//!
+//! A MoE layer has many expert FFNs and uses a few a token, so most weights are idle at any moment. hotset reads a
+//! quantised GGUF file, keeps dense weights resident and the *hot set* of experts in slots within a budget, reads cold
+//! experts from disk while resident ones compute, and guesses the next layer's experts from router scores.
+//!
+//! # One token
+//!
+//! ```text
+//! session::Session::decode(token)
+//!   model::Model::forward(batch, kv, experts, scratch)      // the page to read: src/model/mod.rs
+//!     x = embedding row;  for each layer { attention;  dense ffn | moe };  norm;  head
+//!     model::moe::forward                                   // src/model/moe.rs
+//!       scores = router(x);  routed = top-k;  lookahead = next layer's router(x)
+//!       experts.request(LayerEvent { routed, lookahead, .. })       // never blocks
+//!       shared expert                                               // computes while the disk works
+//!       until experts.next_ready() is empty { out[e] = ffn(e, x) }  // the only place that waits for a disk
+//!       x += Σ weight · out[e]                                      // in routing order
+//!   expert::ExpertCache                                     // src/expert/cache.rs
+//!     request: hit → touch;  miss → policy.evict → slot → io.submit(read);  guesses → low-priority reads
+//!   io::ThreadEngine → Pread | Mapped                       // src/io/pread.rs: the disk read
+//! ```
+//!
+//! A prompt is the same path with many tokens: the batch is routed, the union of its experts is streamed through the
+//! slots, and each expert is read at most once a layer and batch.
+//!
+//! # Code map
+//!
+//! | module | is | must not know |
+//! |---|---|---|
+//! | [`gguf`] | files: header, metadata, tensor table, split sets, writer | models |
+//! | [`quant`] | ggml's types: blocks, scalar truth | files, CPUs |
+//! | [`trace`], [`id`] | the record of a layer event, the interface of everything below | bytes, clocks |
+//! | [`policy`] | who leaves the cache; one file each | bytes, files, clocks, threads |
+//! | [`prefetch`] | what may be asked for next | as `policy` |
+//! | [`io`] | engines that read extents into buffers | experts, policies |
+//! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
+//! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
+//! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
+//! | [`plan`] | how a budget is split | |
+//! | [`session`] | one sequence on one model in one budget: what a program uses | text |
+//! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
+//!
+//! Imports point down; `tests/architecture.rs` has the table.
+//!
+//! # Invariants
+//!
+//! * Offloading never changes a bit of the output: logits are identical for every budget, policy, prefetcher, read path,
+//!   batch size and number of threads. Experts are computed in order of arrival and summed in routing order; every dot
+//!   product has one order of additions.
+//! * The budget is obeyed: everything that grows with the model is allocated at the start, from one [`plan::Plan`].
+//! * Input never panics: a bad file or request is an [`Error`] that names what, where, expected and got.
+//! * One control thread owns [`expert::Experts`]. Threads exist only inside [`io`] and the backend's pool.
+//!
+//! # Use
+//!
+//! ```no_run
+//! use hotset::{gguf::Gguf, session::{Options, Session}, tokenizer::Tokenizer};
+//!
+//! let gguf = Gguf::open("model.gguf".as_ref())?;
+//! let tokenizer = Tokenizer::from_gguf(&gguf)?;
+//! let options = Options { memory_bytes: Some(4 << 30), ..Options::default() };
+//! let mut session = Session::open(gguf, &options, &mut |_done, _total| {})?;
+//! let logits = session.feed(&tokenizer.encode("Once upon a time", true, false), &mut |_| {})?;
+//! # let _ = logits;
+//! # Ok::<(), hotset::Error>(())
+//! ```
 
 pub mod backend;
 pub mod error;
@@ -20,7 +86,15 @@ pub mod trace;
 
 pub use error::{Error, Result};
 
-/// Bytes for people: `15.2 MiB`.
+/// Bytes for people, in binary units: `15.2 MiB`.
 pub fn human_bytes(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, "bytes");
+    for next in units {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
 }

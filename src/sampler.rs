@@ -146,12 +146,13 @@ impl Sampler {
         }
         self.gather(logits);
         self.keep_top_k();
-        // The most likely token is first from here on, and `weights` are relative to it.
-        self.weigh(1.0);
-        self.keep_top_p();
-        self.keep_min_p();
-        self.weigh(self.config.temperature);
-        self.draw()
+        let best = self.bring_best_first();
+        if best == f32::NEG_INFINITY {
+            return self.candidates[0].id;
+        }
+        self.keep_top_p(best);
+        self.keep_min_p(best);
+        self.draw(best)
     }
 
     /// The largest penalised logit; the lowest id among equals.
@@ -188,69 +189,65 @@ impl Sampler {
         }
     }
 
-    /// Leaves the `top_k` best candidates, best first; all of them, best first, only where top-p needs the order.
+    /// Leaves the `top_k` best candidates, best first.
     fn keep_top_k(&mut self) {
         let k = self.config.top_k;
         if k > 0 && k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, by_rank);
             self.candidates.truncate(k);
-        }
-        if self.candidates.len() <= k || self.config.top_p < 1.0 {
             self.candidates.sort_unstable_by(by_rank);
-        } else if let Some(best) = (0..self.candidates.len()).min_by(|&a, &b| {
-            by_rank(&self.candidates[a], &self.candidates[b]) // a total order: the same token on every machine
-        }) {
-            self.candidates.swap(0, best);
         }
     }
 
-    /// Each candidate's probability over that of the first, at this temperature.
-    fn weigh(&mut self, temperature: f32) {
-        let best = self.candidates[0].logit;
-        self.weights.clear();
-        if best.is_infinite() {
-            // +∞ leaves only its equals; -∞ everywhere leaves only the first.
-            let shared = best > 0.0;
-            let weigh = |(i, c): (usize, &Candidate)| f32::from(u8::from(i == 0 || shared && c.logit == best));
-            self.weights.extend(self.candidates.iter().enumerate().map(weigh));
-        } else {
-            self.weights.extend(self.candidates.iter().map(|c| ((c.logit - best) / temperature).exp()));
-        }
+    /// Swaps the best candidate to the front; its logit.
+    fn bring_best_first(&mut self) -> f32 {
+        let ranks = |&a: &usize, &b: &usize| by_rank(&self.candidates[a], &self.candidates[b]);
+        let best = (0..self.candidates.len()).min_by(ranks).expect("the vocabulary is not empty");
+        self.candidates.swap(0, best);
+        self.candidates[0].logit
     }
 
-    /// Leaves the shortest run of the best whose probabilities reach `top_p`. Needs them best first.
-    fn keep_top_p(&mut self) {
+    /// Leaves the shortest run of the best whose probabilities reach `top_p`.
+    ///
+    /// Sorts only as far as it must: with no top-k before it, a full sort of 150,000 candidates takes 15 ms.
+    fn keep_top_p(&mut self, best: f32) {
         if self.config.top_p >= 1.0 {
             return;
         }
-        let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
+        let total: f64 = self.candidates.iter().map(|c| f64::from(weight(c.logit, best, 1.0))).sum();
         let enough = f64::from(self.config.top_p) * total;
-        let mut reached = 0.0;
-        let kept = self.weights.iter().position(|&weight| {
-            reached += f64::from(weight);
-            reached >= enough
-        });
-        self.candidates.truncate(kept.map_or(self.candidates.len(), |last| last + 1));
-        self.weights.truncate(self.candidates.len());
-    }
-
-    /// Leaves the candidates whose probability is at least `min_p` times that of the first.
-    fn keep_min_p(&mut self) {
-        if self.config.min_p <= 0.0 {
-            return;
-        }
-        let mut kept = 0;
-        for i in 0..self.candidates.len() {
-            if self.weights[i] >= self.config.min_p {
-                self.candidates[kept] = self.candidates[i];
-                kept += 1;
+        let (mut reached, mut sorted, mut step) = (0.0, 0, 256);
+        while sorted < self.candidates.len() {
+            let rest = &mut self.candidates[sorted..];
+            let n = rest.len().min(step);
+            if n < rest.len() {
+                rest.select_nth_unstable_by(n - 1, by_rank);
             }
+            rest[..n].sort_unstable_by(by_rank);
+            for (i, candidate) in rest[..n].iter().enumerate() {
+                reached += f64::from(weight(candidate.logit, best, 1.0));
+                if reached >= enough {
+                    self.candidates.truncate(sorted + i + 1);
+                    return;
+                }
+            }
+            sorted += n;
+            step *= 4;
         }
-        self.candidates.truncate(kept);
     }
 
-    /// One candidate, by weight.
-    fn draw(&mut self) -> u32 {
+    /// Leaves the candidates whose probability is at least `min_p` times that of the best.
+    fn keep_min_p(&mut self, best: f32) {
+        let min_p = self.config.min_p;
+        if min_p > 0.0 {
+            self.candidates.retain(|c| weight(c.logit, best, 1.0) >= min_p);
+        }
+    }
+
+    /// One candidate, by its weight at the temperature.
+    fn draw(&mut self, best: f32) -> u32 {
+        self.weights.clear();
+        self.weights.extend(self.candidates.iter().map(|c| weight(c.logit, best, self.config.temperature)));
         let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
         let mut left = self.rng.unit() * total;
         for (candidate, &weight) in self.candidates.iter().zip(&self.weights) {
@@ -261,6 +258,11 @@ impl Sampler {
         }
         self.candidates[0].id // rounding left a crumb
     }
+}
+
+/// A probability over that of the best, at this temperature. Equals count alike, also where both are +∞.
+fn weight(logit: f32, best: f32, temperature: f32) -> f32 {
+    if logit == best { 1.0 } else { ((logit - best) / temperature).exp() }
 }
 
 /// Best logit first, then lowest id. Logits are never NaN here.

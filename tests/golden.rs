@@ -47,7 +47,8 @@ fn run(name: &str, options: Options, backend: impl Backend) -> Run {
     let routing = Routing::default();
     let options = Options { kv: GgmlType::F32, all_logits: true, ..options };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
-    let mut session = Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
+    let mut session =
+        Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
     let mut logits = Vec::new();
     let n_batch = session.plan().n_batch;
     for batch in tokens[..PROMPT].chunks(n_batch) {
@@ -80,7 +81,7 @@ fn matches_llama_cpp(name: &str, run: &Run) {
     let expected = expected.f32s().unwrap();
     assert_eq!(run.logits.len(), expected.len());
     let worst = run.logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-    println!("{name}: max |difference of logits| {worst:.2e}");
+    eprintln!("{name}: max |difference of logits| {worst:.2e}");
     assert!(worst <= 1e-4, "{name}: {worst}");
     assert_eq!(run.experts, experts.i32s().unwrap(), "{name}: experts in order");
     let n_vocab = expected.len() / golden(name, "tokens").i32s().unwrap().len();

@@ -8,8 +8,15 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 /// All steps off.
-const PLAIN: SamplerConfig =
-    SamplerConfig { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 1 };
+const PLAIN: SamplerConfig = SamplerConfig {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    repeat_last_n: 64,
+    seed: 1,
+};
 
 /// Probabilities by id, the slow way: full sorts, fresh vectors, f64.
 fn naive(config: &SamplerConfig, logits: &[f32], recent: &[u32]) -> HashMap<u32, f64> {
@@ -115,6 +122,17 @@ fn greedy_takes_the_lowest_of_equals() {
 }
 
 #[test]
+fn a_long_nucleus_is_the_naive_one() {
+    let logits = logits(3000); // its nucleus is sorted in more than one step
+    let config = SamplerConfig { top_p: 0.9, temperature: 50.0, ..PLAIN };
+    let expected = naive(&config, &logits, &[]);
+    let got = histogram(config, &logits, &[], 20_000);
+    assert!(expected.len() > 600, "{}", expected.len());
+    assert!(got.keys().all(|id| expected.contains_key(id)));
+    assert_eq!(got.len(), expected.len(), "nearly uniform: every token of the nucleus is drawn");
+}
+
+#[test]
 fn a_seed_fixes_the_sequence() {
     let logits = logits(1000);
     let config = SamplerConfig { seed: 42, ..SamplerConfig::default() };
@@ -143,8 +161,9 @@ fn every_option_has_an_effect() {
     assert!(distinct(SamplerConfig { top_p: 0.5, ..PLAIN }) < all / 2);
     assert!(distinct(SamplerConfig { min_p: 0.5, ..PLAIN }) < all / 2);
     let best = sequence(SamplerConfig::greedy(), &logits, 1)[0];
-    let mut sampler = Sampler::new(SamplerConfig { repeat_penalty: 9.0, repeat_last_n: 2, ..SamplerConfig::greedy() }, 200)
-        .expect("in range");
+    let mut sampler =
+        Sampler::new(SamplerConfig { repeat_penalty: 9.0, repeat_last_n: 2, ..SamplerConfig::greedy() }, 200)
+            .expect("in range");
     assert_eq!(sampler.sample(&logits), best);
     sampler.accept(best);
     assert_ne!(sampler.sample(&logits), best, "penalised");

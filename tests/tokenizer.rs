@@ -25,7 +25,18 @@ fn byte_level() -> VocabSource<'static> {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
     tokens.extend(MERGES.iter().map(|merge| merge.replace(' ', "")));
     tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<user>"].map(str::to_owned));
-    let types = (0..).zip(&tokens).map(|(i, _)| if i < 266 { 1 } else if i < 269 { 3 } else { 4 }).collect();
+    let types = (0..)
+        .zip(&tokens)
+        .map(|(i, _)| {
+            if i < 266 {
+                1
+            } else if i < 269 {
+                3
+            } else {
+                4
+            }
+        })
+        .collect();
     VocabSource {
         model: "gpt2".into(),
         pre: Some("qwen2".into()),
@@ -40,11 +51,24 @@ fn byte_level() -> VocabSource<'static> {
 
 /// `<unk>`, `<s>`, `</s>`, the 256 byte tokens, and pieces with scores.
 fn sentence_piece() -> VocabSource<'static> {
-    let pieces = ["▁", "t", "h", "e", "a", "n", "é", "th", "an", "▁the", "he", "▁t", "▁a", "▁▁", "nd", "and", "▁and"];
+    let pieces =
+        ["▁", "t", "h", "e", "a", "n", "é", "th", "an", "the", "▁the", "he", "▁t", "▁a", "▁▁", "nd", "and", "▁and"];
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
     tokens.extend(pieces.map(str::to_owned));
-    let types = (0..tokens.len()).map(|i| if i == 0 { 2 } else if i < 3 { 3 } else if i < 259 { 6 } else { 1 }).collect();
+    let types = (0..tokens.len())
+        .map(|i| {
+            if i == 0 {
+                2
+            } else if i < 3 {
+                3
+            } else if i < 259 {
+                6
+            } else {
+                1
+            }
+        })
+        .collect();
     let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
     VocabSource { model: "llama".into(), tokens: tokens.into(), types, scores, ..VocabSource::default() }
 }
@@ -207,7 +231,7 @@ fn broken_vocabularies_name_what_is_wrong() {
         (VocabSource { scores: vec![0.0; 3].into(), ..sentence_piece() }, "tokenizer.ggml.scores", "got 3"),
     ];
     for (source, what, got) in cases {
-        let error = build(source).err().expect("broken");
+        let error = build(source).expect_err("broken");
         assert!(matches!(error, Error::Format { .. } | Error::Unsupported { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains("model.gguf") && text.contains(what) && text.contains(got), "{text}");
@@ -249,7 +273,8 @@ fn a_character_in_parts_waits_for_the_last() {
     assert_eq!((push(0xe4), push(0xb8), push(0xad)), (String::new(), String::new(), "中".into()));
     assert_eq!((push(0xe4), push(b'x')), (String::new(), "\u{fffd}x".into()));
     assert_eq!(push(0xf0), "");
-    assert_eq!((decoder.finish(), decoder.clone().finish()), ("\u{fffd}", ""));
+    assert_eq!(decoder.finish(), "\u{fffd}");
+    assert_eq!(decoder.finish(), "");
 }
 
 #[test]
@@ -259,6 +284,18 @@ fn generation_ends_by_id_or_text() {
     assert_eq!(ends, [7, ENDOFTEXT, IM_END]);
     assert_eq!(tokenizer.special_token("<|im_start|>"), Some(267));
     assert_eq!(tokenizer.special_token("the"), None);
+}
+
+#[test]
+fn tokens_that_end_a_turn_are_control_tokens_whatever_the_file_says() {
+    for kind in [1, 4] {
+        let mut types = byte_level().types.into_owned();
+        types[IM_END as usize] = kind;
+        let tokenizer = good(VocabSource { types: types.into(), ..byte_level() });
+        assert_eq!(tokenizer.encode("<|im_end|>", false, true), [IM_END]);
+        assert!(!tokenizer.encode("<|im_end|>", false, false).contains(&IM_END), "not for a user to spell");
+        assert_eq!(tokenizer.decode(&[IM_END]), "");
+    }
 }
 
 #[test]

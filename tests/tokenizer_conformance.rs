@@ -74,7 +74,7 @@ fn agrees_with_llama_cpp() {
     let mut failures = Vec::new();
     for name in names {
         let Outcome { passed, total, failures: failed } = check(&fixture(&folder, name));
-        println!("{name}: {passed}/{total}");
+        eprintln!("{name}: {passed}/{total}");
         failures.extend(failed.into_iter().map(|failure| format!("{name}: {failure}")));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

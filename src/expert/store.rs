@@ -29,7 +29,12 @@ struct Place {
 impl Place {
     fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
         let bytes = self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes());
-        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data: &buf.part(self.part)[self.start..self.start + bytes] }
+        QMat {
+            ty: self.ty,
+            rows: self.rows,
+            cols: self.cols,
+            data: &buf.part(self.part)[self.start..self.start + bytes],
+        }
     }
 }
 
@@ -95,6 +100,19 @@ impl ExpertStore {
     pub fn n_expert(&self) -> usize {
         self.n_expert
     }
+    /// The part lengths of a slot that holds any expert of `layers`.
+    pub fn slot_parts(&self, layers: std::ops::Range<usize>) -> Vec<usize> {
+        let mut largest = Vec::new();
+        for layer in &self.layers[layers] {
+            for (i, len) in layer.part_bytes().into_iter().enumerate() {
+                if i == largest.len() {
+                    largest.push(0);
+                }
+                largest[i] = largest[i].max(len);
+            }
+        }
+        largest
+    }
     /// Where `id` lies.
     pub fn extents(&self, id: ExpertId) -> Extents {
         self.layers[id.layer as usize].extents[id.expert as usize]
@@ -113,23 +131,18 @@ impl ExpertStore {
             let what = format!("expert {} of blk.{block}", id.expert);
             return Error::format(path, what, format!("{len} bytes at offset {offset}"), "the end of the file");
         }
-        Error::io(path, format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert), error.source)
+        Error::io(
+            path,
+            format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert),
+            error.source,
+        )
     }
 }
 
 /// The tensor's type and extent, once its shape is what the model needs.
 fn checked(gguf: &Gguf, tensor: &TensorInfo, dims: &[usize]) -> Result<(GgmlType, Extent)> {
-    let path = gguf.path();
-    let what = || format!("tensor {}", tensor.name);
-    if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
-        return Err(Error::format(path, what(), format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
-    }
-    let ty = tensor.ggml_type(path)?;
-    if !ty.is_computable() {
-        return Err(Error::unsupported(path, format!("the type of tensor {}", tensor.name), "a type with kernels", ty));
-    }
-    let len = tensor.bytes.and_then(|b| usize::try_from(b).ok());
-    let len = len.ok_or_else(|| Error::format(path, what(), "a size that fits memory", "a larger one"))?;
+    let ty = gguf.computable(tensor, dims)?;
+    let len = tensor.require_bytes(gguf.path_of(tensor))? as usize;
     Ok((ty, Extent { file: tensor.shard as u16, offset: tensor.offset, len }))
 }
 
@@ -179,7 +192,12 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
                 (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
                 if e > 0 && ty != types[r] {
                     let what = format!("tensor {}", tensor.name);
-                    return Err(Error::format(gguf.path(), what, format!("the layer's type {}", types[r]), ty));
+                    return Err(Error::format(
+                        gguf.path_of(tensor),
+                        what,
+                        format!("the layer's type {}", types[r]),
+                        ty,
+                    ));
                 }
                 types[r] = ty;
             }

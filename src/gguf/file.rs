@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::{Extent, Header, Metadata, TensorInfo, parse, unique_names};
 use crate::error::{Error, Result};
+use crate::quant::GgmlType;
 
 /// One file of a model.
 #[derive(Clone, Debug)]
@@ -133,6 +134,24 @@ impl Gguf {
         &self.shards[tensor.shard].path
     }
 
+    /// The tensor's type, once its shape is `dims` (row length first) and there is arithmetic for the type.
+    ///
+    /// # Errors
+    /// Names the tensor, and the shape or type that it has.
+    pub fn computable(&self, tensor: &TensorInfo, dims: &[usize]) -> Result<GgmlType> {
+        let path = self.path_of(tensor);
+        if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
+            let what = format!("tensor {}", tensor.name);
+            return Err(Error::format(path, what, format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
+        }
+        let ty = tensor.ggml_type(path)?;
+        if !ty.is_computable() {
+            let what = format!("the type of tensor {}", tensor.name);
+            return Err(Error::unsupported(path, what, "a type with kernels", ty));
+        }
+        Ok(ty)
+    }
+
     /// Reads a whole tensor into `buf`, which must have its length.
     ///
     /// # Errors
@@ -156,22 +175,44 @@ impl Gguf {
     /// As [`Gguf::read_tensor`]; a part that is not inside the tensor is an [`Error::Request`].
     pub fn read_tensor_part(&self, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
         let shard = &self.shards[tensor.shard];
-        let bytes = tensor.require_bytes(&shard.path)?;
-        let len = buf.len() as u64;
-        if start.checked_add(len).is_none_or(|end| end > bytes) {
-            let got = format!("{len} bytes at {start}");
-            return Err(Error::request(
-                format!("part of tensor {}", tensor.name),
-                format!("inside its {bytes} bytes"),
-                got,
-            ));
-        }
-        let offset = tensor.offset + start;
-        read_full_at(&shard.file, buf, offset).map_err(|(got, source)| {
-            let action = format!("read {len} bytes at {offset} of tensor {} (got {got})", tensor.name);
-            Error::io(&shard.path, action, source)
-        })
+        read_part(shard, tensor, start, buf)
     }
+
+    /// Something that reads parts of one tensor, and outlives this.
+    pub fn reader(&self, tensor: &TensorInfo) -> TensorReader {
+        let Shard { path, file, len } = &self.shards[tensor.shard];
+        TensorReader { shard: Shard { path: path.clone(), file: file.clone(), len: *len }, tensor: tensor.clone() }
+    }
+}
+
+/// Reads parts of one tensor, without the metadata of its model.
+pub struct TensorReader {
+    shard: Shard,
+    tensor: TensorInfo,
+}
+
+impl TensorReader {
+    /// As [`Gguf::read_tensor_part`].
+    ///
+    /// # Errors
+    /// As [`Gguf::read_tensor_part`].
+    pub fn read(&self, start: u64, buf: &mut [u8]) -> Result<()> {
+        read_part(&self.shard, &self.tensor, start, buf)
+    }
+}
+
+fn read_part(shard: &Shard, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
+    let bytes = tensor.require_bytes(&shard.path)?;
+    let len = buf.len() as u64;
+    if start.checked_add(len).is_none_or(|end| end > bytes) {
+        let what = format!("part of tensor {}", tensor.name);
+        return Err(Error::request(what, format!("inside its {bytes} bytes"), format!("{len} bytes at {start}")));
+    }
+    let offset = tensor.offset + start;
+    read_full_at(&shard.file, buf, offset).map_err(|(got, source)| {
+        let action = format!("read {len} bytes at {offset} of tensor {} (got {got})", tensor.name);
+        Error::io(&shard.path, action, source)
+    })
 }
 
 /// Fills `buf` from byte `offset`, or says how many bytes there were.

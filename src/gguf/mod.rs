@@ -20,7 +20,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::quant::GgmlType;
 
-pub use file::{Gguf, Shard};
+pub use file::{Gguf, Shard, TensorReader};
 pub use meta::{Array, Metadata, Value};
 pub use write::{GgufWriter, TensorWriter};
 

@@ -20,7 +20,7 @@ use crate::{
     Result,
     backend::{Attention, Backend, Product},
     expert::Experts,
-    gguf::Gguf,
+    gguf::{Gguf, TensorReader},
     model::{rope::Rope, weights::Ffn},
     quant::{GgmlType, dequantize_row},
     trace::Phase,
@@ -62,8 +62,8 @@ impl Model {
     ///
     /// # Errors
     /// See [`Config::new`] and [`Weights::load`].
-    pub fn load(gguf: Gguf, config: Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let weights = Weights::load(&gguf, &config, progress)?;
+    pub fn load(gguf: &Gguf, config: Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        let weights = Weights::load(gguf, &config, progress)?;
         let rope = Rope::new(&config, &weights.rope_freqs);
         let embd = Embedding::new(gguf, &config)?;
         Ok(Self { config, weights, rope, embd })
@@ -183,35 +183,25 @@ fn add_bias(x: &mut [f32], bias: &[f32]) {
 
 /// The token embedding, left in the file: a token needs one row, of a matrix that is among the largest of a model.
 struct Embedding {
-    gguf: Gguf,
+    reader: TensorReader,
     ty: GgmlType,
     n_embd: usize,
     row_bytes: usize,
 }
 
 impl Embedding {
-    fn new(gguf: Gguf, c: &Config) -> Result<Self> {
+    fn new(gguf: &Gguf, c: &Config) -> Result<Self> {
         let tensor = gguf.require("token_embd.weight")?;
-        let path = gguf.path_of(tensor);
-        let what = || format!("tensor {}", tensor.name);
-        if tensor.dims != [c.n_embd as u64, c.n_vocab as u64] {
-            let expected = format!("shape [{}, {}]", c.n_embd, c.n_vocab);
-            return Err(crate::Error::format(path, what(), expected, format!("{:?}", tensor.dims)));
-        }
-        let ty = tensor.ggml_type(path)?;
-        if !ty.is_computable() {
-            return Err(crate::Error::unsupported(path, format!("the type of {}", what()), "a type with kernels", ty));
-        }
+        let ty = gguf.computable(tensor, &[c.n_embd, c.n_vocab])?;
         let row_bytes = c.n_embd / ty.block_len() * ty.block_bytes();
-        Ok(Self { ty, n_embd: c.n_embd, row_bytes, gguf })
+        Ok(Self { reader: gguf.reader(tensor), ty, n_embd: c.n_embd, row_bytes })
     }
 
-    /// Gathers the tokens' rows into `x`. (n, n_embd)
+    /// Gathers the tokens' rows into `x` (n, n_embd). `raw` has room for a row.
     fn rows(&self, tokens: &[u32], x: &mut [f32], raw: &mut [u8]) -> Result<()> {
-        let tensor = self.gguf.require("token_embd.weight")?;
         let raw = &mut raw[..self.row_bytes];
         for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(self.n_embd)) {
-            self.gguf.read_tensor_part(tensor, u64::from(token) * self.row_bytes as u64, raw)?;
+            self.reader.read(u64::from(token) * self.row_bytes as u64, raw)?;
             dequantize_row(self.ty, raw, x);
         }
         Ok(())

@@ -3,13 +3,10 @@
 
 use memmap2::MmapMut;
 
-use super::{
-    arch::QkNorm,
-    config::Config,
-};
+use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
-    gguf::{Gguf, TensorInfo},
+    gguf::Gguf,
     quant::{FfnMats, GgmlType, QMat, dequantize_row},
 };
 
@@ -126,26 +123,13 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn check(&self, tensor: &TensorInfo, dims: &[usize]) -> Result<GgmlType> {
-        let path = self.gguf.path_of(tensor);
-        if !tensor.dims.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
-            let what = format!("tensor {}", tensor.name);
-            return Err(Error::format(path, what, format!("shape {dims:?}"), format!("{:?}", tensor.dims)));
-        }
-        let ty = tensor.ggml_type(path)?;
-        if !ty.is_computable() {
-            return Err(Error::unsupported(path, format!("the type of tensor {}", tensor.name), "a type with kernels", ty));
-        }
-        Ok(ty)
-    }
-
     fn mat(&mut self, name: &str, cols: usize, rows: usize) -> Result<Mat> {
         let tensor = self.gguf.require(name)?;
         // A single row may be stored as a vector.
         let ty = if rows == 1 && tensor.dims.len() == 1 {
-            self.check(tensor, &[cols])?
+            self.gguf.computable(tensor, &[cols])?
         } else {
-            self.check(tensor, &[cols, rows])?
+            self.gguf.computable(tensor, &[cols, rows])?
         };
         let bytes = tensor.require_bytes(self.gguf.path_of(tensor))? as usize;
         let refused = |e| Error::request(format!("memory for tensor {name}"), format!("{bytes} bytes"), e);
@@ -158,7 +142,7 @@ impl Loader<'_> {
     /// A vector of `n` as F32; empty where the tensor is absent.
     fn optional_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
         let Some(tensor) = self.gguf.tensor(name) else { return Ok(Vec::new()) };
-        let ty = self.check(tensor, &[n])?;
+        let ty = self.gguf.computable(tensor, &[n])?;
         let mut bytes = vec![0; tensor.require_bytes(self.gguf.path_of(tensor))? as usize];
         self.gguf.read_tensor(tensor, &mut bytes)?;
         (self.progress)(bytes.len() as u64);
@@ -198,8 +182,9 @@ impl Loader<'_> {
         let ffn = match c.moe_layers.binary_search(&il) {
             Err(_) => Ffn::Dense(self.ffn(il, "", c.n_embd)?),
             Ok(index) => {
-                let shared = self.gguf.tensor(&name("ffn_gate_shexp.weight")).is_some();
-                let gated = self.gguf.tensor(&name("ffn_gate_inp_shexp.weight")).is_some();
+                let has = |part: &str| self.gguf.tensor(&name(&format!("ffn_{part}_shexp.weight"))).is_some();
+                let gated = has("gate_inp");
+                let shared = gated || ["gate", "up", "down"].into_iter().any(has);
                 Ffn::Moe(MoeWeights {
                     index,
                     router: self.mat(&name("ffn_gate_inp.weight"), c.n_embd, c.n_expert)?,

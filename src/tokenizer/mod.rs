@@ -125,8 +125,9 @@ impl Tokenizer {
             source.eos = source.eos.or(Some(2)).filter(|&id| in_range(id));
             source.unk = source.unk.or(Some(0));
         }
-        for text in VISIBLE_TEXTS {
-            vocab.print_always(text);
+        let ends = end_tokens(&source, &mut vocab);
+        for id in VISIBLE_TEXTS.iter().filter_map(|text| vocab.find_special(text)).collect::<Vec<_>>() {
+            vocab.set_kind(id, Kind::UserDefined);
         }
         let default_add_bos = pre.as_ref().map_or(spm, |pre| pre.add_bos);
         let algorithm = match pre {
@@ -143,7 +144,7 @@ impl Tokenizer {
             // Gemma 4 files say "no" by mistake (llama.cpp overrides them too).
             add_bos: source.model == "gemma4" || source.add_bos.unwrap_or(default_add_bos),
             add_eos: source.add_eos.unwrap_or(false),
-            ends: end_tokens(&source, &vocab),
+            ends,
             vocab,
             algorithm,
         })
@@ -278,8 +279,9 @@ impl Tokenizer {
         self.ends.binary_search(&token).is_ok()
     }
 
-    /// Bytes that the vocabulary and the merges keep on the heap. The pre-tokenizer's automata come on top: 0.3 MB
-    /// compiled, and up to 512 KB of cache an expression while text is encoded.
+    /// Bytes that the vocabulary and the merges keep on the heap. The pre-tokenizer comes on top: up to 0.3 MB for its
+    /// compiled expressions, and 0.2 to 0.6 MB of their caches from the first text on (measured; the regex crate
+    /// does not say).
     pub fn resident_bytes(&self) -> usize {
         let algorithm = match &self.algorithm {
             Algorithm::Bpe(bpe) => bpe.heap_bytes(),
@@ -318,19 +320,29 @@ fn check_ids(path: &Path, source: &VocabSource<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The tokens that end generation, sorted.
-fn end_tokens(source: &VocabSource<'_>, vocab: &Vocab) -> Vec<u32> {
-    let by_text = |text: &&str| vocab.find_special(text).or_else(|| vocab.find(text.as_bytes()));
-    let mut ends: Vec<u32> = END_TEXTS.iter().filter_map(by_text).collect();
-    let has = |text: &str| by_text(&text).is_some();
-    // These vocabularies end only a part of the answer with `<|end|>`; those have an ordinary `</s>`.
-    let parts = has("<|call|>") && has("<|return|>") || (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
-    for (text, ordinary) in [("<|end|>", parts), ("</s>", has("<|tool_response>") || has("<|plamo:eos|>"))] {
-        if ordinary {
-            ends.retain(|&id| by_text(&text) != Some(id));
+/// Finds the tokens that end generation, sorted, and makes control tokens of those that the file calls otherwise: a
+/// user must not be able to end a turn by spelling it.
+fn end_tokens(source: &VocabSource<'_>, vocab: &mut Vocab) -> Vec<u32> {
+    let named: Vec<(&str, u32)> = (0..)
+        .zip(source.tokens.iter())
+        .filter(|(_, text)| text.starts_with(['<', '[', '_']) && END_TEXTS.contains(&text.as_str()))
+        .map(|(id, text)| (text.as_str(), id))
+        .collect();
+    let has = |text: &str| named.iter().any(|&(other, _)| other == text);
+    // These vocabularies end only a part of the answer with `<|end|>`, and Gemma 4's `</s>` is a word.
+    let end_is_part = has("<|call|>") && has("<|return|>") || (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
+    let s_is_word = has("<|tool_response>");
+    let mut ends: Vec<u32> = [source.eos, source.eot, source.eom].into_iter().flatten().collect();
+    for &(text, id) in &named {
+        match text {
+            "<|end|>" if end_is_part => vocab.set_kind(id, Kind::UserDefined),
+            "</s>" if s_is_word => vocab.set_kind(id, Kind::Normal),
+            _ => {
+                vocab.set_kind(id, Kind::Control);
+                ends.push(id);
+            }
         }
     }
-    ends.extend([source.eos, source.eot, source.eom].into_iter().flatten());
     ends.sort_unstable();
     ends.dedup();
     ends

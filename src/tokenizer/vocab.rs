@@ -63,6 +63,17 @@ struct Specials {
     first_bytes: Box<[bool; 256]>,
 }
 
+impl Specials {
+    /// Files a token; the id that had this text before, if any. Without text, there is nothing to find.
+    fn insert(&mut self, text: Box<[u8]>, id: u32) -> Option<u32> {
+        self.first_bytes[usize::from(*text.first()?)] = true;
+        if let Err(at) = self.lengths.binary_search_by(|length| text.len().cmp(length)) {
+            self.lengths.insert(at, text.len());
+        }
+        self.ids.insert(text, id)
+    }
+}
+
 impl Vocab {
     pub fn new(path: &Path, source: &VocabSource<'_>, byte_level: bool) -> Result<Self> {
         let (tokens, types) = (&source.tokens, &source.types);
@@ -101,12 +112,6 @@ impl Vocab {
             vocab.file(path, id as u32, !(byte_level && literal))?;
         }
         vocab.bytes.shrink_to_fit();
-        vocab.specials.lengths = {
-            let mut lengths: Vec<usize> = vocab.specials.ids.keys().map(|text| text.len()).collect();
-            lengths.sort_unstable_by(|a, b| b.cmp(a));
-            lengths.dedup();
-            lengths
-        };
         Ok(vocab)
     }
 
@@ -114,15 +119,16 @@ impl Vocab {
     fn file(&mut self, path: &Path, id: u32, mergeable: bool) -> Result<()> {
         let text = &self.bytes[self.range(id)];
         // Some published vocabularies have unused slots without text: they print as nothing and are never found.
-        let Some(&first) = text.first() else { return Ok(()) };
+        if text.is_empty() {
+            return Ok(());
+        }
         let mut twin = None;
         if mergeable {
             let hash = self.hasher.hash_one(text);
             twin = self.ids.insert(hash, id, |other| slice(&self.bytes, &self.ends, other) == text);
         }
         if self.kinds[id as usize].is_special() && twin.is_none() {
-            self.specials.first_bytes[usize::from(first)] = true;
-            twin = self.specials.ids.insert(text.into(), id);
+            twin = self.specials.insert(text.into(), id);
         }
         match twin {
             None => Ok(()),
@@ -157,10 +163,14 @@ impl Vocab {
         self.specials.ids.get(text.as_bytes()).copied()
     }
 
-    /// Makes a control token print like text.
-    pub fn print_always(&mut self, text: &str) {
-        if let Some(id) = self.find_special(text) {
-            self.kinds[id as usize] = Kind::UserDefined;
+    /// Overrides what the file says of a token.
+    pub fn set_kind(&mut self, id: u32, kind: Kind) {
+        self.kinds[id as usize] = kind;
+        let text: Box<[u8]> = self.text(id).into();
+        if kind.is_special() {
+            self.specials.insert(text, id);
+        } else {
+            self.specials.ids.remove(&text);
         }
     }
 

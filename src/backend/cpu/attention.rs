@@ -1,12 +1,13 @@
 //! Causal grouped-query attention. A piece of work is one key/value head of one row: its group of query heads reads the
 //! keys once.
 
-use std::ops::Range;
-
 use half::f16;
 
-use super::{Cpu, Kernels, Out, pool::Chunks};
-use crate::{backend::Attention, quant::{GgmlType, dequantize_row}};
+use super::{Cpu, Kernels, Out, Phase, Worker};
+use crate::{
+    backend::Attention,
+    quant::{GgmlType, dequantize_row},
+};
 
 /// Rows of a Q8_0 cache are dequantised into this on the way.
 const MAX_HEAD: usize = 1024;
@@ -16,22 +17,22 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
     assert_eq!(out.len(), n * a.n_head * a.head_v, "output of {n} rows");
     let group = a.n_head / a.n_head_kv;
     let out = Out(out.as_mut_ptr());
-    let work = Chunks::new(n * a.n_head_kv, 1);
+    let work = Phase::new(n * a.n_head_kv);
     let (kernels, scores) = (&cpu.kernels, &cpu.scores);
-    let body = |worker: super::Worker<'_>| {
+    let body = |worker: Worker<'_>| {
         let mut scores = scores[worker.index].lock().expect("each thread has its own");
         scores.resize(group * (a.first + n), 0.0);
-        while let Some(Range { start: at, .. }) = work.next() {
+        work.work(worker, |at| {
             let (row, head) = (at / a.n_head_kv, at % a.n_head_kv);
             let first = row * a.n_head + head * group; // query head, over all rows
             // SAFETY: query heads `first..first + group` are this piece's alone, and `out` has a row for each.
             let out = unsafe { std::slice::from_raw_parts_mut(out.at(first * a.head_v), group * a.head_v) };
             one(kernels, a, row, head, &a.q[first * a.head_k..][..group * a.head_k], &mut scores, out);
-        }
+        });
     };
     // A few short dot products do not pay for a hand-over.
     if n * (a.first + n) * a.n_head * a.head_k < 16 << 10 {
-        body(super::Worker::alone());
+        body(Worker::alone());
     } else {
         cpu.pool.run(&body);
     }

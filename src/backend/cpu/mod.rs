@@ -12,7 +12,7 @@ mod pool;
 use std::{ops::Range, sync::Mutex};
 
 use kernels::Kernels;
-use pool::{Chunks, Pool, Worker};
+use pool::{Phase, Pool, Worker};
 
 use super::{Attention, Backend, FfnJob, Hidden, Pair, Product, Rows};
 use crate::{
@@ -40,7 +40,7 @@ pub struct Cpu {
 /// Base of memory that threads write disjoint parts of.
 struct Out<T>(*mut T);
 
-// SAFETY: the users below write each element from one thread only, and read it after a barrier.
+// SAFETY: the users below write each element from one thread only, and read it in a later phase.
 unsafe impl<T> Sync for Out<T> {}
 
 impl<T> Out<T> {
@@ -135,10 +135,10 @@ impl Backend for Cpu {
             assert_eq!(p.y.len(), n * p.w.rows, "output of {n} rows of {}", p.w.rows);
             *out = Out(p.y.as_mut_ptr());
         }
-        let (kernels, products, work) = (&self.kernels, &*products, Chunks::new(n_pieces, 1));
+        let (kernels, products, work) = (&self.kernels, &*products, Phase::new(n_pieces));
         assert!(products.len() <= MAX_PRODUCTS, "at most {MAX_PRODUCTS} products share an input");
-        let body = |_: Worker<'_>| {
-            while let Some(Range { start: mut at, .. }) = work.next() {
+        let body = |worker: Worker<'_>| {
+            work.work(worker, |mut at| {
                 let mut which = 0;
                 while at >= products[which].w.rows.div_ceil(piece) {
                     at -= products[which].w.rows.div_ceil(piece);
@@ -148,7 +148,7 @@ impl Backend for Cpu {
                 let range = at * piece..((at + 1) * piece).min(w.rows);
                 // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
                 unsafe { product(kernels, w, range, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
-            }
+            });
         };
         if bytes * n < ALONE_BYTES { body(Worker::alone()) } else { self.pool.run(&body) }
     }
@@ -170,9 +170,9 @@ impl Backend for Cpu {
         let (up_piece, down_piece) = (piece(n_ff * jobs.len(), threads), piece(n_embd * jobs.len(), threads));
         let (ups, downs) = (n_ff.div_ceil(up_piece), n_embd.div_ceil(down_piece)); // pieces a job
         let chunks = n_ff.div_ceil(CHUNK); // a row's
-        let up_work = Chunks::new(jobs.len() * ups, 1);
-        let act_work = Chunks::new(n, 1);
-        let down_work = Chunks::new(jobs.len() * downs, 1);
+        let up_work = Phase::new(jobs.len() * ups);
+        let act_work = Phase::new(n);
+        let down_work = Phase::new(jobs.len() * downs);
         let _ = hidden.rows.acts.reset(n, n_ff);
         let acts = Out(hidden.rows.acts.as_mut_slice().as_mut_ptr()); // (n, chunks)
         let gate = Out(hidden.rows.x.as_mut_ptr()); // (n, n_ff)
@@ -180,7 +180,7 @@ impl Backend for Cpu {
         let out = Out(out.as_mut_ptr());
         let kernels = &self.kernels;
         self.pool.run(&|worker: Worker<'_>| {
-            while let Some(Range { start: at, .. }) = up_work.next() {
+            up_work.work(worker, |at| {
                 let job = &jobs[at / ups];
                 let range = at % ups * up_piece..(at % ups * up_piece + up_piece).min(n_ff);
                 let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
@@ -196,20 +196,18 @@ impl Backend for Cpu {
                         kernels.silu_mul(g, u);
                     }
                 }
-            }
-            worker.barrier();
-            while let Some(Range { start: i, .. }) = act_work.next() {
-                // SAFETY: all writes to `gate` lie before the barrier; row i of `acts` is this thread's alone.
+            });
+            act_work.work(worker, |i| {
+                // SAFETY: all writes to `gate` lie in an earlier phase; row i of `acts` is this thread's alone.
                 unsafe {
                     let row = std::slice::from_raw_parts(gate.at(i * n_ff), n_ff);
                     kernels.quantize_row(row, std::slice::from_raw_parts_mut(acts.at(i * chunks), chunks));
                 }
-            }
-            worker.barrier();
-            while let Some(Range { start: at, .. }) = down_work.next() {
+            });
+            down_work.work(worker, |at| {
                 let job = &jobs[at / downs];
                 let range = at % downs * down_piece..(at % downs * down_piece + down_piece).min(n_embd);
-                // SAFETY: all writes to `gate` and `acts` lie before the barrier, and both hold n rows.
+                // SAFETY: all writes to `gate` and `acts` lie in an earlier phase, and both hold n rows.
                 let h = |t: usize| unsafe {
                     let i = job.hidden + t;
                     ActRow {
@@ -220,7 +218,7 @@ impl Backend for Cpu {
                 let y = |t: usize| out.at(pairs[job.pairs.start + t].out as usize * n_embd);
                 // SAFETY: the rows were asserted to lie in `out`; each pair has its own, pieces are disjoint.
                 unsafe { product(kernels, &job.mats.down, range, job.pairs.len(), h, y) };
-            }
+            });
         });
     }
 

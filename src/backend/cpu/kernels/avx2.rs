@@ -36,7 +36,7 @@ struct AvxVnni;
 
 /// Sixteen floats in two registers.
 #[derive(Clone, Copy)]
-pub(super) struct L256(__m256, __m256);
+struct L256(__m256, __m256);
 
 /// 256 weights: the first four registers are lanes 0..8, the last four lanes 8..16.
 type W256 = [__m256i; 8];
@@ -148,7 +148,7 @@ fn half(b: &[u8], at: usize) -> __m256 {
 /// The halves at `at`, `at + stride`, … of eight blocks.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn halves(b: &[u8], at: usize, stride: usize) -> __m256 {
+fn halves(b: &[u8], at: usize, stride: usize) -> __m256 {
     let h = |i| u16_at(b, at + i * stride) as i16;
     _mm256_cvtph_ps(_mm_setr_epi16(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7)))
 }
@@ -213,12 +213,10 @@ pub(super) fn scales_iq4_xs(b: &[u8; IQ4_XS::BYTES]) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_set1_epi32(32)))
 }
 
-/// MXFP4's scales of eight blocks, see [`crate::quant::block::e8m0_half`].
+/// What [`crate::quant::block::e8m0_half`] makes of eight exponents.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn scales_mxfp4(b: &[u8; MXFP4::BYTES]) -> __m256 {
-    let e = |i: usize| i32::from(b[17 * i]);
-    let e = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+pub(super) fn e8m0_half(e: __m256i) -> __m256 {
     let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
     let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
     let is_denormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
@@ -290,8 +288,6 @@ pub(super) const MXFP4_UNSIGNED: [i8; 16] = {
     values
 };
 
-const NO_MIN: f32 = 0.0;
-
 /// Declares how AVX2 reads a type; the body has the chunk's bytes as an array.
 macro_rules! unpack {
     ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
@@ -317,7 +313,7 @@ macro_rules! unpack {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn no_min() -> L256 {
-    L256(_mm256_set1_ps(NO_MIN), _mm256_set1_ps(NO_MIN))
+    L256(_mm256_setzero_ps(), _mm256_setzero_ps())
 }
 
 #[inline]
@@ -363,7 +359,9 @@ unpack!(IQ4_XS, Form::Signed, 8, |b| {
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
     let y = std::array::from_fn(|m| look_up(MXFP4_UNSIGNED, nibbles(load16(b, 17 * m + 1))));
-    (y, per32(scales_mxfp4(b)), no_min())
+    let e = |m: usize| i32::from(b[17 * m]);
+    let e = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+    (y, per32(e8m0_half(e)), no_min())
 });
 
 /// Four registers from one: two bits each, from the lowest up.

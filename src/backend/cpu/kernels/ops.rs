@@ -131,89 +131,127 @@ impl Element for bf16 {
     }
 }
 
+/// Runs `$body` for each sixteen of `$n` elements: with `WHOLE` true while there are sixteen left, then once more with
+/// it false for the rest.
+macro_rules! by_lanes {
+    ($n:expr, |$i:ident| $body:expr) => {{
+        let n = $n;
+        let whole = n / LANES * LANES;
+        for $i in (0..whole).step_by(LANES) {
+            const WHOLE: bool = true;
+            $body
+        }
+        if whole < n {
+            const WHOLE: bool = false;
+            let $i = whole;
+            $body
+        }
+    }};
+}
+
 /// Sixteen elements from `i` on, the missing ones being `pad`.
+///
+/// # Safety
+/// The CPU has the instruction set; where `WHOLE`, `x` has the sixteen elements.
 #[inline(always)]
-pub(super) unsafe fn load<L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
-    let x = &x[i..];
-    if x.len() >= LANES {
-        // SAFETY: the slice has sixteen elements; the caller checked the CPU.
-        unsafe { T::load(x.as_ptr()) }
+unsafe fn load<const WHOLE: bool, L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
+    debug_assert!(!WHOLE || i + LANES <= x.len());
+    if WHOLE {
+        // SAFETY: the caller's promise is the same.
+        unsafe { T::load(x.as_ptr().add(i)) }
     } else {
         let mut padded = [pad; LANES];
-        padded[..x.len()].copy_from_slice(x);
-        // SAFETY: as above.
+        padded[..x.len() - i].copy_from_slice(&x[i..]);
+        // SAFETY: the array has sixteen elements.
         unsafe { T::load(padded.as_ptr()) }
     }
 }
 
 /// Writes lanes to the elements from `i` on, as many as there are.
+///
+/// # Safety
+/// As [`load`].
 #[inline(always)]
-unsafe fn store<L: Lanes>(v: L, x: &mut [f32], i: usize) {
-    let x = &mut x[i..];
-    if x.len() >= LANES {
-        // SAFETY: the slice has sixteen elements; the caller checked the CPU.
-        unsafe { v.store(x.as_mut_ptr()) }
+unsafe fn store<const WHOLE: bool, L: Lanes>(v: L, x: &mut [f32], i: usize) {
+    debug_assert!(!WHOLE || i + LANES <= x.len());
+    if WHOLE {
+        // SAFETY: the caller's promise is the same.
+        unsafe { v.store(x.as_mut_ptr().add(i)) }
     } else {
         let mut padded = [0.0; LANES];
-        // SAFETY: as above.
+        // SAFETY: the array has sixteen elements.
         unsafe { v.store(padded.as_mut_ptr()) }
-        let n = x.len();
-        x.copy_from_slice(&padded[..n]);
+        let rest = &mut x[i..];
+        rest.copy_from_slice(&padded[..rest.len()]);
     }
 }
 
 /// The sum of products, over two sets of lanes.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes, T: Element>(a: &[f32], b: &[T]) -> f32 {
-    // SAFETY: the caller checked the CPU.
+    // SAFETY: the caller checked the CPU and that both have as many elements.
     unsafe {
         let mut acc = [L::splat(0.0); 2];
-        let mut i = 0;
-        while i < a.len() {
-            acc[0] = load::<L, T>(b, i, T::ZERO).fma(load(a, i, 0.0), acc[0]);
-            if i + LANES < a.len() {
-                acc[1] = load::<L, T>(b, i + LANES, T::ZERO).fma(load(a, i + LANES, 0.0), acc[1]);
-            }
-            i += 2 * LANES;
+        let pairs = a.len() / (2 * LANES) * (2 * LANES);
+        for i in (0..pairs).step_by(2 * LANES) {
+            acc[0] = load::<true, L, T>(b, i, T::ZERO).fma(load::<true, L, _>(a, i, 0.0), acc[0]);
+            let i = i + LANES;
+            acc[1] = load::<true, L, T>(b, i, T::ZERO).fma(load::<true, L, _>(a, i, 0.0), acc[1]);
         }
+        let (a, b) = (&a[pairs..], &b[pairs..]);
+        by_lanes!(a.len(), |i| {
+            let sum = &mut acc[i / LANES];
+            *sum = load::<WHOLE, L, T>(b, i, T::ZERO).fma(load::<WHOLE, L, _>(a, i, 0.0), *sum);
+        });
         acc[0].add(acc[1]).sum()
     }
 }
 
 #[inline(always)]
 pub(super) unsafe fn axpy<L: Lanes, T: Element>(a: f32, x: &[T], y: &mut [f32]) {
-    for i in (0..y.len()).step_by(LANES) {
-        // SAFETY: the caller checked the CPU.
-        unsafe { store(L::splat(a).fma(load(x, i, T::ZERO), load(y, i, 0.0)), y, i) }
+    // SAFETY: the caller checked the CPU and that both have as many elements.
+    unsafe {
+        by_lanes!(y.len(), |i| {
+            let x: L = load::<WHOLE, L, T>(x, i, T::ZERO);
+            store::<WHOLE, L>(L::splat(a).fma(x, load::<WHOLE, L, _>(y, i, 0.0)), y, i);
+        });
     }
 }
 
 #[inline(always)]
 pub(super) unsafe fn to_f16<L: Lanes>(x: &[f32], y: &mut [f16]) {
-    for (i, y) in y.chunks_mut(LANES).enumerate() {
-        let mut out = [f16::ZERO; LANES];
-        // SAFETY: the caller checked the CPU; `out` has sixteen elements.
-        unsafe { load::<L, _>(x, i * LANES, 0.0).store_f16(out.as_mut_ptr()) }
-        y.copy_from_slice(&out[..y.len()]);
+    // SAFETY: the caller checked the CPU and that both have as many elements.
+    unsafe {
+        by_lanes!(y.len(), |i| {
+            let x = load::<WHOLE, L, _>(x, i, 0.0);
+            if WHOLE {
+                x.store_f16(y.as_mut_ptr().add(i));
+            } else {
+                let mut padded = [f16::ZERO; LANES];
+                x.store_f16(padded.as_mut_ptr());
+                let rest = &mut y[i..];
+                rest.copy_from_slice(&padded[..rest.len()]);
+            }
+        });
     }
 }
 
 #[inline(always)]
 pub(super) unsafe fn scale<L: Lanes>(a: f32, x: &mut [f32]) {
-    for i in (0..x.len()).step_by(LANES) {
-        // SAFETY: the caller checked the CPU.
-        unsafe { store(L::splat(a).mul(load::<L, _>(x, i, 0.0)), x, i) }
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        by_lanes!(x.len(), |i| store::<WHOLE, L>(L::splat(a).mul(load::<WHOLE, L, _>(x, i, 0.0)), x, i));
     }
 }
 
 #[inline(always)]
 pub(super) unsafe fn scale_mul<L: Lanes>(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
-    for i in (0..y.len()).step_by(LANES) {
-        // SAFETY: the caller checked the CPU.
-        unsafe {
-            let scaled = L::splat(a).mul(load::<L, _>(x, i, 0.0));
-            store(scaled.mul(load::<L, _>(w, i, 0.0)), y, i);
-        }
+    // SAFETY: the caller checked the CPU and that all have as many elements.
+    unsafe {
+        by_lanes!(y.len(), |i| {
+            let scaled = L::splat(a).mul(load::<WHOLE, L, _>(x, i, 0.0));
+            store::<WHOLE, L>(scaled.mul(load::<WHOLE, L, _>(w, i, 0.0)), y, i);
+        });
     }
 }
 
@@ -222,9 +260,7 @@ pub(super) unsafe fn max<L: Lanes>(x: &[f32]) -> f32 {
     // SAFETY: the caller checked the CPU; `lane` has sixteen elements.
     unsafe {
         let mut largest = L::splat(f32::NEG_INFINITY);
-        for i in (0..x.len()).step_by(LANES) {
-            largest = largest.max(load::<L, _>(x, i, f32::NEG_INFINITY));
-        }
+        by_lanes!(x.len(), |i| largest = largest.max(load::<WHOLE, L, _>(x, i, f32::NEG_INFINITY)));
         let mut lane = [0.0; LANES];
         largest.store(lane.as_mut_ptr());
         lane.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
@@ -236,25 +272,25 @@ pub(super) unsafe fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
     // SAFETY: the caller checked the CPU.
     unsafe {
         let mut sum = L::splat(0.0);
-        for i in (0..x.len()).step_by(LANES) {
+        by_lanes!(x.len(), |i| {
             // The padding becomes zeros: exp(-inf).
-            let e = exp(load::<L, _>(x, i, f32::NEG_INFINITY).add(L::splat(-max)));
-            store(e, x, i);
+            let e = exp(load::<WHOLE, L, _>(x, i, f32::NEG_INFINITY).add(L::splat(-max)));
+            store::<WHOLE, L>(e, x, i);
             sum = sum.add(e);
-        }
+        });
         sum.sum()
     }
 }
 
 #[inline(always)]
 pub(super) unsafe fn silu_mul<L: Lanes>(gate: &mut [f32], up: &[f32]) {
-    for i in (0..gate.len()).step_by(LANES) {
-        // SAFETY: the caller checked the CPU.
-        unsafe {
-            let x = load::<L, _>(gate, i, 0.0);
+    // SAFETY: the caller checked the CPU and that both have as many elements.
+    unsafe {
+        by_lanes!(gate.len(), |i| {
+            let x = load::<WHOLE, L, _>(gate, i, 0.0);
             let below = exp(x.mul(L::splat(-1.0))).add(L::splat(1.0));
-            store(x.div(below).mul(load::<L, _>(up, i, 0.0)), gate, i);
-        }
+            store::<WHOLE, L>(x.div(below).mul(load::<WHOLE, L, _>(up, i, 0.0)), gate, i);
+        });
     }
 }
 

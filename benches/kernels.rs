@@ -1,0 +1,122 @@
+//! Speed of matrix multiplication by type, instruction set, tokens, threads and where the weights are.
+//!
+//! `memory/…` reads weights out of DRAM for one token, bytes of weights a second, beside a plain read of as many
+//! bytes (`memory/read`): decoding should be bound by the latter. `cache/…` has weights that fit in L2, as
+//! multiplications a second: prompt processing should be bound by arithmetic. Choose with a filter:
+//! `cargo bench --bench kernels -- cache/Q4_K`.
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use hotset::backend::cpu::kernels::{Isa, Kernels};
+use hotset::quant::{Acts, GgmlType, QMat};
+
+const COLS: usize = 2048;
+const MEMORY_BYTES: usize = 256 << 20;
+const CACHE_BYTES: usize = 256 << 10;
+
+/// Weights of which all scales are small numbers: 0x1c1c is 0.004 as a half.
+fn weights(ty: GgmlType, bytes: usize) -> (Vec<u8>, usize) {
+    let row_bytes = ty.row_bytes(COLS as u64).expect("2048 is a multiple of every block") as usize;
+    let rows = bytes / row_bytes / 32 * 32; // whole tiles of 16 rows for two threads
+    (vec![0x1c; rows * row_bytes], rows)
+}
+
+fn kernels() -> Vec<Kernels> {
+    let isas = Isa::ALL.iter().filter(|isa| isa.is_available());
+    isas.map(|isa| Kernels::for_isa(*isa).expect("it is available")).collect()
+}
+
+fn types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::ALL.iter().copied().filter(|ty| ty.is_computable())
+}
+
+/// Runs `work` for each thread's share of `n`.
+fn in_parallel(threads: usize, n: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
+    std::thread::scope(|scope| {
+        for i in 1..threads {
+            let work = &work;
+            scope.spawn(move || work(i * n / threads..(i + 1) * n / threads));
+        }
+        work(0..n / threads);
+    });
+}
+
+/// Adds up 64-bit words: as fast as a core reads.
+fn read(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a ^ b)
+}
+
+fn memory(c: &mut Criterion) {
+    let mut group = c.benchmark_group("memory");
+    let best = Kernels::detect().expect("HOTSET_ISA is sound");
+    let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut acts = Acts::default();
+    acts.quantize(&x, 1, COLS, hotset::quant::act::quantize_row);
+    for threads in [1, 2] {
+        group.throughput(Throughput::Bytes(MEMORY_BYTES as u64));
+        group.bench_function(format!("read/{threads}"), |b| {
+            let bytes = vec![1u8; MEMORY_BYTES];
+            b.iter(|| in_parallel(threads, bytes.len(), |range| _ = std::hint::black_box(read(&bytes[range]))));
+        });
+        for ty in types() {
+            group.bench_function(format!("{ty}/{}/{threads}", best.isa().name()), |b| {
+                // Made here, so that a bench which the filter leaves out costs nothing.
+                let (data, rows) = weights(ty, MEMORY_BYTES);
+                let w = QMat { ty, rows, cols: COLS, data: &data };
+                b.iter(|| {
+                    in_parallel(threads, rows / 16, |range| {
+                        for r in range {
+                            let mut y = [0.0; 16];
+                            best.matvec(w.slice(16 * r..16 * (r + 1)), acts.row(0, &x), &mut y);
+                            std::hint::black_box(y);
+                        }
+                    });
+                });
+            });
+        }
+    }
+}
+
+fn cache(c: &mut Criterion) {
+    let mut group = c.benchmark_group("cache");
+    let x: Vec<f32> = (0..64 * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut acts = Acts::default();
+    acts.quantize(&x, 64, COLS, hotset::quant::act::quantize_row);
+    for ty in types() {
+        let (data, rows) = weights(ty, CACHE_BYTES);
+        let w = QMat { ty, rows, cols: COLS, data: &data };
+        let mut y = vec![0.0; 64 * rows];
+        for kernels in kernels() {
+            for tokens in [1, 4, 16, 64] {
+                if kernels.isa() == Isa::Scalar && tokens > 1 {
+                    continue; // token by token, at the same speed
+                }
+                let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * COLS..(t + 1) * COLS])).collect();
+                let y: Vec<_> = y.chunks_mut(rows).take(tokens).map(|y| y.as_mut_ptr()).collect();
+                group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
+                group.bench_function(format!("{ty}/{}/{tokens}", kernels.isa().name()), |b| {
+                    // SAFETY: each pointer has `rows` floats behind it and no other user.
+                    b.iter(|| unsafe { kernels.matmul(w, &x, &y) });
+                });
+            }
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(20))
+        .measurement_time(Duration::from_millis(100))
+        .without_plots();
+    targets = memory, cache
+}
+criterion_main!(benches);

@@ -1,0 +1,397 @@
+//! AVX-512 with VNNI.
+//!
+//! Two of AVX2's registers of 32 weights lie in one here: run `v` below run `v + 4`.
+//!
+//! Must not know: loops over rows and tokens.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::avx2::{
+    LANE_BYTES, MXFP4_UNSIGNED, load16, quantize_row, scales_iq4_xs, scales_k3, scales_k4, sized, u16_at, u32_at,
+};
+use super::driver::{Form, Simd, Unpack, matmul_table};
+use super::ops::{Lanes, ops_table};
+use super::{Isa, Kernels};
+use crate::quant::GgmlType;
+use crate::quant::act::ActChunk;
+use crate::quant::block::{
+    IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+};
+
+/// Runs `$item` once for the attribute that all functions here have.
+macro_rules! avx512 {
+    ($($item:item)*) => { $(
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        #[inline]
+        $item
+    )* };
+}
+
+/// The table of AVX-512 with VNNI.
+pub(super) const AVX512_VNNI: Kernels = Kernels {
+    isa: Isa::Avx512Vnni,
+    matmul: matmul_table!(
+        Avx512,
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    ),
+    ops: OPS,
+};
+
+// Quantising is bound by its scalar tail, so AVX2's will do.
+ops_table!(
+    L512,
+    quantize_row,
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+);
+
+/// Products by `vpdpbusd` on 64 bytes.
+struct Avx512;
+
+/// Sixteen floats.
+#[derive(Clone, Copy)]
+struct L512(__m512);
+
+/// 256 weights, register `k` having word `k` of each lane's four.
+type W512 = [__m512i; 4];
+
+impl Simd for Avx512 {
+    type L = L512;
+    type W = W512;
+    const TOKENS: usize = 8;
+    const SIGNED_OFFSET: u8 = 128;
+    avx512! {
+        unsafe fn from_signed(w: W512) -> W512 {
+            w.map(|w| _mm512_xor_si512(w, _mm512_set1_epi8(-128)))
+        }
+        unsafe fn dot<B: Unpack<W512, L512>>(w: &W512, x: &ActChunk) -> L512 {
+            let mut sum = _mm512_setzero_si512();
+            for (k, w) in w.iter().enumerate() {
+                sum = _mm512_dpbusd_epi32(sum, *w, load64(&x.q, 64 * k));
+            }
+            L512(_mm512_cvtepi32_ps(sum))
+        }
+    }
+}
+
+/// How to pick eight 16-bit words `STRIDE` bytes apart out of `N`: those that end in the first 128 bytes there, the
+/// others in 128 bytes more.
+struct Words<const AT: usize, const STRIDE: usize, const N: usize>;
+
+impl<const AT: usize, const STRIDE: usize, const N: usize> Words<AT, STRIDE, N> {
+    const INSIDE: usize = if 7 * STRIDE + 2 <= 128 { 8 } else { (128 - 2) / STRIDE + 1 };
+    const SECOND: usize = if AT + 128 < N - 128 { AT + 128 } else { N - 128 };
+    /// Little-endian words for `vpermt2w`, eight of 32 in use.
+    const INDEX: [u8; 64] = {
+        let (mut index, mut i) = ([0; 64], 0);
+        while i < 8 {
+            let base = if i < Self::INSIDE { AT } else { Self::SECOND };
+            index[2 * i] = ((AT + i * STRIDE - base) / 2) as u8;
+            i += 1;
+        }
+        index
+    };
+}
+
+avx512! {
+    /// 64 bytes from `at` on.
+    fn load64<T, const N: usize>(bytes: &[T; N], at: usize) -> __m512i {
+        const { assert!(size_of::<T>() == 1, "offsets are bytes") }
+        assert!(at + 64 <= N);
+        // SAFETY: the 64 bytes are inside the array, by the line above.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().add(at).cast()) }
+    }
+
+    /// 32 bytes from `low` on below 32 from `high` on.
+    fn join32<const N: usize>(bytes: &[u8; N], low: usize, high: usize) -> __m512i {
+        assert!(low + 32 <= N && high + 32 <= N);
+        // SAFETY: both runs are inside the array, by the line above.
+        let (low, high) = unsafe {
+            let p = bytes.as_ptr();
+            (_mm256_loadu_si256(p.add(low).cast()), _mm256_loadu_si256(p.add(high).cast()))
+        };
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    }
+
+    fn low4(x: __m512i) -> __m512i {
+        _mm512_and_si512(x, _mm512_set1_epi8(15))
+    }
+
+    fn high4(x: __m512i) -> __m512i {
+        low4(_mm512_srli_epi16::<4>(x))
+    }
+
+    /// The 16 bytes at `low` and at `high`, each spread to 32 elements: low nibbles, then high ones.
+    fn nibbles<const N: usize>(bytes: &[u8; N], low: usize, high: usize) -> __m512i {
+        let twice = _mm512_broadcast_i32x4(load16(bytes, low));
+        let twice = _mm512_mask_broadcast_i32x4(twice, 0xff00, load16(bytes, high));
+        low4(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)))
+    }
+
+    /// [`nibbles`] of blocks `v` and `v + 4`, for each `v`.
+    fn nibble_blocks<const N: usize>(bytes: &[u8; N], at: usize, stride: usize) -> [__m512i; 4] {
+        std::array::from_fn(|v| nibbles(bytes, at + v * stride, at + (v + 4) * stride))
+    }
+
+    /// Bit 4 of elements from 32 bits each of blocks `v` and `v + 4`.
+    fn fifth_bits(bytes: &[u8], at: usize, stride: usize, v: usize) -> __m512i {
+        let bits = u64::from(u32_at(bytes, at + (v + 4) * stride)) << 32 | u64::from(u32_at(bytes, at + v * stride));
+        _mm512_maskz_set1_epi8(bits, 16)
+    }
+
+    /// Looks indices up among sixteen bytes.
+    fn look_up(values: [i8; 16], index: __m512i) -> __m512i {
+        _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load16(&values, 0)), index)
+    }
+
+    /// The 16-bit words at `AT`, `AT + STRIDE`, … of eight blocks.
+    fn words<const AT: usize, const STRIDE: usize, const N: usize>(bytes: &[u8; N]) -> __m128i {
+        let (inside, second) = (Words::<AT, STRIDE, N>::INSIDE, Words::<AT, STRIDE, N>::SECOND);
+        let index = load64(&Words::<AT, STRIDE, N>::INDEX, 0);
+        let pick = |from| {
+            let words = _mm512_permutex2var_epi16(load64(bytes, from), index, load64(bytes, from + 64));
+            _mm512_castsi512_si128(words)
+        };
+        let first = pick(AT);
+        if inside == 8 { first } else { _mm_mask_mov_epi16(pick(second), (1 << inside) - 1, first) }
+    }
+
+    /// The halves at `AT`, `AT + STRIDE`, … of eight blocks, as lanes.
+    fn halves<const AT: usize, const STRIDE: usize, const N: usize>(bytes: &[u8; N]) -> L512 {
+        per32(_mm256_cvtph_ps(words::<AT, STRIDE, N>(bytes)))
+    }
+
+    fn half(bytes: &[u8], at: usize) -> __m128 {
+        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(bytes, at))))
+    }
+
+    /// Lanes from the scales of eight runs of 32 elements.
+    fn per32(s: __m256) -> L512 {
+        let s = _mm512_castps256_ps512(s);
+        L512(_mm512_shuffle_f32x4::<0b01_01_00_00>(s, s))
+    }
+
+    /// Lanes from sixteen signed bytes, one for each group.
+    fn per16(s: __m128i, d: __m128) -> L512 {
+        let s = _mm_shuffle_epi8(s, load16(&LANE_BYTES, 0));
+        L512(_mm512_mul_ps(_mm512_broadcastss_ps(d), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(s))))
+    }
+
+    fn negated(x: L512) -> L512 {
+        L512(_mm512_xor_ps(x.0, _mm512_set1_ps(-0.0)))
+    }
+
+    fn no_min() -> L512 {
+        L512(_mm512_setzero_ps())
+    }
+
+    /// Runs of 32 weights as they lie in the file, to the order of [`ActChunk`].
+    fn transpose([a, b, c, d]: [__m512i; 4]) -> W512 {
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ef, gh),
+            _mm512_unpackhi_epi64(ef, gh),
+        ]
+    }
+
+    /// Two bits of each byte, from the lowest up.
+    fn pairs(x: __m512i) -> [__m512i; 4] {
+        let two = |x| _mm512_and_si512(x, _mm512_set1_epi8(3));
+        [two(x), two(_mm512_srli_epi16::<2>(x)), two(_mm512_srli_epi16::<4>(x)), two(_mm512_srli_epi16::<6>(x))]
+    }
+
+    /// 32 bytes, and above them the same bytes with their upper four bits moved to the lower.
+    fn bits_by_run<const N: usize>(bytes: &[u8; N], at: usize) -> __m512i {
+        _mm512_srlv_epi64(join32(bytes, at, at), _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4))
+    }
+
+    /// Q4_K's and Q5_K's scales and minimums.
+    fn k4(b: &[u8]) -> (L512, L512) {
+        let (sc, mn) = scales_k4(b, 4);
+        let lanes = |s: u64, d| {
+            let s = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(s as i64)));
+            per32(_mm256_mul_ps(_mm256_broadcastss_ps(d), s))
+        };
+        (lanes(sc, half(b, 0)), lanes(mn, half(b, 2)))
+    }
+}
+
+/// Declares how AVX-512 reads a type; the body has the chunk's bytes as an array.
+macro_rules! unpack {
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
+        impl Unpack<W512, L512> for $ty {
+            const TYPE: GgmlType = GgmlType::$ty;
+            const FORM: Form = $form;
+            const BITS: u32 = $bits;
+            avx512! {
+                unsafe fn unpack(bytes: &[u8]) -> (W512, L512, L512) {
+                    let $b = sized::<{ $ty::BYTES }>(bytes);
+                    let (runs, scale, min): ([__m512i; 4], L512, L512) = $body;
+                    (transpose(runs), scale, min)
+                }
+            }
+        }
+    };
+}
+
+unpack!(Q4_0, Form::Offset(8), 4, |b| (nibble_blocks(b, 2, 18), halves::<0, 18, _>(b), no_min()));
+
+unpack!(Q4_1, Form::Min, 4, |b| { (nibble_blocks(b, 4, 20), halves::<0, 20, _>(b), negated(halves::<2, 20, _>(b))) });
+
+unpack!(Q5_0, Form::Offset(16), 5, |b| {
+    let low = nibble_blocks(b, 6, 22);
+    let runs = std::array::from_fn(|v| _mm512_or_si512(low[v], fifth_bits(b, 2, 22, v)));
+    (runs, halves::<0, 22, _>(b), no_min())
+});
+
+unpack!(Q5_1, Form::Min, 5, |b| {
+    let low = nibble_blocks(b, 8, 24);
+    let runs = std::array::from_fn(|v| _mm512_or_si512(low[v], fifth_bits(b, 4, 24, v)));
+    (runs, halves::<0, 24, _>(b), negated(halves::<2, 24, _>(b)))
+});
+
+unpack!(Q8_0, Form::Signed, 8, |b| {
+    let runs = std::array::from_fn(|v| join32(b, 34 * v + 2, 34 * (v + 4) + 2));
+    (runs, halves::<0, 34, _>(b), no_min())
+});
+
+unpack!(IQ4_NL, Form::Signed, 8, |b| {
+    (nibble_blocks(b, 2, 18).map(|x| look_up(IQ4_VALUES, x)), halves::<0, 18, _>(b), no_min())
+});
+
+unpack!(IQ4_XS, Form::Signed, 8, |b| {
+    let scale = _mm256_mul_ps(_mm256_broadcastss_ps(half(b, 0)), scales_iq4_xs(b));
+    (nibble_blocks(b, 8, 16).map(|x| look_up(IQ4_VALUES, x)), per32(scale), no_min())
+});
+
+unpack!(MXFP4, Form::Offset(12), 5, |b| {
+    // The exponents lie 17 bytes apart: in low and high bytes of words by turns.
+    let e = _mm256_cvtepu16_epi32(words::<0, 17, _>(b));
+    let e = _mm256_srlv_epi32(e, _mm256_setr_epi32(0, 8, 0, 8, 0, 8, 0, 8));
+    let e = _mm256_and_si256(e, _mm256_set1_epi32(255));
+    let scale = per32(super::avx2::e8m0_half(e));
+    (nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)), scale, no_min())
+});
+
+unpack!(Q2_K, Form::Min, 2, |b| {
+    let sc = load16(b, 0);
+    let low = _mm_and_si128(sc, _mm_set1_epi8(15));
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
+    (pairs(load64(b, 16)), per16(low, half(b, 80)), per16(high, half(b, 82)))
+});
+
+unpack!(Q3_K, Form::Offset(4), 3, |b| {
+    let [a, b_, c, d] = pairs(load64(b, 32));
+    let mask = bits_by_run(b, 0);
+    let with = |low, bit| _mm512_or_si512(low, _mm512_and_si512(bit, _mm512_set1_epi8(4)));
+    let runs = [
+        with(a, _mm512_slli_epi16::<2>(mask)),
+        with(b_, _mm512_slli_epi16::<1>(mask)),
+        with(c, mask),
+        with(d, _mm512_srli_epi16::<1>(mask)),
+    ];
+    (runs, per16(scales_k3(b, 96), half(b, 108)), no_min())
+});
+
+unpack!(Q4_K, Form::Min, 4, |b| {
+    let (even, odd) = (join32(b, 16, 80), join32(b, 48, 112));
+    let (scale, min) = k4(b);
+    ([low4(even), high4(even), low4(odd), high4(odd)], scale, min)
+});
+
+unpack!(Q5_K, Form::Min, 5, |b| {
+    let (even, odd) = (join32(b, 48, 112), join32(b, 80, 144));
+    let mask = bits_by_run(b, 16);
+    let with = |low, bit| _mm512_or_si512(low, _mm512_and_si512(bit, _mm512_set1_epi8(16)));
+    let runs = [
+        with(low4(even), _mm512_slli_epi16::<4>(mask)),
+        with(high4(even), _mm512_slli_epi16::<3>(mask)),
+        with(low4(odd), _mm512_slli_epi16::<2>(mask)),
+        with(high4(odd), _mm512_slli_epi16::<1>(mask)),
+    ];
+    let (scale, min) = k4(b);
+    (runs, scale, min)
+});
+
+unpack!(Q6_K, Form::Offset(32), 6, |b| {
+    let (even, odd, high) = (join32(b, 0, 64), join32(b, 32, 96), load64(b, 128));
+    let with = |low, bits| _mm512_or_si512(low, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)));
+    let runs = [
+        with(low4(even), _mm512_slli_epi16::<4>(high)),
+        with(low4(odd), _mm512_slli_epi16::<2>(high)),
+        with(high4(even), high),
+        with(high4(odd), _mm512_srli_epi16::<2>(high)),
+    ];
+    (runs, per16(load16(b, 192), half(b, 208)), no_min())
+});
+
+impl Lanes for L512 {
+    avx512! {
+        unsafe fn splat(x: f32) -> Self {
+            L512(_mm512_set1_ps(x))
+        }
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller gives sixteen elements.
+            unsafe { L512(_mm512_loadu_ps(p)) }
+        }
+        unsafe fn load_f16(p: *const f16) -> Self {
+            // SAFETY: the caller gives sixteen elements.
+            L512(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) }))
+        }
+        unsafe fn load_bf16(p: *const bf16) -> Self {
+            // SAFETY: the caller gives sixteen elements.
+            let x = unsafe { _mm256_loadu_si256(p.cast()) };
+            L512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))))
+        }
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: the caller gives room for sixteen elements.
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        unsafe fn store_f16(self, p: *mut f16) {
+            // SAFETY: the caller gives room for sixteen elements.
+            unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<0>(self.0)) }
+        }
+        unsafe fn add(self, b: Self) -> Self {
+            L512(_mm512_add_ps(self.0, b.0))
+        }
+        unsafe fn mul(self, b: Self) -> Self {
+            L512(_mm512_mul_ps(self.0, b.0))
+        }
+        unsafe fn div(self, b: Self) -> Self {
+            L512(_mm512_div_ps(self.0, b.0))
+        }
+        unsafe fn fma(self, b: Self, c: Self) -> Self {
+            L512(_mm512_fmadd_ps(self.0, b.0, c.0))
+        }
+        unsafe fn fnma(self, b: Self, c: Self) -> Self {
+            L512(_mm512_fnmadd_ps(self.0, b.0, c.0))
+        }
+        unsafe fn max(self, b: Self) -> Self {
+            L512(_mm512_max_ps(self.0, b.0))
+        }
+        unsafe fn min(self, b: Self) -> Self {
+            L512(_mm512_min_ps(self.0, b.0))
+        }
+        unsafe fn round(self) -> Self {
+            L512(_mm512_roundscale_ps::<8>(self.0))
+        }
+        unsafe fn pow2(self) -> Self {
+            let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+            L512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(n)))
+        }
+        unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, _mm512_set1_ps(limit));
+            L512(_mm512_maskz_mov_ps(keep, self.0))
+        }
+        unsafe fn sum(self) -> f32 {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
