@@ -171,7 +171,10 @@ pub fn run(args: &Args) -> Ended {
     {
         Ok(end) => end,
         Err(Stop::Pipe) => End::Closed,
-        Err(stop) => return Err(stop),
+        Err(stop) => {
+            let _ = text.finish(); // what went wrong is worth more than whether this worked
+            return Err(stop);
+        }
     };
     let stats = Stats::new(&session, &args.engine, generated, end.name())?;
     if end == End::Context && !args.quiet {
