@@ -1,8 +1,11 @@
 //! How a memory budget is split. One place decides; everything that allocates is told.
 //!
-//! The budget covers what grows with the model: dense weights, KV cache, scratch, tokenizer and expert slots. What is
-//! left of it after the first four becomes slots. The program itself (its code, its heap's odds and ends) takes up to
-//! [`PROCESS_BYTES`] beside it; what the process already holds above that when the plan is made is charged to the budget.
+//! The budget covers the whole process: dense weights, KV cache, scratch, the program itself (its code, the tokenizer,
+//! the heap's odds and ends), and expert slots, which get what the others leave.
+//!
+//! One exception keeps tiny budgets possible: the program is charged at most a [`PROCESS_SHARE`]th of the budget, and up
+//! to [`PROCESS_BYTES`] of it may stand beside the budget. So a budget of some hundred MiB or more bounds the resident
+//! set exactly, and one of 8 MiB means 8 MiB and the program.
 
 use crate::{
     Error, Result,
@@ -13,8 +16,15 @@ use crate::{
     quant::GgmlType,
 };
 
-/// What the program itself may take beside the budget.
+/// What the program itself may take beside a small budget.
 pub const PROCESS_BYTES: u64 = 24 << 20;
+
+/// The program is charged at most this share of the budget, but for what it holds above [`PROCESS_BYTES`].
+const PROCESS_SHARE: u64 = 20;
+
+/// The program's size is rounded up to this and then takes as much again for what comes later (indexes, stacks, code that
+/// has not run yet): a plan must not differ from the one before because of a few pages.
+const PROCESS_GRAIN: u64 = 8 << 20;
 
 /// Scratch gets at most this share of what dense weights and KV cache leave, so that large batches do not eat the slots.
 const SCRATCH_SHARE: u64 = 8;
@@ -51,7 +61,7 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Buffers of a forward pass.
     pub scratch_bytes: u64,
-    /// What the process held above [`PROCESS_BYTES`] when the plan was made: the tokenizer of a large vocabulary.
+    /// What the program itself is charged.
     pub process_bytes: u64,
     /// All expert slots.
     pub slots_bytes: u64,
@@ -82,8 +92,7 @@ impl Plan {
         let n_ff = widest(gguf, c, store);
         let dense_bytes = model::resident_bytes(gguf);
         let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
-        let process_bytes = needs.process_bytes.saturating_sub(PROCESS_BYTES);
-        let fixed = dense_bytes.saturating_add(kv_bytes).saturating_add(process_bytes).min(u64::MAX / 4);
+        let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
         let shape =
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
         let attention = (needs.threads * (c.n_head / c.n_head_kv) * needs.n_ctx * size_of::<f32>()) as u64;
@@ -97,8 +106,10 @@ impl Plan {
             Scope::Global => vec![(slot(0..n_layer), store.n_expert() * n_layer)],
         };
         let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
-        let smallest_bytes = fixed + scratch(1) + all(&|max| c.n_expert_used.min(max));
-        let full_bytes = fixed + scratch(needs.n_batch) + all(&|max| max);
+        let least_slots = all(&|max| c.n_expert_used.min(max));
+        let process = needs.process_bytes.next_multiple_of(PROCESS_GRAIN) + PROCESS_GRAIN;
+        let smallest_bytes = with_process(model_bytes + scratch(1) + least_slots, process);
+        let full_bytes = with_process(model_bytes + scratch(needs.n_batch) + all(&|max| max), process);
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
             return Err(Error::request(
@@ -115,7 +126,8 @@ impl Plan {
                 format!("{budget} bytes ({})", crate::human_bytes(budget)),
             ));
         }
-        let least_slots = smallest_bytes - fixed - scratch(1);
+        let process_bytes = process_charge(budget, process);
+        let fixed = model_bytes + process_bytes;
         let fits = |n: &usize| {
             let bytes = scratch(*n);
             fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / SCRATCH_SHARE
@@ -148,6 +160,17 @@ impl Plan {
     }
 }
 
+/// What a program of `process` bytes is charged in a budget.
+fn process_charge(budget: u64, process: u64) -> u64 {
+    process.min(budget.div_ceil(PROCESS_SHARE)).max(process.saturating_sub(PROCESS_BYTES))
+}
+
+/// The smallest budget that leaves `needed` bytes beside what the program is charged.
+fn with_process(needed: u64, process: u64) -> u64 {
+    let by_share = (needed * PROCESS_SHARE).div_ceil(PROCESS_SHARE - 1);
+    by_share.min(needed + process).max(needed + process.saturating_sub(PROCESS_BYTES))
+}
+
 /// Deals slots out of `bytes`: the same number to every pool, then one more to each from the first on while they last.
 fn deal(pools: &[(u64, usize)], mut bytes: u64) -> Vec<usize> {
     let round: u64 = pools.iter().map(|p| p.0).sum();
@@ -170,4 +193,24 @@ fn widest(gguf: &Gguf, c: &Config, store: &ExpertStore) -> usize {
         ["", "_shexp"].map(|s| gguf.tensor(&format!("blk.{il}.ffn_gate{s}.weight")).and_then(|t| t.dims.get(1)))
     });
     experts.chain(dense.flatten().map(|&n| n as usize)).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_budget_leaves_what_is_needed_and_one_byte_less_does_not() {
+        for process in [0, 5 << 20, 16 << 20, 24 << 20, 40 << 20, 1 << 30] {
+            for needed in [1, 19, 20, 999, 6_300_000, 30 << 20, 319 << 20, 4 << 30] {
+                let budget = with_process(needed, process);
+                assert!(budget - process_charge(budget, process) >= needed, "{needed} beside {process}");
+                let less = budget - 1;
+                assert!(
+                    less.saturating_sub(process_charge(less, process)) < needed,
+                    "{needed} beside {process}: not least"
+                );
+            }
+        }
+    }
 }
