@@ -63,6 +63,8 @@ pub struct Plan {
     pub scratch_bytes: u64,
     /// What the program itself is charged.
     pub process_bytes: u64,
+    /// What the program takes beside the budget; 0 where the budget is large enough to bear it.
+    pub beside_bytes: u64,
     /// All expert slots.
     pub slots_bytes: u64,
     /// Tokens of context.
@@ -142,6 +144,7 @@ impl Plan {
             kv_bytes,
             scratch_bytes,
             process_bytes,
+            beside_bytes: process - process_bytes,
             slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.0 * *n as u64).sum(),
             n_ctx: needs.n_ctx,
             n_batch,
