@@ -1,0 +1,326 @@
+//! Reads that fail, end early, come late or in another order: the logits are the exact ones or there is one clear error,
+//! never a wrong token, never a hang; and after an error the session goes on as if nothing had been.
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{
+    dice::{Dice, no_hang},
+    tiny::{N_LAYER, N_USED, Tiny},
+};
+use hotset::{
+    Error,
+    backend::cpu::Cpu,
+    expert::Scope,
+    gguf::Gguf,
+    io::{
+        Done, Extents, Files, IoBuf, IoEngine, IoKind, Mapped, Pread, Priority, Read, ReadError, ReadPath, ThreadEngine,
+    },
+    prefetch::PrefetchKind,
+    session::{Options, Session},
+};
+
+const PROMPT: [u32; 7] = [3, 14, 15, 9, 26, 5, 35];
+const DECODED: [u32; 5] = [8, 9, 7, 9, 3];
+
+/// What goes wrong with the reads, counted from 0 in the order in which they start.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Never,
+    /// The n-th fails.
+    At(usize),
+    /// The n-th finds the end of the file in its last extent.
+    Short(usize),
+    /// From the n-th on none comes through, until the session is told that it failed.
+    Burst(usize, usize),
+    /// Each takes a random time, up to three milliseconds.
+    Late(u64),
+}
+
+/// A read path that breaks, around one that works.
+struct Faulty {
+    inner: Box<dyn ReadPath>,
+    fault: Fault,
+    count: Arc<AtomicUsize>,
+}
+
+impl ReadPath for Faulty {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
+        self.inner.buffer(parts)
+    }
+    fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
+        let n = self.count.fetch_add(1, Ordering::SeqCst);
+        let last = extents[extents.len() - 1];
+        let fails = |kind: std::io::ErrorKind| Err(ReadError { extent: last, source: kind.into() });
+        match self.fault {
+            Fault::At(at) if at == n => fails(std::io::ErrorKind::PermissionDenied),
+            Fault::Burst(at, len) if (at..at + len).contains(&n) => fails(std::io::ErrorKind::PermissionDenied),
+            Fault::Short(at) if at == n => {
+                // What a short read leaves behind: some parts filled, the last one not.
+                self.inner.read(extents, buf)?;
+                fails(std::io::ErrorKind::UnexpectedEof)
+            }
+            Fault::Late(seed) => {
+                std::thread::sleep(Duration::from_micros(Dice(seed + n as u64).next() % 3000));
+                self.inner.read(extents, buf)
+            }
+            _ => self.inner.read(extents, buf),
+        }
+    }
+}
+
+/// An engine in which every prefetch fails unless it became demand.
+struct NoPrefetchArrives {
+    inner: Box<dyn IoEngine>,
+    doomed: Vec<usize>,
+    failed: Arc<AtomicUsize>,
+}
+
+impl NoPrefetchArrives {
+    fn done(&mut self, mut done: Done) -> Done {
+        if let Some(i) = self.doomed.iter().position(|&tag| tag == done.tag) {
+            self.doomed.swap_remove(i);
+            self.failed.fetch_add(1, Ordering::SeqCst);
+            let extent = hotset::io::Extent { file: 0, offset: 0, len: 0 };
+            done.result = Err(ReadError { extent, source: std::io::Error::other("no prefetch today") });
+        }
+        done
+    }
+}
+
+impl IoEngine for NoPrefetchArrives {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
+        self.inner.buffer(parts)
+    }
+    fn submit(&mut self, read: Read) {
+        if read.priority == Priority::Prefetch {
+            self.doomed.push(read.tag);
+        }
+        self.inner.submit(read);
+    }
+    fn promote(&mut self, tag: usize) {
+        self.doomed.retain(|&t| t != tag);
+        self.inner.promote(tag);
+    }
+    fn wait(&mut self) -> Option<Done> {
+        let done = self.inner.wait()?;
+        Some(self.done(done))
+    }
+    fn poll(&mut self) -> Option<Done> {
+        let done = self.inner.poll()?;
+        Some(self.done(done))
+    }
+    fn now_ns(&self) -> u64 {
+        self.inner.now_ns()
+    }
+}
+
+/// How a run is set up.
+#[derive(Clone, Copy, Debug)]
+struct Mode {
+    io: IoKind,
+    io_threads: usize,
+    prefetch: PrefetchKind,
+    scope: Scope,
+}
+
+const MODES: [Mode; 4] = [
+    Mode { io: IoKind::Pread, io_threads: 1, prefetch: PrefetchKind::Off, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_threads: 4, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Mapped, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Global },
+];
+
+/// A model file that lives as long as the test.
+struct Model {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+fn model() -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    Tiny::new("qwen3moe").write(&path);
+    Model { path, _folder: folder }
+}
+
+/// A session with one slot a layer more than experts used, so that most reads happen.
+fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> std::io::Result<Box<dyn IoEngine>>) -> Session {
+    let Mode { io, prefetch, scope, .. } = mode;
+    let mut options =
+        Options { io, prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
+    let open = || Gguf::open(path).unwrap();
+    let plan = Session::open(open(), &options, &mut |_, _| {}).unwrap().plan().clone();
+    let slot = plan.slots_bytes / plan.slots.iter().sum::<usize>() as u64;
+    // Mostly room for a batch of one: prompts go through in small pieces, which are more events.
+    options.memory_bytes = Some(plan.smallest_bytes + slot * N_LAYER as u64);
+    let cpu = Cpu::new(1).unwrap();
+    let session = Session::with_engine(open(), &options, cpu, Box::new(()), engine, &mut |_, _| {}).unwrap();
+    assert!(session.plan().slots.iter().sum::<usize>() <= (N_USED + 2) * N_LAYER, "{:?}", session.plan());
+    session
+}
+
+fn faulty(path: &Path, mode: Mode, fault: Fault) -> (Session, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    let session = session(path, mode, move |files| {
+        let inner: Box<dyn ReadPath> = match mode.io {
+            IoKind::Pread => Box::new(Pread::new(files)),
+            IoKind::Mapped => Box::new(Mapped::new(files)?),
+        };
+        Ok(Box::new(ThreadEngine::new(Faulty { inner, fault, count: counter }, mode.io_threads)?))
+    });
+    (session, count)
+}
+
+/// The logits of the prompt and of every decoded token, and the errors on the way. A call that fails is repeated.
+fn run(session: &mut Session) -> (Vec<u32>, Vec<Error>) {
+    let (mut bits, mut errors) = (Vec::new(), Vec::new());
+    let mut again = |session: &mut Session, call: &dyn Fn(&mut Session) -> hotset::Result<Vec<u32>>| {
+        for _ in 0..100 {
+            let n_past = session.n_past();
+            match call(session) {
+                Ok(logits) => return bits.extend(logits),
+                Err(e) => errors.push(e),
+            }
+            assert_eq!(session.n_past(), n_past, "a failed call changed the sequence");
+        }
+        panic!("fails for ever: {}", errors[0]);
+    };
+    let to_bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    again(session, &|s| Ok(to_bits(s.feed(&PROMPT, &mut |_| {})?)));
+    for token in DECODED {
+        again(session, &|s| Ok(to_bits(s.decode(token)?)));
+    }
+    assert_eq!(session.n_past(), PROMPT.len() + DECODED.len());
+    (bits, errors)
+}
+
+/// The logits of a run without a fault, and the reads that it took.
+fn unfailed(path: &Path, mode: Mode) -> (Vec<u32>, usize) {
+    let (mut session, count) = faulty(path, mode, Fault::Never);
+    let (bits, errors) = run(&mut session);
+    assert!(errors.is_empty());
+    drop(session);
+    (bits, count.load(Ordering::SeqCst))
+}
+
+/// One sentence that names path, expert and offset.
+fn is_clear(error: &Error, path: &Path) {
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("{}: ", path.display())), "{text}");
+    for word in ["expert ", " of blk.", " at offset ", " bytes"] {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+    assert!(!text.contains('\n'), "{text}");
+}
+
+/// A run with every fault of a kind: the exact logits in the end, at most one error each time. Returns the errors.
+fn each(mode: Mode, fault: fn(usize) -> Fault, most_errors: usize) -> usize {
+    let model = model();
+    let (expected, reads) = unfailed(&model.path, mode);
+    assert!(reads > 20, "{mode:?}: {reads} reads are few to fail");
+    let mut all = 0;
+    for n in 0..reads {
+        let (mut session, _) = faulty(&model.path, mode, fault(n));
+        let (bits, errors) = run(&mut session);
+        assert!(bits == expected, "{mode:?} {:?}: other logits", fault(n));
+        assert!(errors.len() <= most_errors, "{mode:?} {:?}: {} errors", fault(n), errors.len());
+        errors.iter().for_each(|e| is_clear(e, &model.path));
+        assert!(!errors.is_empty() || session.stats().failed_reads > 0 || mode.prefetch != PrefetchKind::Off);
+        all += errors.len();
+    }
+    // Without prefetching every read is waited for, so every failure is told.
+    assert!(if mode.prefetch == PrefetchKind::Off { all >= reads } else { all > 0 }, "{mode:?}: {all} of {reads}");
+    all
+}
+
+#[test]
+fn a_failed_read_is_one_error_and_the_retry_is_exact() {
+    no_hang(|| MODES.map(|mode| each(mode, Fault::At, 1)));
+}
+
+#[test]
+fn a_short_read_is_one_error_and_the_retry_is_exact() {
+    no_hang(|| MODES.map(|mode| each(mode, Fault::Short, 1)));
+}
+
+#[test]
+fn several_failed_reads_are_told_one_by_one() {
+    no_hang(|| MODES.map(|mode| each(mode, |n| Fault::Burst(n, 3), 3)));
+}
+
+#[test]
+fn the_two_kinds_of_error_say_what_happened() {
+    let model = model();
+    for (fault, expected) in [(Fault::At(0), "permission denied"), (Fault::Short(0), "got the end of the file")] {
+        let (mut session, _) = faulty(&model.path, MODES[0], fault);
+        let error = session.feed(&PROMPT, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.to_lowercase().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn late_reads_change_nothing() {
+    no_hang(|| {
+        let model = model();
+        for mode in MODES {
+            let (expected, _) = unfailed(&model.path, mode);
+            for seed in 0..5 {
+                let (mut session, _) = faulty(&model.path, mode, Fault::Late(seed * 1000));
+                let (bits, errors) = run(&mut session);
+                assert!(errors.is_empty() && bits == expected, "{mode:?} {seed}");
+            }
+        }
+    });
+}
+
+#[test]
+fn failed_prefetches_are_nobodys_business() {
+    no_hang(|| {
+        let model = model();
+        for mode in MODES.into_iter().filter(|m| m.prefetch != PrefetchKind::Off) {
+            let (expected, _) = unfailed(&model.path, mode);
+            let failed = Arc::new(AtomicUsize::new(0));
+            let counter = failed.clone();
+            let mut session = session(&model.path, mode, move |files| {
+                let inner = mode.io.build(files, mode.io_threads)?;
+                Ok(Box::new(NoPrefetchArrives { inner, doomed: Vec::new(), failed: counter }))
+            });
+            let (bits, errors) = run(&mut session);
+            assert!(errors.is_empty() && bits == expected, "{mode:?}");
+            assert_eq!(session.stats().failed_reads, failed.load(Ordering::SeqCst) as u64);
+            assert!(session.stats().prefetches > 0, "{mode:?}: there was nothing to fail");
+        }
+    });
+}
+
+/// A session whose every read fails says so each time, and can be dropped with reads in flight.
+#[test]
+fn a_dead_drive_is_told_each_time() {
+    no_hang(|| {
+        let model = model();
+        for mode in MODES {
+            let (mut session, _) = faulty(&model.path, mode, Fault::Burst(0, usize::MAX));
+            for _ in 0..20 {
+                is_clear(&session.feed(&PROMPT, &mut |_| {}).unwrap_err(), &model.path);
+                is_clear(&session.decode(1).unwrap_err(), &model.path);
+                assert_eq!(session.n_past(), 0);
+            }
+        }
+    });
+}
