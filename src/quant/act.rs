@@ -48,9 +48,6 @@ pub struct ActRow<'a> {
     pub chunks: &'a [ActChunk],
 }
 
-/// A function that quantises one row: [`quantize_row`] or a kernel with the same bits.
-pub type QuantizeRow = fn(x: &[f32], out: &mut [ActChunk]);
-
 /// The buffer of quantised activations of a batch: `rows` tokens of `cols` values.
 #[derive(Default)]
 pub struct Acts {
@@ -76,8 +73,8 @@ impl Acts {
         self.chunks.chunks_exact_mut(self.per_row.max(1))
     }
 
-    /// Quantises `x`, which is `rows` x `cols`.
-    pub fn quantize(&mut self, x: &[f32], rows: usize, cols: usize, quantize_row: QuantizeRow) {
+    /// Quantises `x`, which is `rows` x `cols`, by [`quantize_row`] or a kernel with the same bits.
+    pub fn quantize(&mut self, x: &[f32], rows: usize, cols: usize, quantize_row: impl Fn(&[f32], &mut [ActChunk])) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} rows of {cols}");
         for (x, out) in x.chunks_exact(cols.max(1)).zip(self.reset(rows, cols)) {
             quantize_row(x, out);

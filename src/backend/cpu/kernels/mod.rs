@@ -19,7 +19,7 @@ use half::f16;
 
 use crate::quant::act::{ActChunk, ActRow};
 use crate::quant::block::CHUNK;
-use crate::quant::{GgmlType, QMat};
+use crate::quant::{Acts, GgmlType, QMat};
 use crate::{Error, Result};
 use ops::Ops;
 
@@ -187,6 +187,11 @@ impl Kernels {
         assert_eq!(out.len(), x.len().div_ceil(CHUNK), "chunks of {} activations", x.len());
         // SAFETY: `for_isa` checked the CPU.
         unsafe { (self.ops.quantize_row)(x, out) }
+    }
+
+    /// Quantises `x`, which is `rows` x `cols`, into `acts`.
+    pub fn quantize(&self, x: &[f32], rows: usize, cols: usize, acts: &mut Acts) {
+        acts.quantize(x, rows, cols, |x, out| self.quantize_row(x, out));
     }
 
     /// `Σ a[i] * b[i]`.
