@@ -58,7 +58,7 @@ fn memory(c: &mut Criterion) {
     let best = Kernels::detect().expect("HOTSET_ISA is sound");
     let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
-    acts.quantize(&x, 1, COLS, hotset::quant::act::quantize_row);
+    best.quantize(&x, 1, COLS, &mut acts);
     for threads in [1, 2] {
         group.throughput(Throughput::Bytes(MEMORY_BYTES as u64));
         group.bench_function(format!("read/{threads}"), |b| {
@@ -88,7 +88,7 @@ fn cache(c: &mut Criterion) {
     let mut group = c.benchmark_group("cache");
     let x: Vec<f32> = (0..64 * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
-    acts.quantize(&x, 64, COLS, hotset::quant::act::quantize_row);
+    Kernels::detect().expect("HOTSET_ISA is sound").quantize(&x, 64, COLS, &mut acts);
     for ty in types() {
         let (data, rows) = weights(ty, CACHE_BYTES);
         let w = QMat { ty, rows, cols: COLS, data: &data };

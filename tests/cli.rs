@@ -103,7 +103,7 @@ fn statistics_add_up_and_budgets_are_kept() {
         let parts: u64 = ["dense", "kv", "scratch", "slots", "process"].map(memory).iter().sum();
         assert!(parts <= 8 << 20 && memory("smallest") <= parts && parts < memory("full"));
         if cfg!(target_os = "linux") {
-            assert!(n("/peak_rss_bytes") <= n("/budget_bytes") + n("/process_allowance_bytes"), "{stats}");
+            assert!(n("/peak_rss_bytes") <= n("/budget_bytes") + n("/beside_bytes"), "{stats}");
         }
         assert_eq!([&stats["io"], &stats["policy"], &stats["prefetch"]], [io, "lru", "lookahead"]);
         assert_eq!([&stats["stop"], &stats["scope"], &stats["kv"]], ["length", "layer", "f16"]);

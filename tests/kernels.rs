@@ -6,7 +6,7 @@
 use half::f16;
 use hotset::backend::cpu::kernels::{Isa, Kernels};
 use hotset::quant::act::{ActChunk, TINY, quantize_row};
-use hotset::quant::{ActRow, GgmlType, QMat, dot};
+use hotset::quant::{ActRow, Acts, GgmlType, QMat, dot};
 use proptest::prelude::*;
 
 const TYPES: [GgmlType; 16] = {
@@ -321,6 +321,20 @@ fn exp_keeps_its_promise_over_its_whole_range() {
         let mut x = [f32::NEG_INFINITY, f32::NAN, 0.0, -1000.0];
         kernels.exp_sum(&mut x, 0.0);
         assert!(x[0] == 0.0 && x[1].is_nan() && x[2] == 1.0 && x[3] == 0.0, "{}: {x:?}", kernels.isa().name());
+    }
+}
+
+#[test]
+fn a_batch_is_quantised_row_by_row() {
+    let x = activations(3 * 288, Size::Usual, &mut Random(1));
+    for kernels in available() {
+        let mut acts = Acts::with_capacity(3, 288);
+        kernels.quantize(&x, 3, 288, &mut acts);
+        for (r, x) in x.chunks(288).enumerate() {
+            let mut want = [ActChunk::ZERO; 2];
+            quantize_row(x, &mut want);
+            assert_eq!(acts.row(r, x).chunks, want, "{} row {r}", kernels.isa().name());
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each file is 16 rows of 256 weights, first their blocks, then `to_float` of them, little-endian.
 
 use half::{bf16, f16};
-use hotset::quant::act::{ActChunk, LANE_GROUP, QuantizeRow, TINY, quantize_row};
+use hotset::quant::act::{ActChunk, LANE_GROUP, TINY, quantize_row};
 use hotset::quant::{ActRow, Acts, GgmlType, dequantize_row, dot};
 
 const N: usize = 16 * 256;
@@ -161,14 +161,13 @@ fn the_buffer_keeps_its_promise() {
     let mut acts = Acts::with_capacity(3, 288);
     assert_eq!(Acts::bytes(3, 288), 3 * 2 * 384);
     let x = wave(3 * 288);
-    let quantize: QuantizeRow = quantize_row;
-    acts.quantize(&x, 3, 288, quantize);
+    acts.quantize(&x, 3, 288, quantize_row);
     let before = acts.row(0, &x[..288]).chunks.as_ptr();
     for r in 0..3 {
         let x = &x[r * 288..(r + 1) * 288];
         assert_eq!(acts.row(r, x).chunks, quantized(x));
     }
-    acts.quantize(&x[..256], 1, 256, quantize);
+    acts.quantize(&x[..256], 1, 256, quantize_row);
     let row = acts.row(0, &x[..256]);
     assert_eq!(row.chunks, quantized(&x[..256]));
     assert_eq!(row.chunks.as_ptr(), before, "the buffer was allocated again");

@@ -7,7 +7,7 @@ use hotset::{
     backend::cpu::{Cpu, kernels::Kernels},
     expert::PhaseStats,
     human_bytes, machine,
-    plan::{PROCESS_BYTES, Plan},
+    plan::Plan,
     session::Session,
 };
 use serde::Serialize;
@@ -43,8 +43,8 @@ pub struct Stats {
     evictions: u64,
     failed_reads: u64,
     budget_bytes: u64,
-    /// What the program itself may take beside the budget.
-    process_allowance_bytes: u64,
+    /// What the program itself takes beside the budget, where that is too small to bear it.
+    beside_bytes: u64,
     peak_rss_bytes: Option<u64>,
     major_faults: Option<u64>,
     memory: Memory,
@@ -168,7 +168,7 @@ impl Stats {
             evictions: cache.evictions,
             failed_reads: cache.failed_reads,
             budget_bytes: plan.budget_bytes,
-            process_allowance_bytes: PROCESS_BYTES,
+            beside_bytes: plan.beside_bytes,
             peak_rss_bytes: machine::peak_rss_bytes(),
             major_faults: machine::major_faults(),
             memory: Memory::new(plan),
@@ -200,11 +200,11 @@ impl Stats {
             self.prefetch_wasted,
         ));
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
-        plain(format_args!(
-            "memory   budget {}, peak RSS {peak} (the program itself may take {} beside the budget)",
-            human_bytes(self.budget_bytes),
-            human_bytes(self.process_allowance_bytes),
-        ));
+        let beside = match self.beside_bytes {
+            0 => String::new(),
+            n => format!(" and {} for the program", human_bytes(n)),
+        };
+        plain(format_args!("memory   budget {}{beside}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
             "ran      reads {} on {} threads, policy {} per {}, prefetch {}; {} on {} threads",
             self.io, self.io_threads, self.policy, self.scope, self.prefetch, self.isa, self.threads
@@ -218,7 +218,7 @@ pub fn print_plan(session: &Session<Cpu>) {
     let b = human_bytes;
     plain(format_args!("model    {}", session.path().display()));
     plain(format_args!(
-        "budget   {}: dense weights {}, KV cache {}, scratch {}, expert slots {}, process above its allowance {}",
+        "budget   {}: dense weights {}, KV cache {}, scratch {}, expert slots {}, the program {}",
         b(plan.budget_bytes),
         b(plan.dense_bytes),
         b(plan.kv_bytes),

@@ -48,9 +48,6 @@ pub struct ActRow<'a> {
     pub chunks: &'a [ActChunk],
 }
 
-/// A function that quantises one row: [`quantize_row`] or a kernel with the same bits.
-pub type QuantizeRow = fn(x: &[f32], out: &mut [ActChunk]);
-
 /// The buffer of quantised activations of a batch: `rows` tokens of `cols` values.
 #[derive(Default)]
 pub struct Acts {
@@ -69,22 +66,18 @@ impl Acts {
         rows * cols.div_ceil(CHUNK) * size_of::<ActChunk>()
     }
 
-    /// Sets the shape and gives the rows to fill, each `cols.div_ceil(256)` chunks.
-    pub fn reset(&mut self, rows: usize, cols: usize) -> std::slice::ChunksExactMut<'_, ActChunk> {
+    /// Sets the shape and gives the chunks to fill: (rows, `cols.div_ceil(256)`).
+    pub fn reset(&mut self, rows: usize, cols: usize) -> &mut [ActChunk] {
         self.per_row = cols.div_ceil(CHUNK);
         self.chunks.resize(rows * self.per_row, ActChunk::ZERO);
-        self.chunks.chunks_exact_mut(self.per_row.max(1))
-    }
-
-    /// All rows, one after another.
-    pub fn as_mut_slice(&mut self) -> &mut [ActChunk] {
         &mut self.chunks
     }
 
-    /// Quantises `x`, which is `rows` x `cols`.
-    pub fn quantize(&mut self, x: &[f32], rows: usize, cols: usize, quantize_row: QuantizeRow) {
+    /// Quantises `x`, which is `rows` x `cols`, by [`quantize_row`] or a kernel with the same bits.
+    pub fn quantize(&mut self, x: &[f32], rows: usize, cols: usize, quantize_row: impl Fn(&[f32], &mut [ActChunk])) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} rows of {cols}");
-        for (x, out) in x.chunks_exact(cols.max(1)).zip(self.reset(rows, cols)) {
+        let per_row = cols.div_ceil(CHUNK).max(1);
+        for (x, out) in x.chunks_exact(cols.max(1)).zip(self.reset(rows, cols).chunks_exact_mut(per_row)) {
             quantize_row(x, out);
         }
     }

@@ -118,12 +118,12 @@ impl Backend for Cpu {
 
     fn prepare(&mut self, rows: &mut Rows) {
         let (n, cols) = (rows.n, rows.cols);
-        let _ = rows.acts.reset(n, cols);
+        let acts = rows.acts.reset(n, cols);
         if n == 1 {
-            return self.kernels.quantize_row(&rows.x[..cols], rows.acts.as_mut_slice());
+            return self.kernels.quantize_row(&rows.x[..cols], acts);
         }
         let (x, chunks, kernels) = (&rows.x, cols.div_ceil(CHUNK), &self.kernels);
-        let acts = Out(rows.acts.as_mut_slice().as_mut_ptr()); // (n, chunks)
+        let acts = Out(acts.as_mut_ptr()); // (n, chunks)
         let work = Phase::new(n);
         self.pool.run(&|worker| {
             work.work(worker, |i| {
@@ -184,8 +184,7 @@ impl Backend for Cpu {
         let up_work = Phase::new(jobs.len() * ups);
         let act_work = Phase::new(n);
         let down_work = Phase::new(jobs.len() * downs);
-        let _ = hidden.rows.acts.reset(n, n_ff);
-        let acts = Out(hidden.rows.acts.as_mut_slice().as_mut_ptr()); // (n, chunks)
+        let acts = Out(hidden.rows.acts.reset(n, n_ff).as_mut_ptr()); // (n, chunks)
         let gate = Out(hidden.rows.x.as_mut_ptr()); // (n, n_ff)
         let up = Out(hidden.up.as_mut_ptr()); // (n, n_ff)
         let out = Out(out.as_mut_ptr());

@@ -73,15 +73,19 @@ macro_rules! for_token_groups {
     ($simd:ty, $tile:ident, $rows:expr, $first:expr, $x:expr, $y:expr) => {{
         let mut t = 0;
         while t < $x.len() {
-            let left = $x.len() - t;
-            let n = if left >= <$simd>::TOKENS { <$simd>::TOKENS } else { 1 << left.ilog2() };
+            let n = <$simd>::TOKENS.min($x.len() - t);
             for (r, row) in $rows.enumerate() {
                 let (x, y, r) = (&$x[t..t + n], &$y[t..t + n], $first + r);
                 match n {
-                    8 => $tile::<S, B, 8>(row, x, y, r),
+                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(row, x, y, r),
+                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(row, x, y, r),
+                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(row, x, y, r),
+                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(row, x, y, r),
                     4 => $tile::<S, B, 4>(row, x, y, r),
+                    3 => $tile::<S, B, 3>(row, x, y, r),
                     2 => $tile::<S, B, 2>(row, x, y, r),
-                    _ => $tile::<S, B, 1>(row, x, y, r),
+                    1 => $tile::<S, B, 1>(row, x, y, r),
+                    _ => unreachable!("TOKENS is 4 or 8"),
                 }
             }
             t += n;
