@@ -84,7 +84,8 @@ impl Plan {
         let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
         let process_bytes = needs.process_bytes.saturating_sub(PROCESS_BYTES);
         let fixed = dense_bytes.saturating_add(kv_bytes).saturating_add(process_bytes).min(u64::MAX / 4);
-        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
+        let shape =
+            |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
         let attention = (needs.threads * (c.n_head / c.n_head_kv) * needs.n_ctx * size_of::<f32>()) as u64;
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
 

@@ -219,7 +219,10 @@ impl<B: Backend> Session<B> {
         }
         let (used, n_ctx) = (self.kv.len(), self.kv.n_ctx());
         if used + tokens.len() > n_ctx {
-            let expected = format!("at most {n_ctx} tokens (--ctx sets it; the model was trained for {})", self.config().n_ctx_train);
+            let expected = format!(
+                "at most {n_ctx} tokens (--ctx sets it; the model was trained for {})",
+                self.config().n_ctx_train
+            );
             return Err(Error::request("the context", expected, used + tokens.len()));
         }
         Ok(())
@@ -270,7 +273,11 @@ impl<B: Backend> Session<B> {
 pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Plan> {
     let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
     if n_ctx == 0 || n_ctx > config.n_ctx_train {
-        return Err(Error::request("the context", format!("1 to {} tokens, the model's own", config.n_ctx_train), n_ctx));
+        return Err(Error::request(
+            "the context",
+            format!("1 to {} tokens, the model's own", config.n_ctx_train),
+            n_ctx,
+        ));
     }
     if options.n_batch == 0 {
         return Err(Error::request("the batch", "at least 1 token", 0));

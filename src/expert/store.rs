@@ -29,7 +29,12 @@ struct Place {
 impl Place {
     fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
         let bytes = self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes());
-        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data: &buf.part(self.part)[self.start..self.start + bytes] }
+        QMat {
+            ty: self.ty,
+            rows: self.rows,
+            cols: self.cols,
+            data: &buf.part(self.part)[self.start..self.start + bytes],
+        }
     }
 }
 
@@ -126,7 +131,11 @@ impl ExpertStore {
             let what = format!("expert {} of blk.{block}", id.expert);
             return Error::format(path, what, format!("{len} bytes at offset {offset}"), "the end of the file");
         }
-        Error::io(path, format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert), error.source)
+        Error::io(
+            path,
+            format!("read {len} bytes at offset {offset} for expert {} of blk.{block}", id.expert),
+            error.source,
+        )
     }
 }
 
@@ -192,7 +201,12 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
                 (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
                 if e > 0 && ty != types[r] {
                     let what = format!("tensor {}", tensor.name);
-                    return Err(Error::format(gguf.path_of(tensor), what, format!("the layer's type {}", types[r]), ty));
+                    return Err(Error::format(
+                        gguf.path_of(tensor),
+                        what,
+                        format!("the layer's type {}", types[r]),
+                        ty,
+                    ));
                 }
                 types[r] = ty;
             }

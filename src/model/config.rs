@@ -72,11 +72,21 @@ impl Config {
             None => n_head,
             Some(list) if list.iter().all(|&n| n == list[0]) => list[0] as usize,
             Some(_) => {
-                return Err(Error::unsupported(path, key("attention.head_count_kv"), "one number for all layers", "several"));
+                return Err(Error::unsupported(
+                    path,
+                    key("attention.head_count_kv"),
+                    "one number for all layers",
+                    "several",
+                ));
             }
         };
         if n_head_kv == 0 || n_head % n_head_kv != 0 {
-            return Err(Error::format(path, key("attention.head_count_kv"), format!("a divisor of {n_head}"), n_head_kv));
+            return Err(Error::format(
+                path,
+                key("attention.head_count_kv"),
+                format!("a divisor of {n_head}"),
+                n_head_kv,
+            ));
         }
         let optional = |k: &str, default: usize, max: usize| -> Result<usize> {
             let value = meta.u32(&key(k))?.map_or(default, |v| v as usize);
@@ -97,14 +107,24 @@ impl Config {
         };
         let moe_layers: Vec<_> = (0..n_layer).filter(is_moe).collect();
         if moe_layers.is_empty() {
-            return Err(Error::unsupported(path, "a model without experts", "tensors blk.N.ffn_gate_inp.weight", "none"));
+            return Err(Error::unsupported(
+                path,
+                "a model without experts",
+                "tensors blk.N.ffn_gate_inp.weight",
+                "none",
+            ));
         }
         let n_expert = number("expert_count", MAX_EXPERTS)?;
         let n_expert_used = number("expert_used_count", n_expert)?;
         let embd = gguf.require("token_embd.weight")?;
         let n_vocab = embd.dims.get(1).map_or(0, |&n| n as usize);
         if n_vocab == 0 || n_vocab > u32::MAX as usize {
-            return Err(Error::format(path, "tensor token_embd.weight", "a row for each token", format!("{:?}", embd.dims)));
+            return Err(Error::format(
+                path,
+                "tensor token_embd.weight",
+                "a row for each token",
+                format!("{:?}", embd.dims),
+            ));
         }
         let rms_eps = meta.require_f32(&key("attention.layer_norm_rms_epsilon"))?;
         let scale = meta.f32(&key("expert_weights_scale"))?.filter(|&s| s != 0.0).unwrap_or(1.0);

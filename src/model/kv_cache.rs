@@ -8,10 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use memmap2::MmapMut;
 
 use super::config::Config;
-use crate::{
-    Error, Result,
-    quant::GgmlType,
-};
+use crate::{Error, Result, quant::GgmlType};
 
 /// See the module.
 pub struct KvCache {

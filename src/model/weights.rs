@@ -3,10 +3,7 @@
 
 use memmap2::MmapMut;
 
-use super::{
-    arch::QkNorm,
-    config::Config,
-};
+use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
     gguf::{Gguf, TensorInfo},
@@ -134,7 +131,12 @@ impl Loader<'_> {
         }
         let ty = tensor.ggml_type(path)?;
         if !ty.is_computable() {
-            return Err(Error::unsupported(path, format!("the type of tensor {}", tensor.name), "a type with kernels", ty));
+            return Err(Error::unsupported(
+                path,
+                format!("the type of tensor {}", tensor.name),
+                "a type with kernels",
+                ty,
+            ));
         }
         Ok(ty)
     }
