@@ -83,18 +83,26 @@ fn restored(chunks: &[ActChunk], n: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Squared distance of a group to what nearest integers at 127 steps to the largest magnitude give.
+fn plain_error(group: &[f32]) -> f64 {
+    let step = group.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+    let error = |x: &f32| f64::from(x - (x / step).round_ties_even() * step);
+    group.iter().map(|x| error(x) * error(x)).sum()
+}
+
 #[test]
-fn activations_are_within_half_a_step() {
+fn activations_are_no_farther_than_by_the_plain_scale_and_nearer_on_the_whole() {
+    let (mut ours, mut plain) = (0.0, 0.0);
     for n in [32, 96, 256, 288, 1408, 2880] {
         let x = wave(n);
         let chunks = quantized(&x);
         let back = restored(&chunks, n);
         for (i, group) in x.chunks(16).enumerate() {
-            let step = group.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
-            for (j, x) in group.iter().enumerate() {
-                let error = (x - back[16 * i + j]).abs();
-                assert!(error <= 0.5001 * step, "element {} of {n}: {error} is over half of {step}", 16 * i + j);
-            }
+            let error: f64 = group.iter().zip(&back[16 * i..]).map(|(x, b)| f64::from((x - b) * (x - b))).sum();
+            let bound = plain_error(group);
+            // The plain scale's integers are among the candidates; what remains is rounding in f32.
+            assert!(error <= bound * 1.0001 + 1e-12, "group {i} of {n}: {error:e} is over {bound:e}");
+            (ours, plain) = (ours + error, plain + bound);
         }
         for (c, chunk) in chunks.iter().enumerate() {
             for (p, group) in LANE_GROUP.into_iter().enumerate() {
@@ -105,6 +113,10 @@ fn activations_are_within_half_a_step() {
             }
         }
     }
+    assert!(
+        ours < 0.8 * plain,
+        "squared distance {ours:e} against {plain:e}: the search found a tenth less noise at least"
+    );
 }
 
 #[test]
