@@ -88,100 +88,60 @@ impl Acts {
     }
 }
 
-/// Quantises a row: the truth for every other quantiser, and the code of all of them. Kernels compile it with their
-/// instruction set's features on; it is written in loops over lanes that compilers turn into vectors, and uses no
-/// operation whose result depends on how that is done.
+/// Quantises a row: the truth for every other quantiser.
 ///
 /// Of each group, the largest magnitude becomes one of [`STEPS`]: the one whose integers, with the scale that fits them
 /// best (least squares), lie closest to the group. That takes a seventh off the distance to the exact product, beside
-/// always using 127, at a cost that disappears behind the matrix that follows.
+/// always using 127.
 ///
 /// # Panics
 /// Where `out` is not `x.len()` rounded up to whole chunks.
-#[inline(always)]
 pub fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
     assert_eq!(out.len(), x.len().div_ceil(CHUNK), "chunks of {} activations", x.len());
-    let (whole, rest) = x.as_chunks::<CHUNK>();
-    for (x, out) in whole.iter().zip(&mut *out) {
-        quantize_chunk(x, out);
-    }
-    if let (false, Some(out)) = (rest.is_empty(), out.last_mut()) {
-        let mut padded = [0.0; CHUNK];
-        padded[..rest.len()].copy_from_slice(rest);
-        quantize_chunk(&padded, out);
+    for (x, out) in x.chunks(CHUNK).zip(out) {
+        *out = ActChunk::ZERO;
+        for (p, group) in LANE_GROUP.into_iter().enumerate() {
+            let x = x.get(group * GROUP..).unwrap_or_default();
+            quantize_group(&x[..x.len().min(GROUP)], p, out);
+        }
     }
 }
 
 /// What a group's largest magnitude may become.
-const STEPS: [f32; 8] = [127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0];
+pub const STEPS: [f32; 8] = [127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0];
 
-/// One float of each group.
-type Lane = [f32; LANES];
-
-#[inline(always)]
-fn quantize_chunk(x: &[f32; CHUNK], out: &mut ActChunk) {
-    // Transposed: (element of the group, lane), so that each lane works on a group of its own.
-    let mut t = [[0f32; LANES]; GROUP];
-    for p in 0..LANES {
-        let group = &x[LANE_GROUP[p] * GROUP..][..GROUP];
-        for i in 0..GROUP {
-            t[i][p] = group[i];
-        }
-    }
+fn quantize_group(x: &[f32], p: usize, out: &mut ActChunk) {
     // As bits, so that an infinity or NaN wins over every number.
-    let mut bits = [0u32; LANES];
-    for row in &t {
-        for p in 0..LANES {
-            bits[p] = bits[p].max(row[p].abs().to_bits());
-        }
+    let largest = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0));
+    if !largest.is_finite() {
+        out.d[p] = f32::NAN;
+        return;
     }
-    let largest = bits.map(f32::from_bits);
-    let usable = bits.map(|b| (TINY.to_bits()..f32::INFINITY.to_bits()).contains(&b));
-    for p in 0..LANES {
-        // Zeros and what is not finite become integers 0.
-        let inverse = if usable[p] { 1.0 / largest[p] } else { 0.0 };
-        for row in &mut t {
-            row[p] = if usable[p] { row[p] * inverse } else { 0.0 };
-        }
+    if largest < TINY {
+        return;
     }
-    // From here on the largest magnitude is 1, so nothing overflows.
-    let (mut best, mut step, mut scale): (Lane, Lane, Lane) = ([-1.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let inverse = 1.0 / largest;
+    let (mut best, mut step, mut scale) = (-1.0, 0.0, 0.0);
     for candidate in STEPS {
-        let (mut xq, mut qq): (Lane, Lane) = ([0.0; LANES], [0.0; LANES]);
-        for row in &t {
-            for p in 0..LANES {
-                let q = (row[p] * candidate).round_ties_even();
-                xq[p] += row[p] * q;
-                qq[p] += q * q;
-            }
+        let (mut xq, mut qq) = (0.0, 0.0);
+        for x in x {
+            let x = x * inverse;
+            let q = (x * candidate).round_ties_even();
+            xq += x * q;
+            qq += q * q;
         }
-        for p in 0..LANES {
-            // The squared distance is Σx² minus this.
-            let gain = xq[p] * xq[p] / qq[p];
-            let better = gain > best[p];
-            best[p] = if better { gain } else { best[p] };
-            step[p] = if better { candidate } else { step[p] };
-            scale[p] = if better { xq[p] / qq[p] } else { scale[p] };
+        // The squared distance is Σx² minus this.
+        let gain = xq * xq / qq;
+        if gain > best {
+            (best, step, scale) = (gain, candidate, xq / qq);
         }
     }
-    let mut sum = [0i32; LANES];
-    for (k, words) in out.q.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        let mut packed = [0u32; LANES];
-        for b in 0..4 {
-            for p in 0..LANES {
-                let q = (t[4 * k + b][p] * step[p]).round_ties_even() as i32;
-                sum[p] += q;
-                packed[p] |= (q as u32 & 0xff) << (8 * b);
-            }
-        }
-        for p in 0..LANES {
-            let bytes = packed[p].to_le_bytes().map(|b| b as i8);
-            words[4 * p..4 * p + 4].copy_from_slice(&bytes);
-        }
+    let mut sum = 0;
+    for (i, x) in x.iter().enumerate() {
+        let q = (x * inverse * step).round_ties_even() as i8;
+        out.q[i / 4 * 64 + 4 * p + i % 4] = q;
+        sum += i32::from(q);
     }
-    for p in 0..LANES {
-        out.s[p] = sum[p] as f32;
-        let d = if bits[p] >= f32::INFINITY.to_bits() { f32::NAN } else { 0.0 };
-        out.d[p] = if usable[p] { largest[p] * scale[p] } else { d };
-    }
+    out.d[p] = largest * scale;
+    out.s[p] = sum as f32;
 }

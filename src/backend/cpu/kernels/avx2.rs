@@ -10,7 +10,7 @@ use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
-use crate::quant::act::{self, ActChunk, LANE_GROUP};
+use crate::quant::act::{ActChunk, LANE_GROUP};
 use crate::quant::block::{
     IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, MXFP4_VALUES, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
@@ -26,7 +26,7 @@ pub(super) const AVX_VNNI: Kernels = Kernels {
     ops: OPS,
 };
 
-ops_table!(L256, quantize_row, #[target_feature(enable = "avx2,fma,f16c")]);
+ops_table!(L256, #[target_feature(enable = "avx2,fma,f16c")]);
 
 /// Products by `vpmaddubsw`, whose 16-bit sums saturate: sums are widened as the type's bits demand.
 struct Avx2;
@@ -553,16 +553,16 @@ impl Lanes for L256 {
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
+    unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
+        let pick = |a, b, new, old| _mm256_blendv_ps(old, new, _mm256_cmp_ps::<_CMP_GT_OQ>(a, b));
+        L256(pick(self.0, b.0, new.0, old.0), pick(self.1, b.1, new.1, old.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn sum(self) -> f32 {
         let eight = _mm256_add_ps(self.0, self.1);
         let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
     }
-}
-
-/// [`act::quantize_row`], compiled for this instruction set.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
-    act::quantize_row(x, out);
 }

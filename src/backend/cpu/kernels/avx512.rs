@@ -13,7 +13,7 @@ use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
-use crate::quant::act::{self, ActChunk};
+use crate::quant::act::{ActChunk, LANES};
 use crate::quant::block::{
     IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
@@ -37,15 +37,8 @@ pub(super) const AVX512_VNNI: Kernels = Kernels {
     ops: OPS,
 };
 
-/// [`act::quantize_row`], compiled for this instruction set.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn quantize_row(x: &[f32], out: &mut [ActChunk]) {
-    act::quantize_row(x, out);
-}
-
 ops_table!(
     L512,
-    quantize_row,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 );
 
@@ -389,6 +382,39 @@ impl Lanes for L512 {
         unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
             let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, _mm512_set1_ps(limit));
             L512(_mm512_maskz_mov_ps(keep, self.0))
+        }
+        unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+            // Pairs of floats, then of pairs, inside 128-bit parts; then the parts themselves, twice.
+            let r = rows.map(|r| r.0);
+            let mut a = r;
+            for i in 0..8 {
+                a[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                a[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            let (pd, ps) = (|x| _mm512_castps_pd(x), |x| _mm512_castpd_ps(x));
+            let mut b = r; // b[4 * i + k]: column k of each part, rows 4 * i to 4 * i + 3
+            for i in 0..4 {
+                let [a0, a1, a2, a3] = [a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3]];
+                b[4 * i] = ps(_mm512_unpacklo_pd(pd(a0), pd(a2)));
+                b[4 * i + 1] = ps(_mm512_unpackhi_pd(pd(a0), pd(a2)));
+                b[4 * i + 2] = ps(_mm512_unpacklo_pd(pd(a1), pd(a3)));
+                b[4 * i + 3] = ps(_mm512_unpackhi_pd(pd(a1), pd(a3)));
+            }
+            let mut out = r;
+            for k in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[k], b[4 + k]); // parts 0, 2 of both
+                let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[k], b[4 + k]); // parts 1, 3 of both
+                let low2 = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[8 + k], b[12 + k]);
+                let high2 = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[8 + k], b[12 + k]);
+                out[k] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, low2);
+                out[4 + k] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high, high2);
+                out[8 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
+                out[12 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
+            }
+            out.map(|r| L512(r))
+        }
+        unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
+            L512(_mm512_mask_mov_ps(old.0, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, b.0), new.0))
         }
         unsafe fn sum(self) -> f32 {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));

@@ -8,7 +8,8 @@
 
 use half::{bf16, f16};
 
-use crate::quant::act::{ActChunk, LANES};
+use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY};
+use crate::quant::block::{CHUNK, GROUP};
 
 /// Sixteen floats of one instruction set.
 ///
@@ -38,6 +39,29 @@ pub(super) trait Lanes: Copy {
     unsafe fn pow2(self) -> Self;
     /// Zero in the lanes where `x < limit`.
     unsafe fn zero_below(self, x: Self, limit: f32) -> Self;
+    /// Lane `p` of row `i` becomes lane `i` of row `p`.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let (mut from, mut to) = ([[0.0f32; LANES]; LANES], [[0.0f32; LANES]; LANES]);
+        // SAFETY: the caller checked the CPU; the arrays have sixteen elements.
+        unsafe {
+            for (row, from) in rows.into_iter().zip(&mut from) {
+                row.store(from.as_mut_ptr());
+            }
+            for i in 0..LANES {
+                for p in 0..LANES {
+                    to[p][i] = from[i][p];
+                }
+            }
+            let mut out = rows;
+            for (row, to) in out.iter_mut().zip(&to) {
+                *row = Self::load(to.as_ptr());
+            }
+            out
+        }
+    }
+    /// `self > b ? new : old`.
+    unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self;
     /// The sum, as [`crate::quant::dot::sum_lanes`].
     unsafe fn sum(self) -> f32;
 }
@@ -62,10 +86,11 @@ pub(super) struct Ops {
 
 /// Defines `OPS`, the table of an instruction set: each operation with the set's features enabled around it.
 macro_rules! ops_table {
-    ($lanes:ty, $quantize_row:expr $(, #[$feature:meta])?) => {
+    ($lanes:ty $(, #[$feature:meta])?) => {
         const OPS: $crate::backend::cpu::kernels::ops::Ops = {
             use $crate::backend::cpu::kernels::ops;
             $crate::backend::cpu::kernels::ops::ops_table! { @each (ops) ($lanes) ($(#[$feature])?)
+                quantize_row(x: &[f32], out: &mut [$crate::quant::act::ActChunk]) -> () = quantize_row::<$lanes>;
                 dot(a: &[f32], b: &[f32]) -> f32 = dot::<$lanes, f32>;
                 dot_f16(a: &[f32], b: &[half::f16]) -> f32 = dot::<$lanes, half::f16>;
                 axpy(a: f32, x: &[f32], y: &mut [f32]) -> () = axpy::<$lanes, f32>;
@@ -78,8 +103,7 @@ macro_rules! ops_table {
                 silu_mul(gate: &mut [f32], up: &[f32]) -> () = silu_mul::<$lanes>;
             }
             ops::Ops {
-                quantize_row: $quantize_row,
-                dot, dot_f16, axpy, axpy_f16, to_f16, scale, scale_mul, max, exp_sum, silu_mul,
+                quantize_row, dot, dot_f16, axpy, axpy_f16, to_f16, scale, scale_mul, max, exp_sum, silu_mul,
             }
         };
     };
@@ -183,6 +207,84 @@ unsafe fn store<const WHOLE: bool, L: Lanes>(v: L, x: &mut [f32], i: usize) {
         unsafe { v.store(padded.as_mut_ptr()) }
         let rest = &mut x[i..];
         rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+/// [`quantize_row`](crate::quant::act::quantize_row) with its bits.
+#[inline(always)]
+pub(super) unsafe fn quantize_row<L: Lanes>(x: &[f32], out: &mut [ActChunk]) {
+    let (whole, rest) = x.as_chunks::<CHUNK>();
+    for (x, out) in whole.iter().zip(&mut *out) {
+        // SAFETY: the caller checked the CPU.
+        unsafe { quantize_chunk::<L>(x, out) }
+    }
+    if let (false, Some(out)) = (rest.is_empty(), out.last_mut()) {
+        let mut padded = [0.0; CHUNK];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: the caller checked the CPU.
+        unsafe { quantize_chunk::<L>(&padded, out) }
+    }
+}
+
+/// Added to a float below 2^22, leaves it rounded (ties to even) in the low bits.
+const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// One chunk, each step as in the scalar truth, all lanes at once.
+#[inline(always)]
+unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
+    // SAFETY: the caller checked the CPU; groups and arrays of lanes have sixteen elements.
+    unsafe {
+        let zero = L::splat(0.0);
+        let mut rows = [zero; GROUP];
+        for (row, group) in rows.iter_mut().zip(LANE_GROUP) {
+            *row = L::load(x.as_ptr().add(group * GROUP));
+        }
+        let mut rows = L::transpose(rows);
+        let (mut largest, mut odd) = (zero, zero);
+        for row in rows {
+            largest = row.max(row.mul(L::splat(-1.0))).max(largest);
+            odd = row.mul(zero).add(odd);
+        }
+        if odd.sum() != 0.0 {
+            // An infinity or NaN somewhere.
+            return act::quantize_row(x, std::slice::from_mut(out));
+        }
+        let inverse = L::splat(1.0).div(largest).zero_below(largest, TINY);
+        for row in &mut rows {
+            *row = row.mul(inverse);
+        }
+        let (mut best, mut step, mut scale) = (L::splat(-1.0), zero, zero);
+        for candidate in STEPS {
+            let candidate = L::splat(candidate);
+            let (mut xq, mut qq) = (zero, zero);
+            for row in rows {
+                let q = row.mul(candidate).round();
+                xq = xq.add(row.mul(q));
+                qq = qq.add(q.mul(q));
+            }
+            let gain = xq.mul(xq).div(qq);
+            step = gain.where_greater(best, candidate, step);
+            scale = gain.where_greater(best, xq.div(qq), scale);
+            best = gain.where_greater(best, gain, best);
+        }
+        let mut sum = zero;
+        for (rows, bytes) in rows.as_chunks::<4>().0.iter().zip(out.q.as_chunks_mut::<64>().0) {
+            let mut words = [0u32; LANES];
+            for (b, row) in rows.iter().enumerate() {
+                let q = row.mul(step).add(L::splat(ROUND));
+                sum = sum.add(q.add(L::splat(-ROUND)));
+                let mut bits = [0.0f32; LANES];
+                q.store(bits.as_mut_ptr());
+                for p in 0..LANES {
+                    words[p] |= (bits[p].to_bits() & 0xff) << (8 * b);
+                }
+            }
+            for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *bytes = word.to_le_bytes().map(|b| b as i8);
+            }
+        }
+        sum.store(out.s.as_mut_ptr());
+        largest.mul(scale).zero_below(largest, TINY).store(out.d.as_mut_ptr());
     }
 }
 

@@ -6,9 +6,9 @@ use half::{bf16, f16};
 
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels, N_TYPE};
-use crate::quant::act::{ActRow, LANES, quantize_row};
+use crate::quant::QMat;
+use crate::quant::act::{ActRow, LANES};
 use crate::quant::dot::{dot, sum_lanes};
-use crate::quant::{QMat, act::ActChunk};
 
 /// The table; every type goes through [`dot`].
 pub(super) const KERNELS: Kernels = Kernels { isa: Isa::Scalar, matmul: [matmul; N_TYPE], ops: OPS };
@@ -24,11 +24,7 @@ pub(super) unsafe fn matmul(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     }
 }
 
-unsafe fn quantize(x: &[f32], out: &mut [ActChunk]) {
-    quantize_row(x, out);
-}
-
-ops_table!([f32; LANES], quantize);
+ops_table!([f32; LANES]);
 
 impl Lanes for [f32; LANES] {
     unsafe fn splat(x: f32) -> Self {
@@ -83,6 +79,9 @@ impl Lanes for [f32; LANES] {
     }
     unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
         std::array::from_fn(|i| if x[i] < limit { 0.0 } else { self[i] })
+    }
+    unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
+        std::array::from_fn(|i| if self[i] > b[i] { new[i] } else { old[i] })
     }
     unsafe fn sum(self) -> f32 {
         sum_lanes(self)
