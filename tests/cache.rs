@@ -151,7 +151,7 @@ struct Bench {
     sim: Option<Arc<Mutex<SimIo>>>,
     /// Expert by its first byte in the file.
     ids: HashMap<u64, ExpertId>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// A request of the simulated disk takes this long, whatever its size.
@@ -174,7 +174,7 @@ impl Bench {
             }
         };
         let cache = ExpertCache::new(store, scope, slots, PolicyKind::Lru, io).unwrap();
-        Bench { cache, log, sim, ids, _folder: folder }
+        Bench { cache, log, sim, ids, folder }
     }
 
     fn advance(&self, ns: u64) {
@@ -494,6 +494,36 @@ fn demand_goes_before_prefetches_that_wait() {
     bench.run(event(Phase::Decode, &rows));
     assert_eq!(bench.cache.stats().decode.stall_ns, 2 * LATENCY_NS - LATENCY_NS / 2);
     assert_eq!(bench.residents(), [id(0, 0), id(1, 0)]);
+}
+
+/// The file is empty for a while: an error, then an event that is over, then everything as before.
+#[test]
+fn after_a_failed_read_the_event_is_over_and_the_next_one_works() {
+    no_hang(|| {
+        let mut bench = Bench::new(Engine::Threads(IoKind::Pread, 2), Scope::Layer, &[2, 2, 2]);
+        let path = bench.folder.path().join("experts.gguf");
+        let bytes = std::fs::read(&path).unwrap();
+        let (rows, others, elsewhere) = (routed(1, &[3, 5]), routed(1, &[0, 1]), routed(0, &[2, 7]));
+        bench.run(event(Phase::Decode, &elsewhere));
+        for round in 1..=10 {
+            std::fs::write(&path, []).unwrap();
+            bench.cache.request(event(Phase::Decode, &rows));
+            let mut ready = Vec::new();
+            let error = bench.cache.next_ready(&mut ready).unwrap_err().to_string();
+            assert!(error.starts_with(path.to_str().unwrap()) && error.contains("of blk.1"), "{error}");
+            bench.cache.next_ready(&mut ready).unwrap();
+            assert!(ready.is_empty());
+            // The other read fails while events that need no file go on.
+            while !bench.log.lock().unwrap().in_flight.is_empty() {
+                bench.run(event(Phase::Decode, &elsewhere));
+            }
+            assert_eq!(bench.cache.stats().failed_reads, 2 * round);
+            std::fs::write(&path, &bytes).unwrap();
+            bench.run(event(Phase::Decode, &rows));
+            bench.run(event(Phase::Decode, &others));
+        }
+        assert_eq!(bench.residents(), [id(0, 2), id(0, 7), id(1, 0), id(1, 1)]);
+    });
 }
 
 /// A prompt that wants every expert of a layer through two slots: each is read once, whatever is resident before.
