@@ -74,6 +74,7 @@ pub mod id;
 pub mod io;
 pub mod machine;
 pub mod model;
+pub mod new_file;
 pub mod npy;
 pub mod plan;
 pub mod policy;

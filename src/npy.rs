@@ -2,11 +2,10 @@
 //!
 //! Little-endian and C order only. Must not know: what the numbers mean.
 
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::new_file::NewFile;
 
 /// Magic and version 1.0; a u16 header length follows.
 const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
@@ -37,7 +36,7 @@ impl Element for i32 {
 #[derive(Debug)]
 pub struct NpyWriter<T> {
     path: PathBuf,
-    out: BufWriter<File>,
+    out: NewFile,
     /// The shape of one item: the array's without its first axis.
     item: Vec<usize>,
     header_bytes: usize,
@@ -46,13 +45,13 @@ pub struct NpyWriter<T> {
 }
 
 impl<T: Element> NpyWriter<T> {
-    /// Creates or replaces `path`, for items of shape `item`: `&[n_vocab]` for logits, `&[]` for a flat array.
+    /// A file that replaces `path` when finished, for items of shape `item`: `&[n_vocab]` for logits, `&[]` for a flat
+    /// array.
     pub fn create(path: &Path, item: &[usize]) -> Result<NpyWriter<T>> {
-        let file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+        let mut out = NewFile::create(path)?;
         // Room for the longest count, so that the true one can be written over it.
         let header = header(T::DESCR, usize::MAX, item, 0);
-        let mut out = BufWriter::new(file);
-        out.write_all(&header).map_err(|e| Error::io(path, "write the header", e))?;
+        out.write(&header)?;
         let (path, item, header_bytes) = (path.to_owned(), item.to_vec(), header.len());
         Ok(NpyWriter { path, out, item, header_bytes, rows: 0, element: std::marker::PhantomData })
     }
@@ -64,17 +63,17 @@ impl<T: Element> NpyWriter<T> {
             return Err(Error::request(format!("item {} of {}", self.rows, self.path.display()), n, values.len()));
         }
         for v in values {
-            self.out.write_all(&v.bytes()).map_err(|e| Error::io(&self.path, "write", e))?;
+            self.out.write(&v.bytes())?;
         }
         self.rows += 1;
         Ok(())
     }
 
-    /// Writes the number of items into the header. Without this call the file is not readable.
+    /// Writes the number of items into the header. Without this call there is no file.
     pub fn finish(mut self) -> Result<()> {
         let header = header(T::DESCR, self.rows, &self.item, self.header_bytes);
-        let written = self.out.seek(SeekFrom::Start(0)).and_then(|_| self.out.write_all(&header));
-        written.and_then(|()| self.out.flush()).map_err(|e| Error::io(&self.path, "write the header", e))
+        self.out.rewrite_start(&header)?;
+        self.out.finish()
     }
 }
 

@@ -24,6 +24,9 @@ use crate::{
 pub struct Options {
     /// The budget in bytes; `None`: four fifths of what the machine has free, at most what the model can use.
     pub memory_bytes: Option<u64>,
+    /// What the process holds already and the budget is to bear; `None`: measured. An embedder whose process is mostly
+    /// its own says 0.
+    pub process_bytes: Option<u64>,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
     /// Tokens of a prompt batch, if the budget allows.
@@ -50,6 +53,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             memory_bytes: None,
+            process_bytes: None,
             n_ctx: None,
             n_batch: 512,
             all_logits: false,
@@ -307,7 +311,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         kv: options.kv,
         scope: options.scope,
         io: options.io,
-        process_bytes: machine::rss_bytes().unwrap_or(0),
+        process_bytes: options.process_bytes.or_else(machine::rss_bytes).unwrap_or(0),
         threads: options.threads.unwrap_or_else(crate::backend::cpu::available_threads),
     };
     let plan = Plan::new(gguf, config, store, needs, None)?;

@@ -119,7 +119,7 @@ fn smallest(name: &str, options: Options) -> u64 {
 #[test]
 fn offloading_never_changes_a_bit() {
     for name in MODELS {
-        let base = Options { n_ctx: Some(64), ..Options::default() };
+        let base = Options { n_ctx: Some(64), process_bytes: Some(0), ..Options::default() };
         let all = run(name, base, cpu(2));
         let same = |what: &str, options: Options, threads: usize| {
             let run = run(name, options, cpu(threads));

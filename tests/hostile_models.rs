@@ -75,7 +75,7 @@ impl Folder {
 }
 
 fn options() -> Options {
-    Options { threads: Some(1), ..Options::default() }
+    Options { threads: Some(1), process_bytes: Some(0), ..Options::default() }
 }
 
 fn open_with(path: &Path, options: Options) -> Result<Session> {

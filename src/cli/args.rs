@@ -47,6 +47,7 @@ impl Engine {
     pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
         let file_bytes = gguf.shards().iter().map(|s| s.len).sum();
         Options {
+            process_bytes: None,
             memory_bytes: self.memory.map(|m| m.bytes(file_bytes)),
             n_ctx: Some(n_ctx),
             n_batch: self.batch,

@@ -2,8 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -16,6 +15,7 @@ use hotset::{
     Error, Result,
     gguf::Gguf,
     model::Config,
+    new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::Session,
     tokenizer::{StreamDecoder, Tokenizer},
@@ -147,7 +147,8 @@ impl End {
 pub fn run(args: &Args) -> Ended {
     args.sampling.config().validate()?;
     let (model, prompt) = positionals(args)?;
-    let mut json = args.stats_json.as_deref().map(Json::create).transpose()?;
+    // Begun before the run, which would be lost on a path that cannot be written.
+    let json = args.stats_json.as_deref().map(NewFile::create).transpose()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
     let prompt = text_of(prompt, args.prompt_file.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
@@ -183,8 +184,9 @@ pub fn run(args: &Args) -> Ended {
     if !args.quiet {
         stats.print();
     }
-    if let Some(json) = &mut json {
-        json.write(&stats)?;
+    if let Some(mut json) = json {
+        json.write(format!("{:#}\n", serde_json::json!(stats)).as_bytes())?;
+        json.finish()?;
     }
     Ok(if end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -336,24 +338,5 @@ impl Text {
     /// Ends the last line.
     fn finish(&mut self) -> Result<(), Stop> {
         if self.ends_line { Ok(()) } else { self.push("\n") }
-    }
-}
-
-/// The file of `--stats-json`, made before the run, which would be lost on a path that cannot be written.
-struct Json<'a> {
-    path: &'a Path,
-    file: BufWriter<File>,
-}
-
-impl<'a> Json<'a> {
-    fn create(path: &'a Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
-        Ok(Self { path, file: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, stats: &Stats) -> Result<()> {
-        let written = serde_json::to_writer_pretty(&mut self.file, stats).map_err(io::Error::from);
-        let written = written.and_then(|()| writeln!(self.file)).and_then(|()| self.file.flush());
-        written.map_err(|e| Error::io(self.path, "write", e))
     }
 }

@@ -35,18 +35,20 @@ pub struct Arch {
     pub qk_norm: QkNorm,
     /// Whether the weights of the experts used are scaled to sum to 1.
     pub renormalise: bool,
+    /// Whether a shared expert has a sigmoid gate.
+    pub shared_gate: bool,
 }
 
 /// Every architecture that hotset runs.
 pub const ARCHS: &[Arch] = &[
     // Mixtral (arXiv 2401.04088): `llama` with experts.
-    Arch { name: "llama", rope: RopeKind::Interleaved, qk_norm: QkNorm::Off, renormalise: true },
+    Arch { name: "llama", rope: RopeKind::Interleaved, qk_norm: QkNorm::Off, renormalise: true, shared_gate: false },
     // OLMoE (arXiv 2409.02060).
-    Arch { name: "olmoe", rope: RopeKind::Halves, qk_norm: QkNorm::Whole, renormalise: false },
+    Arch { name: "olmoe", rope: RopeKind::Halves, qk_norm: QkNorm::Whole, renormalise: false, shared_gate: false },
     // Qwen1.5-MoE, Qwen2-57B-A14B (arXiv 2407.10671): a shared expert behind a sigmoid gate, query/key/value biases.
-    Arch { name: "qwen2moe", rope: RopeKind::Halves, qk_norm: QkNorm::Off, renormalise: false },
+    Arch { name: "qwen2moe", rope: RopeKind::Halves, qk_norm: QkNorm::Off, renormalise: false, shared_gate: true },
     // Qwen3-30B-A3B, Qwen3-235B-A22B (arXiv 2505.09388).
-    Arch { name: "qwen3moe", rope: RopeKind::Halves, qk_norm: QkNorm::Head, renormalise: true },
+    Arch { name: "qwen3moe", rope: RopeKind::Halves, qk_norm: QkNorm::Head, renormalise: true, shared_gate: false },
 ];
 
 /// The architecture of that name.

@@ -183,8 +183,8 @@ impl Loader<'_> {
             Err(_) => Ffn::Dense(self.ffn(il, "", c.n_embd)?),
             Ok(index) => {
                 let has = |part: &str| self.gguf.tensor(&name(&format!("ffn_{part}_shexp.weight"))).is_some();
-                let gated = has("gate_inp");
-                let shared = gated || ["gate", "up", "down"].into_iter().any(has);
+                let shared = ["gate", "up", "down", "gate_inp"].into_iter().any(has);
+                let gated = shared && c.arch.shared_gate;
                 Ffn::Moe(MoeWeights {
                     index,
                     router: self.mat(&name("ffn_gate_inp.weight"), c.n_embd, c.n_expert)?,

@@ -411,7 +411,7 @@ impl Lanes for L512 {
                 out[8 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
                 out[12 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
             }
-            out.map(|r| L512(r))
+            out.map(L512)
         }
         unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
             L512(_mm512_mask_mov_ps(old.0, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, b.0), new.0))
