@@ -4,6 +4,7 @@
 //! left), 1 an error, 2 wrong usage, 130 interrupted.
 
 mod args;
+mod bench;
 mod logits;
 mod model_file;
 mod out;
@@ -28,6 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Run(run::Args),
+    Bench(bench::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
@@ -54,6 +56,7 @@ type Ended = Result<ExitCode, Stop>;
 pub fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
