@@ -47,6 +47,9 @@ pub struct Args {
     /// need so many to settle
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = length)]
     warmup: usize,
+    /// Tokens of a prompt that runs once, before the first test: a long one reads every expert that there is room for
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = length)]
+    warmup_prompt: usize,
     /// Where random tokens start
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -211,7 +214,8 @@ fn setup(
 ) -> Result<(), Stop> {
     let mut tokens = source(args, &gguf)?;
     let facts = Facts::new(&gguf, memory)?;
-    let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0).max(args.warmup).max(1);
+    let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
+    let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.map(|m| m.bytes(facts.model_bytes));
     let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx) };
     // What an earlier setup held does not count.
@@ -220,6 +224,9 @@ fn setup(
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
+    if args.warmup_prompt > 0 {
+        session.feed(&tokens.take(args.warmup_prompt), &mut |_| {})?;
+    }
     for &test in tests {
         let sums = measure(args, test, &mut session, &mut tokens)?;
         let peak = if peak_is_ours { machine::peak_rss_bytes() } else { None };
