@@ -81,20 +81,20 @@ impl Plan {
     pub fn new(gguf: &Gguf, c: &Config, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
         let n_ff = widest(gguf, c, store);
         let dense_bytes = model::resident_bytes(gguf);
-        let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx);
+        let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
         let process_bytes = needs.process_bytes.saturating_sub(PROCESS_BYTES);
-        let fixed = dense_bytes + kv_bytes + process_bytes;
+        let fixed = dense_bytes.saturating_add(kv_bytes).saturating_add(process_bytes).min(u64::MAX / 4);
         let shape =
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
         let attention = (needs.threads * (c.n_head / c.n_head_kv) * needs.n_ctx * size_of::<f32>()) as u64;
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
 
-        let sizes: Vec<u64> = store.layers().iter().map(|l| needs.io.slot_bytes(&l.part_bytes())).collect();
-        let largest = sizes.iter().copied().max().unwrap_or(0);
+        let n_layer = store.layers().len();
+        let slot = |layers| needs.io.slot_bytes(&store.slot_parts(layers));
         // (bytes of a slot, slots that make sense) of each pool
         let pools: Vec<(u64, usize)> = match needs.scope {
-            Scope::Layer => sizes.iter().map(|&s| (s, store.n_expert())).collect(),
-            Scope::Global => vec![(largest, store.n_expert() * sizes.len())],
+            Scope::Layer => (0..n_layer).map(|l| (slot(l..l + 1), store.n_expert())).collect(),
+            Scope::Global => vec![(slot(0..n_layer), store.n_expert() * n_layer)],
         };
         let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
         let smallest_bytes = fixed + scratch(1) + all(&|max| c.n_expert_used.min(max));
@@ -103,12 +103,13 @@ impl Plan {
         if budget < smallest_bytes {
             return Err(Error::request(
                 format!(
-                    "the memory budget for a context of {} tokens (dense weights {}, KV cache {}, scratch {}, {} slots a layer)",
+                    "the memory budget for a context of {} tokens (dense weights {}, KV cache {}, scratch {}, {} slots {})",
                     needs.n_ctx,
                     crate::human_bytes(dense_bytes),
                     crate::human_bytes(kv_bytes),
                     crate::human_bytes(scratch(1)),
-                    c.n_expert_used
+                    c.n_expert_used,
+                    if needs.scope == Scope::Layer { "a layer" } else { "in all" }
                 ),
                 format!("at least {smallest_bytes} bytes ({})", crate::human_bytes(smallest_bytes)),
                 format!("{budget} bytes ({})", crate::human_bytes(budget)),

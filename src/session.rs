@@ -9,7 +9,7 @@ use crate::{
     backend::{Backend, cpu::Cpu},
     expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
-    io::IoKind,
+    io::{Files, IoEngine, IoKind},
     machine,
     model::{Batch, Config, KvCache, Model, Scratch, Want},
     plan::{Needs, Plan},
@@ -120,23 +120,41 @@ impl<B: Backend> Session<B> {
         trace: Box<dyn TraceSink>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let engine = |files| options.io.build(files, options.io_threads);
+        Self::with_engine(gguf, options, backend, trace, engine, progress)
+    }
+
+    /// [`Session::with_backend`] with an engine of the caller's choice, whose slots take what those of
+    /// [`Options::io`] do. It is made on the model's files.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn with_engine(
+        gguf: Gguf,
+        options: &Options,
+        backend: B,
+        trace: Box<dyn TraceSink>,
+        engine: impl FnOnce(Files) -> std::io::Result<Box<dyn IoEngine>>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let path = gguf.path().to_owned();
         let config = Config::new(&gguf)?;
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
         let plan = make_plan(&gguf, &config, &store, options)?;
-        let files = store.files().clone();
-        let io = options.io.build(files, options.io_threads);
-        let io = io.map_err(|e| Error::request(format!("the {} read path", options.io.name()), "it to start", e))?;
-        let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
-        let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
-        let kv = KvCache::new(&config, options.kv, plan.n_ctx)?;
-        let scratch = Scratch::new(&config, plan.scratch());
+        // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;
         let model = Model::load(&gguf, config, &mut |bytes| {
             loaded += bytes;
             progress(loaded, total);
         })?;
+        let config = &model.config;
+        let io = engine(store.files().clone());
+        let io = io.map_err(|e| Error::request(format!("the {} read path", options.io.name()), "it to start", e))?;
+        let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
+        let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
+        let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
+        let scratch = Scratch::new(config, plan.scratch());
         let experts = Experts::new(cache, prefetcher, trace);
         Ok(Self { path, model, backend, experts, kv, scratch, plan, timing: Timing::default() })
     }
@@ -144,14 +162,15 @@ impl<B: Backend> Session<B> {
     /// Runs prompt tokens in batches and returns the last one's logits (n_vocab). `progress` is told the tokens done.
     ///
     /// # Errors
-    /// A token beyond the vocabulary, a context that is full, a read that failed.
+    /// A token beyond the vocabulary, a context that is full, a read that failed. The sequence is as before the call
+    /// then, so that the call can be repeated.
     pub fn feed(&mut self, tokens: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
         self.check(tokens)?;
-        let n_batch = self.plan.n_batch;
+        let (n_batch, n_past) = (self.plan.n_batch, self.kv.len());
         for (i, batch) in tokens.chunks(n_batch).enumerate() {
             let done = i * n_batch + batch.len();
             let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
-            self.timed(batch, Phase::Prompt, want)?;
+            self.timed(batch, Phase::Prompt, want).inspect_err(|_| self.kv.truncate(n_past))?;
             progress(done);
         }
         let n_vocab = self.model.config.n_vocab;

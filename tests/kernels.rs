@@ -164,20 +164,25 @@ fn all_types_on_fixed_shapes() {
     for ty in TYPES {
         let k = ty.block_len() == 256;
         for (i, (rows, cols, tokens)) in
-            [(5, 256, 1), (1, 512, 3), (33, 768, 16), (17, 2048, 13)].into_iter().enumerate()
+            [(5, 256, 1), (1, 512, 3), (33, 768, 16), (17, 2048, 13), (35, 768, 39)].into_iter().enumerate()
         {
             let n = check(ty, rows, cols, tokens, Size::Usual, 3, i as u64);
             assert!(n > rows * tokens * 9 / 10, "{ty}: {n} results that say something");
             check(ty, rows, cols, tokens, Size::Small, 2, i as u64);
             check(ty, rows, cols, tokens, Size::Large, 5, i as u64);
         }
-        if !k {
-            for (rows, cols, tokens) in [(3, 32, 9), (7, 288, 8), (19, 1408, 7), (2, 2880, 4), (4, 224, 15)] {
+        if k {
+            // Longer than what is unpacked ahead.
+            assert!(check(ty, 2, 257 * 256, 33, Size::Usual, 16, 7) > 0, "{ty}");
+        } else {
+            for (rows, cols, tokens) in
+                [(3, 32, 9), (7, 288, 8), (19, 1408, 7), (2, 2880, 4), (4, 224, 15), (36, 480, 34)]
+            {
                 assert!(check(ty, rows, cols, tokens, Size::Usual, 2, 7) > 0, "{ty}");
             }
         }
     }
-    for (rows, cols, tokens) in [(3, 1, 1), (2, 17, 5), (4, 33, 4), (3, 100, 9)] {
+    for (rows, cols, tokens) in [(3, 1, 1), (2, 17, 5), (35, 33, 4), (3, 100, 9)] {
         for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
             assert!(check(ty, rows, cols, tokens, Size::Usual, 2, 7) > 0, "{ty}");
         }
@@ -188,7 +193,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn all_types_on_random_shapes(
-        ty in 0..TYPES.len(), rows in 1usize..40, blocks in 1usize..20, tokens in 1usize..20,
+        ty in 0..TYPES.len(), rows in 1usize..40, blocks in 1usize..20, tokens in 1usize..48,
         size in prop_oneof![Just(Size::Usual), Just(Size::Small), Just(Size::Large)],
         cut in 1usize..9, seed: u64,
     ) {
@@ -328,4 +333,33 @@ fn instruction_sets_are_chosen_by_name() {
         let error = Kernels::by_name(isa.name()).err().expect("the CPU lacks it").to_string();
         assert!(error.contains("this CPU"), "{error}");
     }
+}
+
+fn multiply(ty: GgmlType, rows: usize, cols: usize, bytes: usize, chunks: usize) {
+    let (data, x, chunks) = (vec![0; bytes], vec![0.0; cols], vec![ActChunk::ZERO; chunks]);
+    let x = ActRow { x: &x, chunks: &chunks };
+    Kernels::detect().unwrap().matvec(QMat { ty, rows, cols, data: &data }, x, &mut vec![0.0; rows]);
+}
+
+#[test]
+fn the_door_lets_fitting_lengths_in() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144, 2);
+}
+
+#[test]
+#[should_panic(expected = "bytes of 2 rows")]
+fn the_door_stops_missing_bytes() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144 - 1, 2);
+}
+
+#[test]
+#[should_panic(expected = "activations do not fit")]
+fn the_door_stops_short_activations() {
+    multiply(GgmlType::Q4_K, 2, 512, 2 * 2 * 144, 1);
+}
+
+#[test]
+#[should_panic(expected = "IQ1_S is not computable")]
+fn the_door_stops_types_without_arithmetic() {
+    multiply(GgmlType::IQ1_S, 1, 256, 50, 1);
 }

@@ -65,7 +65,8 @@ pub fn run(args: &Args) -> Ended {
         (config.moe_layers.len(), config.n_expert_used, config.n_vocab)
     };
     let mut logits = NpyWriter::<f32>::create(&args.out, &[vocab])?;
-    let experts = args.experts.as_deref().map(|path| NpyWriter::<i32>::create(path, &[tokens.len(), used])).transpose()?;
+    let experts =
+        args.experts.as_deref().map(|path| NpyWriter::<i32>::create(path, &[tokens.len(), used])).transpose()?;
 
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len()) };

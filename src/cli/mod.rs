@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod inspect;
 mod logits;
 mod model_file;
 mod out;
@@ -30,6 +31,7 @@ struct Cli {
 enum Verb {
     Run(run::Args),
     Bench(bench::Args),
+    Inspect(inspect::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),

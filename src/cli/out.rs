@@ -68,7 +68,9 @@ impl Progress {
     /// `done` of `total`.
     pub fn set(&self, done: u64, total: u64) {
         if let Some(bar) = &self.0 {
-            bar.set_length(total);
+            if bar.length() != Some(total) {
+                bar.set_length(total); // draws
+            }
             bar.set_position(done);
         }
     }

@@ -58,7 +58,9 @@ pub fn run(args: &Args) -> Ended {
     let windows = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {
         let what = format!("the text of {}", args.file.display());
-        return Err(Error::request(what, format!("at least {} tokens, a window (--ctx)", args.ctx), tokens.len()).into());
+        return Err(
+            Error::request(what, format!("at least {} tokens, a window (--ctx)", args.ctx), tokens.len()).into()
+        );
     }
     tokens.truncate(windows * args.ctx);
 

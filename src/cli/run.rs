@@ -1,6 +1,7 @@
 //! `hotset run`: a prompt in, text out, and what it took.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
@@ -40,7 +41,7 @@ const INTERRUPTED: u8 = 130;
 pub struct Args {
     /// Model file (GGUF; of a split set any file). An only argument is the model if it names a file or ends in .gguf,
     /// else the prompt for the small model that comes with hotset
-    model: Option<String>,
+    model: Option<OsString>,
     /// The text to continue; without one, standard input is read if it is no terminal
     prompt: Option<String>,
     /// Read the prompt from this file (- is standard input), without its last newline
@@ -145,9 +146,10 @@ impl End {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     args.sampling.config().validate()?;
-    let (model, prompt) = sources(args)?;
+    let (model, prompt) = positionals(args)?;
     let mut json = args.stats_json.as_deref().map(Json::create).transpose()?;
-    let gguf = Gguf::open(&model)?;
+    let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
+    let prompt = text_of(prompt, args.prompt_file.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
     let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?);
@@ -158,17 +160,21 @@ pub fn run(args: &Args) -> Ended {
     if args.verbose {
         stats::print_plan(&session);
     }
+    let interrupted = watch_interrupts()?;
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
     let mut generated = 0;
     let end = match echo
-        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &mut generated))
+        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &interrupted, &mut generated))
         .and_then(|end| text.finish().map(|()| end))
     {
         Ok(end) => end,
         Err(Stop::Pipe) => End::Closed,
-        Err(stop) => return Err(stop),
+        Err(stop) => {
+            let _ = text.finish(); // what went wrong is worth more than whether this worked
+            return Err(stop);
+        }
     };
     let stats = Stats::new(&session, &args.engine, generated, end.name())?;
     if end == End::Context && !args.quiet {
@@ -183,29 +189,40 @@ pub fn run(args: &Args) -> Ended {
     Ok(if end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// The model's path and the prompt.
-fn sources(args: &Args) -> Result<(PathBuf, String)> {
-    let names_model = |text: &str| args.prompt_file.is_some() || Path::new(text).is_file() || text.ends_with(".gguf");
-    let (model, prompt) = match (&args.model, &args.prompt) {
-        (Some(only), None) if !names_model(only) => (None, Some(only)),
-        (model, prompt) => (model.as_ref(), prompt.as_ref()),
+/// The model and the prompt, where they are named: see [`Args::model`].
+fn positionals(args: &Args) -> Result<(Option<PathBuf>, Option<&str>)> {
+    let names_model = |given: &OsString| {
+        let path = Path::new(given);
+        args.prompt_file.is_some() || path.is_file() || path.extension().is_some_and(|e| e == "gguf")
     };
-    let text = match (prompt, &args.prompt_file) {
+    match (&args.model, &args.prompt) {
+        (Some(only), None) if !names_model(only) => match only.to_str() {
+            Some(text) => Ok((None, Some(text))),
+            None => Err(Error::request("the prompt", "UTF-8", format!("{only:?}"))),
+        },
+        (model, prompt) => Ok((model.as_ref().map(PathBuf::from), prompt.as_deref())),
+    }
+}
+
+/// The text of the prompt.
+fn text_of(prompt: Option<&str>, file: Option<&Path>) -> Result<String> {
+    let text = match (prompt, file) {
         (Some(_), Some(file)) => {
             let got = format!("also --prompt-file {}", file.display());
             return Err(Error::request("the prompt", "one on the command line or one in a file", got));
         }
-        (Some(prompt), None) => prompt.clone(),
+        (Some(prompt), None) => prompt.to_owned(),
         (None, Some(file)) => without_newline(read_text(file)?),
         (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"))?),
         (None, None) => {
-            return Err(Error::request("the prompt", "a text after the model, --prompt-file, or standard input", "none"));
+            return Err(Error::request(
+                "the prompt",
+                "a text after the model, --prompt-file, or standard input",
+                "none",
+            ));
         }
     };
-    if text.is_empty() {
-        return Err(Error::request("the prompt", "a text", "an empty one"));
-    }
-    Ok((model.map_or_else(model_file::find, |m| Ok(m.into()))?, text))
+    if text.is_empty() { Err(Error::request("the prompt", "a text", "an empty one")) } else { Ok(text) }
 }
 
 /// Editors end files with a newline that nobody means; after it models start another paragraph.
@@ -236,14 +253,14 @@ fn generate(
     prompt: &[u32],
     session: &mut Session,
     text: &mut Text,
+    interrupted: &AtomicBool,
     generated: &mut u64,
 ) -> Result<End, Stop> {
     let mut sampler = Sampler::new(args.sampling.config(), session.config().n_vocab)?;
     prompt.iter().for_each(|&token| sampler.accept(token));
-    let interrupted = watch_interrupts()?;
     let mut decoder = StreamDecoder::continuing();
 
-    let Some(mut logits) = feed(session, prompt, args.quiet, &interrupted)? else { return Ok(End::Interrupted) };
+    let Some(mut logits) = feed(session, prompt, args.quiet, interrupted)? else { return Ok(End::Interrupted) };
     if args.max_tokens == 0 {
         return Ok(End::Length);
     }

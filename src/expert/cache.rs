@@ -85,8 +85,8 @@ pub struct ExpertCache {
     tenants: Vec<Option<Tenant>>,
     /// Slot of each expert, or [`NONE`]. (n_moe_layer, n_expert)
     index: Vec<u32>,
-    /// What the current event wants, in the order in which loads are issued.
-    wanted: Vec<(ExpertId, Want)>,
+    /// What the current event wants, each with its first row's weight, in the order in which loads are issued.
+    wanted: Vec<(Routed, Want)>,
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     prefetches_in_flight: usize,
@@ -113,7 +113,7 @@ impl ExpertCache {
         let (mut pools, mut all) = (Vec::with_capacity(n_pool), Vec::new());
         for (pool, &n) in slots.iter().enumerate() {
             let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
-            let parts = largest_parts(&store, members);
+            let parts = store.slot_parts(members);
             let first = all.len() as u32;
             for _ in 0..n {
                 all.push(Slot::Free(io.buffer(&parts).map_err(refused)?));
@@ -169,7 +169,7 @@ impl ExpertCache {
         self.collect(event);
         let counts = self.stats.of_mut(event.phase);
         counts.events += 1;
-        for &(id, _) in &self.wanted {
+        for &(Routed { id, .. }, _) in &self.wanted {
             match self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] {
                 NONE => counts.miss += 1,
                 slot if matches!(self.slots[slot as usize], Slot::Ready(_)) => counts.hit += 1,
@@ -177,11 +177,11 @@ impl ExpertCache {
             }
         }
         for i in 0..self.wanted.len() {
-            let (id, _) = self.wanted[i];
-            if let Some(slot) = self.slot_of(id) {
+            let (routed, _) = self.wanted[i];
+            if let Some(slot) = self.slot_of(routed.id) {
                 self.wanted[i].1 = Want::Held;
                 self.claim(slot);
-                self.touch(event, id);
+                self.touch(routed);
             }
         }
         self.issue();
@@ -196,13 +196,13 @@ impl ExpertCache {
         for r in event.routed {
             let n = &mut self.rows[r.id.expert as usize];
             if *n == 0 {
-                self.wanted.push((r.id, Want::Queued));
+                self.wanted.push((*r, Want::Queued));
             }
             *n += 1;
         }
         if event.phase == Phase::Prompt {
             let (rows, index, n_expert) = (&self.rows, &self.index, self.store.n_expert());
-            self.wanted.sort_by_key(|(id, _)| {
+            self.wanted.sort_unstable_by_key(|(Routed { id, .. }, _)| {
                 let absent = index[id.layer as usize * n_expert + id.expert as usize] == NONE;
                 (absent, rows[id.expert as usize], id.expert)
             });
@@ -222,22 +222,19 @@ impl ExpertCache {
         }
     }
 
-    fn touch(&mut self, event: LayerEvent<'_>, id: ExpertId) {
-        let routed = event.routed.iter().find(|r| r.id == id).copied();
-        let routed = routed.unwrap_or(Routed { id, weight: 0.0 });
-        let pool = self.pool_of(id);
+    fn touch(&mut self, routed: Routed) {
+        let pool = self.pool_of(routed.id);
         self.pools[pool].policy.touch(routed);
     }
 
     /// Gives slots and reads to queued experts, in order, until slots run out.
     fn issue(&mut self) {
         for i in 0..self.wanted.len() {
-            let (id, Want::Queued) = self.wanted[i] else { continue };
-            let Some(slot) = self.take_slot(id, &[]) else { return };
+            let (routed, Want::Queued) = self.wanted[i] else { continue };
+            let Some(slot) = self.take_slot(routed.id, &[]) else { return };
             self.wanted[i].1 = Want::Held;
-            self.load(slot, id, Priority::Demand);
-            let pool = self.pool_of(id);
-            self.pools[pool].policy.touch(Routed { id, weight: 0.0 });
+            self.load(slot, routed.id, Priority::Demand);
+            self.touch(routed);
         }
     }
 
@@ -258,7 +255,7 @@ impl ExpertCache {
             self.complete(done)?;
         }
         loop {
-            for (id, want) in &mut self.wanted {
+            for (Routed { id, .. }, want) in &mut self.wanted {
                 let at = id.layer as usize * self.store.n_expert() + id.expert as usize;
                 if *want == Want::Held && matches!(self.slots[self.index[at] as usize], Slot::Ready(_)) {
                     *want = Want::Taken;
@@ -321,7 +318,7 @@ impl ExpertCache {
             let slot = index[id.layer as usize * n_expert + id.expert as usize] as usize;
             matches!(slots[slot], Slot::Loading)
                 || also_keep.contains(&id)
-                || wanted.iter().any(|(w, state)| *w == id && *state != Want::Done)
+                || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
         })?;
         self.stats.evictions += 1;
         Some(self.vacate(victim))
@@ -376,24 +373,10 @@ impl ExpertCache {
         self.pools[pool].policy.remove(tenant.id);
         self.pools[pool].free.push(slot as u32);
         self.stats.failed_reads += 1;
-        if self.wanted.iter().any(|(id, _)| *id == tenant.id) {
+        if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();
             return Err(self.store.explain(tenant.id, error));
         }
         Ok(())
     }
-}
-
-/// The part lengths of a slot that holds any expert of `layers`.
-fn largest_parts(store: &ExpertStore, layers: std::ops::Range<usize>) -> Vec<usize> {
-    let mut largest = Vec::new();
-    for layer in &store.layers()[layers] {
-        for (i, len) in layer.part_bytes().into_iter().enumerate() {
-            if i == largest.len() {
-                largest.push(0);
-            }
-            largest[i] = largest[i].max(len);
-        }
-    }
-    largest
 }

@@ -39,7 +39,9 @@ impl Experts {
         self.cache.request(event);
         self.guesses.clear();
         self.prefetcher.observe(event, &mut self.guesses);
-        self.guesses.retain(|id| (id.layer as usize) < self.cache.store().layers().len());
+        let store = self.cache.store();
+        let (n_layer, n_expert) = (store.layers().len(), store.n_expert());
+        self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
         self.cache.prefetch(&self.guesses);
         self.trace.record(event);
     }

@@ -100,6 +100,19 @@ impl ExpertStore {
     pub fn n_expert(&self) -> usize {
         self.n_expert
     }
+    /// The part lengths of a slot that holds any expert of `layers`.
+    pub fn slot_parts(&self, layers: std::ops::Range<usize>) -> Vec<usize> {
+        let mut largest = Vec::new();
+        for layer in &self.layers[layers] {
+            for (i, len) in layer.part_bytes().into_iter().enumerate() {
+                if i == largest.len() {
+                    largest.push(0);
+                }
+                largest[i] = largest[i].max(len);
+            }
+        }
+        largest
+    }
     /// Where `id` lies.
     pub fn extents(&self, id: ExpertId) -> Extents {
         self.layers[id.layer as usize].extents[id.expert as usize]
@@ -179,7 +192,12 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
                 (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
                 if e > 0 && ty != types[r] {
                     let what = format!("tensor {}", tensor.name);
-                    return Err(Error::format(gguf.path(), what, format!("the layer's type {}", types[r]), ty));
+                    return Err(Error::format(
+                        gguf.path_of(tensor),
+                        what,
+                        format!("the layer's type {}", types[r]),
+                        ty,
+                    ));
                 }
                 types[r] = ty;
             }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
     time::Instant,
@@ -12,6 +13,9 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError};
+
+/// Threads of an engine at most: twice the queue depth at which drives stop getting faster.
+pub const MAX_THREADS: usize = 64;
 
 /// How one read is done, on an I/O thread.
 pub trait ReadPath: Send + Sync + 'static {
@@ -53,14 +57,15 @@ impl Shared {
 }
 
 impl ThreadEngine {
-    /// Starts `threads` (at least one) threads.
+    /// Starts `threads` threads, from one to [`MAX_THREADS`].
     pub fn new(path: impl ReadPath, threads: usize) -> std::io::Result<Self> {
         let path: Arc<dyn ReadPath> = Arc::new(path);
         let shared = Arc::new(Shared::default());
         let (sender, done) = unbounded();
+        let threads = threads.clamp(1, MAX_THREADS);
         let mut engine =
             Self { path, shared, done, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
-        for i in 0..threads.max(1) {
+        for i in 0..threads {
             let (path, shared, sender) = (engine.path.clone(), engine.shared.clone(), sender.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("hotset-io-{i}"))
@@ -86,7 +91,11 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
             }
         };
         drop(queue);
-        let result = path.read(&read.extents, &mut read.buf);
+        let result = catch_unwind(AssertUnwindSafe(|| path.read(&read.extents, &mut read.buf)));
+        // A read that never came back would leave its owner waiting for ever. On an error nobody looks into the buffer.
+        let result = result.unwrap_or_else(|_| {
+            Err(ReadError { extent: read.extents[0], source: std::io::Error::other("the read path panicked") })
+        });
         if done.send(Done { tag: read.tag, buf: read.buf, result }).is_err() {
             return;
         }

@@ -28,7 +28,7 @@ impl Mapped {
 
     fn map(&self, extent: Extent) -> std::io::Result<(Mmap, usize, usize)> {
         let file = &self.files[extent.file as usize].1;
-        let end = extent.offset + extent.len as u64;
+        let end = extent.offset.saturating_add(extent.len as u64);
         // A mapping past the end of the file would succeed, and then fault.
         if file.metadata()?.len() < end {
             return Err(std::io::ErrorKind::UnexpectedEof.into());

@@ -11,7 +11,7 @@ mod pread;
 mod sim;
 
 pub use buf::IoBuf;
-pub use engine::{ReadPath, ThreadEngine};
+pub use engine::{MAX_THREADS, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
 pub use sim::SimIo;

@@ -33,8 +33,8 @@ impl SimIo {
         self.now_ns += ns;
     }
 
-    /// When the next request would be done, and whether it is a demand read.
-    fn next(&self) -> Option<(u64, bool)> {
+    /// When the next request starts, when it is done, and whether it is a demand read.
+    fn next(&self) -> Option<(u64, u64, bool)> {
         let (submitted, read, demand) = match (self.demand.front(), self.prefetch.front()) {
             // A prefetch that the drive began before the demand read came is finished first.
             (Some(d), Some(p)) if self.busy_until_ns.max(p.0) < d.0 => (p.0, &p.1, false),
@@ -43,11 +43,11 @@ impl SimIo {
             (None, None) => return None,
         };
         let start = self.busy_until_ns.max(submitted);
-        Some((start + self.latency_ns + read.extents.bytes() * 1000 / self.bytes_per_us, demand))
+        Some((start, start + self.latency_ns + read.extents.bytes() * 1000 / self.bytes_per_us, demand))
     }
 
     fn finish(&mut self) -> Option<Done> {
-        let (at, demand) = self.next()?;
+        let (_, at, demand) = self.next()?;
         self.busy_until_ns = at;
         let queue = if demand { &mut self.demand } else { &mut self.prefetch };
         let (_, read) = queue.pop_front()?;
@@ -67,17 +67,20 @@ impl IoEngine for SimIo {
         queue.push_back((self.now_ns, read));
     }
     fn promote(&mut self, tag: usize) {
-        if let Some(read) = self.prefetch.iter().position(|(_, r)| r.tag == tag).and_then(|i| self.prefetch.remove(i)) {
+        // What the drive has begun goes on as it is.
+        let begun = self.next().is_some_and(|(start, _, demand)| !demand && start < self.now_ns);
+        let waiting = |(i, (_, r)): (usize, &(u64, Read))| (r.tag == tag && !(begun && i == 0)).then_some(i);
+        if let Some(read) = self.prefetch.iter().enumerate().find_map(waiting).and_then(|i| self.prefetch.remove(i)) {
             self.demand.push_back((self.now_ns, read.1));
         }
     }
     fn wait(&mut self) -> Option<Done> {
-        let (at, _) = self.next()?;
+        let (_, at, _) = self.next()?;
         self.now_ns = self.now_ns.max(at);
         self.finish()
     }
     fn poll(&mut self) -> Option<Done> {
-        if self.next()?.0 <= self.now_ns { self.finish() } else { None }
+        if self.next()?.1 <= self.now_ns { self.finish() } else { None }
     }
     fn now_ns(&self) -> u64 {
         self.now_ns

@@ -100,8 +100,12 @@ impl Config {
                 return Err(Error::format(path, key(k), "an even number", value));
             }
         }
-        let moe_layers: Vec<_> =
-            (0..n_layer).filter(|il| gguf.tensor(&format!("blk.{il}.ffn_gate_inp.weight")).is_some()).collect();
+        // By any of its parts, so that a layer that lacks one is told apart from a dense one.
+        let is_moe = |il: &usize| {
+            let parts = ["gate_inp", "gate_exps", "up_exps", "gate_up_exps", "down_exps", "gate.0", "up.0", "down.0"];
+            parts.iter().any(|part| gguf.tensor(&format!("blk.{il}.ffn_{part}.weight")).is_some())
+        };
+        let moe_layers: Vec<_> = (0..n_layer).filter(is_moe).collect();
         if moe_layers.is_empty() {
             return Err(Error::unsupported(
                 path,

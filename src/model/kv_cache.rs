@@ -28,6 +28,19 @@ struct RowSize {
     bytes: usize,
 }
 
+impl RowSize {
+    fn new(ty: GgmlType, n: usize) -> Result<Self> {
+        if !KV_TYPES.contains(&ty) {
+            let names: Vec<_> = KV_TYPES.iter().map(|t| t.name()).collect();
+            return Err(Error::request("the KV cache type", format!("one of {}", names.join(", ")), ty));
+        }
+        let bytes = ty.row_bytes(n as u64).ok_or_else(|| {
+            Error::request(format!("KV cache type {ty}"), format!("heads of a multiple of {}", ty.block_len()), n)
+        })?;
+        Ok(Self { n, bytes: bytes as usize })
+    }
+}
+
 /// One layer's keys and values for reading.
 #[derive(Clone, Copy)]
 pub struct KvView<'a> {
@@ -46,25 +59,21 @@ pub const KV_TYPES: &[GgmlType] = &[GgmlType::F16, GgmlType::F32, GgmlType::Q8_0
 
 impl KvCache {
     /// Bytes of a cache for `n_ctx` tokens.
-    pub fn bytes(config: &Config, ty: GgmlType, n_ctx: usize) -> u64 {
-        let row = |n: usize| ty.row_bytes(n as u64).unwrap_or(u64::MAX / 4096);
-        let token = row(config.n_embd_head_k) + row(config.n_embd_head_v);
-        token.saturating_mul((config.n_head_kv * config.n_layer * n_ctx) as u64)
+    ///
+    /// # Errors
+    /// If the type is not one of [`KV_TYPES`], or a head's size is no whole number of its blocks.
+    pub fn bytes(config: &Config, ty: GgmlType, n_ctx: usize) -> Result<u64> {
+        let token = RowSize::new(ty, config.n_embd_head_k)?.bytes + RowSize::new(ty, config.n_embd_head_v)?.bytes;
+        Ok((token as u64).saturating_mul((config.n_head_kv * config.n_layer * n_ctx) as u64))
     }
 
     /// An empty cache for `n_ctx` tokens.
     ///
     /// # Errors
-    /// If a head's size is no whole number of the type's blocks, or the system refuses the memory.
+    /// As [`KvCache::bytes`], or if the system refuses the memory.
     pub fn new(config: &Config, ty: GgmlType, n_ctx: usize) -> Result<Self> {
-        let row = |n: usize| {
-            let bytes = ty.row_bytes(n as u64).ok_or_else(|| {
-                Error::request(format!("KV cache type {ty}"), format!("heads of a multiple of {}", ty.block_len()), n)
-            })?;
-            Ok::<_, Error>(RowSize { n, bytes: bytes as usize })
-        };
-        let (row_k, row_v) = (row(config.n_embd_head_k)?, row(config.n_embd_head_v)?);
-        let memory = MmapMut::map_anon((Self::bytes(config, ty, n_ctx) as usize).max(1))
+        let (row_k, row_v) = (RowSize::new(ty, config.n_embd_head_k)?, RowSize::new(ty, config.n_embd_head_v)?);
+        let memory = MmapMut::map_anon((Self::bytes(config, ty, n_ctx)? as usize).max(1))
             .map_err(|e| Error::request("memory for the KV cache", "it to be granted", e))?;
         Ok(Self { ty, n_ctx, n_head_kv: config.n_head_kv, row_k, row_v, memory, len: 0 })
     }

@@ -182,8 +182,9 @@ impl Loader<'_> {
         let ffn = match c.moe_layers.binary_search(&il) {
             Err(_) => Ffn::Dense(self.ffn(il, "", c.n_embd)?),
             Ok(index) => {
-                let shared = self.gguf.tensor(&name("ffn_gate_shexp.weight")).is_some();
-                let gated = self.gguf.tensor(&name("ffn_gate_inp_shexp.weight")).is_some();
+                let has = |part: &str| self.gguf.tensor(&name(&format!("ffn_{part}_shexp.weight"))).is_some();
+                let gated = has("gate_inp");
+                let shared = gated || ["gate", "up", "down"].into_iter().any(has);
                 Ffn::Moe(MoeWeights {
                     index,
                     router: self.mat(&name("ffn_gate_inp.weight"), c.n_embd, c.n_expert)?,

@@ -5,3 +5,4 @@ pub mod npz;
 pub mod numpy_rng;
 pub mod ref_models;
 pub mod samples;
+pub mod tiny;

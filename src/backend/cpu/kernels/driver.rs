@@ -5,6 +5,8 @@
 //!
 //! Must not know: what bytes mean, registers.
 
+use std::mem::MaybeUninit;
+
 use super::ops::{Element, Lanes};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::CHUNK;
@@ -56,31 +58,108 @@ pub(super) trait Unpack<W, L> {
     unsafe fn unpack(bytes: &[u8]) -> (W, L, L);
 }
 
-/// Rows that all token groups visit before the next rows: few enough to stay in the L1 or L2 cache.
-const ROWS: usize = 16;
+/// Rows that one group of tokens visits before the next group does: with 2048 columns, these tokens' 24 KiB stay in
+/// the L1 cache meanwhile, and the rows in L2.
+const ROWS: usize = 32;
 
-/// [`super::MatMul`] for a quantised type.
+/// From this many tokens on, unpacking rows ahead to memory pays: 10 to 25 % at 64 tokens of 2048, nothing at 16.
+pub(super) const MANY_TOKENS: usize = 32;
+
+/// Chunks that are unpacked ahead: 96 KiB.
+const AHEAD: usize = 256;
+
+/// Runs `$tile::<S, B, n>(…)` for each row of `$rows` and each group of tokens.
+macro_rules! for_token_groups {
+    ($simd:ty, $tile:ident, $rows:expr, $first:expr, $x:expr, $y:expr) => {{
+        let mut t = 0;
+        while t < $x.len() {
+            let left = $x.len() - t;
+            let n = if left >= <$simd>::TOKENS { <$simd>::TOKENS } else { 1 << left.ilog2() };
+            for (r, row) in $rows.enumerate() {
+                let (x, y, r) = (&$x[t..t + n], &$y[t..t + n], $first + r);
+                match n {
+                    8 => $tile::<S, B, 8>(row, x, y, r),
+                    4 => $tile::<S, B, 4>(row, x, y, r),
+                    2 => $tile::<S, B, 2>(row, x, y, r),
+                    _ => $tile::<S, B, 1>(row, x, y, r),
+                }
+            }
+            t += n;
+        }
+    }};
+}
+
+/// [`super::MatMul`] for a quantised type: each group of tokens unpacks a row anew, in registers.
 #[inline(always)]
 pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     let row_bytes = w.row_bytes();
     for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
-        let mut t = 0;
-        while t < x.len() {
-            let left = x.len() - t;
-            let n = if left >= S::TOKENS { S::TOKENS } else { 1 << left.ilog2() };
-            for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
-                let (x, y, r) = (&x[t..t + n], &y[t..t + n], i * ROWS + r);
-                // SAFETY: the caller's promise is the same; `r` is a row of `w`.
-                unsafe {
-                    match n {
-                        8 => tile::<S, B, 8>(row, x, y, r),
-                        4 => tile::<S, B, 4>(row, x, y, r),
-                        2 => tile::<S, B, 2>(row, x, y, r),
-                        _ => tile::<S, B, 1>(row, x, y, r),
-                    }
-                }
+        // SAFETY: the caller's promise is the same; the rows are of `w`.
+        unsafe { for_token_groups!(S, tile, rows.chunks_exact(row_bytes), i * ROWS, x, y) }
+    }
+}
+
+/// [`matmul`] for many tokens: rows are unpacked once, to memory.
+#[inline(always)]
+pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
+    if n_chunk > AHEAD || n_chunk == 0 {
+        // SAFETY: the caller's promise is the same.
+        return unsafe { matmul::<S, B>(w, x, y) };
+    }
+    let n_row = ROWS.min(AHEAD / n_chunk);
+    let mut unpacked = [const { MaybeUninit::<Weights<S>>::uninit() }; AHEAD];
+    for (i, rows) in w.data.chunks(n_row * row_bytes).enumerate() {
+        // SAFETY: the caller's promise is the same; `unpack_row` writes every chunk of the rows that are then read.
+        unsafe {
+            for (row, out) in rows.chunks_exact(row_bytes).zip(unpacked.chunks_exact_mut(n_chunk)) {
+                unpack_row::<S, B>(row, out);
             }
-            t += n;
+            let unpacked = unpacked[..rows.len() / row_bytes * n_chunk].assume_init_ref();
+            for_token_groups!(S, tile_unpacked, unpacked.chunks_exact(n_chunk), i * n_row, x, y);
+        }
+    }
+}
+
+/// A chunk of weights, ready to be multiplied.
+struct Weights<S: Simd> {
+    w: S::W,
+    scale: S::L,
+    min: S::L,
+}
+
+#[inline(always)]
+unsafe fn unpack<S: Simd, B: Unpack<S::W, S::L>>(bytes: &[u8]) -> Weights<S> {
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        let (w, scale, min) = B::unpack(bytes);
+        let w = if matches!(B::FORM, Form::Signed) { S::from_signed(w) } else { w };
+        Weights { w, scale, min }
+    }
+}
+
+/// The last, incomplete chunk of a row. Zero bytes are zero weights with zero scales in every type of 32-element
+/// blocks.
+#[inline(always)]
+unsafe fn unpack_rest<S: Simd, B: Unpack<S::W, S::L>>(rest: &[u8]) -> Weights<S> {
+    let mut padded = [0; 2 * CHUNK];
+    padded[..rest.len()].copy_from_slice(rest);
+    // SAFETY: the caller checked the CPU.
+    unsafe { unpack::<S, B>(&padded[..B::BYTES]) }
+}
+
+/// Writes every chunk of a row to `out`, which has room for just these.
+#[inline(always)]
+unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [MaybeUninit<Weights<S>>]) {
+    let whole = row.chunks_exact(B::BYTES);
+    assert_eq!(out.len(), row.len().div_ceil(B::BYTES), "room for a row");
+    // SAFETY: the caller checked the CPU.
+    unsafe {
+        if let (rest @ [_, ..], Some(out)) = (whole.remainder(), out.last_mut()) {
+            out.write(unpack_rest::<S, B>(rest));
+        }
+        for (bytes, out) in whole.zip(out) {
+            out.write(unpack::<S, B>(bytes));
         }
     }
 }
@@ -90,20 +169,16 @@ pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[Ac
 unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize) {
     let whole = row.chunks_exact(B::BYTES);
     let rest = whole.remainder();
-    let x: [&[ActChunk]; T] = std::array::from_fn(|t| x[t].chunks);
     let n = row.len().div_ceil(B::BYTES);
-    assert!(x.iter().all(|x| x.len() == n), "the table's door checked the lengths");
-    // SAFETY: the caller checked the CPU; `c < n` chunks of each token exist; `y` has room for row `r`.
+    let x = chunks_of::<T>(x, n);
+    // SAFETY: the caller checked the CPU; each token has `n` chunks, and `y` has room for row `r`.
     unsafe {
         let mut acc = [S::L::splat(0.0); T];
         for (c, bytes) in whole.enumerate() {
-            step::<S, B, T>(bytes, x.map(|x| x.get_unchecked(c)), &mut acc);
+            step::<S, B, T>(&unpack::<S, B>(bytes), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
         if !rest.is_empty() {
-            // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
-            let mut padded = [0; 2 * CHUNK];
-            padded[..rest.len()].copy_from_slice(rest);
-            step::<S, B, T>(&padded[..B::BYTES], x.map(|x| x.get_unchecked(n - 1)), &mut acc);
+            step::<S, B, T>(&unpack_rest::<S, B>(rest), x.map(|x| x.get_unchecked(n - 1)), &mut acc);
         }
         for t in 0..T {
             *y[t].add(r) = acc[t].sum();
@@ -111,29 +186,54 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[
     }
 }
 
+/// [`tile`] of an unpacked row.
+#[inline(always)]
+unsafe fn tile_unpacked<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
+    row: &[Weights<S>],
+    x: &[ActRow<'_>],
+    y: &[*mut f32],
+    r: usize,
+) {
+    let x = chunks_of::<T>(x, row.len());
+    // SAFETY: as in `tile`.
+    unsafe {
+        let mut acc = [S::L::splat(0.0); T];
+        for (c, w) in row.iter().enumerate() {
+            step::<S, B, T>(w, x.map(|x| x.get_unchecked(c)), &mut acc);
+        }
+        for t in 0..T {
+            *y[t].add(r) = acc[t].sum();
+        }
+    }
+}
+
+/// The tokens' activations, each `n` chunks.
+#[inline(always)]
+fn chunks_of<'a, const T: usize>(x: &[ActRow<'a>], n: usize) -> [&'a [ActChunk]; T] {
+    let x: [&[ActChunk]; T] = std::array::from_fn(|t| x[t].chunks);
+    assert!(x.iter().all(|x| x.len() == n), "the table's door checked the lengths");
+    x
+}
+
 /// One chunk of a row times that of `T` tokens, onto their lanes.
 #[inline(always)]
-unsafe fn step<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(bytes: &[u8], x: [&ActChunk; T], acc: &mut [S::L; T]) {
-    // SAFETY: the caller checked the CPU.
-    unsafe {
-        let (mut w, scale, min) = B::unpack(bytes);
-        let offset = match B::FORM {
-            Form::Offset(offset) => offset,
-            Form::Min => 0,
-            Form::Signed => {
-                w = S::from_signed(w);
-                S::SIGNED_OFFSET
-            }
-        };
-        for t in 0..T {
-            let mut sum = S::dot::<B>(&w, x[t]);
+unsafe fn step<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(w: &Weights<S>, x: [&ActChunk; T], acc: &mut [S::L; T]) {
+    let offset = match B::FORM {
+        Form::Offset(offset) => offset,
+        Form::Min => 0,
+        Form::Signed => S::SIGNED_OFFSET,
+    };
+    for t in 0..T {
+        // SAFETY: the caller checked the CPU.
+        unsafe {
+            let mut sum = S::dot::<B>(&w.w, x[t]);
             let s = S::L::load(x[t].s.as_ptr());
             if offset != 0 {
                 sum = S::L::splat(f32::from(offset)).fnma(s, sum); // whole numbers below 2^24: exact
             }
-            sum = scale.mul(sum);
+            sum = w.scale.mul(sum);
             if matches!(B::FORM, Form::Min) {
-                sum = min.fnma(s, sum);
+                sum = w.min.fnma(s, sum);
             }
             acc[t] = sum.fma(S::L::load(x[t].d.as_ptr()), acc[t]);
         }
@@ -221,7 +321,23 @@ macro_rules! matmul_table {
             B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
         {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
-            unsafe { driver::matmul::<$simd, B>(w, x, y) }
+            unsafe {
+                if x.len() < driver::MANY_TOKENS {
+                    driver::matmul::<$simd, B>(w, x, y)
+                } else {
+                    quantized_ahead::<B>(w, x, y)
+                }
+            }
+        }
+        // Apart, so that only it has the large stack frame.
+        #[$feature]
+        #[inline(never)]
+        unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+        where
+            B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
+        {
+            // SAFETY: as above.
+            unsafe { driver::matmul_ahead::<$simd, B>(w, x, y) }
         }
         #[$feature]
         unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(

@@ -1,0 +1,360 @@
+//! `hotset inspect`: what a model file holds, and what memory it wants. The text and the JSON say the same.
+
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
+
+use hotset::{
+    Result,
+    expert::ExpertStore,
+    gguf::{Gguf, TensorInfo},
+    human_bytes,
+    model::{Config, is_expert, resident_bytes},
+    session::{Options, make_plan},
+};
+use serde::Serialize;
+
+use super::{Ended, args::count, out::Out};
+
+/// Show what a model file holds
+///
+/// Active parameters are those that one token is multiplied with: everything dense but a token embedding of its own (of
+/// which a token takes a row), and the used share of the experts. Only the file's header is needed: a download may
+/// still be under way.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model file (GGUF; of a split set any file)
+    file: PathBuf,
+    /// Context for the budgets, in tokens; default: the model's own, at most 4096
+    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    ctx: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// See the module. The fields are the JSON's keys.
+#[derive(Serialize)]
+struct Report {
+    path: String,
+    name: Option<String>,
+    architecture: &'static str,
+    parameters: u64,
+    expert_parameters: u64,
+    active_parameters: u64,
+    layers: usize,
+    moe_layers: usize,
+    experts: usize,
+    experts_used: usize,
+    /// Layers with an expert that every token uses.
+    shared_expert_layers: usize,
+    context_train: usize,
+    vocabulary: usize,
+    tokenizer: Option<String>,
+    pre_tokenizer: Option<String>,
+    types: Vec<TypeRow>,
+    tensor_bytes: u64,
+    dense_resident_bytes: u64,
+    experts_bytes: u64,
+    moe: Vec<Layer>,
+    /// Bytes of experts that one token uses.
+    token_working_set_bytes: u64,
+    budget: Budget,
+    shards: Vec<Shard>,
+    /// Every tensor's bytes are there.
+    complete: bool,
+    missing_bytes: u64,
+}
+
+/// Tensors of one role and type.
+#[derive(Serialize)]
+struct TypeRow {
+    role: &'static str,
+    r#type: String,
+    tensors: usize,
+    bytes: u64,
+}
+
+/// A MoE layer.
+#[derive(Serialize)]
+struct Layer {
+    block: usize,
+    /// Gate, up, down.
+    types: [&'static str; 3],
+    expert_bytes: u64,
+    bytes: u64,
+}
+
+/// Memory for a context of `n_ctx` tokens.
+#[derive(Serialize)]
+struct Budget {
+    n_ctx: usize,
+    kv_bytes: u64,
+    smallest_bytes: u64,
+    full_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Shard {
+    path: String,
+    bytes: u64,
+    missing_bytes: u64,
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    let gguf = Gguf::open_header(&args.file)?;
+    let report = Report::new(&gguf, args.ctx)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&report).expect("strings and numbers are JSON") + "\n"
+    } else {
+        report.text()
+    };
+    Out::new().text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Report {
+    fn new(gguf: &Gguf, n_ctx: Option<usize>) -> Result<Self> {
+        let config = Config::new(gguf)?;
+        let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        // A budget without end, since the question is what would be needed, not what is there.
+        let plan =
+            make_plan(gguf, &config, &store, &Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() })?;
+        let elements = |keep: &dyn Fn(&str) -> bool| -> u64 {
+            gguf.tensors().iter().filter(|t| keep(&t.name)).map(TensorInfo::elements).sum()
+        };
+        let (parameters, expert_parameters) = (elements(&|_| true), elements(&is_expert));
+        let untied = gguf.tensor("output.weight").is_some();
+        let rows_only = elements(&|name| untied && name == "token_embd.weight");
+        let used = (u128::from(expert_parameters) * config.n_expert_used as u128 / config.n_expert as u128) as u64;
+        let n_expert = config.n_expert as u64;
+        let moe: Vec<Layer> = store
+            .layers()
+            .iter()
+            .map(|l| Layer {
+                block: l.block,
+                types: l.types().map(|t| t.name()),
+                expert_bytes: l.expert_bytes(),
+                bytes: l.expert_bytes() * n_expert,
+            })
+            .collect();
+        let shards = shards(gguf);
+        let missing_bytes = shards.iter().map(|s| s.missing_bytes).sum();
+        let string = |key: &str| gguf.meta().str(key).map(|s| s.map(str::to_owned));
+        let shared = |il: &usize| gguf.tensor(&format!("blk.{il}.ffn_gate_shexp.weight")).is_some();
+        Ok(Self {
+            path: gguf.path().display().to_string(),
+            name: string("general.name")?,
+            architecture: config.arch.name,
+            parameters,
+            expert_parameters,
+            active_parameters: parameters - expert_parameters - rows_only + used,
+            layers: config.n_layer,
+            moe_layers: config.moe_layers.len(),
+            experts: config.n_expert,
+            experts_used: config.n_expert_used,
+            shared_expert_layers: config.moe_layers.iter().filter(|il| shared(il)).count(),
+            context_train: config.n_ctx_train,
+            vocabulary: config.n_vocab,
+            tokenizer: string("tokenizer.ggml.model")?,
+            pre_tokenizer: string("tokenizer.ggml.pre")?,
+            types: types(gguf),
+            tensor_bytes: gguf.tensors().iter().filter_map(|t| t.bytes).sum(),
+            dense_resident_bytes: resident_bytes(gguf),
+            experts_bytes: moe.iter().map(|l| l.bytes).sum(),
+            token_working_set_bytes: moe.iter().map(|l| l.expert_bytes * config.n_expert_used as u64).sum(),
+            moe,
+            budget: Budget {
+                n_ctx: plan.n_ctx,
+                kv_bytes: plan.kv_bytes,
+                smallest_bytes: plan.smallest_bytes,
+                full_bytes: plan.full_bytes,
+            },
+            complete: missing_bytes == 0,
+            shards,
+            missing_bytes,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = Lines(String::new());
+        let b = human_bytes;
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "not given".to_owned());
+        text.line("file", &self.path);
+        if !self.complete {
+            text.line(
+                "INCOMPLETE",
+                format!("{} of tensor data are not there (still downloading?)", b(self.missing_bytes)),
+            );
+        }
+        text.line("name", or_unknown(&self.name));
+        text.line("architecture", self.architecture);
+        text.line(
+            "parameters",
+            format!(
+                "{} in all, {} in experts, {} active a token",
+                short(self.parameters),
+                short(self.expert_parameters),
+                short(self.active_parameters)
+            ),
+        );
+        text.line("layers", format!("{}, {} of them with experts", self.layers, self.moe_layers));
+        let shared = if self.shared_expert_layers > 0 { ", and a shared one" } else { "" };
+        text.line("experts", format!("{} a layer, {} used{shared}", self.experts, self.experts_used));
+        text.line("context", format!("{} tokens in training", self.context_train));
+        let pre = self.pre_tokenizer.as_ref().map_or(String::new(), |pre| format!(" ({pre})"));
+        text.line("vocabulary", format!("{} tokens, {}{pre}", self.vocabulary, or_unknown(&self.tokenizer)));
+        for shard in &self.shards {
+            text.line("shard", format!("{} ({})", shard.path, b(shard.bytes)));
+        }
+        text.gap();
+        for row in &self.types {
+            text.line(row.role, format!("{:8} {:>5} tensors {:>12}", row.r#type, row.tensors, b(row.bytes)));
+        }
+        text.gap();
+        self.layer_lines(&mut text);
+        text.line("all experts", b(self.experts_bytes));
+        text.line("a token", format!("uses {} of experts", b(self.token_working_set_bytes)));
+        text.line("dense", format!("{} stay in memory", b(self.dense_resident_bytes)));
+        text.gap();
+        let budget = &self.budget;
+        text.line("for a context", format!("of {} tokens, whose KV cache takes {}:", budget.n_ctx, b(budget.kv_bytes)));
+        text.line("smallest budget", format!("{} ({} bytes)", b(budget.smallest_bytes), budget.smallest_bytes));
+        text.line(
+            "full budget",
+            format!("{} ({} bytes), every expert in memory", b(budget.full_bytes), budget.full_bytes),
+        );
+        text.0
+    }
+
+    /// A line for each run of layers that are alike.
+    fn layer_lines(&self, text: &mut Lines) {
+        let alike = |a: &Layer, b: &Layer| a.types == b.types && a.expert_bytes == b.expert_bytes;
+        for run in self.moe.chunk_by(alike) {
+            let (first, last) = (&run[0], &run[run.len() - 1]);
+            let range =
+                if run.len() == 1 { first.block.to_string() } else { format!("{}-{}", first.block, last.block) };
+            let [gate, up, down] = first.types;
+            let (expert, layer) = (human_bytes(first.expert_bytes), human_bytes(first.bytes));
+            text.line(
+                &format!("layer {range}"),
+                format!("an expert {expert} (gate {gate}, up {up}, down {down}), a layer {layer}"),
+            );
+        }
+        if self.moe.windows(2).any(|w| w[0].expert_bytes != w[1].expert_bytes) {
+            text.line("mixed", "experts differ in size by layer");
+        }
+    }
+}
+
+/// Text in two columns.
+struct Lines(String);
+
+impl Lines {
+    fn line(&mut self, name: &str, value: impl std::fmt::Display) {
+        writeln!(self.0, "{name:20} {value}").expect("a String takes all");
+    }
+    fn gap(&mut self) {
+        self.0.push('\n');
+    }
+}
+
+/// 25600000 as `25.6M`.
+fn short(n: u64) -> String {
+    let (unit, name) = match n {
+        0..1_000_000 => (1e3, "K"),
+        1_000_000..1_000_000_000 => (1e6, "M"),
+        _ => (1e9, "B"),
+    };
+    format!("{:.1}{name}", n as f64 / unit)
+}
+
+/// Files of the model, and how many bytes each lacks to the end of its last tensor.
+fn shards(gguf: &Gguf) -> Vec<Shard> {
+    let end = |i: usize| gguf.tensors().iter().filter(|t| t.shard == i).map(|t| t.offset + t.bytes.unwrap_or(0)).max();
+    let shard = |(i, s): (usize, &hotset::gguf::Shard)| Shard {
+        path: s.path.display().to_string(),
+        bytes: s.len,
+        missing_bytes: end(i).unwrap_or(0).saturating_sub(s.len),
+    };
+    gguf.shards().iter().enumerate().map(shard).collect()
+}
+
+/// The element types of each role, in the order of [`ROLES`].
+fn types(gguf: &Gguf) -> Vec<TypeRow> {
+    let mut rows: BTreeMap<(usize, String), TypeRow> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let (role, ty) = (role(&tensor.name), tensor.ty.to_string());
+        let row =
+            rows.entry((role, ty.clone())).or_insert(TypeRow { role: ROLES[role], r#type: ty, tensors: 0, bytes: 0 });
+        row.tensors += 1;
+        row.bytes += tensor.bytes.unwrap_or(0);
+    }
+    rows.into_values().collect()
+}
+
+const ROLES: [&str; 13] = [
+    "embedding",
+    "output",
+    "attention",
+    "norm",
+    "bias",
+    "router",
+    "expert gate",
+    "expert up",
+    "expert gate and up",
+    "expert down",
+    "shared expert",
+    "dense feed-forward",
+    "other",
+];
+
+/// Index in [`ROLES`] of a tensor of this name.
+fn role(name: &str) -> usize {
+    let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part);
+    let role = match part {
+        "token_embd.weight" => "embedding",
+        "output.weight" => "output",
+        p if p.ends_with(".bias") => "bias",
+        p if p.contains("norm") => "norm",
+        p if p.contains("_shexp") => "shared expert",
+        p if p.starts_with("ffn_gate_inp") => "router",
+        p if is_expert(name) => match p.trim_start_matches("ffn_") {
+            p if p.starts_with("gate_up") => "expert gate and up",
+            p if p.starts_with("gate") => "expert gate",
+            p if p.starts_with("up") => "expert up",
+            _ => "expert down",
+        },
+        p if p.starts_with("attn_") => "attention",
+        p if p.starts_with("ffn_") => "dense feed-forward",
+        _ => "other",
+    };
+    ROLES.iter().position(|&r| r == role).expect("the names above are the table's")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_have_roles() {
+        for (name, expected) in [
+            ("token_embd.weight", "embedding"),
+            ("output.weight", "output"),
+            ("output_norm.weight", "norm"),
+            ("blk.3.attn_q.weight", "attention"),
+            ("blk.3.attn_q.bias", "bias"),
+            ("blk.3.attn_q_norm.weight", "norm"),
+            ("blk.3.ffn_gate_inp.weight", "router"),
+            ("blk.3.ffn_gate_inp_shexp.weight", "shared expert"),
+            ("blk.3.ffn_gate_exps.weight", "expert gate"),
+            ("blk.3.ffn_up.17.weight", "expert up"),
+            ("blk.3.ffn_gate_up_exps.weight", "expert gate and up"),
+            ("blk.3.ffn_down_exps.weight", "expert down"),
+            ("blk.0.ffn_down.weight", "dense feed-forward"),
+            ("rope_freqs.weight", "other"),
+        ] {
+            assert_eq!(ROLES[role(name)], expected, "{name}");
+        }
+        assert_eq!((short(25_600_000), short(30_532_122_624)), ("25.6M".to_owned(), "30.5B".to_owned()));
+    }
+}

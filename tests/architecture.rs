@@ -1,0 +1,421 @@
+//! The code about the code: who may use whom, where `unsafe` may stand, how long a file may be.
+//!
+//! Sources are cut into tokens, without comments and strings, so that neither a doc link nor a message counts as a use.
+
+use std::path::{Path, PathBuf};
+
+/// Who may import whom: a module may use itself and the modules listed beside it, all of which stand above it, so there
+/// is no circle.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("id", &[]),
+    ("machine", &[]),
+    ("io", &[]),
+    ("quant", &[]),
+    ("npy", &["error"]),
+    ("gguf", &["error", "quant"]),
+    ("trace", &["id"]),
+    ("policy", &["id", "trace"]),
+    ("prefetch", &["id", "trace"]),
+    ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
+    ("backend", &["error", "quant"]),
+    ("model", &["backend", "error", "expert", "gguf", "id", "quant", "trace"]),
+    ("plan", &["error", "expert", "gguf", "io", "model", "quant"]),
+    ("tokenizer", &["error", "gguf"]),
+    ("sampler", &["error"]),
+    (
+        "session",
+        &[
+            "backend", "error", "expert", "gguf", "io", "machine", "model", "plan", "policy", "prefetch", "quant",
+            "trace",
+        ],
+    ),
+];
+
+/// May use everything.
+const ROOTS: &[&str] = &["lib", "main", "cli"];
+
+/// What the crate's root re-exports or holds itself, and the module that it counts as.
+const ROOT_ITEMS: &[(&str, Option<&str>)] =
+    &[("Error", Some("error")), ("Result", Some("error")), ("human_bytes", None)];
+
+/// Parts of the standard library that a module must not see.
+const MUST_NOT_SEE: &[(&str, &[&str])] = &[
+    ("policy", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
+    ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
+    ("backend", &["fs", "net", "path", "process"]),
+    ("model", &["env", "fs", "io", "net", "process", "sync", "thread", "time"]),
+    ("expert", &["env", "fs", "net", "process", "sync", "thread", "time"]),
+    ("quant", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
+];
+
+/// Files and folders where `unsafe` may stand.
+const MAY_BE_UNSAFE: &[&str] = &[
+    "src/gguf/file.rs",
+    "src/io/mapped.rs",
+    "src/backend/cpu/mod.rs",
+    "src/backend/cpu/pool.rs",
+    "src/backend/cpu/attention.rs",
+    "src/backend/cpu/kernels/",
+];
+
+/// Lines of a file at most.
+const MAX_LINES: usize = 700;
+
+/// Lines between an unsafe block and the end of the comment that says why it is sound, at most: a statement's head.
+const SAFETY_LINES: usize = 3;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Punct(char),
+}
+
+/// The tokens of a source with their line numbers from 1. Comments, strings, characters and numbers' insides vanish.
+fn tokens(source: &str) -> Vec<(usize, Token)> {
+    let chars: Vec<char> = source.chars().collect();
+    let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut out, mut i, mut line) = (Vec::new(), 0, 1);
+    while i < chars.len() {
+        let start = i;
+        match at(i) {
+            '/' if at(i + 1) == '/' => i += chars[i..].iter().take_while(|&&c| c != '\n').count(),
+            '/' if at(i + 1) == '*' => {
+                let mut depth = 0;
+                loop {
+                    match (at(i), at(i + 1)) {
+                        ('/', '*') => (depth, i) = (depth + 1, i + 2),
+                        ('*', '/') => (depth, i) = (depth - 1, i + 2),
+                        _ => i += 1,
+                    }
+                    if depth == 0 || i >= chars.len() {
+                        break;
+                    }
+                }
+            }
+            '"' => i = end_of_string(&chars, i, 0, true),
+            // A character, or the quote of a lifetime.
+            '\'' if at(i + 1) == '\\' => i = end_of_quoted(&chars, i + 1, '\''),
+            '\'' if at(i + 2) == '\'' => i += 3,
+            c if is_word(c) => {
+                let word: String = chars[i..].iter().take_while(|&&c| is_word(c)).collect();
+                i += word.chars().count();
+                let hashes = chars[i.min(chars.len())..].iter().take_while(|&&c| c == '#').count();
+                match (word.as_str(), at(i + hashes)) {
+                    ("r" | "br" | "cr", '"') => i = end_of_string(&chars, i + hashes, hashes, false),
+                    ("b" | "c", '"') => i = end_of_string(&chars, i, 0, true),
+                    ("r", _) if hashes == 1 => i += 1,
+                    _ => out.push((line, Token::Word(word))),
+                }
+            }
+            c if c.is_whitespace() => i += 1,
+            c => {
+                out.push((line, Token::Punct(c)));
+                i += 1;
+            }
+        }
+        i = i.min(chars.len());
+        line += chars[start..i].iter().filter(|&&c| c == '\n').count();
+    }
+    out
+}
+
+/// One past the quote that ends what `from` is inside of, with backslash escapes.
+fn end_of_quoted(chars: &[char], mut from: usize, quote: char) -> usize {
+    while from < chars.len() && chars[from] != quote {
+        from += if chars[from] == '\\' { 2 } else { 1 };
+    }
+    from + 1
+}
+
+/// One past the end of the string whose opening quote is at `quote` and has `hashes` hashes before it.
+fn end_of_string(chars: &[char], quote: usize, hashes: usize, escapes: bool) -> usize {
+    if escapes {
+        return end_of_quoted(chars, quote + 1, '"');
+    }
+    let closes = |i: usize| chars[i] == '"' && chars[i + 1..].iter().take_while(|&&c| c == '#').count() >= hashes;
+    (quote + 1..chars.len()).find(|&i| closes(i)).map_or(chars.len(), |i| i + 1 + hashes)
+}
+
+fn word(tokens: &[(usize, Token)], i: usize) -> Option<&str> {
+    match tokens.get(i) {
+        Some((_, Token::Word(w))) => Some(w),
+        _ => None,
+    }
+}
+
+fn is(tokens: &[(usize, Token)], i: usize, c: char) -> bool {
+    tokens.get(i).is_some_and(|(_, t)| *t == Token::Punct(c))
+}
+
+fn colons(tokens: &[(usize, Token)], i: usize) -> bool {
+    is(tokens, i, ':') && is(tokens, i + 1, ':')
+}
+
+/// What follows the path separator at `i`: one word, `*`, or the first word of each branch of a `{…}`.
+fn branches(tokens: &[(usize, Token)], i: usize) -> Vec<String> {
+    let first = |i: usize| word(tokens, i).unwrap_or("*").to_owned();
+    if !is(tokens, i, '{') {
+        return vec![first(i)];
+    }
+    let (mut found, mut depth) = (Vec::new(), 0);
+    for (j, (_, token)) in tokens.iter().enumerate().skip(i) {
+        match token {
+            Token::Punct('{') => depth += 1,
+            Token::Punct('}') => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        if depth == 1 && (*token == Token::Punct('{') || *token == Token::Punct(',')) && !is(tokens, j + 1, '}') {
+            found.push(first(j + 1));
+        }
+    }
+    found
+}
+
+/// The (line, name) of everything that paths reach directly under `root` (`std`, `crate`, …).
+fn reached(tokens: &[(usize, Token)], root: &str) -> Vec<(usize, String)> {
+    let starts = (0..tokens.len()).filter(|&i| word(tokens, i) == Some(root) && colons(tokens, i + 1));
+    starts.flat_map(|i| branches(tokens, i + 3).into_iter().map(move |name| (tokens[i].0, name))).collect()
+}
+
+/// The (line, name) of everything that `super::` paths reach directly under the crate's root, in a file that lies
+/// `depth` modules below it. Inline modules go deeper.
+fn reached_by_super(tokens: &[(usize, Token)], depth: usize) -> Vec<(usize, String)> {
+    let (mut found, mut braces, mut inline) = (Vec::new(), 0, Vec::new());
+    let mut i = 0;
+    while i < tokens.len() {
+        if is(tokens, i, '{') {
+            braces += 1;
+            if i >= 2 && word(tokens, i - 2) == Some("mod") {
+                inline.push(braces);
+            }
+        } else if is(tokens, i, '}') {
+            inline.pop_if(|b| *b == braces);
+            braces -= 1;
+        }
+        let mut supers = 0;
+        let line = tokens[i].0;
+        while word(tokens, i) == Some("super") && colons(tokens, i + 1) {
+            (supers, i) = (supers + 1, i + 3);
+        }
+        if supers == 0 {
+            i += 1;
+        } else if supers == depth + inline.len() {
+            found.extend(branches(tokens, i).into_iter().map(|name| (line, name)));
+        }
+    }
+    found
+}
+
+/// The top-level module that a file under `src` belongs to, and how many modules deep it is.
+fn module_of(path: &Path) -> (String, usize) {
+    let parts: Vec<_> =
+        path.strip_prefix("src").unwrap_or(path).iter().map(|p| p.to_str().expect("ASCII names")).collect();
+    let depth = parts.len() - usize::from(parts.last() == Some(&"mod.rs"));
+    (parts[0].trim_end_matches(".rs").to_owned(), depth)
+}
+
+/// What a file imports that its module may not.
+fn wrong_uses(path: &Path, source: &str) -> Vec<String> {
+    let (module, depth) = module_of(path);
+    if ROOTS.contains(&module.as_str()) {
+        return Vec::new();
+    }
+    let at = |line: usize, what: String| format!("{}:{line}: {what}", path.display());
+    let Some((_, allowed)) = MAY_USE.iter().find(|(m, _)| *m == module) else {
+        return vec![at(1, format!("module {module} has no row in MAY_USE"))];
+    };
+    let tokens = tokens(source);
+    let mut wrong = Vec::new();
+    let inside =
+        reached(&tokens, "crate").into_iter().chain(reached_by_super(&tokens, depth)).chain(reached(&tokens, "hotset"));
+    for (line, name) in inside {
+        let used = match ROOT_ITEMS.iter().find(|(item, _)| *item == name) {
+            Some((_, None)) => continue,
+            Some((_, Some(module))) => module,
+            None => name.as_str(),
+        };
+        if used != module && !allowed.contains(&used) {
+            wrong.push(at(line, format!("{module} must not use {name}")));
+        }
+    }
+    let unseen = MUST_NOT_SEE.iter().find(|(m, _)| *m == module).map_or(&[][..], |(_, list)| list);
+    for (line, name) in reached(&tokens, "std") {
+        if unseen.contains(&name.as_str()) || name == "*" {
+            wrong.push(at(line, format!("{module} must not see std::{name}")));
+        }
+    }
+    wrong
+}
+
+/// Where a file is unsafe although it must not be, or does not say why that is sound.
+fn wrong_unsafe(path: &Path, source: &str) -> Vec<String> {
+    let name = path.to_str().expect("ASCII names");
+    let listed = MAY_BE_UNSAFE.iter().any(|p| name == *p || (p.ends_with('/') && name.starts_with(p)));
+    let (tokens, lines): (Vec<_>, Vec<_>) = (tokens(source), source.lines().collect());
+    let mut wrong = Vec::new();
+    for i in (0..tokens.len()).filter(|&i| word(&tokens, i) == Some("unsafe")) {
+        let line = tokens[i].0;
+        if !listed {
+            wrong.push(format!("{name}:{line}: unsafe, and not listed in MAY_BE_UNSAFE"));
+        } else if (is(&tokens, i + 1, '{') || word(&tokens, i + 1) == Some("impl")) && !is_explained(&lines, line) {
+            wrong.push(format!("{name}:{line}: no SAFETY comment close above"));
+        }
+    }
+    wrong
+}
+
+/// Whether a comment that has `SAFETY:` ends within [`SAFETY_LINES`] above `line` (from 1), with no finished statement
+/// in between.
+fn is_explained(lines: &[&str], line: usize) -> bool {
+    let is_comment = |l: &str| l.trim_start().starts_with("//");
+    let above = || lines[..line - 1].iter().rev();
+    let code = above().take_while(|l| !is_comment(l)).take(SAFETY_LINES + 1);
+    let code: Vec<_> = code.map(|l| l.trim_end()).collect();
+    let same_statement = code.len() <= SAFETY_LINES && !code.iter().any(|l| l.ends_with(';') || l.ends_with('}'));
+    same_statement && above().skip(code.len()).take_while(|l| is_comment(l)).any(|l| l.contains("SAFETY:"))
+}
+
+/// What is wrong with a file as a text.
+fn wrong_text(path: &Path, source: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let n = source.lines().count();
+    if n > MAX_LINES {
+        wrong.push(format!("{}: {n} lines, at most {MAX_LINES}", path.display()));
+    }
+    if !source.starts_with("//! ") {
+        wrong.push(format!("{}:1: does not open with a paragraph of //!", path.display()));
+    }
+    let tokens = tokens(source);
+    for i in 0..tokens.len() {
+        if let Some(name @ ("todo" | "unimplemented")) = word(&tokens, i)
+            && is(&tokens, i + 1, '!')
+        {
+            wrong.push(format!("{}:{}: {name}!", path.display(), tokens[i].0));
+        }
+    }
+    wrong
+}
+
+/// Every Rust file under `src`, as paths from the crate's folder, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut folders) = (Vec::new(), vec![root.join("src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(found.len() > 30, "found only {} files", found.len());
+    found
+}
+
+fn check_all(check: fn(&Path, &str) -> Vec<String>) {
+    let wrong: Vec<_> = sources().iter().flat_map(|(path, text)| check(path, text)).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn imports_point_down() {
+    check_all(wrong_uses);
+}
+
+#[test]
+fn unsafe_is_fenced_and_explained() {
+    check_all(wrong_unsafe);
+}
+
+#[test]
+fn files_open_with_their_purpose_and_are_short_and_finished() {
+    check_all(wrong_text);
+}
+
+#[test]
+fn the_table_has_no_circle_and_no_stale_row() {
+    let modules: Vec<_> = sources().iter().map(|(path, _)| module_of(path).0).collect();
+    for (row, (module, allowed)) in MAY_USE.iter().enumerate() {
+        assert!(modules.iter().any(|m| m == module), "MAY_USE has a row for {module}, which is not there");
+        for used in *allowed {
+            assert!(MAY_USE[..row].iter().any(|(m, _)| m == used), "{module} uses {used}, which stands below it");
+        }
+    }
+    for file in MAY_BE_UNSAFE {
+        let has =
+            |(path, text): &(PathBuf, String)| path.to_str().unwrap().starts_with(file) && text.contains("unsafe");
+        assert!(sources().iter().any(has), "MAY_BE_UNSAFE has {file}, which needs no unsafe");
+    }
+}
+
+/// The checks on snippets that break each rule, and on such that only look as if they did.
+#[test]
+fn the_checks_see_what_they_should() {
+    let policy = Path::new("src/policy/lru.rs");
+    for bad in [
+        "use crate::io::Files;",
+        "use crate::{id::ExpertId, io::{self, Files}};",
+        "use crate::{\n    id::ExpertId,\n    trace::{Phase,\n Routed},\n    quant,\n};",
+        "fn f() -> crate::expert::Scope { x }",
+        "use crate::*;",
+        "use crate::Error;",
+        "macro_rules! m { () => { $crate::model::f() } }",
+        "use super::super::gguf::Gguf;",
+        "mod inner { use super::super::super::gguf::Gguf; }",
+        "use super::super::{trace, model};",
+        "use std::time::Instant;",
+        "use std::{fmt, collections::{HashMap, HashSet}, thread};",
+        "static C: char = '\"'; use crate::io;",
+        "static S: &str = r#\"\"\"#; use crate::io;",
+        "fn f<'a>(x: &'a str) -> crate::io::Extent {}",
+    ] {
+        assert_eq!(wrong_uses(policy, bad).len(), 1, "{bad}: {:?}", wrong_uses(policy, bad));
+    }
+    for good in [
+        "use crate::{id::ExpertId, trace::{LayerEvent, Routed}};",
+        "use super::CachePolicy; use std::{fmt, num::NonZeroUsize};",
+        "//! [`crate::io::Files`]\n/* use crate::io; /* nested */ use crate::model; */",
+        "const HELP: &str = \"use crate::io::Files; \\\" crate::model\";",
+        "const RAW: &str = r##\"crate::io \"# crate::io\"##;",
+        "mod tests { use super::super::CachePolicy; }",
+        "pub(crate) fn f() { crate::policy::g() }",
+    ] {
+        assert_eq!(wrong_uses(policy, good), Vec::<String>::new(), "{good}");
+    }
+    assert_eq!(wrong_uses(Path::new("src/model/moe.rs"), "use crate::{policy::Lru, io::Files, prefetch};").len(), 3);
+    assert_eq!(wrong_uses(Path::new("src/plan.rs"), "use super::session::Session;").len(), 1);
+    assert_eq!(wrong_uses(Path::new("src/backend/mod.rs"), "use crate::id::ExpertId;").len(), 1);
+    assert_eq!(wrong_uses(Path::new("src/newcomer.rs"), "").len(), 1);
+    assert_eq!(wrong_uses(Path::new("src/cli/run.rs"), "use crate::session::Session;").len(), 0);
+
+    let fenced = Path::new("src/io/mapped.rs");
+    let explained =
+        "// SAFETY: it is.\nlet x =\n    unsafe { f() };\n// SAFETY: too.\nunsafe impl Send for X {}\nunsafe fn g();";
+    assert_eq!(wrong_unsafe(fenced, explained), Vec::<String>::new());
+    assert_eq!(wrong_unsafe(policy, explained).len(), 3, "not listed");
+    assert_eq!(wrong_unsafe(policy, "// unsafe\nlet x = \"unsafe { }\"; #![deny(unsafe_code)]").len(), 0);
+    for bad in [
+        "let x = unsafe { f() };",
+        "// SAFETY: it is.\nlet x = unsafe { f() };\nlet y = unsafe { f() };",
+        "// SAFETY: far away\na\nb\nc\nd\nunsafe { f() };",
+        "// It is.\nunsafe impl Send for X {}",
+    ] {
+        assert_eq!(wrong_unsafe(fenced, bad).len(), 1, "{bad}");
+    }
+
+    assert_eq!(wrong_text(policy, "//! What it is for.\n// todo! later\n"), Vec::<String>::new());
+    assert_eq!(
+        wrong_text(policy, "//! What it is for.\nfn f() { todo!() }\nfn g() { unimplemented!(\"x\") }").len(),
+        2
+    );
+    assert_eq!(wrong_text(policy, "use std::fmt;\n").len(), 1);
+    assert_eq!(wrong_text(policy, &format!("//! Long.\n{}", "\n".repeat(MAX_LINES))).len(), 1);
+}
