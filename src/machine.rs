@@ -20,6 +20,12 @@ pub fn peak_rss_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Makes [`peak_rss_bytes`] start again from what is resident now. False where the system does not let us.
+pub fn reset_peak_rss() -> bool {
+    // proc(5): 5 resets the peak resident set size.
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// The resident set of this process now, file pages included, in bytes.
 pub fn rss_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")

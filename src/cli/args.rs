@@ -1,6 +1,6 @@
 //! Options that several verbs share, and the words that their values are written in.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
@@ -16,15 +16,36 @@ pub struct Engine {
     /// Default: four fifths of what the machine has free, at most what the model can use
     #[arg(long, value_name = "SIZE")]
     memory: Option<Memory>,
-    /// Tokens of a prompt batch; a small budget makes it smaller
-    #[arg(long, value_name = "TOKENS", default_value_t = Options::default().n_batch, value_parser = count::<65_536>)]
-    pub batch: usize,
-    /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
-    pub kv: GgmlType,
     /// Threads that compute; default: the cores that this process may use
     #[arg(long, value_name = "N", value_parser = count::<1024>)]
     threads: Option<usize>,
+    #[command(flatten)]
+    pub modes: Modes,
+}
+
+impl Engine {
+    /// The library's options for a context of `n_ctx` tokens.
+    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
+        let memory_bytes = self.memory.map(|m| m.bytes(file_bytes(gguf)));
+        Options { memory_bytes, threads: self.threads, ..self.modes.options(n_ctx) }
+    }
+}
+
+/// Bytes of the model's files, of which a budget may be a percentage.
+pub fn file_bytes(gguf: &Gguf) -> u64 {
+    gguf.shards().iter().map(|s| s.len).sum()
+}
+
+/// How the model runs, whatever the budget and the threads.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Memory and speed")]
+pub struct Modes {
+    /// Tokens of a prompt batch; a small budget makes it smaller
+    #[arg(long, value_name = "TOKENS", default_value_t = Options::default().n_batch, value_parser = count::<65_536>)]
+    batch: usize,
+    /// Type of the KV cache
+    #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
+    pub kv: GgmlType,
     /// Read path: positional reads into memory of our own, or the file's pages
     #[arg(long, value_name = "PATH", default_value = Options::default().io.name(), value_parser = named(IoKind::ALL, IoKind::name))]
     io: IoKind,
@@ -39,16 +60,15 @@ pub struct Engine {
     prefetch: PrefetchKind,
     /// Slots: a pool for each layer, or one for all
     #[arg(long, value_name = "SCOPE", default_value = Options::default().scope.name(), value_parser = named(SCOPES, Scope::name))]
-    pub scope: Scope,
+    scope: Scope,
 }
 
-impl Engine {
-    /// The library's options for a context of `n_ctx` tokens.
-    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
-        let file_bytes = gguf.shards().iter().map(|s| s.len).sum();
+impl Modes {
+    /// The library's options for a context of `n_ctx` tokens, with budget and threads left to it.
+    pub fn options(&self, n_ctx: usize) -> Options {
         Options {
             process_bytes: None,
-            memory_bytes: self.memory.map(|m| m.bytes(file_bytes)),
+            memory_bytes: None,
             n_ctx: Some(n_ctx),
             n_batch: self.batch,
             all_logits: false,
@@ -58,7 +78,7 @@ impl Engine {
             policy: self.policy,
             prefetch: self.prefetch,
             scope: self.scope,
-            threads: self.threads,
+            threads: None,
         }
     }
 }
@@ -99,10 +119,21 @@ pub enum Memory {
 }
 
 impl Memory {
-    fn bytes(self, file_bytes: u64) -> u64 {
+    /// The budget for a model whose files have `file_bytes`.
+    pub fn bytes(self, file_bytes: u64) -> u64 {
         match self {
             Memory::Bytes(n) => n,
             Memory::Percent(p) => (file_bytes as f64 * p / 100.0) as u64,
+        }
+    }
+}
+
+/// As it could have been written.
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Memory::Bytes(n) => write!(f, "{n}"),
+            Memory::Percent(p) => write!(f, "{p}%"),
         }
     }
 }
@@ -167,6 +198,9 @@ mod tests {
         }
         assert_eq!("30%".parse(), Ok(Memory::Percent(30.0)));
         assert_eq!(Memory::Percent(12.5).bytes(800), 100);
+        for memory in [Memory::Percent(12.5), Memory::Bytes(7)] {
+            assert_eq!(memory.to_string().parse(), Ok(memory));
+        }
         for text in ["", "-1", "1.5", "GiB", "4 gigs", "1..5M", "%", "NaN", "∞"] {
             assert!(text.parse::<Memory>().is_err(), "{text}");
         }

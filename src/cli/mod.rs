@@ -4,6 +4,7 @@
 //! left), 1 an error, 2 wrong usage, 130 interrupted.
 
 mod args;
+mod bench;
 mod inspect;
 mod logits;
 mod model_file;
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Run(run::Args),
+    Bench(bench::Args),
     Inspect(inspect::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
@@ -56,6 +58,7 @@ type Ended = Result<ExitCode, Stop>;
 pub fn main() -> ExitCode {
     let ended = match Cli::parse().verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),

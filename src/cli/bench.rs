@@ -1,0 +1,384 @@
+//! `hotset bench`: how fast prompts and tokens run, and what they cost in memory and reads.
+//!
+//! The tests are llama-bench's: `pp512` runs a prompt of 512 tokens, `tg128` decodes 128 tokens one by one, `@d1024`
+//! does so after 1024 others, which do not count. The tokens are not sampled: they come from a seed or from a text, and
+//! go on from repetition to repetition, so that no prompt is run again with its experts still in place.
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use clap::ValueEnum;
+use hotset::{
+    Result, backend::cpu::kernels::Kernels, expert::CacheStats, gguf::Gguf, machine, model::Config,
+    plan::PROCESS_BYTES, session::Options, session::Session, tokenizer::Tokenizer,
+};
+
+use super::{
+    Ended, Stop,
+    args::{Memory, Modes, count, file_bytes, kv_name, read_text},
+    model_file,
+    out::{Out, Progress, note},
+};
+
+mod report;
+
+use report::{Rates, Report, Row};
+
+/// Measure speed
+///
+/// Each test runs some warm-up tokens, then its repetitions; median, least, most and spread are over these. Reads, hits
+/// and stalls are those of the repetitions. Several budgets, threads, depths and lengths give a row for each combination.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model file (GGUF; of a split set any file); default: the small model that comes with hotset
+    model: Option<PathBuf>,
+    /// Prompt lengths, with commas between them; 0: no prompt test
+    #[arg(short = 'p', long, value_name = "TOKENS", default_value = "512", value_delimiter = ',', value_parser = length)]
+    prompt: Vec<usize>,
+    /// Numbers of tokens to decode, with commas between them; 0: no decode test
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value = "128", value_delimiter = ',', value_parser = length)]
+    decode: Vec<usize>,
+    /// Tokens that are in the context before a test, with commas between several
+    #[arg(short = 'd', long, value_name = "TOKENS", default_value = "0", value_delimiter = ',', value_parser = length)]
+    depth: Vec<usize>,
+    /// Repetitions of each test
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = count::<100_000>)]
+    reps: usize,
+    /// Tokens that run before the first repetition of each test. Under a budget take 64 or more: the experts in memory
+    /// need so many to settle
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = length)]
+    warmup: usize,
+    /// Tokens of a prompt that runs once, before the first test: a long one reads every expert that there is room for
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = length)]
+    warmup_prompt: usize,
+    /// Where random tokens start
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Take the tokens from this text, over and over, in place of random ones (- is standard input)
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Form of the results
+    #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
+    output: Form,
+    /// Memory budgets, as in hotset run, with commas between them
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', help_heading = "Memory and speed")]
+    memory: Vec<Memory>,
+    /// Numbers of threads that compute, with commas between them; default: the cores that this process may use
+    #[arg(short = 't', long, value_name = "N", value_delimiter = ',', value_parser = count::<1024>, help_heading = "Memory and speed")]
+    threads: Vec<usize>,
+    #[command(flatten)]
+    modes: Modes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Form {
+    /// Aligned columns
+    Text,
+    /// An array with an object for each test
+    Json,
+    /// A line for each test, the same fields
+    Csv,
+    /// A table in Markdown
+    Md,
+}
+
+/// A length that an argument may ask for, 0 included.
+fn length(text: &str) -> Result<usize, String> {
+    let most = u32::MAX as usize;
+    text.parse().ok().filter(|n| *n <= most).ok_or_else(|| format!("expected a number from 0 to {most}"))
+}
+
+/// One of the two kinds of work.
+#[derive(Clone, Copy, PartialEq)]
+enum Work {
+    Prompt,
+    Decode,
+}
+
+#[derive(Clone, Copy)]
+struct Test {
+    work: Work,
+    tokens: usize,
+    depth: usize,
+}
+
+impl Test {
+    /// Every combination that was asked for.
+    fn all(args: &Args) -> Vec<Test> {
+        let works = [(Work::Prompt, &args.prompt), (Work::Decode, &args.decode)];
+        let of_depth = |depth: usize| {
+            let lists = works.into_iter().flat_map(|(work, list)| list.iter().map(move |&n| (work, n)));
+            lists.filter(|&(_, n)| n > 0).map(move |(work, tokens)| Test { work, tokens, depth })
+        };
+        args.depth.iter().flat_map(|&depth| of_depth(depth)).collect()
+    }
+
+    /// llama-bench's name.
+    fn name(self) -> String {
+        let kind = if self.work == Work::Prompt { "pp" } else { "tg" };
+        let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
+        format!("{kind}{}{depth}", self.tokens)
+    }
+}
+
+/// The tokens to run.
+enum Tokens {
+    /// SplitMix64's state, and the vocabulary's size.
+    Random(u64, usize),
+    /// A text and where we are in it.
+    Text(Vec<u32>, usize),
+}
+
+impl Tokens {
+    fn next(&mut self) -> u32 {
+        match self {
+            Tokens::Random(state, n_vocab) => {
+                *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                ((u128::from(z ^ (z >> 31)) * *n_vocab as u128) >> 64) as u32
+            }
+            Tokens::Text(tokens, at) => {
+                let token = tokens[*at % tokens.len()];
+                *at += 1;
+                token
+            }
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// What the repetitions of a test did together.
+#[derive(Default)]
+struct Sums {
+    tok_s: Vec<f64>,
+    tokens: u64,
+    hit: u64,
+    late: u64,
+    miss: u64,
+    demand_bytes: u64,
+    prefetch_bytes: u64,
+    stall_ns: u64,
+}
+
+impl Sums {
+    fn add(&mut self, tokens: usize, seconds: f64, before: &CacheStats, after: &CacheStats) {
+        let (b, a) = (before.total(), after.total());
+        self.tok_s.push(tokens as f64 / seconds);
+        self.tokens += tokens as u64;
+        self.hit += a.hit - b.hit;
+        self.late += a.late - b.late;
+        self.miss += a.miss - b.miss;
+        self.demand_bytes += a.demand_bytes - b.demand_bytes;
+        self.prefetch_bytes += after.prefetch_bytes - before.prefetch_bytes;
+        self.stall_ns += a.stall_ns - b.stall_ns;
+    }
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    let path = args.model.clone().map_or_else(model_file::find, Ok)?;
+    let tests = Test::all(args);
+    let mut report = Report::new(args.output, Out::new());
+    let budgets: Vec<_> = if args.memory.is_empty() { vec![None] } else { args.memory.iter().map(Some).collect() };
+    let threads: Vec<_> = if args.threads.is_empty() { vec![None] } else { args.threads.iter().map(Some).collect() };
+    let mut failed = false;
+    for threads in threads {
+        for budget in &budgets {
+            let gguf = Gguf::open(&path)?;
+            // In a sweep the budgets that are too small cost their rows, not the others'.
+            match setup(args, gguf, &tests, budget.copied(), threads.copied(), &mut report) {
+                Err(Stop::Error(error)) if budgets.len() > 1 => note(format_args!("{error}")),
+                ended => {
+                    ended?;
+                    continue;
+                }
+            }
+            failed = true;
+        }
+    }
+    report.finish()?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs all tests within one budget on so many threads.
+fn setup(
+    args: &Args,
+    gguf: Gguf,
+    tests: &[Test],
+    memory: Option<Memory>,
+    threads: Option<usize>,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let mut tokens = source(args, &gguf)?;
+    let facts = Facts::new(&gguf, memory)?;
+    let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
+    let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
+    let memory_bytes = memory.map(|m| m.bytes(facts.model_bytes));
+    let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx) };
+    // What an earlier setup held does not count.
+    let peak_is_ours = machine::reset_peak_rss();
+    let mut session = {
+        let bar = Progress::bytes("loading", false);
+        Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
+    };
+    if args.warmup_prompt > 0 {
+        session.feed(&tokens.take(args.warmup_prompt), &mut |_| {})?;
+    }
+    for &test in tests {
+        let sums = measure(args, test, &mut session, &mut tokens)?;
+        let peak = if peak_is_ours { machine::peak_rss_bytes() } else { None };
+        report.row(&row(args, test, &session, &facts, sums, peak)?)?;
+    }
+    Ok(())
+}
+
+fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
+    let Some(file) = &args.text else {
+        return Ok(Tokens::Random(args.seed, Config::new(gguf)?.n_vocab));
+    };
+    let tokens = Tokenizer::from_gguf(gguf)?.encode(&read_text(file)?, true, false);
+    if tokens.is_empty() {
+        return Err(hotset::Error::request(format!("the text of {}", file.display()), "at least one token", "none"));
+    }
+    Ok(Tokens::Text(tokens, 0))
+}
+
+/// The warm-up of `test`, then its repetitions.
+fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) -> Result<Sums> {
+    if args.warmup > 0 {
+        session.reset();
+        work(test.work, session, &tokens.take(args.warmup))?;
+    }
+    let mut sums = Sums::default();
+    let bar = Progress::tokens("bench", false);
+    for i in 0..args.reps {
+        session.reset();
+        let depth = tokens.take(test.depth);
+        for batch in depth.chunks(session.plan().n_batch) {
+            session.fill(batch)?;
+        }
+        let list = tokens.take(test.tokens);
+        let (before, start) = (*session.stats(), Instant::now());
+        work(test.work, session, &list)?;
+        sums.add(list.len(), start.elapsed().as_secs_f64(), &before, session.stats());
+        bar.set(((i + 1) * test.tokens) as u64, (args.reps * test.tokens) as u64);
+    }
+    Ok(sums)
+}
+
+fn work(work: Work, session: &mut Session, tokens: &[u32]) -> Result<()> {
+    match work {
+        Work::Prompt => session.feed(tokens, &mut |_| {}).map(drop),
+        Work::Decode => tokens.iter().try_for_each(|&token| session.decode(token).map(drop)),
+    }
+}
+
+/// What a row says of the model and the budget, read before the session takes the file.
+struct Facts {
+    model_bytes: u64,
+    n_params: u64,
+    expert_type: Option<String>,
+    memory: Option<String>,
+}
+
+impl Facts {
+    fn new(gguf: &Gguf, memory: Option<Memory>) -> Result<Self> {
+        let experts = gguf.tensors().iter().filter(|t| hotset::model::is_expert(&t.name));
+        let mut types: Vec<(String, u64)> = Vec::new();
+        for t in experts {
+            let (name, bytes) = (t.ty.to_string(), t.bytes.unwrap_or(0));
+            match types.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, sum)) => *sum += bytes,
+                None => types.push((name, bytes)),
+            }
+        }
+        Ok(Self {
+            model_bytes: file_bytes(gguf),
+            n_params: gguf.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum(),
+            expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name),
+            memory: memory.map(|m| m.to_string()),
+        })
+    }
+}
+
+fn row(args: &Args, test: Test, session: &Session, facts: &Facts, sums: Sums, peak: Option<u64>) -> Result<Row> {
+    let (plan, config) = (session.plan(), session.config());
+    let (io, policy, prefetch) = session.modes();
+    let rates = Rates::new(&sums.tok_s);
+    let requests = sums.hit + sums.late + sums.miss;
+    let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
+    let a_token = |n: u64| (sums.tokens > 0).then(|| n as f64 / sums.tokens as f64);
+    Ok(Row {
+        version: env!("CARGO_PKG_VERSION"),
+        model: session.path().display().to_string(),
+        arch: config.arch.name,
+        model_bytes: facts.model_bytes,
+        n_params: facts.n_params,
+        n_layer: config.n_layer,
+        n_expert: config.n_expert,
+        n_expert_used: config.n_expert_used,
+        expert_type: facts.expert_type.clone(),
+        memory: facts.memory.clone(),
+        budget_bytes: plan.budget_bytes,
+        smallest_bytes: plan.smallest_bytes,
+        full_bytes: plan.full_bytes,
+        process_allowance_bytes: PROCESS_BYTES,
+        peak_rss_bytes: peak,
+        slots: plan.slots.iter().sum(),
+        experts: config.n_expert * config.moe_layers.len(),
+        threads: session.threads(),
+        isa: Kernels::detect()?.isa().name(),
+        kv: kv_name(args.modes.kv),
+        io,
+        io_threads: args.modes.io_threads,
+        policy,
+        prefetch,
+        scope: plan.scope.name(),
+        n_batch: plan.n_batch,
+        n_ctx: plan.n_ctx,
+        tokens: if args.text.is_some() { "text" } else { "random" },
+        seed: args.text.is_none().then_some(args.seed),
+        test: test.name(),
+        n_prompt: if test.work == Work::Prompt { test.tokens } else { 0 },
+        n_gen: if test.work == Work::Decode { test.tokens } else { 0 },
+        n_depth: test.depth,
+        warmup: args.warmup,
+        reps: args.reps,
+        median_tok_s: rates.median,
+        mean_tok_s: rates.mean,
+        stddev_tok_s: rates.stddev,
+        min_tok_s: rates.min,
+        max_tok_s: rates.max,
+        hit_rate: share(sums.hit),
+        late_rate: share(sums.late),
+        demand_bytes_per_token: a_token(sums.demand_bytes),
+        prefetch_bytes_per_token: a_token(sums.prefetch_bytes),
+        bytes_read_per_token: a_token(sums.demand_bytes + sums.prefetch_bytes),
+        stall_ms_per_token: a_token(sums.stall_ns).map(|ns| ns / 1e6),
+        samples_tok_s: sums.tok_s,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_tokens_go_on_and_a_text_starts_again() {
+        let (mut a, mut b) = (Tokens::Random(3, 1000), Tokens::Random(3, 1000));
+        let first = a.take(64);
+        assert_eq!(first, b.take(64));
+        assert_ne!(first, a.take(64));
+        assert!(first.iter().all(|&t| t < 1000) && first.iter().any(|&t| t >= 500));
+        assert_eq!(Tokens::Text(vec![7, 8, 9], 2).take(4), [9, 7, 8, 9]);
+    }
+
+    #[test]
+    fn tests_have_llama_benchs_names() {
+        let name = |work, depth| Test { work, tokens: 64, depth }.name();
+        assert_eq!((name(Work::Prompt, 0), name(Work::Decode, 512)), ("pp64".into(), "tg64 @ d512".into()));
+    }
+}

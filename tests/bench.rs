@@ -1,0 +1,75 @@
+//! `hotset bench` on the bundled model: the rows that were asked for, with figures that agree with each other.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
+
+/// Standard output, and whether the exit code was 0.
+fn bench(more: &[&str]) -> (String, bool) {
+    let common = ["bench", MODEL, "-p", "4", "-n", "3", "-r", "3", "--warmup", "2"];
+    let output = Command::new(env!("CARGO_BIN_EXE_hotset")).args(common).args(more).output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+fn rows(more: &[&str]) -> Vec<Value> {
+    let (text, ok) = bench(&[&["-o", "json"], more].concat());
+    assert!(ok, "{more:?}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn every_combination_has_a_row_whose_figures_agree() {
+    let rows = rows(&["--memory", "50%,100%", "-t", "1,2", "-d", "0,5"]);
+    assert_eq!(rows.len(), 2 * 2 * 2 * 2);
+    for row in &rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+        assert_eq!(row["samples_tok_s"].as_array().unwrap().len(), 3);
+        assert!(number("min_tok_s") <= number("median_tok_s") && number("median_tok_s") <= number("max_tok_s"));
+        assert!(number("min_tok_s") > 0.0);
+        assert!((0.0..=1.0).contains(&number("hit_rate")));
+        let read = number("demand_bytes_per_token") + number("prefetch_bytes_per_token");
+        assert_eq!(read, number("bytes_read_per_token"));
+        assert!(number("slots") <= number("experts"));
+        assert!(number("budget_bytes") >= number("smallest_bytes"));
+    }
+    let tests: Vec<_> = rows[..4].iter().map(|r| r["test"].as_str().unwrap()).collect();
+    assert_eq!(tests, ["pp4", "tg3", "pp4 @ d5", "tg3 @ d5"]);
+    assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from("50%")));
+}
+
+#[test]
+fn a_warm_up_prompt_brings_in_nearly_every_expert() {
+    for row in &rows(&["--warmup-prompt", "512", "--memory", "1GiB"]) {
+        assert_eq!(row["slots"], row["experts"]);
+        // A trained model has experts that hardly any token asks for.
+        assert!(row["hit_rate"].as_f64().unwrap() > 0.95, "{row}");
+    }
+}
+
+#[test]
+fn csv_has_the_fields_of_json() {
+    let (csv, _) = bench(&["-o", "csv"]);
+    let header: Vec<_> = csv.lines().next().unwrap().split(',').collect();
+    let row = &rows(&[])[0];
+    assert_eq!(header.len(), row.as_object().unwrap().len());
+    assert!(header.iter().all(|name| row.get(name).is_some()));
+    assert_eq!(csv.lines().count(), 3);
+}
+
+#[test]
+fn a_budget_that_is_too_small_costs_its_rows_and_the_exit_code() {
+    let (text, ok) = bench(&["-o", "json", "--memory", "1%,100%"]);
+    assert!(!ok);
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+}
+
+#[test]
+fn a_text_may_give_the_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.txt");
+    std::fs::write(&file, "The cat sat on the mat.").unwrap();
+    let row = &rows(&["--text", file.to_str().unwrap()])[0];
+    assert_eq!((&row["tokens"], &row["seed"]), (&Value::from("text"), &Value::Null));
+}
