@@ -1,8 +1,11 @@
-//! What the operating system says about this process and this machine: memory free, memory used, cores.
+//! What the operating system says about this process and this machine (memory free, memory used), and the memory that it
+//! gives.
 //!
 //! Linux answers from `/proc` and the cgroup files; elsewhere the answers are `None`, and callers say so.
 
 use std::{fs, path::PathBuf};
+
+use memmap2::MmapMut;
 
 /// Bytes of memory that this process may still take: what the machine has available, or what its cgroup leaves.
 pub fn available_bytes() -> Option<u64> {
@@ -79,4 +82,22 @@ fn cgroup_left() -> Option<u64> {
 fn file_pages(stat: &str) -> Option<u64> {
     let number = |key: &str| stat.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
     Some(number("inactive_file ")? + number("active_file ").unwrap_or(0))
+}
+
+/// From this size on, anonymous memory is asked for in huge pages: experts are read from end to end, and with 4 KiB
+/// pages a token of a large model misses the TLB at every page. Below it, rounding to 2 MiB would cost more than it gives.
+const HUGE_BYTES: usize = 32 << 20;
+
+/// Anonymous memory, in huge pages where it is large.
+///
+/// # Errors
+/// If the system refuses it.
+pub fn anonymous(bytes: usize) -> std::io::Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes.max(1))?;
+    #[cfg(target_os = "linux")]
+    if bytes >= HUGE_BYTES {
+        // A kernel without huge pages goes on without them.
+        let _ = map.advise(memmap2::Advice::HugePage);
+    }
+    Ok(map)
 }

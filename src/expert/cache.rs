@@ -115,9 +115,7 @@ impl ExpertCache {
             let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
             let parts = store.slot_parts(members);
             let first = all.len() as u32;
-            for _ in 0..n {
-                all.push(Slot::Free(io.buffer(&parts).map_err(refused)?));
-            }
+            all.extend(io.buffers(&parts, n).map_err(refused)?.into_iter().map(Slot::Free));
             // Popped from the end: slot 0 first.
             pools.push(Pool { policy: policy.build(n), free: (first..all.len() as u32).rev().collect() });
         }
@@ -156,6 +154,13 @@ impl ExpertCache {
     /// True if the expert's bytes are in a slot now.
     pub fn is_resident(&self, id: ExpertId) -> bool {
         self.slot_of(id).is_some_and(|s| matches!(self.slots[s], Slot::Ready(_)))
+    }
+
+    /// True if every expert of the layer has a slot: nothing of it will be read again.
+    pub fn holds_layer(&self, layer: u16) -> bool {
+        let n = self.store.n_expert();
+        let first = usize::from(layer) * n;
+        self.index.get(first..first + n).is_some_and(|slots| !slots.contains(&NONE))
     }
 
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never

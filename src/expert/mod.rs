@@ -60,9 +60,10 @@ impl Experts {
         self.cache.get(id)
     }
 
-    /// True where the model should compute [`LayerEvent::lookahead`].
-    pub fn wants_lookahead(&self) -> bool {
-        self.prefetcher.wants_lookahead()
+    /// True where the model should compute [`LayerEvent::lookahead`] for MoE layer `next`: the prefetcher wants it, and
+    /// there is something left to fetch.
+    pub fn wants_lookahead(&self, next: u16) -> bool {
+        self.prefetcher.wants_lookahead() && !self.cache.holds_layer(next)
     }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {

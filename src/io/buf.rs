@@ -2,7 +2,11 @@
 //!
 //! Must not know: what the bytes mean.
 
+use std::sync::Arc;
+
 use memmap2::{Mmap, MmapMut};
+
+use crate::machine::anonymous;
 
 /// Parts start at multiples of this, so that no part's first cache line is shared.
 const PART_ALIGN: usize = 64;
@@ -16,9 +20,37 @@ pub struct IoBuf {
 
 enum Memory {
     /// Anonymous pages, allocated once and filled again and again.
-    Owned(MmapMut),
+    Owned(Slice),
     /// Mappings of the file, one a part. A mapping starts at a page, so its part may start a little later.
     Mapped(Vec<Mmap>),
+}
+
+/// A part of an arena that nobody else has.
+struct Slice {
+    base: *mut u8,
+    len: usize,
+    /// Keeps the memory.
+    _arena: Arc<MmapMut>,
+}
+
+// SAFETY: a slice is the only way to its bytes, as a `Vec` is to its own; the arena is only kept, never used.
+unsafe impl Send for Slice {}
+// SAFETY: as above; through a shared reference bytes are only read.
+unsafe impl Sync for Slice {}
+
+impl std::ops::Deref for Slice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `base` has `len` bytes, initialised by the system, for as long as the arena is kept.
+        unsafe { std::slice::from_raw_parts(self.base, self.len) }
+    }
+}
+
+impl std::ops::DerefMut for Slice {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; slices of an arena are disjoint, and this one is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.base, self.len) }
+    }
 }
 
 /// The bytes that [`IoBuf::owned`] takes for parts of these lengths, page rounding included.
@@ -44,9 +76,25 @@ pub fn page_bytes() -> usize {
 
 impl IoBuf {
     /// Anonymous memory for parts of these lengths. Costs address space only, until it is filled.
+    ///
+    /// # Errors
+    /// If the system refuses it.
     pub fn owned(parts: &[usize]) -> std::io::Result<Self> {
-        let (parts, bytes) = layout(parts);
-        Ok(Self { memory: Memory::Owned(MmapMut::map_anon(bytes)?), parts })
+        Ok(Self::owned_many(parts, 1)?.remove(0))
+    }
+
+    /// `n` buffers like [`IoBuf::owned`], side by side in one arena.
+    ///
+    /// # Errors
+    /// If the system refuses the memory.
+    pub fn owned_many(parts: &[usize], n: usize) -> std::io::Result<Vec<Self>> {
+        let (parts, len) = layout(parts);
+        let bytes = len.checked_mul(n).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let mut arena = anonymous(bytes)?;
+        let base = arena.as_mut_ptr();
+        let arena = Arc::new(arena);
+        let slice = |i: usize| Slice { base: base.wrapping_add(i * len), len, _arena: arena.clone() };
+        Ok((0..n).map(|i| Self { memory: Memory::Owned(slice(i)), parts: parts.clone() }).collect())
     }
 
     /// A buffer that holds mappings, none yet.

@@ -23,6 +23,10 @@ pub trait ReadPath: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// A buffer of the kind that [`ReadPath::read`] fills, with parts of these lengths.
     fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf>;
+    /// `n` of them, side by side where buffers are memory.
+    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
+        (0..n).map(|_| self.buffer(parts)).collect()
+    }
     /// Fills the buffer's parts from the extents. All or nothing: on an error the buffer's content is void.
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError>;
 }
@@ -108,6 +112,9 @@ impl IoEngine for ThreadEngine {
     }
     fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
         self.path.buffer(parts)
+    }
+    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
+        self.path.buffers(parts, n)
     }
     fn submit(&mut self, read: Read) {
         let mut queue = self.shared.queue();

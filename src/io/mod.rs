@@ -107,6 +107,10 @@ pub trait IoEngine: Send {
     fn name(&self) -> &'static str;
     /// A buffer of the kind that this engine fills, with parts of these lengths.
     fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf>;
+    /// `n` of them, side by side where the engine's buffers are memory.
+    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
+        (0..n).map(|_| self.buffer(parts)).collect()
+    }
     /// Starts a read. Never blocks for the disk.
     fn submit(&mut self, read: Read);
     /// A prefetch in flight became demand.

@@ -24,6 +24,9 @@ impl ReadPath for Pread {
     fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
         IoBuf::owned(parts)
     }
+    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
+        IoBuf::owned_many(parts, n)
+    }
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         for (i, &extent) in extents.iter().enumerate() {
             let part = &mut buf.part_mut(i)[..extent.len];

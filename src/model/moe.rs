@@ -63,7 +63,8 @@ pub(super) fn forward(
     for scores in scores.chunks_exact_mut(c.n_expert) {
         route(c, w.index as u16, scores, &mut s.order, &mut s.routed);
     }
-    let looks = phase == Phase::Decode && experts.wants_lookahead() && look_ahead(b, c, ahead, x, s);
+    let next = w.index as u16 + 1;
+    let looks = phase == Phase::Decode && experts.wants_lookahead(next) && look_ahead(b, c, ahead, x, s);
 
     experts.request(LayerEvent {
         phase,

@@ -7,6 +7,7 @@ use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
     gguf::Gguf,
+    machine::anonymous,
     quant::{FfnMats, GgmlType, QMat, dequantize_row},
 };
 
@@ -133,7 +134,7 @@ impl Loader<'_> {
         };
         let bytes = tensor.require_bytes(self.gguf.path_of(tensor))? as usize;
         let refused = |e| Error::request(format!("memory for tensor {name}"), format!("{bytes} bytes"), e);
-        let mut data = MmapMut::map_anon(bytes.max(1)).map_err(refused)?;
+        let mut data = anonymous(bytes).map_err(refused)?;
         self.gguf.read_tensor(tensor, &mut data[..bytes])?;
         (self.progress)(bytes as u64);
         Ok(Mat { ty, rows, cols, data })
