@@ -75,7 +75,7 @@ pub fn available_threads() -> usize {
 
 /// Rows of a piece: some pieces for each thread, so that a slow core does not hold up the others, but no tiny ones.
 fn piece(rows: usize, threads: usize) -> usize {
-    rows.div_ceil(threads * 4).clamp(8, 64)
+    rows.div_ceil(threads * 4).clamp(8, 256)
 }
 
 /// Rows `range` of `w`.
