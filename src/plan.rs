@@ -3,7 +3,7 @@
 //! The budget covers the whole process: dense weights, KV cache, scratch, the program itself (its code, the tokenizer,
 //! the heap's odds and ends), and expert slots, which get what the others leave.
 //!
-//! One exception keeps tiny budgets possible: the program is charged at most a [`PROCESS_SHARE`]th of the budget, and up
+//! One exception keeps tiny budgets possible: the program is charged at most a twentieth of the budget, and up
 //! to [`PROCESS_BYTES`] of it may stand beside the budget. So a budget of some hundred MiB or more bounds the resident
 //! set exactly, and one of 8 MiB means 8 MiB and the program.
 
