@@ -147,7 +147,7 @@ fn a_model_without_experts() {
 
 /// A tensor that a model of this family may lack.
 fn is_optional(name: &str) -> bool {
-    name == "output.weight" || name.ends_with(".bias") || name.contains("ffn_gate_inp_shexp")
+    name == "output.weight" || name.ends_with(".bias")
 }
 
 fn names(tiny: &Tiny) -> Vec<String> {
