@@ -34,6 +34,11 @@ pub fn rss_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// What this process holds in memory of its own (heap, stacks), without the pages of files, in bytes.
+pub fn anonymous_bytes() -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
 /// Major faults of this process so far: pages that had to be read from a drive by a thread that touched them.
 pub fn major_faults() -> Option<u64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;

@@ -22,8 +22,8 @@ pub const PROCESS_BYTES: u64 = 24 << 20;
 /// The program is charged at most this share of the budget, but for what it holds above [`PROCESS_BYTES`].
 const PROCESS_SHARE: u64 = 20;
 
-/// The program's size is rounded up to this and then takes as much again for what comes later (indexes, stacks, code that
-/// has not run yet): a plan must not differ from the one before because of a few pages.
+/// The program's memory is rounded up to this and then takes as much again for its code and for what comes later (indexes,
+/// stacks): a plan must not differ from the one before because of a few pages.
 const PROCESS_GRAIN: u64 = 8 << 20;
 
 /// Scratch gets at most this share of what dense weights and KV cache leave, so that large batches do not eat the slots.

@@ -311,7 +311,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         kv: options.kv,
         scope: options.scope,
         io: options.io,
-        process_bytes: options.process_bytes.or_else(machine::rss_bytes).unwrap_or(0),
+        process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
         threads: options.threads.unwrap_or_else(crate::backend::cpu::available_threads),
     };
     let plan = Plan::new(gguf, config, store, needs, None)?;
