@@ -246,10 +246,9 @@ fn results(k: &Kernels, a: &[f32], b: &[f32]) -> Vec<f32> {
     let n = a.len();
     let mut half = vec![f16::ZERO; n];
     k.to_f16(b, &mut half);
-    let mut out = vec![k.dot(a, b), k.dot_f16(a, &half), k.max(a), k.sum_of_squares(a)];
+    let mut out = vec![k.dot(a, b), k.max(a), k.sum_of_squares(a)];
     let mut y = b.to_vec();
     k.axpy(1.5, a, &mut y);
-    k.axpy_f16(-0.3, &half, &mut y);
     out.extend_from_slice(&y);
     k.scale(0.7, &mut y);
     out.extend_from_slice(&y);
@@ -260,6 +259,9 @@ fn results(k: &Kernels, a: &[f32], b: &[f32]) -> Vec<f32> {
     let mut gate = a.to_vec();
     k.silu_mul(&mut gate, b);
     out.extend_from_slice(&gate);
+    let mut turned = gate.clone();
+    k.rotate(b, a, &mut turned, &mut y);
+    out.extend(turned.iter().chain(&y));
     out.extend(half.iter().map(|x| x.to_f32()));
     out
 }
@@ -278,18 +280,18 @@ fn right(a: &[f32], b: &[f32]) {
     for (half, b) in half.iter().zip(b) {
         assert_eq!(*half, f16::from_f32(*b));
     }
-    let halves: f64 = a.iter().zip(&half).map(|(a, h)| f64::from(*a) * h.to_f64()).sum();
-    close(k.dot_f16(a, &half), halves, 4.0 * pairs().map(|(a, b)| (a * b).abs()).sum::<f64>());
-    let (mut axpy, mut axpy_f16, mut scaled, mut product) = (b.to_vec(), b.to_vec(), b.to_vec(), b.to_vec());
+    let (mut axpy, mut scaled, mut product) = (b.to_vec(), b.to_vec(), b.to_vec());
     k.axpy(1.5, a, &mut axpy);
-    k.axpy_f16(1.5, &half, &mut axpy_f16);
     k.scale(1.5, &mut scaled);
     k.scale_mul(1.5, a, b, &mut product);
     let mut gate = a.to_vec();
     k.silu_mul(&mut gate, b);
+    let (mut low, mut high) = (a.to_vec(), b.to_vec());
+    k.rotate(&vec![0.6; b.len()], &vec![0.8; b.len()], &mut low, &mut high);
     for (i, (a, b)) in pairs().enumerate() {
+        close(low[i], 0.6 * a - 0.8 * b, 20.0);
+        close(high[i], 0.8 * a + 0.6 * b, 20.0);
         close(axpy[i], 1.5 * a + b, 30.0);
-        close(axpy_f16[i], 1.5 * half[i].to_f64() + b, 3.0);
         close(scaled[i], 1.5 * b, 1.5 * b.abs());
         close(product[i], 1.5 * a * b, 1.5 * (a * b).abs());
         close(gate[i], a / (1.0 + (-a).exp()) * b, 2.0 * (a / (1.0 + (-a).exp()) * b).abs());

@@ -1,67 +1,171 @@
-//! Causal grouped-query attention. A piece of work is one key/value head of one row: its group of query heads reads the
-//! keys once.
+//! Causal grouped-query attention in tiles (Dao et al., arXiv 2205.14135; Milakov and Gimelshein, arXiv 1805.02867).
+//!
+//! A piece of work is one key/value head and a block of the queries that read it. Positions come in tiles; keys and
+//! values of a tile become floats once for the whole block, and a running maximum and sum make one pass do.
+//!
+//! Tiles start at multiples of [`TILE`] from position 0 and are taken in order, and a query's arithmetic sees no other
+//! query: so a row gets the same bits alone, in any batch, and on any number of threads.
 
 use half::f16;
 
-use super::{Cpu, Kernels, Out, Phase, Worker};
+use super::{
+    Cpu, Out, Phase, Worker,
+    kernels::{Kernels, TILE},
+};
 use crate::{
     backend::Attention,
     quant::{GgmlType, dequantize_row},
 };
 
-/// Rows of a Q8_0 cache are dequantised into this on the way.
-const MAX_HEAD: usize = 1024;
+/// Queries of a block at most: enough that making floats of a tile costs little beside using them.
+const QUERIES: usize = 32;
+
+/// What a thread works in. Allocated by its first piece; the same whatever the context.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// The block's queries, scaled. (QUERIES, head_k)
+    q: Vec<f32>,
+    /// (head_k, TILE)
+    keys: Vec<f32>,
+    /// (TILE, padded head_v)
+    values: Vec<f32>,
+    /// A tile of a quantised cache as floats. (TILE, the wider head)
+    plain: Vec<f32>,
+    /// Scores, then weights. (QUERIES, TILE)
+    scores: Vec<f32>,
+    /// Weighted values so far. (QUERIES, padded head_v)
+    sums: Vec<f32>,
+    /// Largest score and sum of weights so far. (QUERIES)
+    running: Vec<(f32, f32)>,
+}
+
+impl Scratch {
+    fn reserve(&mut self, a: &Attention<'_>) {
+        let wide_v = Kernels::padded(a.head_v);
+        self.q.resize(QUERIES * a.head_k, 0.0);
+        self.keys.resize(TILE * a.head_k, 0.0);
+        self.values.resize(TILE * wide_v, 0.0);
+        if !matches!(a.ty, GgmlType::F32 | GgmlType::F16) {
+            self.plain.resize(TILE * a.head_k.max(a.head_v), 0.0);
+        }
+        self.scores.resize(QUERIES * TILE, 0.0);
+        self.sums.resize(QUERIES * wide_v, 0.0);
+        self.running.resize(QUERIES, (0.0, 0.0));
+    }
+}
 
 pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
     let n = a.q.len() / (a.n_head * a.head_k);
     assert_eq!(out.len(), n * a.n_head * a.head_v, "output of {n} rows");
-    let group = a.n_head / a.n_head_kv;
+    let queries = n * (a.n_head / a.n_head_kv); // of one key/value head
+    let blocks = queries.div_ceil(QUERIES);
     let out = Out(out.as_mut_ptr());
-    let work = Phase::new(n * a.n_head_kv);
-    let (kernels, scores) = (&cpu.kernels, &cpu.scores);
+    let work = Phase::new(blocks * a.n_head_kv);
+    let (kernels, scratch) = (&cpu.kernels, &cpu.attention);
     let body = |worker: Worker<'_>| {
-        let mut scores = scores[worker.index].lock().expect("each thread has its own");
-        scores.resize(group * (a.first + n), 0.0);
+        let mut s = scratch[worker.index].lock().expect("each thread has its own");
+        s.reserve(a);
         work.work(worker, |at| {
-            let (row, head) = (at / a.n_head_kv, at % a.n_head_kv);
-            let first = row * a.n_head + head * group; // query head, over all rows
-            // SAFETY: query heads `first..first + group` are this piece's alone, and `out` has a row for each.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(first * a.head_v), group * a.head_v) };
-            one(kernels, a, row, head, &a.q[first * a.head_k..][..group * a.head_k], &mut scores, out);
+            // Late rows have most to do: first come, first served makes the short ones fill the gaps.
+            let (block, head) = (blocks - 1 - at / a.n_head_kv, at % a.n_head_kv);
+            let first = block * QUERIES;
+            let block = Block { a, head, first, n: QUERIES.min(queries - first) };
+            block.run(kernels, &mut s);
+            for i in 0..block.n {
+                // SAFETY: `out` has a row for each query, and a query is in one block only.
+                let out = unsafe { std::slice::from_raw_parts_mut(out.at(block.query(i) * a.head_v), a.head_v) };
+                out.copy_from_slice(&s.sums[i * Kernels::padded(a.head_v)..][..a.head_v]);
+            }
         });
     };
     // A few short dot products do not pay for a hand-over.
-    if n * (a.first + n) * a.n_head * a.head_k < 16 << 10 {
+    if n * (a.first + n) * a.n_head * a.head_k < ALONE {
         body(Worker::alone());
     } else {
         cpu.pool.run(&body);
     }
 }
 
-/// The query heads `q` (group, head_k) of one row over the keys and values of head `head`; `out` is (group, head_v).
-fn one(k: &Kernels, a: &Attention<'_>, row: usize, head: usize, q: &[f32], scores: &mut [f32], out: &mut [f32]) {
-    let n_pos = a.first + row + 1;
-    let keys = Side::new(a.ty, a.keys, head * a.n_ctx, a.head_k);
-    let values = Side::new(a.ty, a.values, head * a.n_ctx, a.head_v);
-    for pos in 0..n_pos {
-        keys.with(pos, |key| {
-            for (g, q) in q.chunks_exact(a.head_k).enumerate() {
-                scores[g * n_pos + pos] = a.scale * key.dot(k, q);
-            }
-        });
+/// Multiplications below which the calling thread does them all.
+const ALONE: usize = 64 << 10;
+
+/// Consecutive queries of one key/value head, counted through rows: query `j` is head `j % group` of row `j / group`.
+struct Block<'a> {
+    a: &'a Attention<'a>,
+    head: usize,
+    first: usize,
+    n: usize,
+}
+
+impl Block<'_> {
+    /// The query's place among all rows' and heads'.
+    fn query(&self, i: usize) -> usize {
+        let group = self.a.n_head / self.a.n_head_kv;
+        let j = self.first + i;
+        j / group * self.a.n_head + self.head * group + j % group
     }
-    out.fill(0.0);
-    for scores in scores[..n_pos * (q.len() / a.head_k)].chunks_exact_mut(n_pos) {
-        let max = k.max(scores);
-        let sum = k.exp_sum(scores, max);
-        k.scale(1.0 / sum, scores);
+
+    /// Positions that the query sees. Never fewer than the query before it.
+    fn sees(&self, i: usize) -> usize {
+        self.a.first + (self.first + i) / (self.a.n_head / self.a.n_head_kv) + 1
     }
-    for pos in 0..n_pos {
-        values.with(pos, |value| {
-            for (g, out) in out.chunks_exact_mut(a.head_v).enumerate() {
-                value.axpy(k, scores[g * n_pos + pos], out);
+
+    /// Leaves the results in `s.sums`.
+    fn run(&self, k: &Kernels, s: &mut Scratch) {
+        let (a, wide_v) = (self.a, Kernels::padded(self.a.head_v));
+        for (i, q) in s.q.chunks_exact_mut(a.head_k).enumerate().take(self.n) {
+            q.copy_from_slice(&a.q[self.query(i) * a.head_k..][..a.head_k]);
+            k.scale(a.scale, q);
+        }
+        s.sums[..self.n * wide_v].fill(0.0);
+        s.running[..self.n].fill((f32::NEG_INFINITY, 0.0));
+        let keys = Side::new(a.ty, a.keys, self.head * a.n_ctx, a.head_k);
+        let values = Side::new(a.ty, a.values, self.head * a.n_ctx, a.head_v);
+        let end = self.sees(self.n - 1);
+        for start in (0..end).step_by(TILE) {
+            let n = TILE.min(end - start);
+            let seen = |i: usize| self.sees(i).saturating_sub(start).min(n);
+            // Queries that the tile is out of sight for.
+            let skip = (0..self.n).find(|&i| seen(i) > 0).unwrap_or(self.n);
+            keys.turn(k, start, n, &mut s.plain, &mut s.keys);
+            k.scores(&s.q[skip * a.head_k..self.n * a.head_k], &s.keys, n, &mut s.scores[skip * TILE..self.n * TILE]);
+            for i in skip..self.n {
+                let scores = &mut s.scores[i * TILE..][..seen(i)];
+                let (max, sum) = &mut s.running[i];
+                let largest = k.max(scores);
+                if largest > *max {
+                    let mut shrink = [*max];
+                    k.exp_sum(&mut shrink, largest);
+                    k.scale(shrink[0], &mut s.sums[i * wide_v..][..wide_v]);
+                    (*max, *sum) = (largest, *sum * shrink[0]);
+                }
+                *sum += k.exp_sum(scores, *max);
             }
-        });
+            values.widen(k, start, n, &mut s.plain, &mut s.values[..n * wide_v]);
+            self.add_values(k, s, skip, seen);
+        }
+        for (sums, (_, sum)) in s.sums.chunks_exact_mut(wide_v).zip(&s.running).take(self.n) {
+            k.scale(1.0 / sum, sums);
+        }
+    }
+
+    /// Adds a tile's values, weighted, to the sums of the queries from `skip` on.
+    fn add_values(&self, k: &Kernels, s: &mut Scratch, skip: usize, seen: impl Fn(usize) -> usize) {
+        let dim = Kernels::padded(self.a.head_v);
+        let mut i = skip;
+        while i < self.n {
+            // What four see in common at once, what later rows see beyond it one by one.
+            let (next, common) = ((i + 4).min(self.n), seen(i));
+            let sums = &mut s.sums[i * dim..next * dim];
+            k.accumulate(&s.scores[i * TILE..next * TILE], &s.values[..common * dim], dim, sums);
+            for (q, sums) in (i..next).zip(sums.chunks_exact_mut(dim)) {
+                if seen(q) > common {
+                    let weights = &s.scores[q * TILE + common..(q + 1) * TILE];
+                    k.accumulate(weights, &s.values[common * dim..seen(q) * dim], dim, sums);
+                }
+            }
+            i = next;
+        }
     }
 }
 
@@ -73,25 +177,10 @@ struct Side<'a> {
     cols: usize,
 }
 
-/// One cached row.
-enum CachedRow<'a> {
+/// Cached rows of a tile.
+enum CachedRows<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
-}
-
-impl CachedRow<'_> {
-    fn dot(&self, k: &Kernels, q: &[f32]) -> f32 {
-        match self {
-            CachedRow::F32(x) => k.dot(q, x),
-            CachedRow::F16(x) => k.dot_f16(q, x),
-        }
-    }
-    fn axpy(&self, k: &Kernels, a: f32, out: &mut [f32]) {
-        match self {
-            CachedRow::F32(x) => k.axpy(a, x, out),
-            CachedRow::F16(x) => k.axpy_f16(a, x, out),
-        }
-    }
 }
 
 impl<'a> Side<'a> {
@@ -100,20 +189,37 @@ impl<'a> Side<'a> {
         Self { ty, bytes: &bytes[first_row * row_bytes..], row_bytes, cols }
     }
 
-    /// Gives row `pos` to `f`.
-    fn with(&self, pos: usize, mut f: impl FnMut(CachedRow<'_>)) {
-        let row = &self.bytes[pos * self.row_bytes..][..self.row_bytes];
+    /// Rows `start..start + n`, dequantised into `plain` if they are neither floats nor halves.
+    fn rows<'s>(&'s self, start: usize, n: usize, plain: &'s mut [f32]) -> CachedRows<'s> {
+        let bytes = &self.bytes[start * self.row_bytes..][..n * self.row_bytes];
         match self.ty {
             // SAFETY: every bit pattern is a valid float, and `align_to` checks the alignment.
-            GgmlType::F32 => f(CachedRow::F32(aligned(unsafe { row.align_to::<f32>() }))),
+            GgmlType::F32 => CachedRows::F32(aligned(unsafe { bytes.align_to::<f32>() })),
             // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
-            GgmlType::F16 => f(CachedRow::F16(aligned(unsafe { row.align_to::<f16>() }))),
+            GgmlType::F16 => CachedRows::F16(aligned(unsafe { bytes.align_to::<f16>() })),
             ty => {
-                let mut x = [0.0; MAX_HEAD];
-                let x = &mut x[..self.cols];
-                dequantize_row(ty, row, x);
-                f(CachedRow::F32(x));
+                let plain = &mut plain[..n * self.cols];
+                for (bytes, x) in bytes.chunks_exact(self.row_bytes).zip(plain.chunks_exact_mut(self.cols)) {
+                    dequantize_row(ty, bytes, x);
+                }
+                CachedRows::F32(plain)
             }
+        }
+    }
+
+    /// Rows `start..start + n` to columns of floats.
+    fn turn(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
+        match self.rows(start, n, plain) {
+            CachedRows::F32(x) => k.turn(x, self.cols, out),
+            CachedRows::F16(x) => k.turn_f16(x, self.cols, out),
+        }
+    }
+
+    /// Rows `start..start + n` to padded rows of floats.
+    fn widen(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
+        match self.rows(start, n, plain) {
+            CachedRows::F32(x) => k.widen(x, self.cols, out),
+            CachedRows::F16(x) => k.widen_f16(x, self.cols, out),
         }
     }
 }

@@ -33,8 +33,8 @@ const ALONE_BYTES: usize = 32 << 10;
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// Attention scores of each thread.
-    scores: Vec<Mutex<Vec<f32>>>,
+    /// What each thread's attention works in.
+    attention: Vec<Mutex<attention::Scratch>>,
 }
 
 /// Base of memory that threads write disjoint parts of.
@@ -58,8 +58,8 @@ impl Cpu {
     pub fn new(threads: usize) -> Result<Self> {
         let kernels = Kernels::detect()?;
         let pool = Pool::new(threads).map_err(|e| Error::request("compute threads", threads, e))?;
-        let scores = (0..pool.threads()).map(|_| Mutex::default()).collect();
-        Ok(Self { kernels, pool, scores })
+        let attention = (0..pool.threads()).map(|_| Mutex::default()).collect();
+        Ok(Self { kernels, pool, attention })
     }
 
     /// Threads that compute.

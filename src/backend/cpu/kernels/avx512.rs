@@ -326,6 +326,7 @@ unpack!(Q6_K, Form::Offset(32), 6, |b| {
 });
 
 impl Lanes for L512 {
+    const WIDE: bool = true;
     avx512! {
         unsafe fn splat(x: f32) -> Self {
             L512(_mm512_set1_ps(x))

@@ -14,14 +14,16 @@ mod driver;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "scalar code reads bfloat16 by itself"))]
 mod ops;
 mod scalar;
+mod tile;
 
 use half::f16;
 
-use crate::quant::act::{ActChunk, ActRow};
+use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::CHUNK;
 use crate::quant::{Acts, GgmlType, QMat};
 use crate::{Error, Result};
 use ops::Ops;
+pub use tile::TILE;
 
 /// `y[t][r] = dot(row r of w, x[t])` for every row and token, where `y[t]` points to `w.rows` floats.
 ///
@@ -201,25 +203,11 @@ impl Kernels {
         unsafe { (self.ops.dot)(a, b) }
     }
 
-    /// `Σ a[i] * b[i]` with half-precision `b`, a key of the cache.
-    pub fn dot_f16(&self, a: &[f32], b: &[f16]) -> f32 {
-        assert_eq!(a.len(), b.len(), "factors");
-        // SAFETY: `for_isa` checked the CPU.
-        unsafe { (self.ops.dot_f16)(a, b) }
-    }
-
     /// `y[i] += a * x[i]`, fused.
     pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), y.len(), "terms and sums");
         // SAFETY: `for_isa` checked the CPU.
         unsafe { (self.ops.axpy)(a, x, y) }
-    }
-
-    /// `y[i] += a * x[i]`, fused, with half-precision `x`, a value of the cache.
-    pub fn axpy_f16(&self, a: f32, x: &[f16], y: &mut [f32]) {
-        assert_eq!(x.len(), y.len(), "terms and sums");
-        // SAFETY: `for_isa` checked the CPU.
-        unsafe { (self.ops.axpy_f16)(a, x, y) }
     }
 
     /// `y[i] = x[i]` rounded to the nearest half, ties to even.
@@ -266,5 +254,65 @@ impl Kernels {
         assert_eq!(gate.len(), up.len(), "gates and values");
         // SAFETY: `for_isa` checked the CPU.
         unsafe { (self.ops.silu_mul)(gate, up) }
+    }
+
+    /// `out[d][p] = x[p][d]`: keys of up to a tile of positions, for [`Kernels::scores`]. x: (n, dim), out: (dim, TILE)
+    pub fn turn(&self, x: &[f32], dim: usize, out: &mut [f32]) {
+        assert!(x.len() <= dim * TILE && out.len() == dim * TILE, "keys of a tile");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.turn)(x, dim, out) }
+    }
+
+    /// [`Kernels::turn`] of halves.
+    pub fn turn_f16(&self, x: &[f16], dim: usize, out: &mut [f32]) {
+        assert!(x.len() <= dim * TILE && out.len() == dim * TILE, "keys of a tile");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.turn_f16)(x, dim, out) }
+    }
+
+    /// `y[p] = x[p]`: values, padded for [`Kernels::accumulate`]. x: (n, dim), y: (n, [`Kernels::padded`] dim)
+    pub fn widen(&self, x: &[f32], dim: usize, y: &mut [f32]) {
+        assert_eq!(x.len() / dim * Self::padded(dim), y.len(), "values and room");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.widen)(x, dim, y) }
+    }
+
+    /// [`Kernels::widen`] of halves.
+    pub fn widen_f16(&self, x: &[f16], dim: usize, y: &mut [f32]) {
+        assert_eq!(x.len() / dim * Self::padded(dim), y.len(), "values and room");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.widen_f16)(x, dim, y) }
+    }
+
+    /// Columns of a row of `dim` with whole lanes.
+    pub const fn padded(dim: usize) -> usize {
+        dim.next_multiple_of(LANES)
+    }
+
+    /// `out[i][p] = Σ q[i][d] * keys[d][p]`, fused, in the order of `d`, for the first `n` positions; some after them
+    /// are written too. q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
+    pub fn scores(&self, q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) {
+        let dim = keys.len() / TILE;
+        assert!(keys.len() == dim * TILE && n <= TILE, "keys of {n} positions");
+        assert!(q.len() % dim == 0 && out.len() == q.len() / dim * TILE, "queries and scores");
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.scores)(q, keys, n, out) }
+    }
+
+    /// `out[i][d] += Σ p[i][s] * values[s][d]`, fused, in the order of `s`. p: (queries, TILE), where the last row ends
+    /// with the last value; values: (n, dim), out: (queries, dim), dim: [`Kernels::padded`]
+    pub fn accumulate(&self, p: &[f32], values: &[f32], dim: usize, out: &mut [f32]) {
+        assert!(dim.is_multiple_of(LANES) && values.len() % dim == 0 && out.len() % dim == 0, "rows of whole lanes");
+        let (n, queries) = (values.len() / dim, out.len() / dim);
+        assert!(queries == 0 || p.len() >= (queries - 1) * TILE + n, "weights of {n} positions for {queries} queries");
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.accumulate)(p, values, dim, out) }
+    }
+
+    /// `(a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], a[i] * sin[i] + b[i] * cos[i])`: rotary embedding by halves.
+    pub fn rotate(&self, cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) {
+        assert!(cos.len() == a.len() && sin.len() == a.len() && b.len() == a.len(), "pairs and angles");
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.rotate)(cos, sin, a, b) }
     }
 }

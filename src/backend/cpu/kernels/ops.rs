@@ -8,6 +8,7 @@
 
 use half::{bf16, f16};
 
+pub(super) use super::tile::{accumulate, rotate, scores, turn, widen};
 use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY};
 use crate::quant::block::{CHUNK, GROUP};
 
@@ -16,6 +17,8 @@ use crate::quant::block::{CHUNK, GROUP};
 /// # Safety
 /// Every method: the CPU has the instruction set; a pointer is valid for sixteen elements, at any alignment.
 pub(super) trait Lanes: Copy {
+    /// Whether there are 32 registers of sixteen floats; otherwise as many of eight, or sixteen.
+    const WIDE: bool = false;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn load_f16(p: *const f16) -> Self;
@@ -73,15 +76,20 @@ pub(super) trait Lanes: Copy {
 pub(super) struct Ops {
     pub quantize_row: unsafe fn(&[f32], &mut [ActChunk]),
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
-    pub dot_f16: unsafe fn(&[f32], &[f16]) -> f32,
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
-    pub axpy_f16: unsafe fn(f32, &[f16], &mut [f32]),
     pub to_f16: unsafe fn(&[f32], &mut [f16]),
     pub scale: unsafe fn(f32, &mut [f32]),
     pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
     pub max: unsafe fn(&[f32]) -> f32,
     pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub turn: unsafe fn(&[f32], usize, &mut [f32]),
+    pub turn_f16: unsafe fn(&[f16], usize, &mut [f32]),
+    pub widen: unsafe fn(&[f32], usize, &mut [f32]),
+    pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
+    pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    pub rotate: unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]),
 }
 
 /// Defines `OPS`, the table of an instruction set: each operation with the set's features enabled around it.
@@ -92,18 +100,24 @@ macro_rules! ops_table {
             $crate::backend::cpu::kernels::ops::ops_table! { @each (ops) ($lanes) ($(#[$feature])?)
                 quantize_row(x: &[f32], out: &mut [$crate::quant::act::ActChunk]) -> () = quantize_row::<$lanes>;
                 dot(a: &[f32], b: &[f32]) -> f32 = dot::<$lanes, f32>;
-                dot_f16(a: &[f32], b: &[half::f16]) -> f32 = dot::<$lanes, half::f16>;
-                axpy(a: f32, x: &[f32], y: &mut [f32]) -> () = axpy::<$lanes, f32>;
-                axpy_f16(a: f32, x: &[half::f16], y: &mut [f32]) -> () = axpy::<$lanes, half::f16>;
+                axpy(a: f32, x: &[f32], y: &mut [f32]) -> () = axpy::<$lanes>;
                 to_f16(x: &[f32], y: &mut [half::f16]) -> () = to_f16::<$lanes>;
                 scale(a: f32, x: &mut [f32]) -> () = scale::<$lanes>;
                 scale_mul(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) -> () = scale_mul::<$lanes>;
                 max(x: &[f32]) -> f32 = max::<$lanes>;
                 exp_sum(x: &mut [f32], max: f32) -> f32 = exp_sum::<$lanes>;
                 silu_mul(gate: &mut [f32], up: &[f32]) -> () = silu_mul::<$lanes>;
+                turn(x: &[f32], dim: usize, out: &mut [f32]) -> () = turn::<$lanes, f32>;
+                turn_f16(x: &[half::f16], dim: usize, out: &mut [f32]) -> () = turn::<$lanes, half::f16>;
+                widen(x: &[f32], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, f32>;
+                widen_f16(x: &[half::f16], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, half::f16>;
+                scores(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) -> () = scores::<$lanes>;
+                accumulate(p: &[f32], v: &[f32], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes>;
+                rotate(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) -> () = rotate::<$lanes>;
             }
             ops::Ops {
-                quantize_row, dot, dot_f16, axpy, axpy_f16, to_f16, scale, scale_mul, max, exp_sum, silu_mul,
+                quantize_row, dot, axpy, to_f16, scale, scale_mul, max, exp_sum, silu_mul, turn, turn_f16,
+                widen, widen_f16, scores, accumulate, rotate,
             }
         };
     };
@@ -178,7 +192,7 @@ macro_rules! by_lanes {
 /// # Safety
 /// The CPU has the instruction set; where `WHOLE`, `x` has the sixteen elements.
 #[inline(always)]
-unsafe fn load<const WHOLE: bool, L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
+pub(super) unsafe fn load<const WHOLE: bool, L: Lanes, T: Element>(x: &[T], i: usize, pad: T) -> L {
     debug_assert!(!WHOLE || i + LANES <= x.len());
     if WHOLE {
         // SAFETY: the caller's promise is the same.
@@ -310,11 +324,11 @@ pub(super) unsafe fn dot<L: Lanes, T: Element>(a: &[f32], b: &[T]) -> f32 {
 }
 
 #[inline(always)]
-pub(super) unsafe fn axpy<L: Lanes, T: Element>(a: f32, x: &[T], y: &mut [f32]) {
+pub(super) unsafe fn axpy<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
     // SAFETY: the caller checked the CPU and that both have as many elements.
     unsafe {
         by_lanes!(y.len(), |i| {
-            let x: L = load::<WHOLE, L, T>(x, i, T::ZERO);
+            let x = load::<WHOLE, L, _>(x, i, 0.0);
             store::<WHOLE, L>(L::splat(a).fma(x, load::<WHOLE, L, _>(y, i, 0.0)), y, i);
         });
     }

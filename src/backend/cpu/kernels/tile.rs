@@ -1,0 +1,203 @@
+//! Attention's arithmetic on a tile of cached positions, over sixteen lanes.
+//!
+//! Every score and every output element is one chain of fused additions in the order of the dimensions or positions, so
+//! which queries share a call changes no bit of any of them, and neither does the instruction set.
+//!
+//! Must not know: caches, softmax, threads.
+
+use super::ops::{Element, Lanes, load};
+use crate::quant::act::LANES;
+
+/// Positions of a tile: keys, values and scores of 32 queries with heads of 128 take 72 KiB then.
+pub const TILE: usize = 64;
+
+/// `out[d][p] = x[p][d]` for the positions that `x` (n, dim) has. (dim, TILE)
+#[inline(always)]
+pub(super) unsafe fn turn<L: Lanes, T: Element>(x: &[T], dim: usize, out: &mut [f32]) {
+    let n = x.len() / dim;
+    for p in (0..n).step_by(LANES) {
+        for d in (0..dim).step_by(LANES) {
+            // SAFETY: the caller checked the CPU, that `n` is at most a tile and that `out` has `dim` rows of a tile.
+            unsafe {
+                let mut block = [L::splat(0.0); LANES];
+                for (i, lanes) in block.iter_mut().enumerate().take(n - p) {
+                    let row = &x[(p + i) * dim..(p + i + 1) * dim];
+                    *lanes = if d + LANES <= dim {
+                        load::<true, L, T>(row, d, T::ZERO)
+                    } else {
+                        load::<false, L, T>(row, d, T::ZERO)
+                    };
+                }
+                let block = L::transpose(block);
+                for (i, lanes) in block.iter().enumerate().take(dim - d) {
+                    lanes.store(out.as_mut_ptr().add((d + i) * TILE + p));
+                }
+            }
+        }
+    }
+}
+
+/// `y[r] = x[r]` with rows of `dim` padded by zeros to whole lanes. x: (n, dim), y: (n, dim rounded up)
+#[inline(always)]
+pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(dim).zip(y.chunks_exact_mut(dim.next_multiple_of(LANES))) {
+        let whole = dim / LANES * LANES;
+        // SAFETY: the caller checked the CPU; `y` has whole lanes, `x` has them below `whole`.
+        unsafe {
+            for d in (0..whole).step_by(LANES) {
+                load::<true, L, T>(x, d, T::ZERO).store(y.as_mut_ptr().add(d));
+            }
+            if whole < dim {
+                load::<false, L, T>(x, whole, T::ZERO).store(y.as_mut_ptr().add(whole));
+            }
+        }
+    }
+}
+
+/// Rows of `a` (q, ·) times rows of `b` (·, TILE or dim), accumulated in registers: `Q` queries by `V` vectors.
+struct Block<'a> {
+    /// Factors: step `s` of query `i` is at `i * a_query + s * 1`.
+    a: &'a [f32],
+    a_query: usize,
+    /// Vectors: step `s` starts at `s * b_step`.
+    b: &'a [f32],
+    b_step: usize,
+    steps: usize,
+}
+
+impl Block<'_> {
+    /// `out[i][c..]` gets the sums that start from `out` itself or, where `FRESH`, from nothing.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set; queries `i` to `i + Q` and columns `c` to `c + V * LANES` are inside.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, const FRESH: bool, const Q: usize, const V: usize>(
+        &self,
+        i: usize,
+        c: usize,
+        out: *mut f32,
+        out_query: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = self.a.as_ptr().add(i * self.a_query);
+            let b = self.b.as_ptr().add(c);
+            let out = out.add(i * out_query + c);
+            let mut acc = [[L::splat(0.0); V]; Q];
+            if !FRESH {
+                for (q, acc) in acc.iter_mut().enumerate() {
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = L::load(out.add(q * out_query + v * LANES));
+                    }
+                }
+            }
+            for s in 0..self.steps {
+                let mut x = [L::splat(0.0); V];
+                for (v, x) in x.iter_mut().enumerate() {
+                    *x = L::load(b.add(s * self.b_step + v * LANES));
+                }
+                for (q, acc) in acc.iter_mut().enumerate() {
+                    let a = L::splat(*a.add(q * self.a_query + s));
+                    for (acc, x) in acc.iter_mut().zip(x) {
+                        *acc = x.fma(a, *acc);
+                    }
+                }
+            }
+            for (q, acc) in acc.iter().enumerate() {
+                for (v, acc) in acc.iter().enumerate() {
+                    acc.store(out.add(q * out_query + v * LANES));
+                }
+            }
+        }
+    }
+
+    /// All columns of `Q` queries from `i` on.
+    ///
+    /// # Safety
+    /// As [`Block::run`], for `columns`, a multiple of [`LANES`].
+    #[inline(always)]
+    unsafe fn queries<L: Lanes, const FRESH: bool, const Q: usize>(
+        &self,
+        i: usize,
+        columns: usize,
+        out: *mut f32,
+        out_query: usize,
+    ) {
+        let mut c = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if L::WIDE {
+                while c + 4 * LANES <= columns {
+                    self.run::<L, FRESH, Q, 4>(i, c, out, out_query);
+                    c += 4 * LANES;
+                }
+            }
+            while c < columns {
+                self.run::<L, FRESH, Q, 1>(i, c, out, out_query);
+                c += LANES;
+            }
+        }
+    }
+
+    /// All of `n` queries, four at a time: enough chains of additions to hide their latency.
+    ///
+    /// # Safety
+    /// As [`Block::queries`], for all `n`.
+    #[inline(always)]
+    unsafe fn all<L: Lanes, const FRESH: bool>(&self, n: usize, columns: usize, out: *mut f32, out_query: usize) {
+        let mut i = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while i + 4 <= n {
+                self.queries::<L, FRESH, 4>(i, columns, out, out_query);
+                i += 4;
+            }
+            if i + 2 <= n {
+                self.queries::<L, FRESH, 2>(i, columns, out, out_query);
+                i += 2;
+            }
+            if i < n {
+                self.queries::<L, FRESH, 1>(i, columns, out, out_query);
+            }
+        }
+    }
+}
+
+/// `out[i][p] = Σ q[i][d] * keys[d][p]` for the first `n` positions and those that fill up their lanes.
+/// q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
+#[inline(always)]
+pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) {
+    let dim = keys.len() / TILE;
+    let block = Block { a: q, a_query: dim, b: keys, b_step: TILE, steps: dim };
+    // SAFETY: the caller checked the CPU, the lengths, and that `n` is at most a tile, which is a multiple of LANES.
+    unsafe { block.all::<L, true>(q.len() / dim, n.next_multiple_of(LANES), out.as_mut_ptr(), TILE) }
+}
+
+/// `out[i][d] += Σ p[i][s] * values[s][d]`. p: (queries, TILE), of which the last row may be cut; values: (n, dim);
+/// out: (queries, dim); dim: a multiple of LANES
+#[inline(always)]
+pub(super) unsafe fn accumulate<L: Lanes>(p: &[f32], values: &[f32], dim: usize, out: &mut [f32]) {
+    let block = Block { a: p, a_query: TILE, b: values, b_step: dim, steps: values.len() / dim };
+    // SAFETY: the caller checked the CPU and the lengths.
+    unsafe { block.all::<L, false>(out.len() / dim, dim, out.as_mut_ptr(), dim) }
+}
+
+/// Turns the pairs (a[i], b[i]) by the angle with that cosine and sine.
+#[inline(always)]
+pub(super) unsafe fn rotate<L: Lanes>(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) {
+    let whole = a.len() / LANES * LANES;
+    // SAFETY: the caller checked the CPU and that all have as many elements; all have lanes below `whole`.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            let (x, y) = (L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)));
+            let (c, s) = (L::load(cos.as_ptr().add(i)), L::load(sin.as_ptr().add(i)));
+            y.fnma(s, x.mul(c)).store(a.as_mut_ptr().add(i));
+            y.fma(c, x.mul(s)).store(b.as_mut_ptr().add(i));
+        }
+    }
+    for i in whole..a.len() {
+        let (x, y) = (a[i], b[i]);
+        a[i] = (-y).mul_add(sin[i], x * cos[i]);
+        b[i] = y.mul_add(cos[i], x * sin[i]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Attention's tile operations on every instruction set against plain sums in the order that they promise, and whole
+//! attention against the reference backend, bit for bit the same in any batch and on any number of threads.
+
+use half::f16;
+use hotset::{
+    backend::{
+        Attention, Backend, Reference,
+        cpu::{
+            Cpu,
+            kernels::{Isa, Kernels, TILE},
+        },
+    },
+    quant::GgmlType,
+};
+use proptest::prelude::*;
+
+mod common;
+use common::dice::Dice;
+
+const DIMS: [usize; 8] = [16, 64, 80, 128, 256, 1, 20, 35];
+
+fn available() -> Vec<Kernels> {
+    let isas = Isa::ALL.iter().filter(|isa| isa.is_available());
+    isas.map(|isa| Kernels::for_isa(*isa).unwrap()).collect()
+}
+
+fn floats(n: usize, dice: &mut Dice) -> Vec<f32> {
+    (0..n).map(|_| (dice.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Attention over a cache of `n_ctx` positions.
+struct Case {
+    ty: GgmlType,
+    n_head: usize,
+    n_head_kv: usize,
+    head_k: usize,
+    head_v: usize,
+    n_ctx: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// For all positions. (n_ctx, n_head, head_k)
+    q: Vec<f32>,
+}
+
+impl Case {
+    fn new(ty: GgmlType, heads: (usize, usize), dims: (usize, usize), n_ctx: usize, dice: &mut Dice) -> Self {
+        let ((n_head, n_head_kv), (head_k, head_v)) = (heads, dims);
+        let cache = |dim: usize, dice: &mut Dice| {
+            let block = |dice: &mut Dice| -> Vec<u8> {
+                match ty {
+                    GgmlType::F32 => floats(1, dice)[0].to_le_bytes().to_vec(),
+                    GgmlType::F16 => f16::from_f32(floats(1, dice)[0]).to_le_bytes().to_vec(),
+                    _ => {
+                        let scale = f16::from_f32(floats(1, dice)[0] / 127.0).to_le_bytes();
+                        scale.into_iter().chain((0..32).map(|_| dice.next() as u8)).collect()
+                    }
+                }
+            };
+            let blocks = n_head_kv * n_ctx * dim / ty.block_len();
+            (0..blocks).flat_map(|_| block(dice)).collect::<Vec<u8>>()
+        };
+        let (keys, values) = (cache(head_k, dice), cache(head_v, dice));
+        let q = floats(n_ctx * n_head * head_k, dice).iter().map(|x| x * 3.0).collect();
+        Self { ty, n_head, n_head_kv, head_k, head_v, n_ctx, keys, values, q }
+    }
+
+    /// Positions `range` as one batch.
+    fn attend(&self, backend: &mut impl Backend, range: std::ops::Range<usize>) -> Vec<f32> {
+        let width = self.n_head * self.head_k;
+        let a = Attention {
+            q: &self.q[range.start * width..range.end * width],
+            keys: &self.keys,
+            values: &self.values,
+            ty: self.ty,
+            n_ctx: self.n_ctx,
+            n_head: self.n_head,
+            n_head_kv: self.n_head_kv,
+            head_k: self.head_k,
+            head_v: self.head_v,
+            first: range.start,
+            scale: 1.0 / (self.head_k as f32).sqrt(),
+        };
+        let mut out = vec![f32::NAN; range.len() * self.n_head * self.head_v];
+        backend.attend(&a, &mut out);
+        out
+    }
+
+    fn check(&self, dice: &mut Dice) {
+        let what =
+            format!("{} {}/{} {}x{} {}", self.ty, self.n_head, self.n_head_kv, self.head_k, self.head_v, self.n_ctx);
+        let all = self.attend(&mut Cpu::new(1).unwrap(), 0..self.n_ctx);
+        let truth = self.attend(&mut Reference, 0..self.n_ctx);
+        for (i, (got, want)) in all.iter().zip(&truth).enumerate() {
+            assert!((got - want).abs() <= 2e-5, "{what}: {i}: {got} is not {want}");
+        }
+        for threads in 1..=3 {
+            let mut cpu = Cpu::new(threads).unwrap();
+            let (mut at, mut cut) = (0, Vec::new());
+            while at < self.n_ctx {
+                let most = if dice.below(2) == 0 { 3 } else { 150 };
+                let n = (1 + dice.below(most)).min(self.n_ctx - at);
+                cut.extend(self.attend(&mut cpu, at..at + n));
+                at += n;
+            }
+            assert!(same(&cut, &all), "{what}: other bits in other batches on {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn rows_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(1);
+    for (ty, heads, dims, n_ctx) in [
+        (F32, (4, 2), (16, 16), 200),
+        (F16, (8, 1), (64, 64), 130),
+        (F16, (3, 3), (80, 80), 129),
+        (F16, (6, 2), (128, 256), 70),
+        (F32, (5, 1), (20, 35), 193),
+        (F16, (70, 1), (16, 48), 66),
+        (Q8_0, (8, 2), (64, 32), 257),
+        (Q8_0, (2, 2), (96, 128), 64),
+        (F32, (1, 1), (1, 1), 65),
+        (F16, (2, 1), (128, 128), 1),
+    ] {
+        Case::new(ty, heads, dims, n_ctx, dice).check(dice);
+    }
+}
+
+/// A value that a row must not see may be anything.
+#[test]
+fn what_lies_ahead_does_not_matter() {
+    let dice = &mut Dice(2);
+    let mut case = Case::new(GgmlType::F32, (4, 2), (32, 32), 80, dice);
+    let cpu = &mut Cpu::new(2).unwrap();
+    let want = case.attend(cpu, 0..40);
+    for head in 0..2 {
+        for side in [&mut case.keys, &mut case.values] {
+            for x in side[(head * 80 + 20) * 128..(head + 1) * 80 * 128].as_chunks_mut::<4>().0 {
+                *x = f32::NAN.to_le_bytes();
+            }
+        }
+    }
+    let got = case.attend(cpu, 0..40);
+    assert!(same(&got[..20 * 128], &want[..20 * 128]));
+    assert!(got[20 * 128..].iter().all(|x| x.is_nan()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn tile_operations_keep_their_order(dim in 0..DIMS.len(), n in 1..=TILE, queries in 1usize..12, seed: u64) {
+        let (dim, dice) = (DIMS[dim], &mut Dice(seed));
+        let (q, x) = (floats(queries * dim, dice), floats(n * dim, dice));
+        let halves: Vec<f16> = x.iter().map(|x| f16::from_f32(*x)).collect();
+        let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+        let p = floats(queries * TILE, dice);
+        let wide = Kernels::padded(dim);
+        let start = floats(queries * wide, dice);
+        for k in available() {
+            let name = k.isa().name();
+            let (mut keys, mut keys_f16) = (vec![0.0; dim * TILE], vec![0.0; dim * TILE]);
+            k.turn(&x, dim, &mut keys);
+            k.turn_f16(&halves, dim, &mut keys_f16);
+            let (mut rows, mut rows_f16) = (vec![1.0; n * wide], vec![1.0; n * wide]);
+            k.widen(&x, dim, &mut rows);
+            k.widen_f16(&halves, dim, &mut rows_f16);
+            for p in 0..n {
+                for d in 0..wide {
+                    let at = |x: &[f32]| if d < dim { x[p * dim + d] } else { 0.0 };
+                    prop_assert_eq!((rows[p * wide + d], rows_f16[p * wide + d]), (at(&x), at(&rounded)), "{}", name);
+                    if d < dim {
+                        let turned = (keys[d * TILE + p], keys_f16[d * TILE + p]);
+                        prop_assert_eq!(turned, (at(&x), at(&rounded)), "{}", name);
+                    }
+                }
+            }
+            let mut scores = vec![0.0; queries * TILE];
+            k.scores(&q, &keys, n, &mut scores);
+            let mut sums = start.clone();
+            k.accumulate(&p, &rows, wide, &mut sums);
+            for i in 0..queries {
+                for pos in 0..n {
+                    let want = (0..dim).fold(0f32, |sum, d| q[i * dim + d].mul_add(x[pos * dim + d], sum));
+                    prop_assert_eq!(scores[i * TILE + pos].to_bits(), want.to_bits(), "{} score {} {}", name, i, pos);
+                }
+                for d in 0..dim {
+                    let want = (0..n).fold(start[i * wide + d], |s, pos| p[i * TILE + pos].mul_add(x[pos * dim + d], s));
+                    prop_assert_eq!(sums[i * wide + d].to_bits(), want.to_bits(), "{} sum {} {}", name, i, d);
+                }
+            }
+        }
+    }
+}
