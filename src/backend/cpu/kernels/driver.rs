@@ -179,6 +179,9 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[
     unsafe {
         let mut acc = [S::L::splat(0.0); T];
         for (c, bytes) in whole.enumerate() {
+            if T == 1 {
+                prefetch(bytes.as_ptr(), B::BYTES);
+            }
             step::<S, B, T>(&unpack::<S, B>(bytes), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
         if !rest.is_empty() {
@@ -188,6 +191,23 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[
             *y[t].add(r) = acc[t].sum();
         }
     }
+}
+
+/// How far ahead of the weights in use memory is asked for, in bytes: some rows, across the pages at which the hardware's
+/// own prefetcher stops. Weights of one token are used once, so nothing else hides DRAM's latency.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Asks for the `n` bytes that lie [`PREFETCH_BYTES`] of `at`. A hint: any address will do.
+#[inline(always)]
+fn prefetch(at: *const u8, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..n).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES + line).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, n);
 }
 
 /// [`tile`] of an unpacked row.
