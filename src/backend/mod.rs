@@ -130,6 +130,44 @@ pub struct Attention<'a> {
     pub scale: f32,
 }
 
+/// Which pairs of a head's elements the rotary embedding turns (Su et al., arXiv 2104.09864).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeKind {
+    /// (0,1), (2,3), …: as in the paper; GGUF files of the llama architecture are permuted for it.
+    Interleaved,
+    /// (0, n/2), (1, n/2+1), …: GPT-NeoX.
+    Halves,
+}
+
+/// The rotary embedding of some rows.
+#[derive(Clone, Copy)]
+pub struct Rotation<'a> {
+    /// Which elements make a pair.
+    pub kind: RopeKind,
+    /// Elements of a head.
+    pub head: usize,
+    /// Pairs of a head that turn.
+    pub pairs: usize,
+    /// Cosines, then sines, for each row's position. (n, 2, pairs)
+    pub turns: &'a [f32],
+}
+
+/// Keys or values of some new rows on their way into the cache.
+pub struct CacheWrite<'a> {
+    /// The rows. (n, heads, dim)
+    pub x: &'a [f32],
+    /// The cache. (heads, n_ctx, dim)
+    pub cache: &'a mut [u8],
+    /// Its element type: F32, F16 or Q8_0.
+    pub ty: GgmlType,
+    /// Key/value heads.
+    pub heads: usize,
+    /// Elements of a head.
+    pub dim: usize,
+    /// Position of the first row.
+    pub first: usize,
+}
+
 /// See the module.
 pub trait Backend: Send {
     /// What runs, for people: "avx512vnni, 2 threads".
@@ -145,4 +183,19 @@ pub trait Backend: Send {
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]);
     /// RMS norm of each row: `out = x / sqrt(mean(x²) + eps) * weight`; rows are as long as `weight`.
     fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
+    /// The same in place.
+    fn rms_norm_onto(&mut self, x: &mut [f32], weight: &[f32], eps: f32);
+    /// Turns the pairs of every head of `x`, which is (n, heads, head).
+    fn rope(&mut self, x: &mut [f32], rotation: &Rotation<'_>);
+    /// Writes new rows into the cache.
+    fn write_cache(&mut self, write: CacheWrite<'_>);
+    /// Adds `bias` to each row of `x`; rows are as long as `bias`.
+    fn add_bias(&mut self, x: &mut [f32], bias: &[f32]);
+    /// `x[i] += Σ weight(r) * terms[r]` over row i's terms `r`, in their order. x: (n, cols), terms: (n, any, cols)
+    fn add_weighted(&mut self, x: &mut [f32], cols: usize, terms: &[f32], weight: impl Fn(usize) -> f32 + Sync);
+    /// Softmax of each row of `cols`.
+    fn softmax(&mut self, x: &mut [f32], cols: usize);
+    /// Calls `f(i, row i)` for each row of `cols` elements; rows may run at the same time. `cost`: about how many floats
+    /// a row has to do with.
+    fn each_row<T: Send>(&mut self, x: &mut [T], cols: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync);
 }

@@ -1,7 +1,7 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
-use super::{Attention, Backend, FfnJob, Hidden, Pair, Product, Rows};
-use crate::quant::{QMat, dequantize_row};
+use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows};
+use crate::quant::{QMat, dequantize_row, encode_row};
 
 /// See the module.
 #[derive(Default)]
@@ -78,6 +78,54 @@ impl Backend for Reference {
                 *o = x * scale * w;
             }
         }
+    }
+    fn rms_norm_onto(&mut self, x: &mut [f32], weight: &[f32], eps: f32) {
+        let copy = x.to_vec();
+        self.rms_norm(&copy, weight, eps, x);
+    }
+    fn rope(&mut self, x: &mut [f32], r: &Rotation<'_>) {
+        let n = r.turns.len() / (2 * r.pairs).max(1);
+        let heads = x.len() / r.head / n.max(1);
+        for (i, head) in x.chunks_exact_mut(r.head).enumerate() {
+            let turns = &r.turns[i / heads * 2 * r.pairs..][..2 * r.pairs];
+            for pair in 0..r.pairs {
+                let (a, b) = match r.kind {
+                    RopeKind::Interleaved => (2 * pair, 2 * pair + 1),
+                    RopeKind::Halves => (pair, pair + r.pairs),
+                };
+                let (cos, sin) = (turns[pair], turns[pair + r.pairs]);
+                (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+            }
+        }
+    }
+    fn write_cache(&mut self, w: CacheWrite<'_>) {
+        let bytes = w.dim / w.ty.block_len() * w.ty.block_bytes();
+        let n_ctx = w.cache.len() / w.heads / bytes;
+        for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
+            let at = (i % w.heads * n_ctx + w.first + i / w.heads) * bytes;
+            encode_row(w.ty, x, &mut w.cache[at..at + bytes]);
+        }
+    }
+    fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {
+        x.chunks_exact_mut(bias.len()).for_each(|x| x.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+    }
+    fn add_weighted(&mut self, x: &mut [f32], cols: usize, terms: &[f32], weight: impl Fn(usize) -> f32 + Sync) {
+        let each = terms.len() / x.len();
+        for (r, term) in terms.chunks_exact(cols).enumerate() {
+            let x = &mut x[r / each * cols..][..cols];
+            x.iter_mut().zip(term).for_each(|(x, t)| *x += weight(r) * t);
+        }
+    }
+    fn softmax(&mut self, x: &mut [f32], cols: usize) {
+        for x in x.chunks_exact_mut(cols) {
+            let max = x.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            x.iter_mut().for_each(|s| *s = (*s - max).exp());
+            let total: f32 = x.iter().sum();
+            x.iter_mut().for_each(|s| *s /= total);
+        }
+    }
+    fn each_row<T: Send>(&mut self, x: &mut [T], cols: usize, _: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        x.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
     }
 }
 

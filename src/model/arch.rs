@@ -4,14 +4,7 @@
 //!
 //! Sources: the papers, and the tensor lists that llama.cpp's loader asks for.
 
-/// Which pairs of a head's elements the rotary embedding turns (Su et al., arXiv 2104.09864).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeKind {
-    /// (0,1), (2,3), …: as in the paper; GGUF files of the llama architecture are permuted for it.
-    Interleaved,
-    /// (0, n/2), (1, n/2+1), …: GPT-NeoX.
-    Halves,
-}
+pub use crate::backend::RopeKind;
 
 /// RMS norm of queries and keys before the rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

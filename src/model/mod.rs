@@ -12,13 +12,12 @@ mod weights;
 
 pub use config::Config;
 pub use kv_cache::{KV_TYPES, KvCache, KvView};
-pub use moe::route;
 pub use scratch::{Scratch, ScratchShape};
 pub use weights::{Weights, is_expert, resident_bytes};
 
 use crate::{
     Result,
-    backend::{Attention, Backend, Product},
+    backend::{Attention, Backend, CacheWrite, Product},
     expert::Experts,
     gguf::{Gguf, TensorReader},
     model::{rope::Rope, weights::Ffn},
@@ -91,6 +90,7 @@ impl Model {
 
         let x = &mut s.x[..n * c.n_embd]; // (n, n_embd), the residual stream
         self.embd.rows(batch.tokens, x, &mut s.embd)?;
+        let rotation = self.rope.rotation(pos, n, &mut s.turns);
 
         for (il, layer) in self.weights.layers.iter().enumerate() {
             // Attention.
@@ -107,22 +107,19 @@ impl Model {
                 ],
             );
             for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
-                add_bias(x, bias);
+                add_bias(b, x, bias);
             }
             for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
                 if !norm.is_empty() {
-                    let copy = &mut s.tmp[..x.len()];
-                    copy.copy_from_slice(x);
-                    b.rms_norm(copy, norm, eps, x);
+                    b.rms_norm_onto(x, norm, eps);
                 }
             }
-            let (nq, nk, nv) = (q.len() / n, k.len() / n, v.len() / n);
-            for i in 0..n {
-                self.rope.seek(pos + i);
-                self.rope.apply(&mut q[i * nq..][..nq]);
-                self.rope.apply(&mut k[i * nk..][..nk]);
-                kv.store(il, pos + i, &k[i * nk..][..nk], &v[i * nv..][..nv]);
-            }
+            b.rope(q, &rotation);
+            b.rope(k, &rotation);
+            let (ty, heads) = (kv.ty(), c.n_head_kv);
+            let (keys, values) = kv.layer_mut(il);
+            b.write_cache(CacheWrite { x: k, cache: keys, ty, heads, dim: c.n_embd_head_k, first: pos });
+            b.write_cache(CacheWrite { x: v, cache: values, ty, heads, dim: c.n_embd_head_v, first: pos });
             let KvView { ty, n_ctx, keys, values } = kv.view(il);
             let attention = Attention {
                 q,
@@ -141,8 +138,8 @@ impl Model {
             b.prepare(&mut s.heads);
             let out = &mut s.tmp[..n * c.n_embd];
             b.matmul(&s.heads, &mut [Product { w: layer.wo.view(), y: out }]);
-            add_bias(out, &layer.bias[3]);
-            add(x, out);
+            add_bias(b, out, &layer.bias[3]);
+            b.add_weighted(x, c.n_embd, out, |_| 1.0);
 
             // Feed-forward.
             b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n));
@@ -170,14 +167,10 @@ impl Model {
     }
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
 /// Adds `bias` to every row of `x`, if there is one.
-fn add_bias(x: &mut [f32], bias: &[f32]) {
+fn add_bias(b: &mut impl Backend, x: &mut [f32], bias: &[f32]) {
     if !bias.is_empty() {
-        x.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+        b.add_bias(x, bias);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The feed-forward part of a layer: router, routed experts, shared expert.
 
 use super::{
-    Config, add,
+    Config,
     scratch::MoeScratch,
     weights::{DenseFfn, Layer, MoeWeights},
 };
@@ -20,7 +20,7 @@ const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
 /// A dense block: every row takes it. `x += ffn(norm)`.
 pub(super) fn dense(b: &mut impl Backend, ffn: &DenseFfn, norm: &Rows, s: &mut MoeScratch, x: &mut [f32]) {
     everyone(b, ffn, norm, &mut s.hidden, &mut s.pairs, &mut s.shared);
-    add(x, &s.shared);
+    b.add_weighted(x, norm.cols(), &s.shared[..x.len()], |_| 1.0);
 }
 
 /// `out[i] = ffn(norm[i])` for every row.
@@ -59,10 +59,12 @@ pub(super) fn forward(
     let n = norm.len();
     let scores = &mut s.scores[..n * c.n_expert];
     b.matmul(norm, &mut [Product { w: w.router.view(), y: scores }]);
-    s.routed.clear();
-    for scores in scores.chunks_exact_mut(c.n_expert) {
-        route(c, w.index as u16, scores, &mut s.order, &mut s.routed);
-    }
+    b.softmax(scores, c.n_expert);
+    let nobody = Routed { id: ExpertId { layer: w.index as u16, expert: 0 }, weight: 0.0 };
+    s.routed.resize(n * c.n_expert_used, nobody);
+    b.each_row(&mut s.routed, c.n_expert_used, 16 * c.n_expert, |i, routed| {
+        route(c, w.index as u16, &scores[i * c.n_expert..(i + 1) * c.n_expert], routed);
+    });
     let next = w.index as u16 + 1;
     let looks = phase == Phase::Decode && experts.wants_lookahead(next) && look_ahead(b, c, ahead, x, s);
 
@@ -89,44 +91,36 @@ pub(super) fn forward(
         compute(b, norm, experts, s);
     }
     // In routing order, whatever the order of arrival.
-    for (i, x) in x.chunks_exact_mut(c.n_embd).enumerate() {
-        let rows = i * c.n_expert_used..(i + 1) * c.n_expert_used;
-        for (r, routed) in rows.clone().zip(&s.routed[rows]) {
-            let out = &s.out[r * c.n_embd..][..c.n_embd];
-            x.iter_mut().zip(out).for_each(|(x, o)| *x += routed.weight * o);
-        }
-        if w.shared.is_some() {
-            let gate = if w.shared_gate.is_some() { 1.0 / (1.0 + (-s.shared_gate[i]).exp()) } else { 1.0 };
-            let out = &s.shared[i * c.n_embd..][..c.n_embd];
-            x.iter_mut().zip(out).for_each(|(x, o)| *x += gate * o);
-        }
+    b.add_weighted(x, c.n_embd, &s.out[..n * c.n_expert_used * c.n_embd], |r| s.routed[r].weight);
+    if w.shared.is_some() {
+        let gate = |i: usize| if w.shared_gate.is_some() { 1.0 / (1.0 + (-s.shared_gate[i]).exp()) } else { 1.0 };
+        b.add_weighted(x, c.n_embd, &s.shared[..n * c.n_embd], gate);
     }
     Ok(())
 }
 
-/// Chooses the experts of one row and appends them, best first. `scores` become probabilities.
+/// Chooses the experts of one row, best first, from the softmax of the scores of all.
 ///
-/// Softmax over all experts, the `n_expert_used` largest (ties: the lower number), renormalised where the architecture
-/// does so, scaled.
-pub fn route(c: &Config, layer: u16, scores: &mut [f32], order: &mut Vec<u16>, routed: &mut Vec<Routed>) {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
-    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-    let total: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|s| *s /= total);
-
-    order.clear();
-    order.extend(0..scores.len() as u16);
-    let better = |a: &u16, b: &u16| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-    if c.n_expert_used < order.len() {
-        order.select_nth_unstable_by(c.n_expert_used, better);
+/// The `n_expert_used` largest (ties: the lower number), renormalised where the architecture does so, scaled.
+fn route(c: &Config, layer: u16, probabilities: &[f32], routed: &mut [Routed]) {
+    let mut n = 0;
+    for (expert, &weight) in (0u16..).zip(probabilities) {
+        // Those before it go first unless it is larger.
+        let better = |r: &Routed| weight.total_cmp(&r.weight).is_gt();
+        if n == routed.len() && !routed.last().is_some_and(better) {
+            continue;
+        }
+        n = routed.len().min(n + 1);
+        let mut at = n - 1;
+        while at > 0 && better(&routed[at - 1]) {
+            routed[at] = routed[at - 1];
+            at -= 1;
+        }
+        routed[at] = Routed { id: ExpertId { layer, expert }, weight };
     }
-    let best = &mut order[..c.n_expert_used];
-    best.sort_unstable_by(better);
-
-    let sum: f32 = best.iter().map(|&e| scores[e as usize]).sum();
+    let sum: f32 = routed.iter().map(|r| r.weight).sum();
     let scale = c.expert_weights_scale / if c.arch.renormalise { sum.max(MIN_WEIGHT_SUM) } else { 1.0 };
-    let choice = |&expert: &u16| Routed { id: ExpertId { layer, expert }, weight: scores[expert as usize] * scale };
-    routed.extend(best.iter().map(choice));
+    routed.iter_mut().for_each(|r| r.weight *= scale);
 }
 
 /// Estimates the next MoE layer's router scores from the residual stream as it is before this layer's experts. False

@@ -1,6 +1,7 @@
-//! Rotary position embedding (Su et al., arXiv 2104.09864).
+//! Angles of the rotary position embedding (Su et al., arXiv 2104.09864).
 
-use super::{arch::RopeKind, config::Config};
+use super::config::Config;
+use crate::backend::{RopeKind, Rotation};
 
 /// The rotation of one model: frequencies computed once, in f64.
 pub struct Rope {
@@ -8,47 +9,29 @@ pub struct Rope {
     head: usize,
     /// Radians a position, for each pair. (n_rot / 2)
     freqs: Vec<f64>,
-    /// Cosine and sine of the current position. (n_rot / 2)
-    turn: Vec<(f32, f32)>,
 }
 
 impl Rope {
     /// `divisors` are the file's own per-pair factors, or empty.
     pub fn new(c: &Config, divisors: &[f32]) -> Self {
-        let pairs = c.n_rot / 2;
         let freq = |i: usize| {
             let base = f64::from(c.rope_freq_base).powf(-2.0 * i as f64 / c.n_rot as f64);
             base * f64::from(c.rope_freq_scale) / divisors.get(i).map_or(1.0, |&d| f64::from(d))
         };
-        let freqs = (0..pairs).map(freq).collect();
-        Self { kind: c.arch.rope, head: c.n_embd_head_k, freqs, turn: vec![(1.0, 0.0); pairs] }
+        Self { kind: c.arch.rope, head: c.n_embd_head_k, freqs: (0..c.n_rot / 2).map(freq).collect() }
     }
 
-    /// Computes the angles of position `pos` for the following [`Rope::apply`].
-    pub fn seek(&mut self, pos: usize) {
-        for (turn, freq) in self.turn.iter_mut().zip(&self.freqs) {
-            let (sin, cos) = (pos as f64 * freq).sin_cos();
-            *turn = (cos as f32, sin as f32);
-        }
-    }
-
-    /// Turns every head of `x`. (heads, head)
-    pub fn apply(&self, x: &mut [f32]) {
-        let pairs = self.turn.len();
-        for head in x.chunks_exact_mut(self.head) {
-            match self.kind {
-                RopeKind::Interleaved => {
-                    for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(&self.turn) {
-                        *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
-                    }
-                }
-                RopeKind::Halves => {
-                    let (low, high) = head.split_at_mut(pairs);
-                    for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(&self.turn) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
-                }
+    /// The rotation of `n` rows from position `pos` on, with its angles in `turns` (at least n, 2, n_rot / 2).
+    pub fn rotation<'a>(&self, pos: usize, n: usize, turns: &'a mut [f32]) -> Rotation<'a> {
+        let pairs = self.freqs.len();
+        let turns = &mut turns[..n * 2 * pairs];
+        for (i, turns) in turns.chunks_exact_mut(2 * pairs).enumerate() {
+            let (cosines, sines) = turns.split_at_mut(pairs);
+            for ((c, s), freq) in cosines.iter_mut().zip(sines).zip(&self.freqs) {
+                let (sin, cos) = ((pos + i) as f64 * freq).sin_cos();
+                (*c, *s) = (cos as f32, sin as f32);
             }
         }
+        Rotation { kind: self.kind, head: self.head, pairs, turns }
     }
 }

@@ -38,6 +38,8 @@ pub struct Scratch {
     pub(super) heads: Rows,
     /// (n_batch, the wider of n_embd and n_head * head_k)
     pub(super) tmp: Vec<f32>,
+    /// The rotation's cosines and sines. (n_batch, 2, n_rot / 2)
+    pub(super) turns: Vec<f32>,
     /// One row of the token embedding.
     pub(super) embd: Vec<u8>,
     pub(super) moe: MoeScratch,
@@ -65,8 +67,6 @@ pub(super) struct MoeScratch {
     pub pairs: Vec<Pair>,
     pub jobs: Vec<FfnJob<'static>>,
     pub ready: Vec<ExpertId>,
-    /// Scratch of the router's choice. (n_expert)
-    pub order: Vec<u16>,
     /// First pair of each expert, by counting. (n_expert + 1)
     pub starts: Vec<u32>,
 }
@@ -85,6 +85,7 @@ impl Scratch {
             v: vec![0.0; n * v],
             heads: Rows::new(n, c.n_head * c.n_embd_head_v),
             tmp: vec![0.0; n * q.max(c.n_embd)],
+            turns: vec![0.0; n * c.n_rot],
             embd: vec![0; c.n_embd * 4],
             moe: MoeScratch {
                 scores: vec![0.0; n * c.n_expert],
@@ -98,7 +99,6 @@ impl Scratch {
                 pairs: vec![Pair::default(); n * c.n_expert_used],
                 jobs: Vec::with_capacity(c.n_expert),
                 ready: Vec::with_capacity(c.n_expert),
-                order: Vec::with_capacity(c.n_expert),
                 starts: vec![0; c.n_expert + 1],
             },
             logits: vec![0.0; shape.n_logits * c.n_vocab],
@@ -110,7 +110,7 @@ impl Scratch {
         let n = shape.n_batch;
         let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
         let used = n * c.n_expert_used;
-        let floats = n * (c.n_embd * 2 + q + k + v + q.max(c.n_embd) + c.n_expert + 1)
+        let floats = n * (c.n_embd * 2 + q + k + v + q.max(c.n_embd) + c.n_expert + c.n_rot + 1)
             + c.n_embd
             + c.n_expert
             + used * c.n_embd
@@ -120,7 +120,7 @@ impl Scratch {
             + Rows::bytes(1, c.n_embd)
             + Hidden::bytes(max_pairs(c, n), shape.n_ff);
         let lists = used * (size_of::<Routed>() + size_of::<Pair>())
-            + c.n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 6);
+            + c.n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 4);
         (floats * size_of::<f32>()) as u64 + rows + lists as u64
     }
 

@@ -5,11 +5,13 @@
 pub mod act;
 pub mod block;
 pub mod dot;
+mod encode;
 mod ffn;
 
 pub use act::{ActChunk, ActRow, Acts};
 pub use block::dequantize_row;
 pub use dot::dot;
+pub use encode::encode_row;
 pub use ffn::FfnMats;
 
 /// The types that ggml has given numbers to (ggml.h, `enum ggml_type`), with their block geometry.

@@ -8,13 +8,14 @@
 mod attention;
 pub mod kernels;
 mod pool;
+mod rows;
 
 use std::{ops::Range, sync::Mutex};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
 
-use super::{Attention, Backend, FfnJob, Hidden, Pair, Product, Rows};
+use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{
     Error, Result,
     quant::{ActRow, QMat, block::CHUNK},
@@ -119,18 +120,9 @@ impl Backend for Cpu {
     fn prepare(&mut self, rows: &mut Rows) {
         let (n, cols) = (rows.n, rows.cols);
         let acts = rows.acts.reset(n, cols);
-        if n == 1 {
-            return self.kernels.quantize_row(&rows.x[..cols], acts);
-        }
-        let (x, chunks, kernels) = (&rows.x, cols.div_ceil(CHUNK), &self.kernels);
-        let acts = Out(acts.as_mut_ptr()); // (n, chunks)
-        let work = Phase::new(n);
-        self.pool.run(&|worker| {
-            work.work(worker, |i| {
-                // SAFETY: `acts` has n rows, and each is one piece's.
-                let out = unsafe { std::slice::from_raw_parts_mut(acts.at(i * chunks), chunks) };
-                kernels.quantize_row(&x[i * cols..(i + 1) * cols], out);
-            });
+        let (x, kernels) = (&rows.x, &self.kernels);
+        rows::each_row(&mut self.pool, acts, cols.div_ceil(CHUNK), cols, |i, out| {
+            kernels.quantize_row(&x[i * cols..(i + 1) * cols], out);
         });
     }
 
@@ -237,10 +229,51 @@ impl Backend for Cpu {
     }
 
     fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        let n = weight.len();
-        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
-            let mean = self.kernels.sum_of_squares(x) / n as f32;
-            self.kernels.scale_mul(1.0 / (mean + eps).sqrt(), x, weight, out);
-        }
+        let (n, kernels) = (weight.len(), &self.kernels);
+        rows::each_row(&mut self.pool, out, n, n, |i, out| {
+            rows::rms_norm(kernels, &x[i * n..(i + 1) * n], weight, eps, out);
+        });
+    }
+
+    fn rms_norm_onto(&mut self, x: &mut [f32], weight: &[f32], eps: f32) {
+        let (n, kernels) = (weight.len(), &self.kernels);
+        rows::each_row(&mut self.pool, x, n, n, |_, x| rows::rms_norm_onto(kernels, x, weight, eps));
+    }
+
+    fn rope(&mut self, x: &mut [f32], rotation: &Rotation<'_>) {
+        let n = rotation.turns.len() / (2 * rotation.pairs);
+        let (cols, kernels) = (x.len() / n, &self.kernels);
+        rows::each_row(&mut self.pool, x, cols, cols, |i, row| rows::rope(kernels, rotation, i, row));
+    }
+
+    fn write_cache(&mut self, write: CacheWrite<'_>) {
+        rows::write(&self.kernels, &mut self.pool, write);
+    }
+
+    fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {
+        let kernels = &self.kernels;
+        rows::each_row(&mut self.pool, x, bias.len(), bias.len(), |_, x| kernels.axpy(1.0, bias, x));
+    }
+
+    fn add_weighted(&mut self, x: &mut [f32], cols: usize, terms: &[f32], weight: impl Fn(usize) -> f32 + Sync) {
+        let (each, kernels) = (terms.len() / x.len(), &self.kernels);
+        rows::each_row(&mut self.pool, x, cols, each * cols, |i, x| {
+            for r in i * each..(i + 1) * each {
+                kernels.axpy(weight(r), &terms[r * cols..(r + 1) * cols], x);
+            }
+        });
+    }
+
+    fn softmax(&mut self, x: &mut [f32], cols: usize) {
+        let kernels = &self.kernels;
+        // An exponential costs as much as reading some ten floats.
+        rows::each_row(&mut self.pool, x, cols, 8 * cols, |_, x| {
+            let total = kernels.exp_sum(x, kernels.max(x));
+            kernels.scale(1.0 / total, x);
+        });
+    }
+
+    fn each_row<T: Send>(&mut self, x: &mut [T], cols: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        rows::each_row(&mut self.pool, x, cols, cost, f);
     }
 }

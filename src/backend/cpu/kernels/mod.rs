@@ -294,7 +294,7 @@ impl Kernels {
     pub fn scores(&self, q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) {
         let dim = keys.len() / TILE;
         assert!(keys.len() == dim * TILE && n <= TILE, "keys of {n} positions");
-        assert!(q.len() % dim == 0 && out.len() == q.len() / dim * TILE, "queries and scores");
+        assert!(q.len().is_multiple_of(dim) && out.len() == q.len() / dim * TILE, "queries and scores");
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
         unsafe { (self.ops.scores)(q, keys, n, out) }
     }
@@ -302,7 +302,10 @@ impl Kernels {
     /// `out[i][d] += Σ p[i][s] * values[s][d]`, fused, in the order of `s`. p: (queries, TILE), where the last row ends
     /// with the last value; values: (n, dim), out: (queries, dim), dim: [`Kernels::padded`]
     pub fn accumulate(&self, p: &[f32], values: &[f32], dim: usize, out: &mut [f32]) {
-        assert!(dim.is_multiple_of(LANES) && values.len() % dim == 0 && out.len() % dim == 0, "rows of whole lanes");
+        assert!(
+            dim.is_multiple_of(LANES) && values.len().is_multiple_of(dim) && out.len().is_multiple_of(dim),
+            "rows of whole lanes"
+        );
         let (n, queries) = (values.len() / dim, out.len() / dim);
         assert!(queries == 0 || p.len() >= (queries - 1) * TILE + n, "weights of {n} positions for {queries} queries");
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.

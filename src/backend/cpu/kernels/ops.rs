@@ -69,6 +69,9 @@ pub(super) trait Lanes: Copy {
     unsafe fn sum(self) -> f32;
 }
 
+/// (cosines, sines, first elements of pairs, second ones)
+type Rotate = unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]);
+
 /// The operations of an instruction set; see [`super::Kernels`] for what each does.
 ///
 /// All are unsafe to call only because the CPU must have the instruction set. Lengths are checked by the caller.
@@ -89,7 +92,7 @@ pub(super) struct Ops {
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
-    pub rotate: unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]),
+    pub rotate: Rotate,
 }
 
 /// Defines `OPS`, the table of an instruction set: each operation with the set's features enabled around it.
