@@ -9,6 +9,7 @@
 
 use crate::{
     Error, Result,
+    backend::cpu::attention_bytes,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     io::IoKind,
@@ -97,7 +98,7 @@ impl Plan {
         let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
         let shape =
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
-        let attention = (needs.threads * (c.n_head / c.n_head_kv) * needs.n_ctx * size_of::<f32>()) as u64;
+        let attention = attention_bytes(needs.threads, c.n_embd_head_k, c.n_embd_head_v);
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
 
         let n_layer = store.layers().len();

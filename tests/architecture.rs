@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
     ("backend", &["error", "quant"]),
     ("model", &["backend", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
-    ("plan", &["error", "expert", "gguf", "io", "model", "quant"]),
+    ("plan", &["backend", "error", "expert", "gguf", "io", "model", "quant"]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (

@@ -8,8 +8,8 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::ValueEnum;
 use hotset::{
-    Result, backend::cpu::kernels::Kernels, expert::CacheStats, gguf::Gguf, machine, model::Config,
-    plan::PROCESS_BYTES, session::Options, session::Session, tokenizer::Tokenizer,
+    Result, backend::cpu::kernels::Kernels, expert::CacheStats, gguf::Gguf, machine, model::Config, session::Options,
+    session::Session, tokenizer::Tokenizer,
 };
 
 use super::{
@@ -325,7 +325,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, sums: Sums, pe
         budget_bytes: plan.budget_bytes,
         smallest_bytes: plan.smallest_bytes,
         full_bytes: plan.full_bytes,
-        process_allowance_bytes: PROCESS_BYTES,
+        beside_bytes: plan.beside_bytes,
         peak_rss_bytes: peak,
         slots: plan.slots.iter().sum(),
         experts: config.n_expert * config.moe_layers.len(),

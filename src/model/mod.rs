@@ -17,10 +17,14 @@ pub use weights::{Weights, is_expert, resident_bytes};
 
 use crate::{
     Result,
-    backend::{Attention, Backend, CacheWrite, Product},
+    backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
     expert::Experts,
     gguf::{Gguf, TensorReader},
-    model::{rope::Rope, weights::Ffn},
+    model::{
+        rope::Rope,
+        scratch::AttentionScratch,
+        weights::{Ffn, Layer},
+    },
     quant::{GgmlType, dequantize_row},
     trace::Phase,
 };
@@ -93,55 +97,8 @@ impl Model {
         let rotation = self.rope.rotation(pos, n, &mut s.turns);
 
         for (il, layer) in self.weights.layers.iter().enumerate() {
-            // Attention.
-            b.rms_norm(x, &layer.attn_norm, eps, s.norm.start(n));
-            b.prepare(&mut s.norm);
-            let (q, k, v) = (&mut s.q[..n * c.n_head * c.n_embd_head_k], &mut s.k, &mut s.v);
-            let (k, v) = (&mut k[..n * c.n_head_kv * c.n_embd_head_k], &mut v[..n * c.n_head_kv * c.n_embd_head_v]);
-            b.matmul(
-                &s.norm,
-                &mut [
-                    Product { w: layer.wq.view(), y: q },
-                    Product { w: layer.wk.view(), y: k },
-                    Product { w: layer.wv.view(), y: v },
-                ],
-            );
-            for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
-                add_bias(b, x, bias);
-            }
-            for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
-                if !norm.is_empty() {
-                    b.rms_norm_onto(x, norm, eps);
-                }
-            }
-            b.rope(q, &rotation);
-            b.rope(k, &rotation);
-            let (ty, heads) = (kv.ty(), c.n_head_kv);
-            let (keys, values) = kv.layer_mut(il);
-            b.write_cache(CacheWrite { x: k, cache: keys, ty, heads, dim: c.n_embd_head_k, first: pos });
-            b.write_cache(CacheWrite { x: v, cache: values, ty, heads, dim: c.n_embd_head_v, first: pos });
-            let KvView { ty, n_ctx, keys, values } = kv.view(il);
-            let attention = Attention {
-                q,
-                keys,
-                values,
-                ty,
-                n_ctx,
-                n_head: c.n_head,
-                n_head_kv: c.n_head_kv,
-                head_k: c.n_embd_head_k,
-                head_v: c.n_embd_head_v,
-                first: pos,
-                scale: 1.0 / (c.n_embd_head_k as f32).sqrt(),
-            };
-            b.attend(&attention, s.heads.start(n));
-            b.prepare(&mut s.heads);
-            let out = &mut s.tmp[..n * c.n_embd];
-            b.matmul(&s.heads, &mut [Product { w: layer.wo.view(), y: out }]);
-            add_bias(b, out, &layer.bias[3]);
-            b.add_weighted(x, c.n_embd, out, |_| 1.0);
+            attention(b, c, layer, il, kv, &rotation, &mut s.norm, &mut s.attention, x);
 
-            // Feed-forward.
             b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n));
             b.prepare(&mut s.norm);
             match &layer.ffn {
@@ -165,6 +122,55 @@ impl Model {
         b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
         Ok(())
     }
+}
+
+/// The attention of layer `il` over new rows behind what `kv` holds: `x += wo · attend(norm(x))`.
+#[expect(clippy::too_many_arguments, reason = "what one layer of one batch consists of")]
+fn attention(
+    b: &mut impl Backend,
+    c: &Config,
+    layer: &Layer,
+    il: usize,
+    kv: &mut KvCache,
+    rotation: &Rotation<'_>,
+    norm: &mut Rows,
+    s: &mut AttentionScratch,
+    x: &mut [f32],
+) {
+    let (n, pos, eps) = (x.len() / c.n_embd, kv.len(), c.rms_eps);
+    let q = &mut s.q[..n * c.n_head * c.n_embd_head_k];
+    let k = &mut s.k[..n * c.n_head_kv * c.n_embd_head_k];
+    let v = &mut s.v[..n * c.n_head_kv * c.n_embd_head_v];
+
+    b.rms_norm(x, &layer.attn_norm, eps, norm.start(n));
+    b.prepare(norm);
+    let (wq, wk, wv) = (layer.wq.view(), layer.wk.view(), layer.wv.view());
+    b.matmul(norm, &mut [Product { w: wq, y: q }, Product { w: wk, y: k }, Product { w: wv, y: v }]);
+    for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
+        add_bias(b, x, bias);
+    }
+    for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
+        if !norm.is_empty() {
+            b.rms_norm_onto(x, norm, eps);
+        }
+    }
+    b.rope(q, rotation);
+    b.rope(k, rotation);
+    let (ty, heads) = (kv.ty(), c.n_head_kv);
+    let (keys, values) = kv.layer_mut(il);
+    b.write_cache(CacheWrite { x: k, cache: keys, ty, heads, dim: c.n_embd_head_k, first: pos });
+    b.write_cache(CacheWrite { x: v, cache: values, ty, heads, dim: c.n_embd_head_v, first: pos });
+
+    let KvView { ty, n_ctx, keys, values } = kv.view(il);
+    let (n_head, n_head_kv, head_k, head_v) = (c.n_head, c.n_head_kv, c.n_embd_head_k, c.n_embd_head_v);
+    let scale = 1.0 / (head_k as f32).sqrt();
+    let attention = Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos, scale };
+    b.attend(&attention, s.heads.start(n));
+    b.prepare(&mut s.heads);
+    let out = &mut s.out[..n * c.n_embd];
+    b.matmul(&s.heads, &mut [Product { w: layer.wo.view(), y: out }]);
+    add_bias(b, out, &layer.bias[3]);
+    b.add_weighted(x, c.n_embd, out, |_| 1.0);
 }
 
 /// Adds `bias` to every row of `x`, if there is one.

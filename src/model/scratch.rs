@@ -28,16 +28,7 @@ pub struct Scratch {
     pub(super) x: Vec<f32>,
     /// (n_batch, n_embd)
     pub(super) norm: Rows,
-    /// (n_batch, n_head, head_k)
-    pub(super) q: Vec<f32>,
-    /// (n_batch, n_head_kv, head_k)
-    pub(super) k: Vec<f32>,
-    /// (n_batch, n_head_kv, head_v)
-    pub(super) v: Vec<f32>,
-    /// (n_batch, n_head * head_v)
-    pub(super) heads: Rows,
-    /// (n_batch, the wider of n_embd and n_head * head_k)
-    pub(super) tmp: Vec<f32>,
+    pub(super) attention: AttentionScratch,
     /// The rotation's cosines and sines. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<f32>,
     /// One row of the token embedding.
@@ -45,6 +36,20 @@ pub struct Scratch {
     pub(super) moe: MoeScratch,
     /// (n_logits, n_vocab)
     pub(super) logits: Vec<f32>,
+}
+
+/// The buffers of an attention.
+pub(super) struct AttentionScratch {
+    /// (n_batch, n_head, head_k)
+    pub q: Vec<f32>,
+    /// (n_batch, n_head_kv, head_k)
+    pub k: Vec<f32>,
+    /// (n_batch, n_head_kv, head_v)
+    pub v: Vec<f32>,
+    /// (n_batch, n_head * head_v)
+    pub heads: Rows,
+    /// (n_batch, n_embd)
+    pub out: Vec<f32>,
 }
 
 /// The buffers of a feed-forward part.
@@ -80,11 +85,13 @@ impl Scratch {
             n_batch: n,
             x: vec![0.0; n * c.n_embd],
             norm: Rows::new(n, c.n_embd),
-            q: vec![0.0; n * q],
-            k: vec![0.0; n * k],
-            v: vec![0.0; n * v],
-            heads: Rows::new(n, c.n_head * c.n_embd_head_v),
-            tmp: vec![0.0; n * q.max(c.n_embd)],
+            attention: AttentionScratch {
+                q: vec![0.0; n * q],
+                k: vec![0.0; n * k],
+                v: vec![0.0; n * v],
+                heads: Rows::new(n, c.n_head * c.n_embd_head_v),
+                out: vec![0.0; n * c.n_embd],
+            },
             turns: vec![0.0; n * c.n_rot],
             embd: vec![0; c.n_embd * 4],
             moe: MoeScratch {
@@ -110,7 +117,7 @@ impl Scratch {
         let n = shape.n_batch;
         let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
         let used = n * c.n_expert_used;
-        let floats = n * (c.n_embd * 2 + q + k + v + q.max(c.n_embd) + c.n_expert + c.n_rot + 1)
+        let floats = n * (c.n_embd * 3 + q + k + v + c.n_expert + c.n_rot + 1)
             + c.n_embd
             + c.n_expert
             + used * c.n_embd

@@ -40,6 +40,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// Bytes of one, for a cache of any type.
+    pub(super) const fn bytes(head_k: usize, head_v: usize) -> usize {
+        let (wide_v, wider) = (Kernels::padded(head_v), if head_k > head_v { head_k } else { head_v });
+        let floats = (QUERIES + TILE) * (head_k + wide_v) + TILE * wider + QUERIES * (TILE + 2);
+        floats * size_of::<f32>()
+    }
+
     fn reserve(&mut self, a: &Attention<'_>) {
         let wide_v = Kernels::padded(a.head_v);
         self.q.resize(QUERIES * a.head_k, 0.0);

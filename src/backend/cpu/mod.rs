@@ -74,6 +74,11 @@ pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
+/// Bytes that attention works in on `threads` threads, whatever the context, for heads of these sizes.
+pub const fn attention_bytes(threads: usize, head_k: usize, head_v: usize) -> u64 {
+    (threads * attention::Scratch::bytes(head_k, head_v)) as u64
+}
+
 /// Rows of a piece: some pieces for each thread, so that a slow core does not hold up the others, but no tiny ones.
 fn piece(rows: usize, threads: usize) -> usize {
     rows.div_ceil(threads * 4).clamp(8, 256)

@@ -37,7 +37,7 @@ row! {
     budget_bytes: u64,
     smallest_bytes: u64,
     full_bytes: u64,
-    process_allowance_bytes: u64,
+    beside_bytes: u64,
     peak_rss_bytes: Option<u64>,
     slots: usize,
     experts: usize,
