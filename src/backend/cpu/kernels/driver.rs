@@ -68,23 +68,25 @@ pub(super) const MANY_TOKENS: usize = 32;
 /// Chunks that are unpacked ahead: 96 KiB.
 const AHEAD: usize = 256;
 
-/// Runs `$tile::<S, B, n>(…)` for each row of `$rows` and each group of tokens.
+/// Runs `$tile::<S, B, n>(…)` for each row of `$rows` and each group of tokens; the last argument tells the first group.
 macro_rules! for_token_groups {
     ($simd:ty, $tile:ident, $rows:expr, $first:expr, $x:expr, $y:expr) => {{
         let mut t = 0;
         while t < $x.len() {
-            let n = <$simd>::TOKENS.min($x.len() - t);
+            // Groups as equal as can be: one of a single token would wait for each addition.
+            let left = $x.len() - t;
+            let n = left.div_ceil(left.div_ceil(<$simd>::TOKENS));
             for (r, row) in $rows.enumerate() {
                 let (x, y, r) = (&$x[t..t + n], &$y[t..t + n], $first + r);
                 match n {
-                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(row, x, y, r),
-                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(row, x, y, r),
-                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(row, x, y, r),
-                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(row, x, y, r),
-                    4 => $tile::<S, B, 4>(row, x, y, r),
-                    3 => $tile::<S, B, 3>(row, x, y, r),
-                    2 => $tile::<S, B, 2>(row, x, y, r),
-                    1 => $tile::<S, B, 1>(row, x, y, r),
+                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(row, x, y, r, t == 0),
+                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(row, x, y, r, t == 0),
+                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(row, x, y, r, t == 0),
+                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(row, x, y, r, t == 0),
+                    4 => $tile::<S, B, 4>(row, x, y, r, t == 0),
+                    3 => $tile::<S, B, 3>(row, x, y, r, t == 0),
+                    2 => $tile::<S, B, 2>(row, x, y, r, t == 0),
+                    1 => $tile::<S, B, 1>(row, x, y, r, t == 0),
                     _ => unreachable!("TOKENS is 4 or 8"),
                 }
             }
@@ -163,6 +165,7 @@ unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [Mayb
             out.write(unpack_rest::<S, B>(rest));
         }
         for (bytes, out) in whole.zip(out) {
+            prefetch(bytes.as_ptr(), B::BYTES);
             out.write(unpack::<S, B>(bytes));
         }
     }
@@ -170,7 +173,13 @@ unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [Mayb
 
 /// One row times `T` tokens.
 #[inline(always)]
-unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize) {
+unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
+    row: &[u8],
+    x: &[ActRow<'_>],
+    y: &[*mut f32],
+    r: usize,
+    first: bool,
+) {
     let whole = row.chunks_exact(B::BYTES);
     let rest = whole.remainder();
     let n = row.len().div_ceil(B::BYTES);
@@ -179,7 +188,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[
     unsafe {
         let mut acc = [S::L::splat(0.0); T];
         for (c, bytes) in whole.enumerate() {
-            if T == 1 {
+            if first {
                 prefetch(bytes.as_ptr(), B::BYTES);
             }
             step::<S, B, T>(&unpack::<S, B>(bytes), x.map(|x| x.get_unchecked(c)), &mut acc);
@@ -194,7 +203,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(row: &[u8], x: &[
 }
 
 /// How far ahead of the weights in use memory is asked for, in bytes: some rows, across the pages at which the hardware's
-/// own prefetcher stops. Weights of one token are used once, so nothing else hides DRAM's latency.
+/// own prefetcher stops. The first group of tokens to visit a row asks; nothing else hides DRAM's latency from it.
 const PREFETCH_BYTES: usize = 4096;
 
 /// Asks for the `n` bytes that lie [`PREFETCH_BYTES`] of `at`. A hint: any address will do.
@@ -217,6 +226,7 @@ unsafe fn tile_unpacked<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
     x: &[ActRow<'_>],
     y: &[*mut f32],
     r: usize,
+    _first: bool,
 ) {
     let x = chunks_of::<T>(x, row.len());
     // SAFETY: as in `tile`.
