@@ -160,19 +160,27 @@ struct Sums {
     miss: u64,
     demand_bytes: u64,
     prefetch_bytes: u64,
+    prefetch_useful: u64,
+    prefetch_wasted: u64,
     stall_ns: u64,
+    seconds: f64,
+    /// Nanoseconds that each decoded token waited for reads.
+    token_stalls: Vec<u64>,
 }
 
 impl Sums {
     fn add(&mut self, tokens: usize, seconds: f64, before: &CacheStats, after: &CacheStats) {
         let (b, a) = (before.total(), after.total());
         self.tok_s.push(tokens as f64 / seconds);
+        self.seconds += seconds;
         self.tokens += tokens as u64;
         self.hit += a.hit - b.hit;
         self.late += a.late - b.late;
         self.miss += a.miss - b.miss;
         self.demand_bytes += a.demand_bytes - b.demand_bytes;
         self.prefetch_bytes += after.prefetch_bytes - before.prefetch_bytes;
+        self.prefetch_useful += after.prefetch_useful - before.prefetch_useful;
+        self.prefetch_wasted += after.prefetch_wasted - before.prefetch_wasted;
         self.stall_ns += a.stall_ns - b.stall_ns;
     }
 }
@@ -250,9 +258,10 @@ fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
 fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) -> Result<Sums> {
     if args.warmup > 0 {
         session.reset();
-        work(test.work, session, &tokens.take(args.warmup))?;
+        work(test.work, session, &tokens.take(args.warmup), &mut Vec::new())?;
     }
-    let mut sums = Sums::default();
+    let n_stall = if test.work == Work::Decode { args.reps * test.tokens } else { 0 };
+    let mut sums = Sums { token_stalls: Vec::with_capacity(n_stall), ..Sums::default() };
     let bar = Progress::tokens("bench", false);
     for i in 0..args.reps {
         session.reset();
@@ -262,18 +271,30 @@ fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) 
         }
         let list = tokens.take(test.tokens);
         let (before, start) = (*session.stats(), Instant::now());
-        work(test.work, session, &list)?;
+        work(test.work, session, &list, &mut sums.token_stalls)?;
         sums.add(list.len(), start.elapsed().as_secs_f64(), &before, session.stats());
         bar.set(((i + 1) * test.tokens) as u64, (args.reps * test.tokens) as u64);
     }
     Ok(sums)
 }
 
-fn work(work: Work, session: &mut Session, tokens: &[u32]) -> Result<()> {
-    match work {
-        Work::Prompt => session.feed(tokens, &mut |_| {}).map(drop),
-        Work::Decode => tokens.iter().try_for_each(|&token| session.decode(token).map(drop)),
+/// Runs the tokens; of decoded ones, each one's stall goes to `stalls`.
+fn work(work: Work, session: &mut Session, tokens: &[u32], stalls: &mut Vec<u64>) -> Result<()> {
+    if work == Work::Prompt {
+        return session.feed(tokens, &mut |_| {}).map(drop);
     }
+    for &token in tokens {
+        let before = session.stats().decode.stall_ns;
+        session.decode(token)?;
+        stalls.push(session.stats().decode.stall_ns - before);
+    }
+    Ok(())
+}
+
+/// The `percent`-th percentile of an ordered list in milliseconds (nearest rank); `None` of nothing.
+fn percentile_ms(ordered: &[u64], percent: usize) -> Option<f64> {
+    let rank = (ordered.len() * percent).div_ceil(100).max(1);
+    ordered.get(rank - 1).map(|&ns| ns as f64 / 1e6)
 }
 
 /// What a row says of the model and the budget, read before the session takes the file.
@@ -304,7 +325,9 @@ impl Facts {
     }
 }
 
-fn row(args: &Args, test: Test, session: &Session, facts: &Facts, sums: Sums, peak: Option<u64>) -> Result<Row> {
+fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums, peak: Option<u64>) -> Result<Row> {
+    sums.token_stalls.sort_unstable();
+    let stall = |percent| percentile_ms(&sums.token_stalls, percent);
     let (plan, config) = (session.plan(), session.config());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
@@ -357,7 +380,14 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, sums: Sums, pe
         demand_bytes_per_token: a_token(sums.demand_bytes),
         prefetch_bytes_per_token: a_token(sums.prefetch_bytes),
         bytes_read_per_token: a_token(sums.demand_bytes + sums.prefetch_bytes),
+        read_bytes_per_second: (sums.seconds > 0.0)
+            .then(|| (sums.demand_bytes + sums.prefetch_bytes) as f64 / sums.seconds),
+        prefetch_useful_per_token: a_token(sums.prefetch_useful),
+        prefetch_wasted_per_token: a_token(sums.prefetch_wasted),
         stall_ms_per_token: a_token(sums.stall_ns).map(|ns| ns / 1e6),
+        stall_ms_p50: stall(50),
+        stall_ms_p95: stall(95),
+        stall_ms_p99: stall(99),
         samples_tok_s: sums.tok_s,
     })
 }
@@ -374,6 +404,13 @@ mod tests {
         assert_ne!(first, a.take(64));
         assert!(first.iter().all(|&t| t < 1000) && first.iter().any(|&t| t >= 500));
         assert_eq!(Tokens::Text(vec![7, 8, 9], 2).take(4), [9, 7, 8, 9]);
+    }
+
+    #[test]
+    fn percentiles_are_of_nearest_rank() {
+        let ms: Vec<u64> = (1..=200).map(|n| n * 1_000_000).collect();
+        assert_eq!([50, 95, 99].map(|p| percentile_ms(&ms, p)), [Some(100.0), Some(190.0), Some(198.0)]);
+        assert_eq!((percentile_ms(&ms[..1], 99), percentile_ms(&[], 50)), (Some(1.0), None));
     }
 
     #[test]

@@ -69,7 +69,13 @@ row! {
     demand_bytes_per_token: Option<f64>,
     prefetch_bytes_per_token: Option<f64>,
     bytes_read_per_token: Option<f64>,
+    read_bytes_per_second: Option<f64>,
+    prefetch_useful_per_token: Option<f64>,
+    prefetch_wasted_per_token: Option<f64>,
     stall_ms_per_token: Option<f64>,
+    stall_ms_p50: Option<f64>,
+    stall_ms_p95: Option<f64>,
+    stall_ms_p99: Option<f64>,
     samples_tok_s: Vec<f64>,
 }
 
@@ -102,7 +108,7 @@ impl Rates {
 }
 
 /// The columns for people, and how wide they are as text.
-const TABLE: [(&str, usize); 11] = [
+const TABLE: [(&str, usize); 14] = [
     ("budget", 16),
     ("threads", 7),
     ("test", 14),
@@ -111,14 +117,18 @@ const TABLE: [(&str, usize); 11] = [
     ("min", 8),
     ("max", 8),
     ("hits", 7),
+    ("late", 6),
     ("read/token", 10),
+    ("read/s", 10),
     ("stall/token", 11),
+    ("p50/p95/p99", 17),
     ("peak RSS", 10),
 ];
 
 fn cells(row: &Row) -> [String; TABLE.len()] {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let budget = human_bytes(row.budget_bytes);
+    let stalls = row.stall_ms_p50.zip(row.stall_ms_p95).zip(row.stall_ms_p99).map(|((a, b), c)| [a, b, c]);
     [
         row.memory.as_ref().filter(|m| m.ends_with('%')).map_or(budget.clone(), |m| format!("{m} {budget}")),
         row.threads.to_string(),
@@ -128,8 +138,11 @@ fn cells(row: &Row) -> [String; TABLE.len()] {
         format!("{:.2}", row.min_tok_s),
         format!("{:.2}", row.max_tok_s),
         or_none(row.hit_rate.map(|h| format!("{:.1} %", h * 100.0))),
+        or_none(row.late_rate.map(|h| format!("{:.1} %", h * 100.0))),
         or_none(row.bytes_read_per_token.map(|b| human_bytes(b as u64))),
+        or_none(row.read_bytes_per_second.map(|b| human_bytes(b as u64))),
         or_none(row.stall_ms_per_token.map(|ms| format!("{ms:.2} ms"))),
+        or_none(stalls.map(|[p50, p95, p99]| format!("{p50:.1}/{p95:.1}/{p99:.1} ms"))),
         or_none(row.peak_rss_bytes.map(human_bytes)),
     ]
 }
