@@ -37,7 +37,7 @@
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
 //! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
-//! | [`plan`] | how a budget is split | |
+//! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //!
@@ -79,6 +79,7 @@ pub mod npy;
 pub mod plan;
 pub mod policy;
 pub mod prefetch;
+pub mod pressure;
 pub mod quant;
 pub mod sampler;
 pub mod session;

@@ -13,6 +13,21 @@ pub fn available_bytes() -> Option<u64> {
     Some(cgroup_left().map_or(machine, |left| left.min(machine)))
 }
 
+/// Time so far, in microseconds, in which some task had to wait for memory: pressure stall information of this process's
+/// cgroup (v2) or of the machine. `None` where the system keeps no account.
+pub fn memory_stall_us() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"));
+    let cgroup = path.map(|p| PathBuf::from("/sys/fs/cgroup").join(p.trim_start_matches('/')).join("memory.pressure"));
+    let text = cgroup.and_then(|p| fs::read_to_string(p).ok());
+    stall_total(&text.or_else(|| fs::read_to_string("/proc/pressure/memory").ok())?)
+}
+
+/// `total` of the line `some`.
+fn stall_total(text: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix("some "))?.rsplit_once("total=")?.1.trim().parse().ok()
+}
+
 /// A line of `/proc/meminfo`, in bytes.
 fn meminfo(key: &str) -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/meminfo").ok()?, key)

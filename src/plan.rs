@@ -12,6 +12,7 @@ use crate::{
     backend::cpu::attention_bytes,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
+    human_bytes,
     io::IoKind,
     model::{self, Config, KvCache, Scratch, ScratchShape},
     quant::GgmlType,
@@ -80,6 +81,10 @@ pub struct Plan {
     pub slots: Vec<usize>,
     /// How slots are shared.
     pub scope: Scope,
+    /// Bytes of the slots that one token needs.
+    least_slots_bytes: u64,
+    /// Of each pool: bytes of a slot, and how many make sense.
+    pools: Vec<(u64, usize)>,
     /// The smallest budget that would do.
     pub smallest_bytes: u64,
     /// The budget at which every expert has a slot.
@@ -119,14 +124,14 @@ impl Plan {
                 format!(
                     "the memory budget for a context of {} tokens (dense weights {}, KV cache {}, scratch {}, {} slots {})",
                     needs.n_ctx,
-                    crate::human_bytes(dense_bytes),
-                    crate::human_bytes(kv_bytes),
-                    crate::human_bytes(scratch(1)),
+                    human_bytes(dense_bytes),
+                    human_bytes(kv_bytes),
+                    human_bytes(scratch(1)),
                     c.n_expert_used,
                     if needs.scope == Scope::Layer { "a layer" } else { "in all" }
                 ),
-                format!("at least {smallest_bytes} bytes ({})", crate::human_bytes(smallest_bytes)),
-                format!("{budget} bytes ({})", crate::human_bytes(budget)),
+                format!("at least {smallest_bytes} bytes ({})", human_bytes(smallest_bytes)),
+                format!("{budget} bytes ({})", human_bytes(budget)),
             ));
         }
         let process_bytes = process_charge(budget, process);
@@ -153,9 +158,35 @@ impl Plan {
             n_ff,
             slots,
             scope: needs.scope,
+            least_slots_bytes: least_slots,
+            pools,
             smallest_bytes,
             full_bytes,
         })
+    }
+
+    /// The smallest budget that the parts which are already allocated leave room in.
+    pub fn least_bytes(&self) -> u64 {
+        self.budget_bytes - self.room() + self.least_slots_bytes
+    }
+
+    /// Slots of each pool within another budget, with all else as it is.
+    ///
+    /// # Errors
+    /// If the budget is below [`Plan::least_bytes`], or above the one that the plan was made for.
+    pub fn slots_within(&self, budget_bytes: u64) -> Result<Vec<usize>> {
+        let (least, most) = (self.least_bytes(), self.budget_bytes);
+        if !(least..=most).contains(&budget_bytes) {
+            let expected = format!("{least} to {most} bytes ({} to {})", human_bytes(least), human_bytes(most));
+            let got = format!("{budget_bytes} bytes ({})", human_bytes(budget_bytes));
+            return Err(Error::request("the memory budget of a running session", expected, got));
+        }
+        Ok(deal(&self.pools, budget_bytes - (self.budget_bytes - self.room())))
+    }
+
+    /// What the budget leaves for slots.
+    fn room(&self) -> u64 {
+        self.budget_bytes - self.dense_bytes - self.kv_bytes - self.process_bytes - self.scratch_bytes
     }
 
     /// The shape of the scratch buffers.

@@ -15,6 +15,7 @@ use crate::{
     plan::{Needs, Plan},
     policy::PolicyKind,
     prefetch::PrefetchKind,
+    pressure::{Governor, Reading},
     quant::GgmlType,
     trace::{Phase, TraceSink},
 };
@@ -22,7 +23,8 @@ use crate::{
 /// How to run. [`Options::default`] is what the program does without flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The budget in bytes; `None`: four fifths of what the machine has free, at most what the model can use.
+    /// The budget in bytes. `None`: four fifths of what the machine has free, at most what the model can use; and
+    /// while it runs, slots are given back when the machine is short of memory, and taken again when it no longer is.
     pub memory_bytes: Option<u64>,
     /// What the process holds already and the budget is to bear; `None`: measured. An embedder whose process is mostly
     /// its own says 0.
@@ -81,6 +83,9 @@ pub struct Session<B: Backend = Cpu> {
     scratch: Scratch,
     plan: Plan,
     timing: Timing,
+    /// Where no budget was asked for.
+    governor: Option<Governor>,
+    memory_bytes: u64,
 }
 
 /// Time spent in forward passes, and the tokens that came of it.
@@ -160,7 +165,38 @@ impl<B: Backend> Session<B> {
         let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
         let scratch = Scratch::new(config, plan.scratch());
         let experts = Experts::new(cache, prefetcher, trace);
-        Ok(Self { path, model, backend, experts, kv, scratch, plan, timing: Timing::default() })
+        let governor = options.memory_bytes.is_none().then(|| governor(&plan));
+        let (timing, memory_bytes) = (Timing::default(), plan.budget_bytes);
+        Ok(Self { path, model, backend, experts, kv, scratch, plan, timing, governor, memory_bytes })
+    }
+
+    /// Sets another budget for the running session, from [`Plan::least_bytes`] to the one that it was opened with. Slots
+    /// go back to the system, or come into use again; nothing that is computed changes.
+    ///
+    /// # Errors
+    /// If the budget is outside these limits.
+    pub fn set_memory(&mut self, memory_bytes: u64) -> Result<()> {
+        let slots = self.plan.slots_within(memory_bytes)?;
+        self.experts.resize(&slots);
+        self.memory_bytes = memory_bytes;
+        Ok(())
+    }
+
+    /// The budget now: that of the plan, or what [`Session::set_memory`] or a machine short of memory made of it.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Follows the machine's need where no budget was asked for.
+    fn yield_memory(&mut self) {
+        let Some(governor) = &mut self.governor else { return };
+        let read = || {
+            machine::available_bytes()
+                .map(|available_bytes| Reading { available_bytes, stall_us: machine::memory_stall_us() })
+        };
+        if let Some(budget) = governor.check(Instant::now(), read) {
+            self.set_memory(budget).expect("the governor stays between the plan's limits");
+        }
     }
 
     /// Runs prompt tokens in batches and returns the last one's logits (n_vocab). `progress` is told the tokens done.
@@ -219,6 +255,7 @@ impl<B: Backend> Session<B> {
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
+        self.yield_memory();
         let start = Instant::now();
         let batch = Batch { tokens, phase, want };
         self.model.forward(&mut self.backend, batch, &mut self.kv, &mut self.experts, &mut self.scratch)?;
@@ -286,6 +323,12 @@ impl<B: Backend> Session<B> {
     pub fn backend(&self) -> String {
         self.backend.describe()
     }
+}
+
+/// Memory that a session without a budget leaves to others: a twentieth of what is free at its start.
+fn governor(plan: &Plan) -> Governor {
+    let headroom = machine::available_bytes().unwrap_or(0) / 20;
+    Governor::new(plan.least_bytes(), plan.budget_bytes, headroom, Instant::now())
 }
 
 /// The split of the budget that `options` ask for.

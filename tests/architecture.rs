@@ -22,13 +22,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["error", "quant"]),
     ("model", &["backend", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
     ("plan", &["backend", "error", "expert", "gguf", "io", "model", "quant"]),
+    ("pressure", &[]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
         "session",
         &[
-            "backend", "error", "expert", "gguf", "io", "machine", "model", "plan", "policy", "prefetch", "quant",
-            "trace",
+            "backend", "error", "expert", "gguf", "io", "machine", "model", "plan", "policy", "prefetch", "pressure",
+            "quant", "trace",
         ],
     ),
 ];
@@ -42,6 +43,7 @@ const ROOT_ITEMS: &[(&str, Option<&str>)] =
 
 /// Parts of the standard library that a module must not see.
 const MUST_NOT_SEE: &[(&str, &[&str])] = &[
+    ("pressure", &["env", "fs", "io", "net", "path", "process", "sync", "thread"]),
     ("policy", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("backend", &["fs", "net", "path", "process"]),

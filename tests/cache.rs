@@ -368,6 +368,43 @@ fn behaves_as_a_naive_lru() {
     });
 }
 
+/// The budget changes now and then: the cache behaves as a naive one that loses its oldest residents at once.
+fn resizing_is_as_naive(engine: Engine, scope: Scope, seed: u64) {
+    let mut dice = Dice(seed);
+    let slots = random_slots(&mut dice, scope);
+    let (mut bench, mut naive) = (Bench::new(engine, scope, &slots), Naive::new(&slots));
+    for i in 0..200 {
+        if dice.below(8) == 0 {
+            let new: Vec<_> = slots.iter().map(|&n| N_USED + dice.below(n - N_USED + 1)).collect();
+            bench.cache.resize(&new);
+            assert_eq!(bench.cache.n_slot(), new.iter().sum::<usize>(), "nothing is in use between events");
+            for ((slots, residents), n) in naive.pools.iter_mut().zip(new) {
+                *slots = n;
+                residents.drain(..residents.len().saturating_sub(n));
+            }
+        }
+        let rows = random_rows(&mut dice, i % N_LAYER, Phase::Decode);
+        bench.run(event(Phase::Decode, &rows));
+        naive.run(event(Phase::Decode, &rows));
+        assert_eq!(bench.residents(), naive.residents(), "seed {seed}, event {i}, {} slots", scope.name());
+    }
+    bench.cache.resize(&vec![usize::MAX; slots.len()]);
+    assert_eq!(bench.cache.n_slot(), slots.iter().sum::<usize>(), "all slots are back");
+}
+
+#[test]
+fn a_cache_that_is_resized_loses_the_oldest_and_nothing_else() {
+    no_hang(|| {
+        for scope in [Scope::Layer, Scope::Global] {
+            for seed in 0..10 {
+                resizing_is_as_naive(Engine::Sim, scope, 400 + seed);
+                resizing_is_as_naive(Engine::Threads(IoKind::Pread, 2), scope, 500 + seed);
+                resizing_is_as_naive(Engine::Threads(IoKind::Mapped, 2), scope, 600 + seed);
+            }
+        }
+    });
+}
+
 /// Random guesses between random events, on every engine.
 fn prefetch_keeps_its_place(engine: Engine, scope: Scope, seed: u64) {
     let mut dice = Dice(seed);

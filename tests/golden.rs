@@ -155,3 +155,24 @@ fn offloading_never_changes_a_bit() {
         same("batches of 1", Options { n_batch: 1, ..base }, 2);
     }
 }
+
+#[test]
+fn a_budget_that_changes_on_the_way_changes_no_bit() {
+    let name = "qwen3moe";
+    let options = Options { n_ctx: Some(64), process_bytes: Some(0), kv: GgmlType::F32, ..Options::default() };
+    let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
+    let open = || Session::open(Gguf::open(&ref_model(name)).unwrap(), &options, &mut |_, _| {}).unwrap();
+    let (mut steady, mut changing) = (open(), open());
+    let (least, most) = (steady.plan().least_bytes(), steady.plan().budget_bytes);
+    for wrong in [least - 1, most + 1] {
+        let error = changing.set_memory(wrong).unwrap_err().to_string();
+        assert!(error.contains(&format!("{least} to {most} bytes")), "{error}");
+    }
+    for (i, &token) in tokens.iter().enumerate() {
+        changing.set_memory(least + (most - least) * [0, 4, 1, 2, 3][i % 5] / 4).unwrap();
+        let (a, b) = (steady.decode(token).unwrap(), changing.decode(token).unwrap());
+        assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "token {i}");
+    }
+    let misses = |session: &Session| session.stats().total().miss;
+    assert!(misses(&changing) > misses(&steady), "experts were given up");
+}

@@ -13,9 +13,10 @@ use hotset::{
 #[command(next_help_heading = "Memory and speed")]
 pub struct Engine {
     /// Memory budget: 4GiB, 500MB, plain bytes, or 30% of the model's files. K, M, G, T alone mean KiB, MiB, GiB, TiB.
-    /// Default: four fifths of what the machine has free, at most what the model can use
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<Memory>,
+    /// auto: four fifths of what the machine has free, at most what the model can use; and while it runs, memory goes
+    /// back when the machine is short of it
+    #[arg(long, value_name = "SIZE", default_value = "auto")]
+    memory: Memory,
     /// Threads that compute; default: the cores that this process may use
     #[arg(long, value_name = "N", value_parser = count::<1024>)]
     threads: Option<usize>,
@@ -26,7 +27,7 @@ pub struct Engine {
 impl Engine {
     /// The library's options for a context of `n_ctx` tokens.
     pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
-        let memory_bytes = self.memory.map(|m| m.bytes(file_bytes(gguf)));
+        let memory_bytes = self.memory.bytes(file_bytes(gguf));
         Options { memory_bytes, threads: self.threads, ..self.modes.options(n_ctx) }
     }
 }
@@ -116,14 +117,17 @@ pub enum Memory {
     Bytes(u64),
     /// So many percent of the model's files.
     Percent(f64),
+    /// What the machine can spare.
+    Auto,
 }
 
 impl Memory {
-    /// The budget for a model whose files have `file_bytes`.
-    pub fn bytes(self, file_bytes: u64) -> u64 {
+    /// The budget for a model whose files have `file_bytes`; `None`: the library's choice.
+    pub fn bytes(self, file_bytes: u64) -> Option<u64> {
         match self {
-            Memory::Bytes(n) => n,
-            Memory::Percent(p) => (file_bytes as f64 * p / 100.0) as u64,
+            Memory::Bytes(n) => Some(n),
+            Memory::Percent(p) => Some((file_bytes as f64 * p / 100.0) as u64),
+            Memory::Auto => None,
         }
     }
 }
@@ -134,6 +138,7 @@ impl fmt::Display for Memory {
         match self {
             Memory::Bytes(n) => write!(f, "{n}"),
             Memory::Percent(p) => write!(f, "{p}%"),
+            Memory::Auto => write!(f, "auto"),
         }
     }
 }
@@ -142,7 +147,10 @@ impl FromStr for Memory {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "expected a size such as 4GiB, 500MB, 3000000 or 30%".to_owned();
+        let wrong = || "expected auto or a size such as 4GiB, 500MB, 3000000 or 30%".to_owned();
+        if text == "auto" {
+            return Ok(Memory::Auto);
+        }
         if let Ok(bytes) = text.parse() {
             return Ok(Memory::Bytes(bytes));
         }
@@ -197,8 +205,8 @@ mod tests {
             assert_eq!(text.parse(), Ok(Memory::Bytes(bytes)), "{text}");
         }
         assert_eq!("30%".parse(), Ok(Memory::Percent(30.0)));
-        assert_eq!(Memory::Percent(12.5).bytes(800), 100);
-        for memory in [Memory::Percent(12.5), Memory::Bytes(7)] {
+        assert_eq!(Memory::Percent(12.5).bytes(800), Some(100));
+        for memory in [Memory::Percent(12.5), Memory::Bytes(7), Memory::Auto] {
             assert_eq!(memory.to_string().parse(), Ok(memory));
         }
         for text in ["", "-1", "1.5", "GiB", "4 gigs", "1..5M", "%", "NaN", "∞"] {

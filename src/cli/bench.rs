@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
     output: Form,
     /// Memory budgets, as in hotset run, with commas between them
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', help_heading = "Memory and speed")]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "auto", help_heading = "Memory and speed")]
     memory: Vec<Memory>,
     /// Numbers of threads that compute, with commas between them; default: the cores that this process may use
     #[arg(short = 't', long, value_name = "N", value_delimiter = ',', value_parser = count::<1024>, help_heading = "Memory and speed")]
@@ -190,15 +190,14 @@ pub fn run(args: &Args) -> Ended {
     let path = args.model.clone().map_or_else(model_file::find, Ok)?;
     let tests = Test::all(args);
     let mut report = Report::new(args.output, Out::new());
-    let budgets: Vec<_> = if args.memory.is_empty() { vec![None] } else { args.memory.iter().map(Some).collect() };
     let threads: Vec<_> = if args.threads.is_empty() { vec![None] } else { args.threads.iter().map(Some).collect() };
     let mut failed = false;
     for threads in threads {
-        for budget in &budgets {
+        for &budget in &args.memory {
             let gguf = Gguf::open(&path)?;
             // In a sweep the budgets that are too small cost their rows, not the others'.
-            match setup(args, gguf, &tests, budget.copied(), threads.copied(), &mut report) {
-                Err(Stop::Error(error)) if budgets.len() > 1 => note(format_args!("{error}")),
+            match setup(args, gguf, &tests, budget, threads.copied(), &mut report) {
+                Err(Stop::Error(error)) if args.memory.len() > 1 => note(format_args!("{error}")),
                 ended => {
                     ended?;
                     continue;
@@ -216,7 +215,7 @@ fn setup(
     args: &Args,
     gguf: Gguf,
     tests: &[Test],
-    memory: Option<Memory>,
+    memory: Memory,
     threads: Option<usize>,
     report: &mut Report,
 ) -> Result<(), Stop> {
@@ -224,7 +223,7 @@ fn setup(
     let facts = Facts::new(&gguf, memory)?;
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
-    let memory_bytes = memory.map(|m| m.bytes(facts.model_bytes));
+    let memory_bytes = memory.bytes(facts.model_bytes);
     let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx) };
     // What an earlier setup held does not count.
     let peak_is_ours = machine::reset_peak_rss();
@@ -302,11 +301,11 @@ struct Facts {
     model_bytes: u64,
     n_params: u64,
     expert_type: Option<String>,
-    memory: Option<String>,
+    memory: String,
 }
 
 impl Facts {
-    fn new(gguf: &Gguf, memory: Option<Memory>) -> Result<Self> {
+    fn new(gguf: &Gguf, memory: Memory) -> Result<Self> {
         let experts = gguf.tensors().iter().filter(|t| hotset::model::is_expert(&t.name));
         let mut types: Vec<(String, u64)> = Vec::new();
         for t in experts {
@@ -320,7 +319,7 @@ impl Facts {
             model_bytes: file_bytes(gguf),
             n_params: gguf.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum(),
             expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name),
-            memory: memory.map(|m| m.to_string()),
+            memory: memory.to_string(),
         })
     }
 }

@@ -43,6 +43,8 @@ pub struct Stats {
     evictions: u64,
     failed_reads: u64,
     budget_bytes: u64,
+    /// What the budget has become, where it follows the machine's need.
+    budget_now_bytes: u64,
     /// What the program itself takes beside the budget, where that is too small to bear it.
     beside_bytes: u64,
     peak_rss_bytes: Option<u64>,
@@ -168,6 +170,7 @@ impl Stats {
             evictions: cache.evictions,
             failed_reads: cache.failed_reads,
             budget_bytes: plan.budget_bytes,
+            budget_now_bytes: session.memory_bytes(),
             beside_bytes: plan.beside_bytes,
             peak_rss_bytes: machine::peak_rss_bytes(),
             major_faults: machine::major_faults(),
@@ -204,7 +207,11 @@ impl Stats {
             0 => String::new(),
             n => format!(" and {} for the program", human_bytes(n)),
         };
-        plain(format_args!("memory   budget {}{beside}, peak RSS {peak}", human_bytes(self.budget_bytes)));
+        let now = match self.budget_now_bytes {
+            n if n < self.budget_bytes => format!(", now {}, because the machine is short of memory", human_bytes(n)),
+            _ => String::new(),
+        };
+        plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
             "ran      reads {} on {} threads, policy {} per {}, prefetch {}; {} on {} threads",
             self.io, self.io_threads, self.policy, self.scope, self.prefetch, self.isa, self.threads

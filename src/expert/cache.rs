@@ -58,6 +58,11 @@ struct Tenant {
 struct Pool {
     policy: Box<dyn CachePolicy>,
     free: Vec<u32>,
+    /// Slots whose memory has been given back to the system.
+    parked: Vec<u32>,
+    /// How many should be parked.
+    park: usize,
+    n_slot: usize,
 }
 
 /// How far one wanted expert has come.
@@ -117,7 +122,8 @@ impl ExpertCache {
             let first = all.len() as u32;
             all.extend(io.buffers(&parts, n).map_err(refused)?.into_iter().map(Slot::Free));
             // Popped from the end: slot 0 first.
-            pools.push(Pool { policy: policy.build(n), free: (first..all.len() as u32).rev().collect() });
+            let free = (first..all.len() as u32).rev().collect();
+            pools.push(Pool { policy: policy.build(n), free, parked: Vec::with_capacity(n), park: 0, n_slot: n });
         }
         let n_expert = store.n_expert();
         Ok(Self {
@@ -163,6 +169,41 @@ impl ExpertCache {
         self.index.get(first..first + n).is_some_and(|slots| !slots.contains(&NONE))
     }
 
+    /// Uses at most `slots[i]` of pool i's slots from now on: the memory of the others goes back to the system, the least
+    /// valuable residents first, or comes back into use. What is in use this moment follows at the next requests.
+    /// Numbers above those that the cache was made with mean these, and none means one.
+    ///
+    /// # Panics
+    /// If there is not one number for each pool.
+    pub fn resize(&mut self, slots: &[usize]) {
+        assert_eq!(slots.len(), self.pools.len(), "one number of slots for each pool");
+        for (pool, &n) in self.pools.iter_mut().zip(slots) {
+            pool.park = pool.n_slot.saturating_sub(n.max(1));
+            while pool.parked.len() > pool.park {
+                pool.free.extend(pool.parked.pop());
+            }
+        }
+        self.park();
+    }
+
+    /// Slots in use or free to be used, of all pools.
+    pub fn n_slot(&self) -> usize {
+        self.pools.iter().map(|p| p.n_slot - p.parked.len()).sum()
+    }
+
+    /// Parks slots where [`ExpertCache::resize`] asked for it, as far as nobody needs them now.
+    fn park(&mut self) {
+        for pool in 0..self.pools.len() {
+            while self.pools[pool].parked.len() < self.pools[pool].park {
+                let Some(slot) = self.free_slot(pool, &[]) else { break };
+                if let Slot::Free(buf) = &mut self.slots[slot] {
+                    buf.give_back();
+                }
+                self.pools[pool].parked.push(slot as u32);
+            }
+        }
+    }
+
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
     /// blocks. Follow with [`ExpertCache::next_ready`] until it is empty.
     pub fn request(&mut self, event: LayerEvent<'_>) {
@@ -171,6 +212,8 @@ impl ExpertCache {
             let _ = self.complete(done);
         }
         self.phase = event.phase;
+        self.wanted.clear();
+        self.park();
         self.collect(event);
         let counts = self.stats.of_mut(event.phase);
         counts.events += 1;
@@ -236,7 +279,7 @@ impl ExpertCache {
     fn issue(&mut self) {
         for i in 0..self.wanted.len() {
             let (routed, Want::Queued) = self.wanted[i] else { continue };
-            let Some(slot) = self.take_slot(routed.id, &[]) else { return };
+            let Some(slot) = self.free_slot(self.pool_of(routed.id), &[]) else { return };
             self.wanted[i].1 = Want::Held;
             self.load(slot, routed.id, Priority::Demand);
             self.touch(routed);
@@ -297,7 +340,7 @@ impl ExpertCache {
             if self.slot_of(id).is_some() {
                 continue;
             }
-            let Some(slot) = self.take_slot(id, guesses) else { continue };
+            let Some(slot) = self.free_slot(self.pool_of(id), guesses) else { continue };
             self.stats.prefetches += 1;
             self.prefetches_in_flight += 1;
             self.load(slot, id, Priority::Prefetch);
@@ -313,9 +356,8 @@ impl ExpertCache {
         if self.pools.len() == 1 { 0 } else { id.layer as usize }
     }
 
-    /// A slot for `id`: a free one, or that of the policy's victim. `None` if all are in use.
-    fn take_slot(&mut self, id: ExpertId, also_keep: &[ExpertId]) -> Option<usize> {
-        let pool = self.pool_of(id);
+    /// A slot of the pool: a free one, or that of the policy's victim. `None` if all are in use.
+    fn free_slot(&mut self, pool: usize, also_keep: &[ExpertId]) -> Option<usize> {
         if let Some(free) = self.pools[pool].free.pop() {
             return Some(free as usize);
         }

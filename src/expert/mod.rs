@@ -65,6 +65,10 @@ impl Experts {
     pub fn wants_lookahead(&self, next: u16) -> bool {
         self.prefetcher.wants_lookahead() && !self.cache.holds_layer(next)
     }
+    /// Uses at most so many slots of each pool from now on. See [`ExpertCache::resize`].
+    pub fn resize(&mut self, slots: &[usize]) {
+        self.cache.resize(slots);
+    }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
         self.cache.stats()

@@ -134,11 +134,50 @@ impl IoBuf {
         }
     }
 
+    /// Gives the pages back to the system. The content is void; the buffer itself can be filled again.
+    pub fn give_back(&mut self) {
+        match &mut self.memory {
+            Memory::Mapped(_) => self.unmap(),
+            #[cfg(target_os = "linux")]
+            Memory::Owned(bytes) => {
+                let (at, len) = (bytes.base.cast(), bytes.len);
+                // SAFETY: slices start and end at pages, and this one is borrowed mutably: nobody reads what turns to
+                // zeros. Where the system refuses, the pages stay as they are.
+                let _ = unsafe { rustix::mm::madvise(at, len, rustix::mm::Advice::LinuxDontNeed) };
+            }
+            // Elsewhere owned pages stay.
+            #[cfg(not(target_os = "linux"))]
+            Memory::Owned(_) => {}
+        }
+    }
+
     /// Gives mapped pages back to the system. Owned memory stays.
     pub(super) fn unmap(&mut self) {
         if let Memory::Mapped(list) = &mut self.memory {
             list.clear();
             self.parts.clear();
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_given_back_leaves_the_resident_set_and_can_be_filled_again() {
+        let len = 256 << 20;
+        let mut buf = IoBuf::owned(&[len]).unwrap();
+        let held = |buf: &mut IoBuf| {
+            buf.part_mut(0).fill(7);
+            crate::machine::anonymous_bytes().unwrap()
+        };
+        let full = held(&mut buf);
+        buf.give_back();
+        let empty = crate::machine::anonymous_bytes().unwrap();
+        // Half: other tests of this process take and free memory meanwhile.
+        assert!(empty + (len as u64 / 2) < full, "{full} bytes before, {empty} after");
+        assert!(held(&mut buf) > empty + (len as u64 / 2));
+        assert_eq!(buf.part(0)[len - 1], 7);
     }
 }

@@ -33,7 +33,7 @@ row! {
     n_expert: usize,
     n_expert_used: usize,
     expert_type: Option<String>,
-    memory: Option<String>,
+    memory: String,
     budget_bytes: u64,
     smallest_bytes: u64,
     full_bytes: u64,
@@ -130,7 +130,7 @@ fn cells(row: &Row) -> [String; TABLE.len()] {
     let budget = human_bytes(row.budget_bytes);
     let stalls = row.stall_ms_p50.zip(row.stall_ms_p95).zip(row.stall_ms_p99).map(|((a, b), c)| [a, b, c]);
     [
-        row.memory.as_ref().filter(|m| m.ends_with('%')).map_or(budget.clone(), |m| format!("{m} {budget}")),
+        if row.memory.ends_with('%') { format!("{} {budget}", row.memory) } else { budget },
         row.threads.to_string(),
         row.test.clone(),
         format!("{:.2}", row.median_tok_s),
