@@ -22,7 +22,8 @@ use hotset::{
     expert::Scope,
     gguf::Gguf,
     io::{
-        Done, Extents, Files, IoBuf, IoEngine, IoKind, Mapped, Pread, Priority, Read, ReadError, ReadPath, ThreadEngine,
+        Direct, DirectFiles, Done, Extents, Files, IoBuf, IoEngine, IoKind, Layout, Mapped, Pread, Priority, Read,
+        ReadError, ReadPath, ThreadEngine,
     },
     prefetch::PrefetchKind,
     session::{Options, Session},
@@ -56,8 +57,8 @@ impl ReadPath for Faulty {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.inner.buffer(parts)
+    fn layout(&self) -> Layout {
+        self.inner.layout()
     }
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         let n = self.count.fetch_add(1, Ordering::SeqCst);
@@ -103,8 +104,11 @@ impl IoEngine for NoPrefetchArrives {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.inner.buffer(parts)
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.layout()
     }
     fn submit(&mut self, read: Read) {
         if read.priority == Priority::Prefetch {
@@ -133,16 +137,17 @@ impl IoEngine for NoPrefetchArrives {
 #[derive(Clone, Copy, Debug)]
 struct Mode {
     io: IoKind,
-    io_threads: usize,
+    io_depth: usize,
     prefetch: PrefetchKind,
     scope: Scope,
 }
 
-const MODES: [Mode; 4] = [
-    Mode { io: IoKind::Pread, io_threads: 1, prefetch: PrefetchKind::Off, scope: Scope::Layer },
-    Mode { io: IoKind::Pread, io_threads: 4, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
-    Mode { io: IoKind::Mapped, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
-    Mode { io: IoKind::Pread, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Global },
+const MODES: [Mode; 5] = [
+    Mode { io: IoKind::Pread, io_depth: 1, prefetch: PrefetchKind::Off, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_depth: 4, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Direct, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Mapped, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Global },
 ];
 
 /// A model file that lives as long as the test.
@@ -159,10 +164,10 @@ fn model() -> Model {
 }
 
 /// A session with one slot a layer more than experts used, so that most reads happen.
-fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> std::io::Result<Box<dyn IoEngine>>) -> Session {
+fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result<Box<dyn IoEngine>>) -> Session {
     let Mode { io, prefetch, scope, .. } = mode;
     let mut options =
-        Options { io, prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
+        Options { io: Some(io), prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
     let open = || Gguf::open(path).unwrap();
     let plan = Session::open(open(), &options, &mut |_, _| {}).unwrap().plan().clone();
     let slot = plan.slots_bytes / plan.slots.iter().sum::<usize>() as u64;
@@ -180,9 +185,10 @@ fn faulty(path: &Path, mode: Mode, fault: Fault) -> (Session, Arc<AtomicUsize>) 
     let session = session(path, mode, move |files| {
         let inner: Box<dyn ReadPath> = match mode.io {
             IoKind::Pread => Box::new(Pread::new(files)),
-            IoKind::Mapped => Box::new(Mapped::new(files)?),
+            IoKind::Direct => Box::new(Direct::new(DirectFiles::open(&files).unwrap())),
+            IoKind::Mapped => Box::new(Mapped::new(files).unwrap()),
         };
-        Ok(Box::new(ThreadEngine::new(Faulty { inner, fault, count: counter }, mode.io_threads)?))
+        Ok(Box::new(ThreadEngine::new(Faulty { inner, fault, count: counter }, mode.io_depth).unwrap()))
     });
     (session, count)
 }
@@ -298,7 +304,7 @@ fn failed_prefetches_are_nobodys_business() {
             let failed = Arc::new(AtomicUsize::new(0));
             let counter = failed.clone();
             let mut session = session(&model.path, mode, move |files| {
-                let inner = mode.io.build(files, mode.io_threads)?;
+                let inner = mode.io.build(files, mode.io_depth).unwrap();
                 Ok(Box::new(NoPrefetchArrives { inner, doomed: Vec::new(), failed: counter }))
             });
             let (bits, errors) = run(&mut session);
