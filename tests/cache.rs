@@ -370,6 +370,7 @@ fn behaves_as_a_naive_lru() {
                 same_as_naive(Engine::Threads(IoKind::Mapped, 1), scope, 200 + seed, true);
                 same_as_naive(Engine::Threads(IoKind::Pread, 3), scope, 300 + seed, false);
                 same_as_naive(Engine::Threads(IoKind::Direct, 2), scope, 400 + seed, false);
+                same_as_naive(Engine::Threads(IoKind::Uring, 4), scope, 500 + seed, false);
             }
         }
     });
@@ -418,6 +419,7 @@ fn prefetch_never_stands_in_the_way() {
                 prefetch_keeps_its_place(Engine::Threads(IoKind::Pread, 3), scope, 100 + seed);
                 prefetch_keeps_its_place(Engine::Threads(IoKind::Mapped, 2), scope, 200 + seed);
                 prefetch_keeps_its_place(Engine::Threads(IoKind::Direct, 2), scope, 300 + seed);
+                prefetch_keeps_its_place(Engine::Threads(IoKind::Uring, 4), scope, 400 + seed);
             }
         }
     });

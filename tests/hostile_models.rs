@@ -16,7 +16,7 @@ use hotset::{
     Result,
     expert::{ExpertStore, Scope},
     gguf::{Array, Gguf, Value},
-    io::{IoKind, Layout},
+    io::{self, IoKind},
     model::Config,
     plan::{Needs, Plan},
     quant::GgmlType,
@@ -472,7 +472,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
         let config = Config::new(&gguf).unwrap();
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
         for n_ctx in [1, 7, 64] {
-            for layout in [Layout::Lines, Layout::Blocks(512), Layout::Blocks(4096), Layout::Pages] {
+            for layout in [io::Layout::Lines, io::Layout::Blocks(512), io::Layout::Blocks(4096), io::Layout::Pages] {
                 for scope in [Scope::Layer, Scope::Global] {
                     for process_bytes in [0, 24 << 20, 100 << 20] {
                         let (kv, n_batch, threads) = (GgmlType::F16, 32, 2);
@@ -532,7 +532,7 @@ fn global_slots_hold_the_largest_of_each_part() {
     let session = open_with(&path, Options { io: Some(IoKind::Pread), scope: Scope::Global, ..options() }).unwrap();
     let plan = session.plan();
     let part = 4 * (N_EMBD * N_FF) as usize;
-    let slot = Layout::Lines.slot_bytes(&[part, part, part]);
+    let slot = io::Layout::Lines.slot_bytes(&[part, part, part]);
     assert_eq!(plan.slots_bytes, slot * plan.slots[0] as u64);
     logits(session).unwrap();
 }

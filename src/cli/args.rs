@@ -53,7 +53,8 @@ pub struct Modes {
     /// Type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
     pub kv: GgmlType,
-    /// Read path: through the page cache (pread), past it (direct), the file's own pages (mapped), or what suits the
+    /// Read path: through the page cache (pread), past it (direct), so through an io_uring
+    /// (uring), the file's own pages (mapped), or what suits the
     /// budget and the drive (auto)
     #[arg(long, value_name = "PATH", default_value = io_name(None), value_parser = named(IO_KINDS, io_name))]
     io: Option<IoKind>,
@@ -92,7 +93,8 @@ impl Modes {
 }
 
 /// Read paths that can be asked for.
-const IO_KINDS: &[Option<IoKind>] = &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Mapped)];
+const IO_KINDS: &[Option<IoKind>] =
+    &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Uring), Some(IoKind::Mapped)];
 
 /// The name that `--io` takes.
 fn io_name(kind: Option<IoKind>) -> &'static str {

@@ -10,6 +10,8 @@ mod engine;
 mod mapped;
 mod pread;
 mod sim;
+#[cfg(target_os = "linux")]
+mod uring;
 
 pub use buf::{IoBuf, Layout};
 pub use direct::{Direct, DirectFiles};
@@ -17,6 +19,8 @@ pub use engine::{MAX_DEPTH, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
 pub use sim::SimIo;
+#[cfg(target_os = "linux")]
+pub use uring::Uring;
 
 /// The files that extents point into, by index, with their paths for messages.
 pub type Files = Arc<[(PathBuf, Arc<File>)]>;
@@ -130,24 +134,27 @@ pub enum IoKind {
     Pread,
     /// The same past the page cache.
     Direct,
+    /// Past the page cache through an `io_uring`.
+    Uring,
     /// The file's own pages, mapped and populated on a few threads.
     Mapped,
 }
 
 impl IoKind {
     /// Every kind.
-    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Direct, IoKind::Mapped];
+    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped];
     /// The name that [`IoEngine::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
             IoKind::Pread => "pread",
             IoKind::Direct => "direct",
+            IoKind::Uring => "uring",
             IoKind::Mapped => "mapped",
         }
     }
-    /// Reads in flight where nobody says how many: threads of most engines.
+    /// Reads in flight where nobody says how many.
     pub fn default_depth(self) -> usize {
-        4
+        if self == IoKind::Uring { 16 } else { 4 }
     }
     /// An engine on `files` with `depth` reads in flight, from one to [`MAX_DEPTH`].
     ///
@@ -157,6 +164,12 @@ impl IoKind {
         Ok(match self {
             IoKind::Pread => Box::new(ThreadEngine::new(Pread::new(files), depth)?),
             IoKind::Direct => Box::new(ThreadEngine::new(Direct::new(DirectFiles::open(&files)?), depth)?),
+            #[cfg(target_os = "linux")]
+            IoKind::Uring => Box::new(Uring::new(DirectFiles::open(&files)?, depth)?),
+            #[cfg(not(target_os = "linux"))]
+            IoKind::Uring => {
+                return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "io_uring: known on Linux only"));
+            }
             IoKind::Mapped => Box::new(ThreadEngine::new(Mapped::new(files)?, depth)?),
         })
     }
