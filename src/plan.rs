@@ -13,7 +13,7 @@ use crate::{
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes,
-    io::IoKind,
+    io::Layout,
     model::{self, Config, KvCache, Scratch, ScratchShape},
     quant::GgmlType,
 };
@@ -44,8 +44,8 @@ pub struct Needs {
     pub kv: GgmlType,
     /// How slots are shared.
     pub scope: Scope,
-    /// Read path, which decides what a slot takes.
-    pub io: IoKind,
+    /// How slots lie in memory, which decides what one takes.
+    pub layout: Layout,
     /// Bytes that the process holds already.
     pub process_bytes: u64,
     /// Compute threads.
@@ -107,7 +107,7 @@ impl Plan {
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
 
         let n_layer = store.layers().len();
-        let slot = |layers| needs.io.slot_bytes(&store.slot_parts(layers));
+        let slot = |layers| needs.layout.slot_bytes(&store.slot_parts(layers));
         // (bytes of a slot, slots that make sense) of each pool
         let pools: Vec<(u64, usize)> = match needs.scope {
             Scope::Layer => (0..n_layer).map(|l| (slot(l..l + 1), store.n_expert())).collect(),

@@ -9,7 +9,7 @@ use crate::{
     backend::{Backend, cpu::Cpu},
     expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
-    io::{Files, IoEngine, IoKind},
+    io::{Files, IoEngine, IoKind, Layout},
     machine,
     model::{Batch, Config, KvCache, Model, Scratch, Want},
     plan::{Needs, Plan},
@@ -37,10 +37,10 @@ pub struct Options {
     pub all_logits: bool,
     /// Type of the KV cache.
     pub kv: GgmlType,
-    /// Read path.
-    pub io: IoKind,
-    /// Threads that read.
-    pub io_threads: usize,
+    /// Read path; `None`: the one that suits files, budget and drive.
+    pub io: Option<IoKind>,
+    /// Reads in flight, each on a thread where the read path has threads; `None`: what suits the read path.
+    pub io_depth: Option<usize>,
     /// Eviction policy.
     pub policy: PolicyKind,
     /// Prefetcher.
@@ -60,8 +60,8 @@ impl Default for Options {
             n_batch: 512,
             all_logits: false,
             kv: GgmlType::F16,
-            io: IoKind::Pread,
-            io_threads: 4,
+            io: None,
+            io_depth: None,
             policy: PolicyKind::Lru,
             prefetch: PrefetchKind::Lookahead,
             scope: Scope::Layer,
@@ -129,12 +129,16 @@ impl<B: Backend> Session<B> {
         trace: Box<dyn TraceSink>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let engine = |files| options.io.build(files, options.io_threads);
+        let kind = options.io.unwrap_or(IoKind::Pread);
+        let depth = options.io_depth.unwrap_or(kind.default_depth());
+        let engine = |files| {
+            let refused = |e| Error::request(format!("the {} read path", kind.name()), "it to start", e);
+            kind.build(files, depth).map_err(refused)
+        };
         Self::with_engine(gguf, options, backend, trace, engine, progress)
     }
 
-    /// [`Session::with_backend`] with an engine of the caller's choice, whose slots take what those of
-    /// [`Options::io`] do. It is made on the model's files.
+    /// [`Session::with_backend`] with an engine of the caller's choice, made on the model's files.
     ///
     /// # Errors
     /// As [`Session::open`].
@@ -143,13 +147,14 @@ impl<B: Backend> Session<B> {
         options: &Options,
         backend: B,
         trace: Box<dyn TraceSink>,
-        engine: impl FnOnce(Files) -> std::io::Result<Box<dyn IoEngine>>,
+        engine: impl FnOnce(Files) -> Result<Box<dyn IoEngine>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let path = gguf.path().to_owned();
         let config = Config::new(&gguf)?;
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-        let plan = make_plan(&gguf, &config, &store, options)?;
+        let io = engine(store.files().clone())?;
+        let plan = make_plan(&gguf, &config, &store, options, io.layout())?;
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;
@@ -158,8 +163,6 @@ impl<B: Backend> Session<B> {
             progress(loaded, total);
         })?;
         let config = &model.config;
-        let io = engine(store.files().clone());
-        let io = io.map_err(|e| Error::request(format!("the {} read path", options.io.name()), "it to start", e))?;
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
         let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
         let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
@@ -315,6 +318,10 @@ impl<B: Backend> Session<B> {
     pub fn timing(&self) -> Timing {
         self.timing
     }
+    /// Reads in flight at most.
+    pub fn io_depth(&self) -> usize {
+        self.experts.cache().io().depth()
+    }
     /// What runs: (read path, policy, prefetcher).
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
         self.experts.modes()
@@ -331,11 +338,11 @@ fn governor(plan: &Plan) -> Governor {
     Governor::new(plan.least_bytes(), plan.budget_bytes, headroom, Instant::now())
 }
 
-/// The split of the budget that `options` ask for.
+/// The split of the budget that `options` ask for, with slots of this layout.
 ///
 /// # Errors
 /// A budget or a context that does not work.
-pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Plan> {
+pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options, layout: Layout) -> Result<Plan> {
     let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
     if n_ctx == 0 || n_ctx > config.n_ctx_train {
         return Err(Error::request(
@@ -353,7 +360,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope,
-        io: options.io,
+        layout,
         process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
         threads: options.threads.unwrap_or_else(crate::backend::cpu::available_threads),
     };

@@ -57,6 +57,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/gguf/file.rs",
     "src/io/buf.rs",
     "src/io/mapped.rs",
+    "src/io/uring.rs",
     "src/backend/cpu/mod.rs",
     "src/backend/cpu/pool.rs",
     "src/backend/cpu/attention.rs",

@@ -14,7 +14,7 @@ use hotset::{
     expert::{ExpertCache, ExpertStore, Scope},
     gguf::Gguf,
     id::ExpertId,
-    io::{Done, IoBuf, IoEngine, IoKind, Priority, Read, SimIo},
+    io::{Done, IoEngine, IoKind, Layout, Priority, Read, SimIo},
     policy::PolicyKind,
     quant::{GgmlType, QMat},
     trace::{LayerEvent, Phase, Routed},
@@ -79,8 +79,11 @@ impl<E: IoEngine> IoEngine for Probe<E> {
     fn name(&self) -> &'static str {
         self.inner.lock().unwrap().name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.inner.lock().unwrap().buffer(parts)
+    fn depth(&self) -> usize {
+        self.inner.lock().unwrap().depth()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.lock().unwrap().layout()
     }
     fn submit(&mut self, read: Read) {
         let mut log = self.log.lock().unwrap();
@@ -118,8 +121,11 @@ impl IoEngine for Boxed {
     fn name(&self) -> &'static str {
         self.0.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.0.buffer(parts)
+    fn depth(&self) -> usize {
+        self.0.depth()
+    }
+    fn layout(&self) -> Layout {
+        self.0.layout()
     }
     fn submit(&mut self, read: Read) {
         self.0.submit(read);
@@ -363,6 +369,8 @@ fn behaves_as_a_naive_lru() {
                 same_as_naive(Engine::Threads(IoKind::Pread, 1), scope, 100 + seed, true);
                 same_as_naive(Engine::Threads(IoKind::Mapped, 1), scope, 200 + seed, true);
                 same_as_naive(Engine::Threads(IoKind::Pread, 3), scope, 300 + seed, false);
+                same_as_naive(Engine::Threads(IoKind::Direct, 2), scope, 400 + seed, false);
+                same_as_naive(Engine::Threads(IoKind::Uring, 4), scope, 500 + seed, false);
             }
         }
     });
@@ -447,6 +455,8 @@ fn prefetch_never_stands_in_the_way() {
             for seed in 0..5 {
                 prefetch_keeps_its_place(Engine::Threads(IoKind::Pread, 3), scope, 100 + seed);
                 prefetch_keeps_its_place(Engine::Threads(IoKind::Mapped, 2), scope, 200 + seed);
+                prefetch_keeps_its_place(Engine::Threads(IoKind::Direct, 2), scope, 300 + seed);
+                prefetch_keeps_its_place(Engine::Threads(IoKind::Uring, 4), scope, 400 + seed);
             }
         }
     });

@@ -52,7 +52,7 @@ fn text_depends_on_the_seed_and_on_nothing_else() {
     {
         assert_eq!(run(same), first, "{same:?}");
     }
-    assert_eq!(run(&["--memory", "8MiB", "--scope", "global", "--prefetch", "off", "--io-threads", "1"]), first);
+    assert_eq!(run(&["--memory", "8MiB", "--scope", "global", "--prefetch", "off", "--io-depth", "1"]), first);
     let greedy = run(&["--temp", "0"]);
     assert_eq!(run(&["--temp", "0", "--seed", "9"]), greedy);
     assert_eq!(run(&["--top-k", "1"]), greedy);

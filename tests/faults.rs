@@ -22,7 +22,8 @@ use hotset::{
     expert::Scope,
     gguf::Gguf,
     io::{
-        Done, Extents, Files, IoBuf, IoEngine, IoKind, Mapped, Pread, Priority, Read, ReadError, ReadPath, ThreadEngine,
+        Direct, DirectFiles, Done, Extent, Extents, Files, IoBuf, IoEngine, IoKind, Layout, Mapped, Pread, Priority,
+        Read, ReadError, ReadPath, ThreadEngine,
     },
     prefetch::PrefetchKind,
     session::{Options, Session},
@@ -43,6 +44,12 @@ enum Fault {
     Burst(usize, usize),
     /// Each takes a random time, up to three milliseconds.
     Late(u64),
+    /// The n-th takes two seconds.
+    Stall(usize),
+    /// Every second one is put off by the system (`EAGAIN`).
+    PutOff,
+    /// All are, for ever.
+    PutOffForEver,
 }
 
 /// A read path that breaks, around one that works.
@@ -56,8 +63,8 @@ impl ReadPath for Faulty {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.inner.buffer(parts)
+    fn layout(&self) -> Layout {
+        self.inner.layout()
     }
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         let n = self.count.fetch_add(1, Ordering::SeqCst);
@@ -71,12 +78,101 @@ impl ReadPath for Faulty {
                 self.inner.read(extents, buf)?;
                 fails(std::io::ErrorKind::UnexpectedEof)
             }
+            Fault::PutOff if n.is_multiple_of(2) => fails(std::io::ErrorKind::WouldBlock),
+            Fault::PutOffForEver => fails(std::io::ErrorKind::WouldBlock),
+            Fault::Stall(at) if at == n => {
+                std::thread::sleep(Duration::from_secs(2));
+                self.inner.read(extents, buf)
+            }
             Fault::Late(seed) => {
                 std::thread::sleep(Duration::from_micros(Dice(seed + n as u64).next() % 3000));
                 self.inner.read(extents, buf)
             }
             _ => self.inner.read(extents, buf),
         }
+    }
+}
+
+/// An engine that breaks, around one without a [`ReadPath`]. Reads fail as in [`Faulty`]; late ones come in another order.
+/// What the system puts off is the engine's own business: `src/io/uring.rs` tests it on its ring.
+struct FaultyEngine {
+    inner: Box<dyn IoEngine>,
+    fault: Fault,
+    count: Arc<AtomicUsize>,
+    /// (tag, number, last extent) of the reads in flight.
+    reads: Vec<(usize, usize, Extent)>,
+    /// Finished, and not handed out.
+    held: Vec<Done>,
+    dice: Dice,
+}
+
+impl FaultyEngine {
+    fn new(inner: Box<dyn IoEngine>, fault: Fault, count: Arc<AtomicUsize>) -> Self {
+        let dice = Dice(if let Fault::Late(seed) = fault { seed } else { 0 });
+        Self { inner, fault, count, reads: Vec::new(), held: Vec::new(), dice }
+    }
+
+    fn hold(&mut self, mut done: Done) {
+        let i = self.reads.iter().position(|r| r.0 == done.tag).expect("a tag comes back once");
+        let (_, n, extent) = self.reads.swap_remove(i);
+        let fails = |kind: std::io::ErrorKind| Err(ReadError { extent, source: kind.into() });
+        match self.fault {
+            Fault::At(at) if at == n => done.result = fails(std::io::ErrorKind::PermissionDenied),
+            Fault::Short(at) if at == n => done.result = fails(std::io::ErrorKind::UnexpectedEof),
+            Fault::Burst(at, len) if (at..at.saturating_add(len)).contains(&n) => {
+                done.result = fails(std::io::ErrorKind::PermissionDenied);
+            }
+            Fault::Stall(at) if at == n => std::thread::sleep(Duration::from_secs(2)),
+            _ => {}
+        }
+        self.held.push(done);
+    }
+
+    fn release(&mut self) -> Option<Done> {
+        let n = self.held.len();
+        let i = if matches!(self.fault, Fault::Late(_)) { self.dice.below(n.max(1)) } else { 0 };
+        (n > 0).then(|| self.held.remove(i))
+    }
+}
+
+impl IoEngine for FaultyEngine {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+    fn submit(&mut self, read: Read) {
+        let n = self.count.fetch_add(1, Ordering::SeqCst);
+        self.reads.push((read.tag, n, read.extents[read.extents.len() - 1]));
+        self.inner.submit(read);
+    }
+    fn promote(&mut self, tag: usize) {
+        self.inner.promote(tag);
+    }
+    fn wait(&mut self) -> Option<Done> {
+        while let Some(done) = self.inner.poll() {
+            self.hold(done);
+        }
+        if self.held.is_empty() {
+            let done = self.inner.wait()?;
+            self.hold(done);
+        }
+        self.release()
+    }
+    fn poll(&mut self) -> Option<Done> {
+        while let Some(done) = self.inner.poll() {
+            self.hold(done);
+        }
+        // A late one is there, and not seen yet.
+        let unseen = matches!(self.fault, Fault::Late(_)) && self.dice.below(2) == 0;
+        if unseen { None } else { self.release() }
+    }
+    fn now_ns(&self) -> u64 {
+        self.inner.now_ns()
     }
 }
 
@@ -103,8 +199,11 @@ impl IoEngine for NoPrefetchArrives {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.inner.buffer(parts)
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.layout()
     }
     fn submit(&mut self, read: Read) {
         if read.priority == Priority::Prefetch {
@@ -133,16 +232,19 @@ impl IoEngine for NoPrefetchArrives {
 #[derive(Clone, Copy, Debug)]
 struct Mode {
     io: IoKind,
-    io_threads: usize,
+    io_depth: usize,
     prefetch: PrefetchKind,
     scope: Scope,
 }
 
-const MODES: [Mode; 4] = [
-    Mode { io: IoKind::Pread, io_threads: 1, prefetch: PrefetchKind::Off, scope: Scope::Layer },
-    Mode { io: IoKind::Pread, io_threads: 4, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
-    Mode { io: IoKind::Mapped, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
-    Mode { io: IoKind::Pread, io_threads: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Global },
+/// One a read path, and more of the default one.
+const MODES: [Mode; 6] = [
+    Mode { io: IoKind::Pread, io_depth: 1, prefetch: PrefetchKind::Off, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_depth: 4, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Direct, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Uring, io_depth: 3, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Mapped, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Layer },
+    Mode { io: IoKind::Pread, io_depth: 2, prefetch: PrefetchKind::Lookahead, scope: Scope::Global },
 ];
 
 /// A model file that lives as long as the test.
@@ -159,10 +261,10 @@ fn model() -> Model {
 }
 
 /// A session with one slot a layer more than experts used, so that most reads happen.
-fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> std::io::Result<Box<dyn IoEngine>>) -> Session {
+fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result<Box<dyn IoEngine>>) -> Session {
     let Mode { io, prefetch, scope, .. } = mode;
     let mut options =
-        Options { io, prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
+        Options { io: Some(io), prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
     let open = || Gguf::open(path).unwrap();
     let plan = Session::open(open(), &options, &mut |_, _| {}).unwrap().plan().clone();
     let slot = plan.slots_bytes / plan.slots.iter().sum::<usize>() as u64;
@@ -180,9 +282,14 @@ fn faulty(path: &Path, mode: Mode, fault: Fault) -> (Session, Arc<AtomicUsize>) 
     let session = session(path, mode, move |files| {
         let inner: Box<dyn ReadPath> = match mode.io {
             IoKind::Pread => Box::new(Pread::new(files)),
-            IoKind::Mapped => Box::new(Mapped::new(files)?),
+            IoKind::Direct => Box::new(Direct::new(DirectFiles::open(&files).unwrap())),
+            IoKind::Mapped => Box::new(Mapped::new(files).unwrap()),
+            IoKind::Uring => {
+                let inner = mode.io.build(files, mode.io_depth).unwrap();
+                return Ok(Box::new(FaultyEngine::new(inner, fault, counter)));
+            }
         };
-        Ok(Box::new(ThreadEngine::new(Faulty { inner, fault, count: counter }, mode.io_threads)?))
+        Ok(Box::new(ThreadEngine::new(Faulty { inner, fault, count: counter }, mode.io_depth).unwrap()))
     });
     (session, count)
 }
@@ -298,7 +405,7 @@ fn failed_prefetches_are_nobodys_business() {
             let failed = Arc::new(AtomicUsize::new(0));
             let counter = failed.clone();
             let mut session = session(&model.path, mode, move |files| {
-                let inner = mode.io.build(files, mode.io_threads)?;
+                let inner = mode.io.build(files, mode.io_depth).unwrap();
                 Ok(Box::new(NoPrefetchArrives { inner, doomed: Vec::new(), failed: counter }))
             });
             let (bits, errors) = run(&mut session);
@@ -306,6 +413,39 @@ fn failed_prefetches_are_nobodys_business() {
             assert_eq!(session.stats().failed_reads, failed.load(Ordering::SeqCst) as u64);
             assert!(session.stats().prefetches > 0, "{mode:?}: there was nothing to fail");
         }
+    });
+}
+
+#[test]
+fn a_drive_that_stalls_for_seconds_changes_nothing() {
+    no_hang(|| {
+        let model = model();
+        let stalled = |mode: &Mode| {
+            let (expected, reads) = unfailed(&model.path, *mode);
+            let (mut session, _) = faulty(&model.path, *mode, Fault::Stall(reads / 2));
+            let (bits, errors) = run(&mut session);
+            assert!(errors.is_empty() && bits == expected, "{mode:?}");
+            let t = session.timing();
+            assert!(t.prompt_ns + t.decode_ns > 1_500_000_000, "{mode:?}: nothing stalled");
+        };
+        let stalled = &stalled;
+        std::thread::scope(|s| MODES.iter().for_each(|mode| drop(s.spawn(move || stalled(mode)))));
+    });
+}
+
+#[test]
+fn reads_that_the_system_puts_off_are_tried_again_and_in_the_end_fail() {
+    no_hang(|| {
+        let model = model();
+        for mode in MODES.into_iter().filter(|m| m.io != IoKind::Uring) {
+            let (expected, reads) = unfailed(&model.path, mode);
+            let (mut session, count) = faulty(&model.path, mode, Fault::PutOff);
+            let (bits, errors) = run(&mut session);
+            assert!(errors.is_empty() && bits == expected, "{mode:?}: {errors:?}");
+            assert!(count.load(Ordering::SeqCst) > reads, "{mode:?}: nothing was tried again");
+        }
+        let (mut session, _) = faulty(&model.path, MODES[0], Fault::PutOffForEver);
+        is_clear(&session.feed(&PROMPT, &mut |_| {}).unwrap_err(), &model.path);
     });
 }
 

@@ -16,7 +16,7 @@ use hotset::{
     Result,
     expert::{ExpertStore, Scope},
     gguf::{Array, Gguf, Value},
-    io::IoKind,
+    io::{self, IoKind},
     model::Config,
     plan::{Needs, Plan},
     quant::GgmlType,
@@ -414,7 +414,7 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
         for path in [&whole, &split, &old, &fused, &mixed] {
             for &io in IoKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let options = Options { io, scope, ..options() };
+                    let options = Options { io: Some(io), scope, ..options() };
                     let least = open_with(path, options).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
                         let session = open_with(path, Options { memory_bytes, ..options }).unwrap();
@@ -472,11 +472,12 @@ fn the_smallest_budget_is_named_to_the_byte() {
         let config = Config::new(&gguf).unwrap();
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
         for n_ctx in [1, 7, 64] {
-            for &io in IoKind::ALL {
+            for layout in [io::Layout::Lines, io::Layout::Blocks(512), io::Layout::Blocks(4096), io::Layout::Pages] {
                 for scope in [Scope::Layer, Scope::Global] {
                     for process_bytes in [0, 24 << 20, 100 << 20] {
                         let (kv, n_batch, threads) = (GgmlType::F16, 32, 2);
-                        let needs = Needs { n_ctx, n_batch, all_logits: true, kv, scope, io, process_bytes, threads };
+                        let needs =
+                            Needs { n_ctx, n_batch, all_logits: true, kv, scope, layout, process_bytes, threads };
                         let plan = |budget| Plan::new(&gguf, &config, &store, needs, Some(budget));
                         let least = named(&plan(0).unwrap_err().to_string());
                         assert_eq!(named(&plan(least - 1).unwrap_err().to_string()), least);
@@ -508,7 +509,8 @@ fn a_session_opens_with_the_budget_that_the_error_names() {
     let expected = logits(open(&path).unwrap()).unwrap();
     for &io in IoKind::ALL {
         for scope in [Scope::Layer, Scope::Global] {
-            let with = |bytes| open_with(&path, Options { memory_bytes: Some(bytes), io, scope, ..options() });
+            let with =
+                |bytes| open_with(&path, Options { memory_bytes: Some(bytes), io: Some(io), scope, ..options() });
             // What the process holds is charged, and other tests run beside this one: the number may grow once or twice.
             let mut least = 0;
             let session = (0..100).find_map(|_| with(least).map_err(|e| least = named(&e.to_string())).ok());
@@ -527,10 +529,10 @@ fn global_slots_hold_the_largest_of_each_part() {
     }
     let folder = Folder::new();
     let path = folder.write(&tiny);
-    let session = open_with(&path, Options { scope: Scope::Global, ..options() }).unwrap();
+    let session = open_with(&path, Options { io: Some(IoKind::Pread), scope: Scope::Global, ..options() }).unwrap();
     let plan = session.plan();
     let part = 4 * (N_EMBD * N_FF) as usize;
-    let slot = IoKind::Pread.slot_bytes(&[part, part, part]);
+    let slot = io::Layout::Lines.slot_bytes(&[part, part, part]);
     assert_eq!(plan.slots_bytes, slot * plan.slots[0] as u64);
     logits(session).unwrap();
 }
@@ -543,7 +545,7 @@ fn a_file_that_is_deleted_while_open_goes_on_working() {
     let expected = logits(open(&path).unwrap()).unwrap();
     for &io in IoKind::ALL {
         let path = folder.write(&Tiny::new("qwen3moe"));
-        let session = open_with(&path, Options { io, ..options() }).unwrap();
+        let session = open_with(&path, Options { io: Some(io), ..options() }).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(logits(session).unwrap() == expected, "{}", io.name());
     }
@@ -557,7 +559,7 @@ fn a_file_that_is_cut_while_open_is_named() {
             let path = folder.write(&Tiny::new("qwen3moe"));
             let gguf = Gguf::open(&path).unwrap();
             let left = gguf.tensor(keep).map_or(0, |t| t.offset + t.bytes.unwrap());
-            let mut session = open_with(&path, Options { io, ..options() }).unwrap();
+            let mut session = open_with(&path, Options { io: Some(io), ..options() }).unwrap();
             OpenOptions::new().write(true).open(&path).unwrap().set_len(left).unwrap();
             for _ in 0..2 {
                 let text = session.decode(3).unwrap_err().to_string();

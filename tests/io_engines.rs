@@ -14,7 +14,8 @@ use common::{
 };
 use hotset::{
     io::{
-        Done, Extent, Extents, Files, IoBuf, IoEngine, IoKind, Priority, Read, ReadError, ReadPath, SimIo, ThreadEngine,
+        Done, Extent, Extents, Files, IoBuf, IoEngine, IoKind, Layout, Priority, Read, ReadError, ReadPath, SimIo,
+        ThreadEngine,
     },
     machine,
 };
@@ -71,7 +72,7 @@ fn every_engine(test: fn(&World, Box<dyn IoEngine>)) {
 
 fn read(engine: &mut dyn IoEngine, tag: usize, extents: Extents, priority: Priority) {
     let parts: Vec<_> = extents.iter().map(|e| e.len).collect();
-    let buf = engine.buffer(&parts).unwrap();
+    let buf = IoBuf::new(engine.layout(), &parts).unwrap();
     engine.submit(Read { tag, extents, buf, priority });
 }
 
@@ -109,7 +110,7 @@ fn reads_the_right_bytes_wherever_they_lie() {
 fn a_buffer_is_filled_again_and_again() {
     every_engine(|world, mut engine| {
         let mut dice = Dice(1);
-        let mut buf = engine.buffer(&[20_000; 3]).unwrap();
+        let mut buf = IoBuf::new(engine.layout(), &[20_000; 3]).unwrap();
         for tag in 0..50 {
             let extents = world.random_extents(&mut dice);
             engine.submit(Read { tag, extents, buf, priority: Priority::Demand });
@@ -198,19 +199,78 @@ fn a_file_cut_short_after_the_open_is_an_error() {
 
 #[test]
 fn buffers_take_what_the_plan_counts() {
-    let world = World::new();
     let page = hotset::io::buf::page_bytes() as u64;
     for parts in [&[1][..], &[4096, 4096], &[100, 5_000, 70_000], &[64; 3]] {
         let bytes: u64 = parts.iter().map(|&p| p as u64).sum();
-        for kind in IoKind::ALL {
-            let slot = kind.slot_bytes(parts);
-            assert!(slot.is_multiple_of(page) && slot >= bytes, "{} {parts:?}: {slot}", kind.name());
-            assert!(slot <= bytes + 2 * page * parts.len() as u64, "{} {parts:?}: {slot}", kind.name());
+        for layout in [Layout::Lines, Layout::Blocks(512), Layout::Blocks(4096), Layout::Pages] {
+            let slot = layout.slot_bytes(parts);
+            assert!(slot.is_multiple_of(page) && slot >= bytes, "{layout:?} {parts:?}: {slot}");
+            assert!(slot <= bytes + 2 * page * parts.len() as u64, "{layout:?} {parts:?}: {slot}");
         }
-        let engine = IoKind::Pread.build(world.files.clone(), 1).unwrap();
-        let buf = engine.buffer(parts).unwrap();
+        assert!(Layout::Blocks(512).slot_bytes(parts) <= bytes + (3 * 1022 + page));
+        let buf = IoBuf::new(Layout::Lines, parts).unwrap();
         parts.iter().enumerate().for_each(|(i, &len)| assert_eq!(buf.part(i).len(), len));
     }
+}
+
+/// Offsets that widen both ends as far as they go, in a buffer made for exactly these lengths; adjacent extents, which
+/// become one read; the same with a gap of a byte, and in the wrong order.
+#[test]
+fn whole_blocks_have_room_wherever_the_parts_start() {
+    every_engine(|world, mut engine| {
+        for block in [512, 4096] {
+            for len in [1, block, block + 1, 3 * block + 1] {
+                for skip in [0, 1, block - 1, block, block + 1] {
+                    let at = |i: usize, gap: usize| Extent { file: 0, offset: (skip + i * (len + gap)) as u64, len };
+                    for gap in [0, 1, 2 * block] {
+                        let [a, b, c] = [0, 1, 2].map(|i| at(i, gap));
+                        for extents in [[a, b, c], [c, b, a], [a, c, b], [b, b, b]].map(|e| Extents::new(&e)) {
+                            read(&mut *engine, 1, extents, Priority::Demand);
+                            let done = engine.wait().unwrap();
+                            done.result.unwrap();
+                            shows(world, &extents, &done.buf);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A run of adjacent extents that the file ends in: the error names the one that is cut.
+#[test]
+fn of_adjacent_extents_the_one_that_is_cut_is_named() {
+    every_engine(|world, mut engine| {
+        let cut = 50_000;
+        OpenOptions::new().write(true).open(&world.paths[0]).unwrap().set_len(cut).unwrap();
+        for (offset, n) in [(cut - 250, 2), (cut - 150, 1), (cut - 50, 0), (cut - 100, 1), (cut - 200, 2)] {
+            let list = [0, 1, 2].map(|i| Extent { file: 0, offset: offset + 100 * i, len: 100 });
+            read(&mut *engine, 0, Extents::new(&list), Priority::Demand);
+            let error = engine.wait().unwrap().result.expect_err("the end is gone");
+            assert_eq!((error.extent, error.source.kind()), (list[n], std::io::ErrorKind::UnexpectedEof));
+        }
+    });
+}
+
+#[test]
+fn a_read_that_is_larger_than_its_buffer_is_an_error() {
+    every_engine(|_, mut engine| {
+        let extents = one(Extent { file: 0, offset: 7, len: 20_000 });
+        let buf = IoBuf::new(engine.layout(), &[100]).unwrap();
+        engine.submit(Read { tag: 0, extents, buf, priority: Priority::Demand });
+        // Mappings are as large as they have to be.
+        assert_eq!(engine.wait().unwrap().result.is_ok(), engine.layout() == Layout::Pages);
+    });
+}
+
+/// Files of /proc can be opened and read, but not past the page cache.
+#[cfg(target_os = "linux")]
+#[test]
+fn where_a_file_cannot_be_read_past_the_page_cache_the_error_names_it() {
+    let path = Path::new("/proc/version");
+    let files: Files = [(path.to_owned(), Arc::new(File::open(path).unwrap()))].into_iter().collect();
+    let text = IoKind::Direct.build(files, 1).err().expect("refused").to_string();
+    assert!(text.contains("O_DIRECT on /proc/version: "), "{text}");
 }
 
 /// A read path whose reads wait until the test lets them go, and which keeps their order.
@@ -224,8 +284,8 @@ impl ReadPath for Gate {
     fn name(&self) -> &'static str {
         "gate"
     }
-    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
-        Ok(IoBuf::unmapped())
+    fn layout(&self) -> Layout {
+        Layout::Nothing
     }
     fn read(&self, extents: &Extents, _: &mut IoBuf) -> Result<(), ReadError> {
         // Both fail only when the test is over.
@@ -266,8 +326,8 @@ impl ReadPath for Panics {
     fn name(&self) -> &'static str {
         "panics"
     }
-    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
-        Ok(IoBuf::unmapped())
+    fn layout(&self) -> Layout {
+        Layout::Nothing
     }
     fn read(&self, _: &Extents, _: &mut IoBuf) -> Result<(), ReadError> {
         panic!("on purpose")
@@ -351,7 +411,7 @@ fn mapped_pages_are_given_back() {
         done.buf
     };
     let before = rss();
-    let buf = map(IoBuf::unmapped(), BYTES);
+    let buf = map(IoBuf::new(Layout::Pages, &[]).unwrap(), BYTES);
     let mapped = rss();
     // Other tests run beside this one; none takes more than a few MiB.
     assert!(mapped - before > BYTES as i64 / 4 * 3, "populated before it is handed out: {before} to {mapped}");

@@ -4,8 +4,15 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
-    Error, expert::Scope, gguf::Gguf, io::IoKind, model::KV_TYPES, policy::PolicyKind, prefetch::PrefetchKind,
-    quant::GgmlType, session::Options,
+    Error,
+    expert::Scope,
+    gguf::Gguf,
+    io::{IoKind, MAX_DEPTH},
+    model::KV_TYPES,
+    policy::PolicyKind,
+    prefetch::PrefetchKind,
+    quant::GgmlType,
+    session::Options,
 };
 
 /// How the model runs.
@@ -47,12 +54,14 @@ pub struct Modes {
     /// Type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
     pub kv: GgmlType,
-    /// Read path: positional reads into memory of our own, or the file's pages
-    #[arg(long, value_name = "PATH", default_value = Options::default().io.name(), value_parser = named(IoKind::ALL, IoKind::name))]
-    io: IoKind,
-    /// Threads that read
-    #[arg(long, value_name = "N", default_value_t = Options::default().io_threads, value_parser = count::<256>)]
-    pub io_threads: usize,
+    /// Read path: through the page cache (pread), past it (direct), so through an io_uring
+    /// (uring), the file's own pages (mapped), or what suits the
+    /// budget and the drive (auto)
+    #[arg(long, value_name = "PATH", default_value = io_name(None), value_parser = named(IO_KINDS, io_name))]
+    io: Option<IoKind>,
+    /// Reads in flight, each on a thread where the read path has threads; default: what suits the read path
+    #[arg(long, value_name = "N", value_parser = count::<MAX_DEPTH>)]
+    io_depth: Option<usize>,
     /// Which expert leaves when a slot is needed
     #[arg(long, value_name = "POLICY", default_value = Options::default().policy.name(), value_parser = named(PolicyKind::ALL, PolicyKind::name))]
     policy: PolicyKind,
@@ -75,13 +84,22 @@ impl Modes {
             all_logits: false,
             kv: self.kv,
             io: self.io,
-            io_threads: self.io_threads,
+            io_depth: self.io_depth,
             policy: self.policy,
             prefetch: self.prefetch,
             scope: self.scope,
             threads: None,
         }
     }
+}
+
+/// Read paths that can be asked for.
+const IO_KINDS: &[Option<IoKind>] =
+    &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Uring), Some(IoKind::Mapped)];
+
+/// The name that `--io` takes.
+fn io_name(kind: Option<IoKind>) -> &'static str {
+    kind.map_or("auto", IoKind::name)
 }
 
 const SCOPES: &[Scope] = &[Scope::Layer, Scope::Global];

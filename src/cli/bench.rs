@@ -355,7 +355,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         isa: Kernels::detect()?.isa().name(),
         kv: kv_name(args.modes.kv),
         io,
-        io_threads: args.modes.io_threads,
+        io_depth: session.io_depth(),
         policy,
         prefetch,
         scope: plan.scope.name(),

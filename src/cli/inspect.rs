@@ -7,6 +7,7 @@ use hotset::{
     expert::ExpertStore,
     gguf::{Gguf, TensorInfo},
     human_bytes,
+    io::Layout,
     model::{Config, is_expert, resident_bytes},
     session::{Options, make_plan},
 };
@@ -117,8 +118,13 @@ impl Report {
         let config = Config::new(gguf)?;
         let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
         // A budget without end, since the question is what would be needed, not what is there.
-        let plan =
-            make_plan(gguf, &config, &store, &Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() })?;
+        let plan = make_plan(
+            gguf,
+            &config,
+            &store,
+            &Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() },
+            Layout::Lines,
+        )?;
         let elements = |keep: &dyn Fn(&str) -> bool| -> u64 {
             gguf.tensors().iter().filter(|t| keep(&t.name)).map(TensorInfo::elements).sum()
         };

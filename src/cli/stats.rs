@@ -54,7 +54,7 @@ pub struct Stats {
     n_batch: usize,
     kv: &'static str,
     io: &'static str,
-    io_threads: usize,
+    io_depth: usize,
     policy: &'static str,
     prefetch: &'static str,
     scope: &'static str,
@@ -179,7 +179,7 @@ impl Stats {
             n_batch: plan.n_batch,
             kv: kv_name(engine.modes.kv),
             io,
-            io_threads: engine.modes.io_threads,
+            io_depth: session.io_depth(),
             policy,
             prefetch,
             scope: plan.scope.name(),
@@ -213,8 +213,8 @@ impl Stats {
         };
         plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
-            "ran      reads {} on {} threads, policy {} per {}, prefetch {}; {} on {} threads",
-            self.io, self.io_threads, self.policy, self.scope, self.prefetch, self.isa, self.threads
+            "ran      reads {} {} at a time, policy {} per {}, prefetch {}; {} on {} threads",
+            self.io, self.io_depth, self.policy, self.scope, self.prefetch, self.isa, self.threads
         ));
     }
 }

@@ -120,7 +120,7 @@ impl ExpertCache {
             let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
             let parts = store.slot_parts(members);
             let first = all.len() as u32;
-            all.extend(io.buffers(&parts, n).map_err(refused)?.into_iter().map(Slot::Free));
+            all.extend(IoBuf::many(io.layout(), &parts, n).map_err(refused)?.into_iter().map(Slot::Free));
             // Popped from the end: slot 0 first.
             let free = (first..all.len() as u32).rev().collect();
             pools.push(Pool { policy: policy.build(n), free, parked: Vec::with_capacity(n), park: 0, n_slot: n });

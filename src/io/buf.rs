@@ -1,15 +1,118 @@
 //! The memory that a read fills: either our own pages, or the file's.
 //!
+//! Where the parts of our own pages begin is fixed for reads through the page cache. Reads past it move whole blocks of
+//! the drive, so there a part begins where its first byte lies in its block: the buffer is laid out anew by each read,
+//! and nothing is copied.
+//!
 //! Must not know: what the bytes mean.
 
 use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
+use super::{Extent, Extents, MAX_EXTENTS, ReadError};
 use crate::machine::anonymous;
 
 /// Parts start at multiples of this, so that no part's first cache line is shared.
 const PART_ALIGN: usize = 64;
+
+/// How the parts of a buffer lie in memory, which decides what a slot takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One after another, each from a cache line on.
+    Lines,
+    /// In whole blocks of this many bytes, a power of two no larger than a page: wherever a part starts in the file, the
+    /// blocks that it touches have room.
+    Blocks(usize),
+    /// The file's own pages.
+    Pages,
+    /// No bytes at all, for a drive that is only simulated.
+    Nothing,
+}
+
+impl Layout {
+    /// Bytes of memory that a slot with parts of these lengths takes, page rounding included.
+    pub fn slot_bytes(self, parts: &[usize]) -> u64 {
+        let page = page_bytes();
+        let bytes = match self {
+            // Mapped parts start and end within pages.
+            Layout::Nothing => 0,
+            Layout::Pages => parts.iter().map(|len| (len.saturating_sub(2) / page + 2) * page).sum(),
+            _ => self.places(parts).1,
+        };
+        bytes as u64
+    }
+
+    /// Bytes that a part of `len` needs at most.
+    fn room(self, len: usize) -> usize {
+        match self {
+            Layout::Blocks(block) => widened(block - 1, len, block),
+            _ => len.next_multiple_of(PART_ALIGN),
+        }
+    }
+
+    /// Where parts lie before a read says otherwise, as (start, length), and the bytes of all.
+    fn places(self, parts: &[usize]) -> (Vec<(usize, usize)>, usize) {
+        let mut at = 0;
+        let places = parts.iter().map(|&len| {
+            let start = at;
+            at += self.room(len);
+            (start, len)
+        });
+        let places = places.collect();
+        (places, at.max(1).next_multiple_of(page_bytes()))
+    }
+}
+
+/// The length of the blocks that hold `len` bytes from `skip` on.
+fn widened(skip: usize, len: usize, block: usize) -> usize {
+    (skip + len).next_multiple_of(block)
+}
+
+fn too_large(read: usize, buffer: usize) -> std::io::Error {
+    let text = format!("a read of {read} bytes into a buffer of {buffer}");
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, text)
+}
+
+/// One piece of a file that a read past the page cache moves: whole blocks, with one extent or several adjacent ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// Index of the file.
+    pub file: u16,
+    /// First byte in the file, a multiple of the block.
+    pub offset: u64,
+    /// First byte in the buffer's memory, a multiple of the block.
+    pub at: usize,
+    /// Bytes to ask for, whole blocks.
+    pub len: usize,
+    /// Bytes that must come; the file may end between these and `len`.
+    pub needed: usize,
+}
+
+/// The runs of one read.
+#[derive(Debug)]
+pub(super) struct Runs {
+    list: [Run; MAX_EXTENTS],
+    n: usize,
+}
+
+impl std::ops::Deref for Runs {
+    type Target = [Run];
+    fn deref(&self) -> &[Run] {
+        &self.list[..self.n]
+    }
+}
+
+impl Run {
+    /// The extent of the read that misses bytes when only `got` of this run came.
+    pub fn cut(&self, extents: &Extents, got: usize) -> Extent {
+        let end = self.offset + got as u64;
+        let inside = |e: &&Extent| e.file == self.file && e.offset >= self.offset && e.offset + e.len as u64 > end;
+        // The extents of a run follow each other in the read.
+        let in_run = |e: &&Extent| e.offset + e.len as u64 <= self.offset + self.needed as u64;
+        *extents.iter().filter(in_run).find(inside).unwrap_or(&extents[0])
+    }
+}
 
 /// One expert's bytes, in up to [`super::MAX_EXTENTS`] parts.
 pub struct IoBuf {
@@ -53,42 +156,29 @@ impl std::ops::DerefMut for Slice {
     }
 }
 
-/// The bytes that [`IoBuf::owned`] takes for parts of these lengths, page rounding included.
-pub fn owned_bytes(parts: &[usize]) -> usize {
-    layout(parts).1
-}
-
-fn layout(parts: &[usize]) -> (Vec<(usize, usize)>, usize) {
-    let mut at = 0;
-    let places = parts.iter().map(|&len| {
-        let start = at;
-        at += len.next_multiple_of(PART_ALIGN);
-        (start, len)
-    });
-    let places = places.collect();
-    (places, at.max(1).next_multiple_of(page_bytes()))
-}
-
 /// The system's page size in bytes.
 pub fn page_bytes() -> usize {
     rustix::param::page_size()
 }
 
 impl IoBuf {
-    /// Anonymous memory for parts of these lengths. Costs address space only, until it is filled.
-    ///
-    /// # Errors
-    /// If the system refuses it.
-    pub fn owned(parts: &[usize]) -> std::io::Result<Self> {
-        Ok(Self::owned_many(parts, 1)?.remove(0))
-    }
-
-    /// `n` buffers like [`IoBuf::owned`], side by side in one arena.
+    /// A buffer for parts of these lengths. Costs address space only, until it is filled.
     ///
     /// # Errors
     /// If the system refuses the memory.
-    pub fn owned_many(parts: &[usize], n: usize) -> std::io::Result<Vec<Self>> {
-        let (parts, len) = layout(parts);
+    pub fn new(layout: Layout, parts: &[usize]) -> std::io::Result<Self> {
+        Ok(Self::many(layout, parts, 1)?.remove(0))
+    }
+
+    /// `n` buffers like [`IoBuf::new`], side by side in one arena where they are memory of our own.
+    ///
+    /// # Errors
+    /// If the system refuses the memory.
+    pub fn many(layout: Layout, parts: &[usize], n: usize) -> std::io::Result<Vec<Self>> {
+        if matches!(layout, Layout::Pages | Layout::Nothing) {
+            return Ok((0..n).map(|_| Self::unmapped()).collect());
+        }
+        let (parts, len) = layout.places(parts);
         let bytes = len.checked_mul(n).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let mut arena = anonymous(bytes)?;
         let base = arena.as_mut_ptr();
@@ -98,7 +188,7 @@ impl IoBuf {
     }
 
     /// A buffer that holds mappings, none yet.
-    pub fn unmapped() -> Self {
+    fn unmapped() -> Self {
         Self { memory: Memory::Mapped(Vec::new()), parts: Vec::new() }
     }
 
@@ -119,6 +209,51 @@ impl IoBuf {
         let (start, len) = self.parts[i];
         match &mut self.memory {
             Memory::Owned(bytes) => &mut bytes[start..start + len],
+            Memory::Mapped(_) => panic!("a mapped buffer is filled by mapping"),
+        }
+    }
+
+    /// Lays the parts out for a read of `extents` in whole blocks, adjacent extents together, and says what to read.
+    ///
+    /// # Errors
+    /// Where the extents are larger than the parts that the buffer was made for, or no file is that long.
+    pub(super) fn place(&mut self, extents: &Extents, block: usize) -> Result<Runs, ReadError> {
+        let Memory::Owned(memory) = &self.memory else { panic!("a mapped buffer is filled by mapping") };
+        let mask = block as u64 - 1;
+        let mut runs = Runs { list: [Run { file: 0, offset: 0, at: 0, len: 0, needed: 0 }; MAX_EXTENTS], n: 0 };
+        let (mut end, mut next) = (None, 0);
+        self.parts.clear();
+        for &e in extents.iter() {
+            let failed = |source| ReadError { extent: e, source };
+            // The end of the last block must still be a position in a file.
+            let past = e.offset.checked_add(e.len as u64).filter(|&end| end <= i64::MAX as u64 - mask);
+            let past = past.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
+            if e.len > memory.len {
+                return Err(failed(too_large(e.len, memory.len)));
+            }
+            if end != Some((e.file, e.offset)) {
+                let offset = e.offset & !mask;
+                runs.list[runs.n] =
+                    Run { file: e.file, offset, at: next, len: 0, needed: (e.offset - offset) as usize };
+                runs.n += 1;
+            }
+            let run = &mut runs.list[runs.n - 1];
+            self.parts.push((run.at + run.needed, e.len));
+            run.needed += e.len;
+            run.len = widened(0, run.needed, block);
+            next = run.at + run.len;
+            if next > memory.len {
+                return Err(failed(too_large(next, memory.len)));
+            }
+            end = Some((e.file, past));
+        }
+        Ok(runs)
+    }
+
+    /// All memory of our own, for [`Run::at`].
+    pub(super) fn memory_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Owned(bytes) => bytes,
             Memory::Mapped(_) => panic!("a mapped buffer is filled by mapping"),
         }
     }
@@ -167,7 +302,7 @@ mod tests {
     #[test]
     fn memory_given_back_leaves_the_resident_set_and_can_be_filled_again() {
         let len = 256 << 20;
-        let mut buf = IoBuf::owned(&[len]).unwrap();
+        let mut buf = IoBuf::new(Layout::Lines, &[len]).unwrap();
         let held = |buf: &mut IoBuf| {
             buf.part_mut(0).fill(7);
             crate::machine::anonymous_bytes().unwrap()

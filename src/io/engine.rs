@@ -7,26 +7,28 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError};
+use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError, buf::Layout};
 
-/// Threads of an engine at most: twice the queue depth at which drives stop getting faster.
-pub const MAX_THREADS: usize = 64;
+/// Reads in flight at most, each on a thread where the engine has threads: twice the queue depth at which drives stop getting faster.
+pub const MAX_DEPTH: usize = 64;
+
+/// How often a read that the system puts off is tried again, with pauses that double from [`RETRY_PAUSE`] on: for a second.
+pub(super) const RETRIES: u32 = 10;
+
+/// See [`RETRIES`].
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// How one read is done, on an I/O thread.
 pub trait ReadPath: Send + Sync + 'static {
     /// The name that `--io` takes.
     fn name(&self) -> &'static str;
-    /// A buffer of the kind that [`ReadPath::read`] fills, with parts of these lengths.
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf>;
-    /// `n` of them, side by side where buffers are memory.
-    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
-        (0..n).map(|_| self.buffer(parts)).collect()
-    }
+    /// How the buffers that [`ReadPath::read`] fills are laid out.
+    fn layout(&self) -> Layout;
     /// Fills the buffer's parts from the extents. All or nothing: on an error the buffer's content is void.
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError>;
 }
@@ -61,12 +63,12 @@ impl Shared {
 }
 
 impl ThreadEngine {
-    /// Starts `threads` threads, from one to [`MAX_THREADS`].
+    /// Starts `threads` threads, from one to [`MAX_DEPTH`].
     pub fn new(path: impl ReadPath, threads: usize) -> std::io::Result<Self> {
         let path: Arc<dyn ReadPath> = Arc::new(path);
         let shared = Arc::new(Shared::default());
         let (sender, done) = unbounded();
-        let threads = threads.clamp(1, MAX_THREADS);
+        let threads = threads.clamp(1, MAX_DEPTH);
         let mut engine =
             Self { path, shared, done, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
         for i in 0..threads {
@@ -95,7 +97,7 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
             }
         };
         drop(queue);
-        let result = catch_unwind(AssertUnwindSafe(|| path.read(&read.extents, &mut read.buf)));
+        let result = catch_unwind(AssertUnwindSafe(|| patiently(path, &mut read)));
         // A read that never came back would leave its owner waiting for ever. On an error nobody looks into the buffer.
         let result = result.unwrap_or_else(|_| {
             Err(ReadError { extent: read.extents[0], source: std::io::Error::other("the read path panicked") })
@@ -106,15 +108,26 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
     }
 }
 
+/// The read, tried again where the system puts it off (`EAGAIN`).
+fn patiently(path: &dyn ReadPath, read: &mut Read) -> Result<(), ReadError> {
+    for pause in (0..RETRIES).map(|i| RETRY_PAUSE * (1 << i)) {
+        match path.read(&read.extents, &mut read.buf) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(pause),
+            result => return result,
+        }
+    }
+    path.read(&read.extents, &mut read.buf)
+}
+
 impl IoEngine for ThreadEngine {
     fn name(&self) -> &'static str {
         self.path.name()
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        self.path.buffer(parts)
+    fn depth(&self) -> usize {
+        self.threads.len()
     }
-    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
-        self.path.buffers(parts, n)
+    fn layout(&self) -> Layout {
+        self.path.layout()
     }
     fn submit(&mut self, read: Read) {
         let mut queue = self.shared.queue();

@@ -12,7 +12,10 @@ use std::{path::PathBuf, sync::OnceLock};
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
-use super::{Extent, Extents, Files, IoBuf, ReadError, ReadPath, buf::page_bytes};
+use super::{
+    Extent, Extents, Files, IoBuf, ReadError, ReadPath,
+    buf::{Layout, page_bytes},
+};
 
 /// See the module.
 pub struct Mapped {
@@ -61,8 +64,8 @@ impl ReadPath for Mapped {
     fn name(&self) -> &'static str {
         "mapped"
     }
-    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
-        Ok(IoBuf::unmapped())
+    fn layout(&self) -> Layout {
+        Layout::Pages
     }
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         buf.unmap();

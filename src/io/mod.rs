@@ -5,16 +5,22 @@
 use std::{fs::File, path::PathBuf, sync::Arc};
 
 pub mod buf;
+mod direct;
 mod engine;
 mod mapped;
 mod pread;
 mod sim;
+#[cfg(target_os = "linux")]
+mod uring;
 
-pub use buf::IoBuf;
-pub use engine::{MAX_THREADS, ReadPath, ThreadEngine};
+pub use buf::{IoBuf, Layout};
+pub use direct::{Direct, DirectFiles};
+pub use engine::{MAX_DEPTH, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
 pub use sim::SimIo;
+#[cfg(target_os = "linux")]
+pub use uring::Uring;
 
 /// The files that extents point into, by index, with their paths for messages.
 pub type Files = Arc<[(PathBuf, Arc<File>)]>;
@@ -105,12 +111,10 @@ pub struct ReadError {
 pub trait IoEngine: Send {
     /// The name that `--io` takes and statistics print.
     fn name(&self) -> &'static str;
-    /// A buffer of the kind that this engine fills, with parts of these lengths.
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf>;
-    /// `n` of them, side by side where the engine's buffers are memory.
-    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
-        (0..n).map(|_| self.buffer(parts)).collect()
-    }
+    /// Reads in flight at most.
+    fn depth(&self) -> usize;
+    /// How the buffers that this engine fills are laid out.
+    fn layout(&self) -> Layout;
     /// Starts a read. Never blocks for the disk.
     fn submit(&mut self, read: Read);
     /// A prefetch in flight became demand.
@@ -128,34 +132,45 @@ pub trait IoEngine: Send {
 pub enum IoKind {
     /// Positional reads into slots, on a few threads.
     Pread,
+    /// The same past the page cache.
+    Direct,
+    /// Past the page cache through an `io_uring`.
+    Uring,
     /// The file's own pages, mapped and populated on a few threads.
     Mapped,
 }
 
 impl IoKind {
-    /// Every kind, the default first.
-    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Mapped];
+    /// Every kind.
+    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped];
     /// The name that [`IoEngine::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
             IoKind::Pread => "pread",
+            IoKind::Direct => "direct",
+            IoKind::Uring => "uring",
             IoKind::Mapped => "mapped",
         }
     }
-    /// Bytes of memory that a slot with parts of these lengths takes. Mapped parts start and end within pages.
-    pub fn slot_bytes(self, parts: &[usize]) -> u64 {
-        let page = buf::page_bytes();
-        let bytes = match self {
-            IoKind::Pread => buf::owned_bytes(parts),
-            IoKind::Mapped => parts.iter().map(|len| (len.saturating_sub(2) / page + 2) * page).sum(),
-        };
-        bytes as u64
+    /// Reads in flight where nobody says how many.
+    pub fn default_depth(self) -> usize {
+        if self == IoKind::Uring { 16 } else { 4 }
     }
-    /// An engine on `files` with `threads` threads.
-    pub fn build(self, files: Files, threads: usize) -> std::io::Result<Box<dyn IoEngine>> {
+    /// An engine on `files` with `depth` reads in flight, from one to [`MAX_DEPTH`].
+    ///
+    /// # Errors
+    /// If the system does not let us read the files this way, or refuses threads.
+    pub fn build(self, files: Files, depth: usize) -> std::io::Result<Box<dyn IoEngine>> {
         Ok(match self {
-            IoKind::Pread => Box::new(ThreadEngine::new(Pread::new(files), threads)?),
-            IoKind::Mapped => Box::new(ThreadEngine::new(Mapped::new(files)?, threads)?),
+            IoKind::Pread => Box::new(ThreadEngine::new(Pread::new(files), depth)?),
+            IoKind::Direct => Box::new(ThreadEngine::new(Direct::new(DirectFiles::open(&files)?), depth)?),
+            #[cfg(target_os = "linux")]
+            IoKind::Uring => Box::new(Uring::new(DirectFiles::open(&files)?, depth)?),
+            #[cfg(not(target_os = "linux"))]
+            IoKind::Uring => {
+                return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "io_uring: known on Linux only"));
+            }
+            IoKind::Mapped => Box::new(ThreadEngine::new(Mapped::new(files)?, depth)?),
         })
     }
 }

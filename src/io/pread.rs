@@ -1,9 +1,9 @@
-//! Positional reads into our own slots: the default read path.
+//! Positional reads into our own slots, through the page cache.
 //!
 //! A read of a whole expert reaches the drive as a few large requests, where faults on a mapping reach it as many small
 //! ones, each of them waited for (PEER figures: 5–40× apart).
 
-use super::{Extents, Files, IoBuf, ReadError, ReadPath};
+use super::{Extents, Files, IoBuf, ReadError, ReadPath, buf::Layout};
 
 /// See the module.
 pub struct Pread {
@@ -21,11 +21,8 @@ impl ReadPath for Pread {
     fn name(&self) -> &'static str {
         "pread"
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        IoBuf::owned(parts)
-    }
-    fn buffers(&self, parts: &[usize], n: usize) -> std::io::Result<Vec<IoBuf>> {
-        IoBuf::owned_many(parts, n)
+    fn layout(&self) -> Layout {
+        Layout::Lines
     }
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         for (i, &extent) in extents.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Done, IoBuf, IoEngine, Priority, Read};
+use super::{Done, IoEngine, Layout, Priority, Read};
 
 /// See the module. One request is served at a time, demand before prefetch.
 pub struct SimIo {
@@ -59,8 +59,11 @@ impl IoEngine for SimIo {
     fn name(&self) -> &'static str {
         "sim"
     }
-    fn buffer(&self, _: &[usize]) -> std::io::Result<IoBuf> {
-        Ok(IoBuf::unmapped())
+    fn depth(&self) -> usize {
+        1
+    }
+    fn layout(&self) -> Layout {
+        Layout::Nothing
     }
     fn submit(&mut self, read: Read) {
         let queue = if read.priority == Priority::Demand { &mut self.demand } else { &mut self.prefetch };
