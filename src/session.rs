@@ -60,7 +60,7 @@ impl Default for Options {
             kv: GgmlType::F16,
             io: IoKind::Pread,
             io_threads: 4,
-            policy: PolicyKind::Lru,
+            policy: PolicyKind::default(),
             prefetch: PrefetchKind::Lookahead,
             scope: Scope::Layer,
             threads: None,

@@ -14,7 +14,7 @@ pub use buf::IoBuf;
 pub use engine::{MAX_THREADS, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
-pub use sim::SimIo;
+pub use sim::{SimClock, SimIo};
 
 /// The files that extents point into, by index, with their paths for messages.
 pub type Files = Arc<[(PathBuf, Arc<File>)]>;
