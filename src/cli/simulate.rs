@@ -54,9 +54,12 @@ pub struct Args {
     /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500)
     #[arg(long, value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
     drive: Drive,
-    /// Computing of a layer besides its experts, in microseconds
+    /// Computing of a layer before its experts are known, in microseconds
     #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
     layer_us: f64,
+    /// Computing of a layer after that besides its experts (a shared one), in microseconds
+    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    shared_us: f64,
     /// Computing of an expert, in microseconds
     #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
     expert_us: f64,
@@ -84,7 +87,7 @@ enum Format {
     Csv,
 }
 
-/// 8 KiB random reads aside, what good drives of the kind give to reads of an expert's size.
+/// What good drives of the kind give to reads of an expert's size.
 fn drive(text: &str) -> Result<Drive, String> {
     let (latency_us, bytes_per_us) = match text {
         "nvme" => (80, 3500),
@@ -103,6 +106,13 @@ fn drive(text: &str) -> Result<Drive, String> {
 fn micros(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|n| (0.0..=1e9).contains(n));
     number.ok_or_else(|| "expected microseconds, 0 or more".to_owned())
+}
+
+impl Args {
+    fn compute(&self) -> Compute {
+        let ns = |us: f64| (us * 1e3) as u64;
+        Compute { layer_ns: ns(self.layer_us), shared_ns: ns(self.shared_us), expert_ns: ns(self.expert_us) }
+    }
 }
 
 /// One run to do.
@@ -203,7 +213,7 @@ fn work(args: &Args, header: &Header, jobs: &[Job]) -> Result<Vec<Row>> {
             slots: &job.slots,
             prefetch: job.prefetch,
             drive: args.drive,
-            compute: Compute { layer_ns: (args.layer_us * 1e3) as u64, expert_ns: (args.expert_us * 1e3) as u64 },
+            compute: args.compute(),
         };
         let futures = if job.scope == Scope::Layer { &layer } else { &global };
         let outcome = simulate::replay(trace, &setting, futures)?;
@@ -229,20 +239,18 @@ fn work(args: &Args, header: &Header, jobs: &[Job]) -> Result<Vec<Row>> {
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
+/// The JSON's keys and values in their order. No value has a comma or a quote within.
 fn csv(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
-        let value = serde_json::to_value(row).expect("rows are plain numbers");
-        let object = value.as_object().expect("a row is an object");
+        let json = serde_json::to_string(row).expect("rows are plain numbers");
+        let fields = json.trim_matches(['{', '}']).split(',').filter_map(|field| field.split_once(':'));
+        let (keys, values): (Vec<_>, Vec<_>) =
+            fields.map(|(k, v)| (k.trim_matches('"'), if v == "null" { "" } else { v.trim_matches('"') })).unzip();
         if text.is_empty() {
-            text = object.keys().cloned().collect::<Vec<_>>().join(",") + "\n";
+            text = keys.join(",") + "\n";
         }
-        let cell = |v: &serde_json::Value| match v {
-            serde_json::Value::Null => String::new(),
-            serde_json::Value::String(s) => s.clone(),
-            other => other.to_string(),
-        };
-        text += &(object.values().map(cell).collect::<Vec<_>>().join(",") + "\n");
+        text += &(values.join(",") + "\n");
     }
     text
 }

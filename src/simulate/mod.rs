@@ -76,8 +76,10 @@ pub struct Drive {
 /// What computing takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compute {
-    /// Of each layer event, while its reads are under way.
+    /// Of each layer event before its experts are known (attention): only prefetches are under way.
     pub layer_ns: u64,
+    /// Of each layer event after that (a shared expert), while its reads are under way.
+    pub shared_ns: u64,
     /// Of each expert that is handed out.
     pub expert_ns: u64,
 }
@@ -110,7 +112,7 @@ pub struct Outcome {
     pub decode_ns: u64,
 }
 
-/// Lets the clock pass for each event, where the live engine computes: after the reads were submitted.
+/// Lets the clock pass for each event where the live engine computes: after the reads were submitted.
 struct Computing(SimClock, u64);
 
 impl TraceSink for Computing {
@@ -144,11 +146,12 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> R
         _ => Box::new(Belady::new(pools.next().expect("a future for each pool").clone(), shape.slots)),
     };
     let cache = ExpertCache::with_policies(store, setting.scope, setting.slots, &mut build, Box::new(io))?;
-    let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), setting.compute.layer_ns)));
+    let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), setting.compute.shared_ns)));
     let mut outcome = Outcome::default();
     let mut ready: Vec<ExpertId> = Vec::new();
     while let Some(event) = trace.next_event()? {
         let start = clock.now_ns();
+        clock.advance(setting.compute.layer_ns);
         experts.request(event);
         loop {
             experts.next_ready(&mut ready)?;
