@@ -38,6 +38,7 @@
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
 //! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
+//! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //!
@@ -83,6 +84,7 @@ pub mod pressure;
 pub mod quant;
 pub mod sampler;
 pub mod session;
+pub mod simulate;
 pub mod tokenizer;
 pub mod trace;
 

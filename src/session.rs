@@ -62,7 +62,7 @@ impl Default for Options {
             kv: GgmlType::F16,
             io: None,
             io_depth: None,
-            policy: PolicyKind::Lru,
+            policy: PolicyKind::default(),
             prefetch: PrefetchKind::Lookahead,
             scope: Scope::Layer,
             threads: None,

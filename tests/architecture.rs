@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("new_file", &["error"]),
     ("npy", &["error", "new_file"]),
     ("gguf", &["error", "quant"]),
-    ("trace", &["id"]),
+    ("trace", &["error", "id", "npy"]),
     ("policy", &["id", "trace"]),
     ("prefetch", &["id", "trace"]),
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["backend", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
     ("plan", &["backend", "error", "expert", "gguf", "io", "model", "quant"]),
     ("pressure", &[]),
+    ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (

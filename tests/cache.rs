@@ -268,7 +268,7 @@ fn routed(layer: usize, experts: &[usize]) -> Vec<Routed> {
 }
 
 fn event(phase: Phase, routed: &[Routed]) -> LayerEvent<'_> {
-    LayerEvent { phase, first_token: 0, layer: routed[0].id.layer, routed, lookahead: &[] }
+    LayerEvent { phase, first_token: 0, n_tokens: 1, layer: routed[0].id.layer, routed, lookahead: &[] }
 }
 
 /// Rows of [`N_USED`] experts each: one, or up to a dozen for a prompt.

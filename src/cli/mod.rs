@@ -11,8 +11,10 @@ mod model_file;
 mod out;
 mod perplexity;
 mod run;
+mod simulate;
 mod stats;
 mod tokenize;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,8 @@ enum Verb {
     Perplexity(perplexity::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
+    Trace(trace::Args),
+    Simulate(simulate::Args),
 }
 
 /// Why a verb ended before its end.
@@ -63,6 +67,8 @@ pub fn main() -> ExitCode {
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Trace(args) => trace::run(&args),
+        Verb::Simulate(args) => simulate::run(&args),
     };
     match ended {
         Ok(code) => code,

@@ -57,6 +57,11 @@ impl Progress {
         Self::new(what, "{msg} {wide_bar} {pos} of {len} tokens", quiet)
     }
 
+    /// A bar that counts runs.
+    pub fn runs(what: &'static str, quiet: bool) -> Self {
+        Self::new(what, "{msg} {wide_bar} {pos} of {len} runs", quiet)
+    }
+
     fn new(what: &'static str, template: &str, quiet: bool) -> Self {
         if quiet || !io::stderr().is_terminal() {
             return Self(None);

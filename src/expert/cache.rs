@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read},
-    policy::{CachePolicy, PolicyKind},
+    policy::{CachePolicy, PolicyKind, PoolShape},
     quant::FfnMats,
     trace::{LayerEvent, Phase, Routed},
 };
@@ -111,6 +111,20 @@ impl ExpertCache {
         policy: PolicyKind,
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
+        Self::with_policies(store, scope, slots, &mut |shape| policy.build(shape), io)
+    }
+
+    /// [`ExpertCache::new`] with policies of the caller's making, one for each pool from the first on.
+    ///
+    /// # Errors
+    /// As [`ExpertCache::new`].
+    pub fn with_policies(
+        store: ExpertStore,
+        scope: Scope,
+        slots: &[usize],
+        policy: &mut dyn FnMut(&PoolShape) -> Box<dyn CachePolicy>,
+        io: Box<dyn IoEngine>,
+    ) -> Result<Self> {
         let n_layer = store.layers().len();
         let n_pool = if scope == Scope::Global { 1 } else { n_layer };
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
@@ -118,12 +132,14 @@ impl ExpertCache {
         let (mut pools, mut all) = (Vec::with_capacity(n_pool), Vec::new());
         for (pool, &n) in slots.iter().enumerate() {
             let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
+            let shape =
+                PoolShape { layers: members.start as u16..members.end as u16, n_expert: store.n_expert(), slots: n };
             let parts = store.slot_parts(members);
             let first = all.len() as u32;
             all.extend(IoBuf::many(io.layout(), &parts, n).map_err(refused)?.into_iter().map(Slot::Free));
             // Popped from the end: slot 0 first.
             let free = (first..all.len() as u32).rev().collect();
-            pools.push(Pool { policy: policy.build(n), free, parked: Vec::with_capacity(n), park: 0, n_slot: n });
+            pools.push(Pool { policy: policy(&shape), free, parked: Vec::with_capacity(n), park: 0, n_slot: n });
         }
         let n_expert = store.n_expert();
         Ok(Self {
@@ -214,6 +230,8 @@ impl ExpertCache {
         self.phase = event.phase;
         self.wanted.clear();
         self.park();
+        let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
+        self.pools[pool].policy.observe(event);
         self.collect(event);
         let counts = self.stats.of_mut(event.phase);
         counts.events += 1;

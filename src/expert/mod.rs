@@ -61,9 +61,9 @@ impl Experts {
     }
 
     /// True where the model should compute [`LayerEvent::lookahead`] for MoE layer `next`: the prefetcher wants it, and
-    /// there is something left to fetch.
+    /// there is something left to fetch; or the trace wants it.
     pub fn wants_lookahead(&self, next: u16) -> bool {
-        self.prefetcher.wants_lookahead() && !self.cache.holds_layer(next)
+        self.trace.wants_lookahead() || (self.prefetcher.wants_lookahead() && !self.cache.holds_layer(next))
     }
     /// Uses at most so many slots of each pool from now on. See [`ExpertCache::resize`].
     pub fn resize(&mut self, slots: &[usize]) {

@@ -88,6 +88,17 @@ impl ExpertStore {
         Ok(Self { files, layers, n_expert })
     }
 
+    /// An index without files: `n_expert` experts of `bytes[i]` bytes in MoE layer `i`, for simulation. Their
+    /// matrices cannot be viewed.
+    pub fn unfiled(bytes: &[u64], n_expert: usize) -> Self {
+        let none = Place { ty: GgmlType::F32, rows: 0, cols: 0, part: 0, start: 0 };
+        let layer = |(block, &bytes): (usize, &u64)| {
+            let extents = Extents::new(&[Extent { file: 0, offset: 0, len: bytes as usize }]);
+            LayerStore { block, gate: none, up: none, down: none, extents: vec![extents; n_expert] }
+        };
+        Self { files: Files::from([]), layers: bytes.iter().enumerate().map(layer).collect(), n_expert }
+    }
+
     /// The files that the extents point into.
     pub fn files(&self) -> &Files {
         &self.files

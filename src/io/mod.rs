@@ -18,7 +18,7 @@ pub use direct::{Direct, DirectFiles};
 pub use engine::{MAX_DEPTH, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
-pub use sim::SimIo;
+pub use sim::{SimClock, SimIo};
 #[cfg(target_os = "linux")]
 pub use uring::Uring;
 

@@ -71,6 +71,7 @@ pub(super) fn forward(
     experts.request(LayerEvent {
         phase,
         first_token: pos as u32,
+        n_tokens: n as u32,
         layer: w.index as u16,
         routed: &s.routed,
         lookahead: if looks { &s.lookahead } else { &[] },

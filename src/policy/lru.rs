@@ -6,7 +6,7 @@
 
 use std::num::NonZeroUsize;
 
-use super::CachePolicy;
+use super::{CachePolicy, PoolShape};
 use crate::{id::ExpertId, trace::Routed};
 
 /// The order is the `lru` crate's; the values are empty because slots belong to the cache.
@@ -15,9 +15,9 @@ pub struct Lru {
 }
 
 impl Lru {
-    /// For a pool of `slots` slots, so that the order never grows while tokens run.
-    pub fn new(slots: usize) -> Self {
-        Self { order: lru::LruCache::new(NonZeroUsize::new(slots.max(1)).expect("max(1)")) }
+    /// For such a pool, so that the order never grows while tokens run.
+    pub fn new(shape: &PoolShape) -> Self {
+        Self { order: lru::LruCache::new(NonZeroUsize::new(shape.slots.max(1)).expect("max(1)")) }
     }
 }
 

@@ -1,9 +1,13 @@
 //! The record of what a MoE layer did. The model emits it; prefetchers and policies learn from it; it is what a
-//! trace stores and a simulator replays.
+//! trace stores ([`file`]) and a simulator replays.
 //!
-//! Must not know: bytes, files, clocks, threads.
+//! Must not know: what reading an expert costs, clocks, threads.
 
 use crate::id::ExpertId;
+
+pub mod file;
+pub mod import;
+pub mod stats;
 
 /// One routing choice: an expert and the share of the output that the router gave it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +34,8 @@ pub struct LayerEvent<'a> {
     pub phase: Phase,
     /// Position of the batch's first token in its sequence.
     pub first_token: u32,
+    /// Tokens in the batch.
+    pub n_tokens: u32,
     /// Which MoE layer.
     pub layer: u16,
     /// The choices, best first within a token. (n_tokens, n_expert_used)
@@ -39,10 +45,21 @@ pub struct LayerEvent<'a> {
     pub lookahead: &'a [f32],
 }
 
+impl LayerEvent<'_> {
+    /// Experts that each token uses.
+    pub fn n_used(&self) -> usize {
+        self.routed.len() / (self.n_tokens.max(1) as usize)
+    }
+}
+
 /// Something that keeps or counts events.
 pub trait TraceSink: Send {
     /// Takes note of one event.
     fn record(&mut self, event: LayerEvent<'_>);
+    /// True if every decode event should have its [`LayerEvent::lookahead`], whether a prefetcher wants it or not.
+    fn wants_lookahead(&self) -> bool {
+        false
+    }
 }
 
 /// Keeps nothing.

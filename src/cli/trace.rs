@@ -1,0 +1,262 @@
+//! `hotset trace`: records which experts a model uses, imports what others recorded, and sums a trace up.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use clap::Subcommand;
+use hotset::{
+    Error, Result,
+    backend::cpu::{Cpu, available_threads},
+    expert::ExpertStore,
+    gguf::Gguf,
+    model::Config,
+    sampler::{Sampler, SamplerConfig},
+    session::{Options, Session},
+    tokenizer::Tokenizer,
+    trace::{
+        LayerEvent, TraceSink,
+        file::{Header, Prompt, TraceReader, TraceWriter, fnv1a},
+        import, stats,
+    },
+};
+
+use super::{
+    Ended,
+    args::{Engine, Memory, count, read_text},
+    out::{Out, Progress, note},
+};
+
+/// Record which experts a model uses for each token
+///
+/// Each prompt is read and continued greedily. The trace can be read while it grows.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    /// Model file (GGUF; of a split set any file)
+    #[arg(required = true)]
+    model: Option<PathBuf>,
+    /// Texts, a prompt each (- is standard input)
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    prompts: Vec<PathBuf>,
+    /// Where to write the trace
+    #[arg(short, long, value_name = "FILE", required = true)]
+    out: Option<PathBuf>,
+    /// Tokens to generate after each prompt
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 128)]
+    max_tokens: usize,
+    /// Run each text token by token as if it were generated, instead of continuing it
+    #[arg(long)]
+    teacher_forced: bool,
+    /// Tokens of context; longer prompts are cut
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = count::<{ u32::MAX as usize }>)]
+    ctx: usize,
+    /// How many of the next layer's guessed experts to keep, the best; 0: none. Default: three times those used
+    #[arg(long, value_name = "RANKS")]
+    lookahead: Option<usize>,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Turn NumPy arrays of routing (.npz, .npy) into a trace
+    Import {
+        /// experts or ids (token, layer, k), with n_expert, prompt_start, probs, pred_mid_plus1 if there; a lone .npy is
+        /// (layer, token, k)
+        from: PathBuf,
+        /// Where to write the trace
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// What an expert takes, for budgets and times
+        #[arg(long, value_name = "SIZE")]
+        expert_bytes: Option<Memory>,
+    },
+    /// How even and how sticky the routing of a trace is
+    Stats {
+        /// The trace
+        trace: PathBuf,
+        /// All figures as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    match (&args.verb, &args.model, &args.out) {
+        (Some(Verb::Import { from, out, expert_bytes }), ..) => import(from, out, *expert_bytes),
+        (Some(Verb::Stats { trace, json }), ..) => print_stats(trace, *json),
+        (None, Some(model), Some(out)) => record(args, model, out),
+        (None, ..) => unreachable!("clap asks for model and --out"),
+    }
+}
+
+fn import(from: &Path, out: &Path, expert_bytes: Option<Memory>) -> Ended {
+    let bytes = match expert_bytes {
+        Some(Memory::Bytes(n)) => n,
+        Some(other) => return Err(Error::request("--expert-bytes", "a size", other).into()),
+        None => 0,
+    };
+    let done = import::import(from, out, bytes)?;
+    note(format_args!("{}: {} tokens, {} events", out.display(), done.tokens, done.events));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The writer, shared by the session that records and us who ask whether that went well.
+#[derive(Clone)]
+struct Recorder(Arc<Mutex<TraceWriter>>);
+
+impl Recorder {
+    fn writer(&self) -> MutexGuard<'_, TraceWriter> {
+        self.0.lock().expect("nobody panics while writing")
+    }
+}
+
+impl TraceSink for Recorder {
+    fn record(&mut self, event: LayerEvent<'_>) {
+        self.writer().record(event);
+    }
+    fn wants_lookahead(&self) -> bool {
+        self.writer().wants_lookahead()
+    }
+}
+
+fn record(args: &Args, model: &Path, out: &Path) -> Ended {
+    let gguf = Gguf::open(model)?;
+    let config = Config::new(&gguf)?;
+    let n_ctx = args.ctx.min(config.n_ctx_train);
+    let generated = if args.teacher_forced { 0 } else { args.max_tokens };
+    let Some(room) = n_ctx.checked_sub(generated).filter(|room| *room > 0) else {
+        return Err(
+            Error::request("--max-tokens", format!("fewer than the context of {n_ctx} tokens"), generated).into()
+        );
+    };
+    let prompts = prompts(args, &gguf, room)?;
+    let header = header(args, &gguf, &config, &prompts)?;
+    let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::create(out, header)?)));
+    let options = args.engine.options(&gguf, n_ctx);
+    let mut session = open(gguf, &options, recorder.clone())?;
+    let total: usize = prompts.iter().map(|(_, tokens)| tokens.len() + generated).sum();
+    let bar = Progress::tokens("tracing", false);
+    let mut done = 0;
+    for (_, tokens) in &prompts {
+        session.reset();
+        if args.teacher_forced {
+            for &token in tokens {
+                session.decode(token)?;
+                done += 1;
+                bar.set(done as u64, total as u64);
+            }
+        } else {
+            generate(&mut session, tokens, generated)?;
+            done += tokens.len() + generated;
+            bar.set(done as u64, total as u64);
+        }
+        recorder.writer().flush()?;
+    }
+    drop(bar);
+    note(format_args!("{}: {} prompts, {done} tokens", out.display(), prompts.len()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
+    let backend = Cpu::new(options.threads.unwrap_or_else(available_threads))?;
+    let bar = Progress::bytes("loading", false);
+    Session::with_backend(gguf, options, backend, Box::new(recorder), &mut |done, total| bar.set(done, total))
+}
+
+/// Reads a prompt and continues it greedily.
+fn generate(session: &mut Session, prompt: &[u32], tokens: usize) -> Result<()> {
+    let mut sampler = Sampler::new(SamplerConfig::greedy(), session.config().n_vocab)?;
+    let mut token = sampler.sample(session.feed(prompt, &mut |_| {})?);
+    for _ in 0..tokens {
+        token = sampler.sample(session.decode(token)?);
+    }
+    Ok(())
+}
+
+/// Each file with its tokens, `room` at most.
+fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u32>)>> {
+    let tokenizer = Tokenizer::from_gguf(gguf)?;
+    let read = |path: &PathBuf| {
+        let mut tokens = tokenizer.encode(&read_text(path)?, true, false);
+        if tokens.is_empty() {
+            return Err(Error::request(format!("the prompt {}", path.display()), "at least one token", "none"));
+        }
+        tokens.truncate(room);
+        Ok((path.clone(), tokens))
+    };
+    args.prompts.iter().map(read).collect()
+}
+
+fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
+    let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+    let tensors = gguf.tensors().iter().flat_map(|t| {
+        let dims = t.dims.iter().flat_map(|d| d.to_le_bytes());
+        t.name.bytes().chain(dims).chain(t.offset.to_le_bytes()).collect::<Vec<_>>()
+    });
+    let ranks = args.lookahead.unwrap_or(3 * config.n_expert_used).min(config.n_expert);
+    let prompt = |(path, tokens): &(PathBuf, Vec<u32>)| Prompt {
+        name: path.display().to_string(),
+        tokens: tokens.len(),
+        hash: fnv1a(tokens.iter().flat_map(|t| t.to_le_bytes())),
+    };
+    let what = if args.teacher_forced { "text run token by token" } else { "prompts continued greedily" };
+    let lookahead = "the next layer's router on the residual stream before this layer's experts";
+    Ok(Header {
+        model: gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        model_id: fnv1a(tensors),
+        source: format!("hotset {}, {what}", env!("CARGO_PKG_VERSION")),
+        n_layer: config.moe_layers.len(),
+        n_expert: config.n_expert,
+        n_expert_used: config.n_expert_used,
+        expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
+        weights: true,
+        lookahead: if ranks > 0 { lookahead.to_owned() } else { String::new() },
+        lookahead_ranks: ranks,
+        prompts: prompts.iter().map(prompt).collect(),
+    })
+}
+
+fn print_stats(path: &Path, json: bool) -> Ended {
+    let header = TraceReader::open(path)?.header().clone();
+    let stats = stats::stats(path)?;
+    if let Some(damage) = &stats.damage {
+        note(format_args!("{}: {damage}", path.display()));
+    }
+    let mut out = Out::new();
+    if json {
+        let value = serde_json::json!({ "header": header, "stats": stats });
+        out.text(&(serde_json::to_string_pretty(&value).expect("plain numbers") + "\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!(
+        "{} ({})\n{} MoE layers, {} of {} experts; {} events, {} prompt tokens, {} decoded tokens, {} prompts\n\n",
+        header.model,
+        header.source,
+        header.n_layer,
+        header.n_expert_used,
+        header.n_expert,
+        stats.events,
+        stats.prompt_tokens,
+        stats.decode_tokens,
+        header.prompts.len()
+    );
+    text += "layer  entropy  used  load max/min  top 1/4   overlap with last 1/2/4/8/16 tokens  set of 16  lookahead\n";
+    for (i, l) in stats.layers.iter().enumerate() {
+        let overlap = l.overlap.map(|o| format!("{o:.3}")).join(" ");
+        let recall = l.lookahead_recall.map_or("-".to_owned(), |r| format!("{r:.3}"));
+        let (max, min) = l.load;
+        text += &format!(
+            "{i:>5}  {:>7.2}  {:>4}  {max:>6.2} / {min:<4.2} {:>7.3}       {overlap}       {:>8.1}      {recall:>5}\n",
+            l.entropy_bits, l.used, l.top_quarter, l.working_set_16
+        );
+    }
+    out.text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

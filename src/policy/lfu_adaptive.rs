@@ -1,0 +1,94 @@
+//! Least frequently used with decaying counts, like [`super::LfuDecay`], and a half-life that adapts: counts are kept at
+//! half-lives of 16, 32 and 128 tokens, and the one rules whose counts have foretold the latest tokens best.
+//!
+//! THE DEFAULT. FIGURES
+//!
+//! "Best" is the smallest sum, over the experts that tokens then used, of how many of the layer's experts had a larger
+//! count just before; the sum fades with a half-life of 34 tokens. The idea of running several forgetting rates beside
+//! each other and following the leader is that of "tracking the best expert" (Herbster and Warmuth, Machine Learning 32,
+//! 1998), and of ghost caches in adaptive replacement.
+//!
+//! Do not use it where a microsecond a layer counts: it looks at all of a layer's counts for each expert used.
+
+use super::{
+    CachePolicy, PoolShape,
+    counts::{Counts, rows},
+    lfu_decay::Recency,
+    residents::Residents,
+};
+use crate::{
+    id::ExpertId,
+    trace::{LayerEvent, Routed},
+};
+
+/// 2^(1/16), 2^(1/32), 2^(1/128).
+const GROWTHS: [f64; 3] = [1.044_273_782_427_413_8, 1.021_897_148_654_116_7, 1.005_429_900_111_486_3];
+
+/// What is left of the sum of errors after a token.
+const FADE: f64 = 0.98;
+
+/// See the module.
+pub struct LfuAdaptive {
+    residents: Residents,
+    counts: [Counts; 3],
+    errors: [f64; 3],
+    recency: Recency,
+}
+
+impl LfuAdaptive {
+    /// For such a pool.
+    pub fn new(shape: &PoolShape) -> Self {
+        Self {
+            residents: Residents::new(shape),
+            counts: GROWTHS.map(|g| Counts::new(shape, g)),
+            errors: [0.0; 3],
+            recency: Recency::new(shape.experts()),
+        }
+    }
+
+    /// Which half-life has foretold best; of equal ones the shortest.
+    fn leader(&self) -> usize {
+        let mut best = 0;
+        for i in 1..GROWTHS.len() {
+            if self.errors[i] < self.errors[best] {
+                best = i;
+            }
+        }
+        best
+    }
+}
+
+impl CachePolicy for LfuAdaptive {
+    fn name(&self) -> &'static str {
+        "lfu-adaptive"
+    }
+    fn observe(&mut self, event: LayerEvent<'_>) {
+        let shape = self.residents.shape();
+        let first = shape.key(ExpertId { layer: event.layer, expert: 0 });
+        let layer = first..first + shape.n_expert;
+        for (counts, error) in self.counts.iter_mut().zip(&mut self.errors) {
+            counts.begin(event);
+            for row in rows(event) {
+                let all = &counts.all()[layer.clone()];
+                let larger = |count: f64| all.iter().map(|c| u32::from(*c > count)).sum::<u32>();
+                let wrong: u32 = row.iter().map(|r| larger(all[usize::from(r.id.expert)])).sum();
+                *error = *error * FADE + f64::from(wrong);
+                counts.row(row.iter().map(|r| first + usize::from(r.id.expert)));
+            }
+        }
+    }
+    fn insert(&mut self, id: ExpertId) {
+        self.residents.insert(id);
+    }
+    fn touch(&mut self, routed: Routed) {
+        self.recency.touch(self.residents.shape().key(routed.id));
+    }
+    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+        let (counts, recency) = (self.counts[self.leader()].all(), &self.recency);
+        let key = self.residents.evict(keep, |key| (counts[key], recency.of(key)))?;
+        Some(self.residents.shape().id(key))
+    }
+    fn remove(&mut self, id: ExpertId) {
+        self.residents.remove(self.residents.shape().key(id));
+    }
+}

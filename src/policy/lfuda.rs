@@ -1,0 +1,60 @@
+//! Least frequently used with dynamic ageing: an expert's value is its count plus the pool's age when it was last used,
+//! and the age is the value of the last one that left.
+//!
+//! Arlitt et al., "Evaluating content management techniques for Web proxy caches", Performance Evaluation Review 27(4),
+//! 2000. Unlike there, counts are kept after an eviction (the textbook form is 2 to 8 points of hit rate worse on long
+//! mixed text). Good on short runs on one topic. Do not use it for long mixed ones: counts never fade, and it falls
+//! behind LRU.
+
+use super::{CachePolicy, PoolShape, lfu_decay::Recency, residents::Residents};
+use crate::{id::ExpertId, trace::Routed};
+
+/// See the module. Events count once, however many rows of a batch want an expert.
+pub struct Lfuda {
+    residents: Residents,
+    /// Uses. (experts of the pool)
+    counts: Vec<u64>,
+    /// Count plus age at the last use. (experts of the pool)
+    values: Vec<u64>,
+    age: u64,
+    recency: Recency,
+}
+
+impl Lfuda {
+    /// For such a pool.
+    pub fn new(shape: &PoolShape) -> Self {
+        let n = shape.experts();
+        Self {
+            residents: Residents::new(shape),
+            counts: vec![0; n],
+            values: vec![0; n],
+            age: 0,
+            recency: Recency::new(n),
+        }
+    }
+}
+
+impl CachePolicy for Lfuda {
+    fn name(&self) -> &'static str {
+        "lfuda"
+    }
+    fn insert(&mut self, id: ExpertId) {
+        let key = self.residents.insert(id);
+        self.values[key] = self.counts[key] + self.age;
+    }
+    fn touch(&mut self, routed: Routed) {
+        let key = self.residents.shape().key(routed.id);
+        self.counts[key] += 1;
+        self.values[key] = self.counts[key] + self.age;
+        self.recency.touch(key);
+    }
+    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+        let (values, recency) = (&self.values, &self.recency);
+        let key = self.residents.evict(keep, |key| (values[key], recency.of(key)))?;
+        self.age = self.age.max(self.values[key]);
+        Some(self.residents.shape().id(key))
+    }
+    fn remove(&mut self, id: ExpertId) {
+        self.residents.remove(self.residents.shape().key(id));
+    }
+}

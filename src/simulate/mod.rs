@@ -1,0 +1,333 @@
+//! What a cache of some size and policy would have done for a recorded run: the *live* [`ExpertCache`] and prefetcher,
+//! replaying a trace over a simulated drive on a virtual clock. There is no second cache, so a replay's counters equal
+//! those of the live run (`tests/replay.rs`).
+//!
+//! Two bounds beside the policies are no caches and are computed from the trace alone ([`bounds`]): Belady with bypass
+//! and the static oracle.
+//!
+//! Memory: a chunk of the trace and the cache's index, however long the trace; the oracles hold its uses, 4 bytes each.
+//! Must not know: models, arithmetic, terminals.
+
+use std::{path::Path, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{
+    Error, Result,
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
+    id::ExpertId,
+    io::{SimClock, SimIo},
+    policy::{Belady, Future, PolicyKind, PoolShape, Random},
+    prefetch::PrefetchKind,
+    trace::{LayerEvent, Phase, TraceSink, file::TraceReader},
+};
+
+pub mod bounds;
+
+/// What decides who leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SimPolicy {
+    /// One that the engine has.
+    Live(PolicyKind),
+    /// The optimum of the live cache, which knows the future.
+    Belady,
+    /// The optimum where an expert may be used without taking a slot.
+    BeladyBypass,
+    /// The best choice of residents that never changes, made with knowledge of the whole trace.
+    StaticOracle,
+    /// A seeded die.
+    Random,
+}
+
+/// What [`SimPolicy::Random`] starts from.
+const SEED: u64 = 1;
+
+impl SimPolicy {
+    /// All of them, the engine's default first.
+    pub fn all() -> Vec<SimPolicy> {
+        let oracles = [SimPolicy::Belady, SimPolicy::BeladyBypass, SimPolicy::StaticOracle, SimPolicy::Random];
+        PolicyKind::ALL.iter().map(|&kind| SimPolicy::Live(kind)).chain(oracles).collect()
+    }
+    /// The name that `--policy` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            SimPolicy::Live(kind) => kind.name(),
+            SimPolicy::Belady => "belady",
+            SimPolicy::BeladyBypass => "belady-bypass",
+            SimPolicy::StaticOracle => "static-oracle",
+            SimPolicy::Random => "random",
+        }
+    }
+    /// Whether it has to see the trace before it runs.
+    pub fn needs_future(self) -> bool {
+        matches!(self, SimPolicy::Belady | SimPolicy::BeladyBypass | SimPolicy::StaticOracle)
+    }
+}
+
+/// A drive that serves one request after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// Before the first byte of each request.
+    pub latency_ns: u64,
+    /// Then so many bytes a microsecond (MB/s).
+    pub bytes_per_us: u64,
+}
+
+/// What computing takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compute {
+    /// Of each layer event before its experts are known (attention): only prefetches are under way.
+    pub layer_ns: u64,
+    /// Of each layer event after that (a shared expert), while its reads are under way.
+    pub shared_ns: u64,
+    /// Of each expert that is handed out.
+    pub expert_ns: u64,
+}
+
+/// One run of the simulator.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// Who leaves.
+    pub policy: SimPolicy,
+    /// How slots are shared.
+    pub scope: Scope,
+    /// Slots of each pool: one number a layer, or one in all.
+    pub slots: &'a [usize],
+    /// What is read ahead.
+    pub prefetch: PrefetchKind,
+    /// Where experts are read from.
+    pub drive: Drive,
+    /// What computing takes.
+    pub compute: Compute,
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the cache counted.
+    pub stats: CacheStats,
+    /// Tokens that were decoded.
+    pub decode_tokens: u64,
+    /// Virtual time in decoding; 0 for what is no cache.
+    pub decode_ns: u64,
+}
+
+/// Lets the clock pass for each event where the live engine computes: after the reads were submitted.
+struct Computing(SimClock, u64);
+
+impl TraceSink for Computing {
+    fn record(&mut self, _: LayerEvent<'_>) {
+        self.0.advance(self.1);
+    }
+}
+
+/// Replays a trace.
+///
+/// `futures` are those of [`futures`] for the setting's scope, needed where [`SimPolicy::needs_future`].
+///
+/// # Errors
+/// A trace that cannot be read, memory that is refused.
+pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
+    let mut trace = TraceReader::open(trace)?;
+    let header = trace.header();
+    let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
+    match setting.policy {
+        SimPolicy::BeladyBypass => return bounds::belady_bypass(&mut trace, setting.scope, setting.slots, futures),
+        SimPolicy::StaticOracle => return bounds::static_oracle(&mut trace, setting.scope, setting.slots, futures),
+        SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
+    }
+    let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
+    let io = SimIo::new(setting.drive.latency_ns, setting.drive.bytes_per_us);
+    let clock = io.clock();
+    let mut pools = futures.iter();
+    let mut build = |shape: &PoolShape| match setting.policy {
+        SimPolicy::Live(kind) => kind.build(shape),
+        SimPolicy::Random => Box::new(Random::new(shape, SEED)),
+        _ => Box::new(Belady::new(pools.next().expect("a future for each pool").clone(), shape.slots)),
+    };
+    let cache = ExpertCache::with_policies(store, setting.scope, setting.slots, &mut build, Box::new(io))?;
+    let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), setting.compute.shared_ns)));
+    let mut outcome = Outcome::default();
+    let mut ready: Vec<ExpertId> = Vec::new();
+    while let Some(event) = trace.next_event()? {
+        let start = clock.now_ns();
+        clock.advance(setting.compute.layer_ns);
+        experts.request(event);
+        loop {
+            experts.next_ready(&mut ready)?;
+            if ready.is_empty() {
+                break;
+            }
+            clock.advance(ready.len() as u64 * setting.compute.expert_ns);
+        }
+        if event.phase == Phase::Decode {
+            outcome.decode_ns += clock.now_ns() - start;
+            outcome.decode_tokens += u64::from(event.layer == 0) * u64::from(event.n_tokens);
+        }
+    }
+    outcome.stats = *experts.stats();
+    Ok(outcome)
+}
+
+/// When each expert of each pool is used, for the oracles.
+///
+/// # Errors
+/// A trace that cannot be read.
+pub fn futures(trace: &Path, scope: Scope) -> Result<Vec<Arc<Future>>> {
+    let mut trace = TraceReader::open(trace)?;
+    let (n_layer, n_expert) = (trace.header().n_layer as u16, trace.header().n_expert);
+    let shape = |layers| PoolShape { layers, n_expert, slots: 0 };
+    let mut pools: Vec<Future> = match scope {
+        Scope::Layer => (0..n_layer).map(|l| Future::new(shape(l..l + 1))).collect(),
+        Scope::Global => vec![Future::new(shape(0..n_layer))],
+    };
+    while let Some(event) = trace.next_event()? {
+        pools[pool_of(scope, event.layer)].push(event);
+    }
+    Ok(pools.into_iter().map(Arc::new).collect())
+}
+
+fn pool_of(scope: Scope, layer: u16) -> usize {
+    if scope == Scope::Layer { usize::from(layer) } else { 0 }
+}
+
+/// The pools' slots for `per_layer` slots a layer, at most all experts.
+pub fn slots(scope: Scope, per_layer: usize, n_layer: usize, n_expert: usize) -> Vec<usize> {
+    let each = per_layer.min(n_expert);
+    if scope == Scope::Layer { vec![each; n_layer] } else { vec![each * n_layer] }
+}
+
+/// How many slots a layer has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SlotSpec {
+    /// So many.
+    Count(usize),
+    /// So many percent of the layer's experts, rounded to the nearest number.
+    Percent(f64),
+}
+
+impl SlotSpec {
+    /// The number for a layer of `n_expert` experts.
+    pub fn count(self, n_expert: usize) -> usize {
+        match self {
+            SlotSpec::Count(n) => n.min(n_expert),
+            SlotSpec::Percent(p) => ((n_expert as f64 * p / 100.0).round() as usize).min(n_expert),
+        }
+    }
+}
+
+impl std::str::FromStr for SlotSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::request("slots", "a number of experts a layer, or a share such as 25%", text);
+        match text.strip_suffix('%') {
+            Some(share) => {
+                let share: f64 = share.parse().map_err(|_| wrong())?;
+                (0.0..=100.0).contains(&share).then_some(SlotSpec::Percent(share)).ok_or_else(wrong)
+            }
+            None => text.parse().ok().filter(|n| *n > 0).map(SlotSpec::Count).ok_or_else(wrong),
+        }
+    }
+}
+
+/// A row of results. The fields are the JSON's keys.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// [`SimPolicy::name`].
+    pub policy: &'static str,
+    /// [`Scope::name`].
+    pub scope: &'static str,
+    /// [`PrefetchKind::name`].
+    pub prefetch: &'static str,
+    /// Slots of a layer; with one pool for all, its slots divided by the layers.
+    pub slots_per_layer: usize,
+    /// The same as a share of the experts, 0 to 1.
+    pub share: f64,
+    /// Bytes of all slots; `None` where the trace does not know what an expert takes.
+    pub budget_bytes: Option<u64>,
+    /// Decoded tokens.
+    pub tokens: u64,
+    /// While decoding, as are the next four.
+    pub hit: u64,
+    /// Asked for while the read was in flight.
+    pub late: u64,
+    /// Had to be read.
+    pub miss: u64,
+    /// hit / (hit + late + miss).
+    pub hit_rate: Option<f64>,
+    /// Of the way from LRU to Belady, how much this policy goes; `None` unless both are among the rows.
+    pub gap_won: Option<f64>,
+    /// The hit rate of prompts.
+    pub prompt_hit_rate: Option<f64>,
+    /// Bytes of demand reads, both phases.
+    pub demand_bytes: u64,
+    /// Prefetch reads.
+    pub prefetches: u64,
+    /// Bytes of prefetch reads.
+    pub prefetch_bytes: u64,
+    /// Prefetched and then asked for.
+    pub prefetch_useful: u64,
+    /// Prefetched and evicted unused.
+    pub prefetch_wasted: u64,
+    /// Virtual time in which decoding did nothing but wait.
+    pub stall_ms: f64,
+    /// Decoded tokens a second of virtual time; `None` where no time passes.
+    pub tok_s: Option<f64>,
+}
+
+impl Row {
+    /// Of a run on a trace of that shape.
+    pub fn new(setting: &Setting<'_>, expert_bytes: &[u64], n_expert: usize, outcome: &Outcome) -> Self {
+        let n_layer = expert_bytes.len();
+        let total: usize = setting.slots.iter().sum();
+        let per_layer = total / n_layer.max(1);
+        let (stats, decode) = (&outcome.stats, &outcome.stats.decode);
+        let largest = expert_bytes.iter().copied().max().unwrap_or(0);
+        let budget = match setting.scope {
+            Scope::Layer => setting.slots.iter().zip(expert_bytes).map(|(&n, &b)| n as u64 * b).sum(),
+            Scope::Global => total as u64 * largest,
+        };
+        Self {
+            policy: setting.policy.name(),
+            scope: setting.scope.name(),
+            prefetch: setting.prefetch.name(),
+            slots_per_layer: per_layer,
+            share: per_layer as f64 / n_expert as f64,
+            budget_bytes: (largest > 0).then_some(budget),
+            tokens: outcome.decode_tokens,
+            hit: decode.hit,
+            late: decode.late,
+            miss: decode.miss,
+            hit_rate: decode.hit_rate(),
+            gap_won: None,
+            prompt_hit_rate: stats.prompt.hit_rate(),
+            demand_bytes: stats.total().demand_bytes,
+            prefetches: stats.prefetches,
+            prefetch_bytes: stats.prefetch_bytes,
+            prefetch_useful: stats.prefetch_useful,
+            prefetch_wasted: stats.prefetch_wasted,
+            stall_ms: decode.stall_ns as f64 / 1e6,
+            tok_s: (outcome.decode_ns > 0).then(|| outcome.decode_tokens as f64 * 1e9 / outcome.decode_ns as f64),
+        }
+    }
+}
+
+/// Fills in [`Row::gap_won`] where the rows have LRU and Belady of the same scope, slots and prefetcher.
+pub fn compare(rows: &mut [Row]) {
+    let find = |rows: &[Row], like: &Row, policy: &str| {
+        let same = |r: &&Row| {
+            (r.policy, r.scope, r.prefetch, r.slots_per_layer)
+                == (policy, like.scope, like.prefetch, like.slots_per_layer)
+        };
+        rows.iter().find(same).and_then(|r| r.hit_rate)
+    };
+    for i in 0..rows.len() {
+        let (lru, belady) = (find(rows, &rows[i], "lru"), find(rows, &rows[i], "belady"));
+        if let (Some(rate), Some(lru), Some(belady)) = (rows[i].hit_rate, lru, belady)
+            && belady > lru
+        {
+            rows[i].gap_won = Some((rate - lru) / (belady - lru));
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Routing that others recorded as NumPy arrays, as a trace.
+//!
+//! `.npz` with `experts` or `ids` (token, MoE layer, k), optionally `n_expert`, `prompt_start` (first token of each
+//! prompt), `probs` (token, MoE layer, expert: the router's probabilities, from which weights come, each row's
+//! renormalised) and `pred_mid_plus1` (token, MoE layer, rank: this layer's router on the state before the previous
+//! layer's experts, best first; the first layer has none); or `.npy` (MoE layer, token, k), as `hotset logits --experts` writes it. 65535 is no entry.
+//!
+//! Tokens were known beforehand or not: the file does not say. Each becomes a decode event.
+
+use std::{collections::BTreeMap, io::Read, path::Path};
+
+use super::{
+    LayerEvent, Phase, Routed, TraceSink,
+    file::{Header, Prompt, TraceWriter, fnv1a},
+};
+use crate::{
+    Error, Result,
+    id::ExpertId,
+    npy::{Data, Npy},
+};
+
+/// "No entry".
+const NONE: i64 = 65535;
+
+/// What an import made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Tokens.
+    pub tokens: usize,
+    /// Layer events.
+    pub events: u64,
+}
+
+/// Numbers of any integer type, in C order.
+struct Ints<'a>(&'a Npy);
+
+impl Ints<'_> {
+    fn at(&self, i: usize) -> i64 {
+        match &self.0.data {
+            Data::I32(v) => i64::from(v[i]),
+            Data::I64(v) => v[i],
+            Data::U8(v) => i64::from(v[i]),
+            Data::U16(v) => i64::from(v[i]),
+            Data::F32(_) => -1,
+        }
+    }
+}
+
+/// Reads `from` and writes the trace `to`. `expert_bytes` is the size of an expert, 0 if it is not known.
+///
+/// # Errors
+/// What is missing or does not fit, by array.
+pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
+    let arrays = read_arrays(from)?;
+    let layer_major = arrays.contains_key("");
+    let experts = ["experts", "ids", ""].iter().find_map(|name| arrays.get(*name)).ok_or_else(|| {
+        let names: Vec<_> = arrays.keys().map(String::as_str).collect();
+        Error::format(from, "the archive", "an array named experts or ids", names.join(", "))
+    })?;
+    let &[a, b, k] = experts.shape.as_slice() else {
+        return Err(Error::format(from, "the experts' shape", "three axes", format!("{:?}", experts.shape)));
+    };
+    let (n_token, n_layer) = if layer_major { (b, a) } else { (a, b) };
+    let source = Source { path: from, experts: Ints(experts), layer_major, n_token, n_layer, k };
+    let n_expert = match arrays.get("n_expert") {
+        Some(npy) if npy.shape.iter().product::<usize>() == 1 => usize::try_from(Ints(npy).at(0)).unwrap_or(0),
+        Some(npy) => return Err(Error::format(from, "n_expert", "one number", format!("{:?}", npy.shape))),
+        None => source.largest()? + 1,
+    };
+    let probs = arrays.get("probs").map(|p| source.scores(p, n_expert)).transpose()?;
+    let ahead = arrays.get("pred_mid_plus1").map(|p| source.ranks(p)).transpose()?;
+    let starts = arrays.get("prompt_start").map(|p| source.starts(p)).transpose()?.unwrap_or_else(|| vec![0]);
+    let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let header = Header {
+        model: name.clone(),
+        model_id: String::new(),
+        source: format!("imported from {} by hotset {}", from.display(), env!("CARGO_PKG_VERSION")),
+        n_layer,
+        n_expert,
+        n_expert_used: k,
+        expert_bytes: vec![expert_bytes; n_layer],
+        weights: probs.is_some(),
+        lookahead: if ahead.is_some() { "pred_mid_plus1, ranks for scores".to_owned() } else { String::new() },
+        lookahead_ranks: ahead.as_ref().map_or(0, |a| a.1),
+        prompts: source.prompts(&name, &starts)?,
+    };
+    let mut writer = TraceWriter::create(to, header)?;
+    let events = source.write(&mut writer, n_expert, probs, ahead, &starts)?;
+    writer.flush()?;
+    Ok(Imported { tokens: n_token, events })
+}
+
+/// The arrays of an archive by name; of a lone `.npy` by the empty name.
+fn read_arrays(path: &Path) -> Result<BTreeMap<String, Npy>> {
+    if path.extension().is_some_and(|e| e == "npy") {
+        return Ok(BTreeMap::from([(String::new(), Npy::read(path)?)]));
+    }
+    let wanted = ["experts", "ids", "n_expert", "prompt_start", "probs", "pred_mid_plus1"];
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let broken = |e: zip::result::ZipError| Error::format(path, "the archive", "an .npz", e);
+    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
+    let mut arrays = BTreeMap::new();
+    for i in 0..archive.len() {
+        let mut member = archive.by_index(i).map_err(broken)?;
+        let name = member.name().map_err(broken)?.trim_end_matches(".npy").to_owned();
+        if wanted.contains(&name.as_str()) {
+            let mut bytes = Vec::new();
+            member.read_to_end(&mut bytes).map_err(|e| Error::io(path, format!("read {name}"), e))?;
+            arrays.insert(name.clone(), Npy::parse(&path.join(&name), &bytes)?);
+        }
+    }
+    Ok(arrays)
+}
+
+/// The routing, and where it came from.
+struct Source<'a> {
+    path: &'a Path,
+    experts: Ints<'a>,
+    layer_major: bool,
+    n_token: usize,
+    n_layer: usize,
+    k: usize,
+}
+
+impl<'a> Source<'a> {
+    fn expert(&self, token: usize, layer: usize, i: usize) -> i64 {
+        let row = if self.layer_major { layer * self.n_token + token } else { token * self.n_layer + layer };
+        self.experts.at(row * self.k + i)
+    }
+
+    fn largest(&self) -> Result<usize> {
+        let all = (0..self.n_token * self.n_layer * self.k).map(|i| self.experts.at(i)).filter(|&e| e != NONE);
+        let largest = all.max().unwrap_or(-1);
+        usize::try_from(largest).map_err(|_| Error::format(self.path, "the experts", "at least one", "none"))
+    }
+
+    fn shaped(&self, npy: &Npy, name: &str, last: Option<usize>) -> Result<usize> {
+        let n = npy.shape.last().copied().unwrap_or(0);
+        if self.layer_major || npy.shape != [self.n_token, self.n_layer, last.unwrap_or(n)] || n == 0 {
+            let last = last.map_or("n".to_owned(), |n| n.to_string());
+            let expected = format!("({}, {}, {last})", self.n_token, self.n_layer);
+            return Err(Error::format(self.path, format!("the shape of {name}"), expected, format!("{:?}", npy.shape)));
+        }
+        Ok(n)
+    }
+
+    fn scores(&self, npy: &'a Npy, n_expert: usize) -> Result<&'a [f32]> {
+        self.shaped(npy, "probs", Some(n_expert))?;
+        npy.f32s()
+    }
+
+    /// (the array, ranks)
+    fn ranks(&self, npy: &'a Npy) -> Result<(Ints<'a>, usize)> {
+        let n = self.shaped(npy, "pred_mid_plus1", None)?;
+        Ok((Ints(npy), n))
+    }
+
+    /// First tokens of prompts: ascending, the first 0.
+    fn starts(&self, npy: &Npy) -> Result<Vec<usize>> {
+        let list: Vec<_> = (0..npy.shape.iter().product()).map(|i| Ints(npy).at(i)).collect();
+        let sound = list.first() == Some(&0) && list.is_sorted() && list.iter().all(|&s| s <= self.n_token as i64);
+        if !sound {
+            return Err(Error::format(self.path, "prompt_start", "ascending token numbers from 0 on", "others"));
+        }
+        Ok(list.into_iter().map(|s| s as usize).collect())
+    }
+
+    fn prompts(&self, name: &str, starts: &[usize]) -> Result<Vec<Prompt>> {
+        let ends = starts.iter().skip(1).copied().chain([self.n_token]);
+        let prompt = |(i, (&start, end)): (usize, (&usize, usize))| {
+            // Tokens are not known, so the choices name the prompt.
+            let choices = (start..end).flat_map(|t| (0..self.k).map(move |i| (t, i)));
+            let hash = fnv1a(choices.flat_map(|(t, i)| (self.expert(t, 0, i) as u16).to_le_bytes()));
+            Prompt { name: format!("{name}, prompt {i}"), tokens: end - start, hash }
+        };
+        Ok(starts.iter().zip(ends).enumerate().map(prompt).collect())
+    }
+
+    fn write(
+        &self,
+        out: &mut TraceWriter,
+        n_expert: usize,
+        probs: Option<&[f32]>,
+        ahead: Option<(Ints<'_>, usize)>,
+        starts: &[usize],
+    ) -> Result<u64> {
+        let (mut events, mut routed, mut scores) = (0, Vec::new(), vec![0.0; n_expert]);
+        let mut start = 0;
+        for token in 0..self.n_token {
+            if starts.binary_search(&token).is_ok() {
+                start = token;
+            }
+            for layer in 0..self.n_layer {
+                let row = token * self.n_layer + layer;
+                self.choices(token, layer, n_expert, &mut routed)?;
+                if let Some(probs) = probs {
+                    let p = |r: &Routed| probs[row * n_expert + usize::from(r.id.expert)];
+                    let sum: f32 = routed.iter().map(p).sum();
+                    routed.iter_mut().for_each(|r| r.weight = p(r) / sum);
+                }
+                let mut lookahead: &[f32] = &[];
+                if let Some((ranks, n)) = ahead.as_ref().filter(|_| layer + 1 < self.n_layer) {
+                    scores.fill(f32::NEG_INFINITY);
+                    for i in 0..*n {
+                        let expert = self.checked(ranks.at((row + 1) * n + i), n_expert, token, layer + 1)?;
+                        scores[usize::from(expert)] = -(i as f32);
+                    }
+                    lookahead = &scores;
+                }
+                if !routed.is_empty() {
+                    let (first_token, layer) = ((token - start) as u32, layer as u16);
+                    let (phase, n_tokens) = (Phase::Decode, 1);
+                    out.record(LayerEvent { phase, first_token, n_tokens, layer, routed: &routed, lookahead });
+                    events += 1;
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    fn checked(&self, expert: i64, n_expert: usize, token: usize, layer: usize) -> Result<u16> {
+        let id = u16::try_from(expert).ok().filter(|&e| usize::from(e) < n_expert);
+        id.ok_or_else(|| {
+            let what = format!("an expert of token {token} in layer {layer}");
+            Error::format(self.path, what, format!("a number below {n_expert}"), expert)
+        })
+    }
+
+    fn choices(&self, token: usize, layer: usize, n_expert: usize, routed: &mut Vec<Routed>) -> Result<()> {
+        routed.clear();
+        for i in 0..self.k {
+            let expert = self.expert(token, layer, i);
+            if expert == NONE {
+                continue;
+            }
+            let id = ExpertId { layer: layer as u16, expert: self.checked(expert, n_expert, token, layer)? };
+            if routed.iter().any(|r| r.id == id) {
+                let what = format!("expert {expert} of token {token} in layer {layer}");
+                return Err(Error::format(self.path, what, "once", "twice"));
+            }
+            routed.push(Routed { id, weight: 0.0 });
+        }
+        Ok(())
+    }
+}
