@@ -4,6 +4,9 @@
 //! bytes must be of one group, so weights and activations are interleaved to memory first, weights once for all tokens,
 //! activations once for each block of rows. Each sum takes the steps that the driver's take, in their order.
 //!
+//! Counted in the compiled loops, a row, token and chunk take 37 instructions (48 with minimums) beside the 51 to 57 of
+//! `sdot`. Time was not measured: no such CPU was at hand.
+//!
 //! Must not know: what bytes mean.
 
 use std::arch::aarch64::*;
@@ -109,6 +112,28 @@ neon! {
     }
 }
 
+/// Lane `p` of a chunk, onto the tile's sums.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+#[inline]
+fn step<B: Unpack<W128, L128>, const R: usize, const T: usize>(
+    rows: [&RowPair; R],
+    tokens: [&TokenPair; T],
+    p: usize,
+    acc: &mut [[float32x4_t; T]; R],
+) {
+    for (row, acc) in rows.into_iter().zip(acc) {
+        for (token, acc) in tokens.into_iter().zip(acc) {
+            let sum = smmla(vdupq_n_s32(0), row.w[2 * p], token.q[2 * p]);
+            let sum = vcvtq_f32_s32(smmla(sum, row.w[2 * p + 1], token.q[2 * p + 1]));
+            let mut sum = vmulq_f32(row.scale[p], sum);
+            if matches!(B::FORM, Form::Min) {
+                sum = vfmsq_f32(sum, row.min[p], twice(&token.s[p]));
+            }
+            *acc = vfmaq_f32(*acc, sum, twice(&token.d[p]));
+        }
+    }
+}
+
 /// `R` pairs of rows times `T` pairs of tokens, each of as many chunks: (row 0 token 0, 0 1, 1 0, 1 1) of each.
 ///
 /// Four lanes at a time, so that all their sums stay in registers from the first chunk to the last.
@@ -122,35 +147,26 @@ fn tile<B: Unpack<W128, L128>, const R: usize, const T: usize>(
     assert!(rows.iter().all(|r| r.len() == n) && tokens.iter().all(|t| t.len() == n), "as many chunks");
     let zero = vdupq_n_f32(0.0);
     let mut lanes = [[[zero; T]; R]; LANES];
-    for (quarter, lanes) in lanes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+    for quarter in 0..LANES / 4 {
+        let p = 4 * quarter;
         let mut acc = [[[zero; T]; R]; 4];
         for c in 0..n {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let p = 4 * quarter + i;
-                let (rows, tokens) = (rows.map(|r| &r[c]), tokens.map(|t| &t[c]));
-                for (row, acc) in rows.into_iter().zip(acc) {
-                    for (token, acc) in tokens.into_iter().zip(acc) {
-                        let sum = smmla(vdupq_n_s32(0), row.w[2 * p], token.q[2 * p]);
-                        let sum = vcvtq_f32_s32(smmla(sum, row.w[2 * p + 1], token.q[2 * p + 1]));
-                        let mut sum = vmulq_f32(row.scale[p], sum);
-                        if matches!(B::FORM, Form::Min) {
-                            sum = vfmsq_f32(sum, row.min[p], twice(&token.s[p]));
-                        }
-                        *acc = vfmaq_f32(*acc, sum, twice(&token.d[p]));
-                    }
-                }
-            }
+            let (rows, tokens) = (rows.map(|r| &r[c]), tokens.map(|t| &t[c]));
+            // One by one: the compiler leaves a loop as it is, and then sums go through memory.
+            step::<B, R, T>(rows, tokens, p, &mut acc[0]);
+            step::<B, R, T>(rows, tokens, p + 1, &mut acc[1]);
+            step::<B, R, T>(rows, tokens, p + 2, &mut acc[2]);
+            step::<B, R, T>(rows, tokens, p + 3, &mut acc[3]);
         }
-        *lanes = acc;
+        lanes[p..p + 4].copy_from_slice(&acc);
     }
     // As `sum_lanes`.
     let mut n = LANES / 2;
     while n > 0 {
-        for i in 0..n {
-            for r in 0..R {
-                for t in 0..T {
-                    lanes[i][r][t] = vaddq_f32(lanes[i][r][t], lanes[i + n][r][t]);
-                }
+        let (low, high) = lanes[..2 * n].split_at_mut(n);
+        for (low, high) in low.as_flattened_mut().iter_mut().zip(high.as_flattened()) {
+            for (low, high) in low.iter_mut().zip(high) {
+                *low = vaddq_f32(*low, *high);
             }
         }
         n /= 2;
