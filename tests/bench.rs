@@ -1,7 +1,8 @@
 //! `hotset bench` on the bundled model: the rows that were asked for, with figures that agree with each other.
 
-use std::process::Command;
+mod common;
 
+use common::program::command;
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -9,7 +10,7 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf
 /// Standard output, and whether the exit code was 0.
 fn bench(more: &[&str]) -> (String, bool) {
     let common = ["bench", MODEL, "-p", "4", "-n", "3", "-r", "3", "--warmup", "2"];
-    let output = Command::new(env!("CARGO_BIN_EXE_hotset")).args(common).args(more).output().unwrap();
+    let output = command(env!("CARGO_BIN_EXE_hotset")).args(common).args(more).output().unwrap();
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 

@@ -1,5 +1,7 @@
 //! The program from outside: what it prints, writes and refuses, on the bundled model.
 
+mod common;
+
 use std::{
     collections::HashMap,
     fs,
@@ -15,7 +17,7 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf
 const PROMPT: &str = "Once upon a time";
 
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hotset"));
+    let mut command = common::program::command(env!("CARGO_BIN_EXE_hotset"));
     command.args(args).env_remove("HOTSET_MODEL").env_remove("HOTSET_ISA").stdin(Stdio::null());
     command
 }

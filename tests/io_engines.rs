@@ -430,7 +430,7 @@ fn a_file_that_shrinks_under_its_mapping_ends_in_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shrinks.bin");
     std::fs::write(&path, noise(4, 100_000)).unwrap();
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
+    let child = common::program::command(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "child_touches_a_shrunk_mapping", "--nocapture"])
         .env(SHRINKS, &path)
         .output()

@@ -155,6 +155,8 @@ fn the_tests_see_this_cpu_s_best() {
     assert_eq!(available()[0].isa(), Isa::Scalar);
     #[cfg(target_arch = "x86_64")]
     assert_eq!(is_x86_feature_detected!("avx2"), available().iter().any(|k| k.isa() == Isa::Avx2));
+    #[cfg(target_arch = "aarch64")]
+    assert!(available().iter().any(|k| k.isa() == Isa::Neon), "every aarch64 CPU has NEON");
     assert!(TYPES.iter().all(|ty| ty.is_computable()));
     assert_eq!(TYPES.len(), GgmlType::ALL.iter().filter(|ty| ty.is_computable()).count());
 }

@@ -4,6 +4,7 @@
 pub mod dice;
 pub mod npz;
 pub mod numpy_rng;
+pub mod program;
 pub mod ref_models;
 pub mod samples;
 pub mod tiny;

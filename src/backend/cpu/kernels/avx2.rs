@@ -6,13 +6,14 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::bytes::{self, LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
 use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
-use crate::quant::act::{ActChunk, LANE_GROUP};
+use crate::quant::act::{ActChunk, LANES};
 use crate::quant::block::{
-    IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, MXFP4_VALUES, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
 /// The table of AVX2.
@@ -121,22 +122,6 @@ pub(super) fn load16<T, const N: usize>(bytes: &[T; N], at: usize) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().add(at).cast()) }
 }
 
-/// The chunk's bytes at their true length.
-#[inline]
-pub(super) fn sized<const N: usize>(bytes: &[u8]) -> &[u8; N] {
-    bytes.try_into().expect("the driver gives whole chunks")
-}
-
-#[inline]
-pub(super) fn u16_at(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
-}
-
-#[inline]
-pub(super) fn u32_at(b: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
-}
-
 /// The half at `at` in all lanes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
@@ -168,34 +153,12 @@ fn per16(s: __m128i, d: __m256) -> L256 {
     L256(float(s), float(_mm_unpackhi_epi64(s, s)))
 }
 
-/// [`LANE_GROUP`] as a byte shuffle.
-pub(super) const LANE_BYTES: [u8; 16] = {
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        bytes[i] = LANE_GROUP[i] as u8;
-        i += 1;
-    }
-    bytes
-};
-
-/// Q4_K's and Q5_K's scales and minimums, see [`crate::quant::block::scales_k4`], as 8 bytes each.
-#[inline]
-pub(super) fn scales_k4(b: &[u8], at: usize) -> (u64, u64) {
-    let (low, mid, high) = (u32_at(b, at), u32_at(b, at + 4), u32_at(b, at + 8));
-    let sc = high & 0x0f0f_0f0f | (low >> 6 & 0x0303_0303) << 4;
-    let mn = high >> 4 & 0x0f0f_0f0f | (mid >> 6 & 0x0303_0303) << 4;
-    let join = |low: u32, high: u32| u64::from(low & 0x3f3f_3f3f) | u64::from(high) << 32;
-    (join(low, sc), join(mid, mn))
-}
-
 /// Q3_K's scales, see [`crate::quant::block::scales_k3`], less 32.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn scales_k3(b: &[u8], at: usize) -> __m128i {
-    let (a0, a1, a2) = (u32_at(b, at), u32_at(b, at + 4), u32_at(b, at + 8));
-    let join = |low: u32, high: u32| (low & 0x0f0f_0f0f | (high & 0x0303_0303) << 4) as i32;
-    let s = _mm_setr_epi32(join(a0, a2), join(a1, a2 >> 2), join(a0 >> 4, a2 >> 4), join(a1 >> 4, a2 >> 6));
+    let [w0, w1, w2, w3] = bytes::scales_k3(b, at).map(|w| w as i32);
+    let s = _mm_setr_epi32(w0, w1, w2, w3);
     _mm_sub_epi8(s, _mm_set1_epi8(32))
 }
 
@@ -239,6 +202,31 @@ fn transpose(y: [__m256i; 8]) -> W256 {
     w
 }
 
+/// Element `p` of row `i` becomes element `i` of row `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_floats(r: [__m256; 8]) -> [__m256; 8] {
+    // Rows 4 * h to 4 * h + 3, inside 128-bit parts: pairs of floats, then of pairs. Then the parts themselves.
+    let columns = |h: usize| {
+        let [a, b, c, d] = [r[4 * h], r[4 * h + 1], r[4 * h + 2], r[4 * h + 3]];
+        let (low_ab, high_ab) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let (low_cd, high_cd) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        [
+            _mm256_shuffle_ps::<0b01_00_01_00>(low_ab, low_cd),
+            _mm256_shuffle_ps::<0b11_10_11_10>(low_ab, low_cd),
+            _mm256_shuffle_ps::<0b01_00_01_00>(high_ab, high_cd),
+            _mm256_shuffle_ps::<0b11_10_11_10>(high_ab, high_cd),
+        ]
+    };
+    let (upper, lower) = (columns(0), columns(1));
+    let mut out = r;
+    for k in 0..4 {
+        out[k] = _mm256_permute2f128_ps::<0x20>(upper[k], lower[k]);
+        out[4 + k] = _mm256_permute2f128_ps::<0x31>(upper[k], lower[k]);
+    }
+    out
+}
+
 #[inline]
 #[target_feature(enable = "avx2")]
 fn low4(x: __m256i) -> __m256i {
@@ -275,17 +263,6 @@ fn fifth_bits(qh: u32) -> __m256i {
 fn look_up(values: [i8; 16], index: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(&values, 0)), index)
 }
-
-/// MXFP4's values made unsigned.
-pub(super) const MXFP4_UNSIGNED: [i8; 16] = {
-    let mut values = MXFP4_VALUES;
-    let mut i = 0;
-    while i < 16 {
-        values[i] += 12;
-        i += 1;
-    }
-    values
-};
 
 /// Declares how AVX2 reads a type; the body has the chunk's bytes as an array.
 macro_rules! unpack {
@@ -550,6 +527,20 @@ impl Lanes for L256 {
     unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
         let below = |x| _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit));
         L256(_mm256_andnot_ps(below(x.0), self.0), _mm256_andnot_ps(below(x.1), self.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut out = rows;
+        for (i, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            // Columns 8 * i to 8 * i + 7 of rows 8 * h to 8 * h + 7.
+            let block = std::array::from_fn(|n| if i == 0 { rows[8 * h + n].0 } else { rows[8 * h + n].1 });
+            for (n, column) in transpose_floats(block).into_iter().enumerate() {
+                let out = &mut out[8 * i + n];
+                *(if h == 0 { &mut out.0 } else { &mut out.1 }) = column;
+            }
+        }
+        out
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]

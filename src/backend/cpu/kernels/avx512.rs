@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{LANE_BYTES, MXFP4_UNSIGNED, load16, scales_iq4_xs, scales_k3, scales_k4, sized, u16_at, u32_at};
+use super::avx2::{load16, scales_iq4_xs, scales_k3};
+use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
 use super::driver::{Form, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};

@@ -39,6 +39,15 @@ pub(super) trait Simd {
     unsafe fn from_signed(w: Self::W) -> Self::W;
     /// Each lane's sum of integer products.
     unsafe fn dot<B: Unpack<Self::W, Self::L>>(w: &Self::W, x: &ActChunk) -> Self::L;
+    /// [`super::MatMul`] for many tokens; a set that multiplies matrices has its own.
+    #[inline(always)]
+    unsafe fn matmul_many<B: Unpack<Self::W, Self::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe { matmul_ahead::<Self, B>(w, x, y) }
+    }
 }
 
 /// A quantised type that an instruction set reads into `W`.
@@ -60,13 +69,13 @@ pub(super) trait Unpack<W, L> {
 
 /// Rows that one group of tokens visits before the next group does: with 2048 columns, these tokens' 24 KiB stay in
 /// the L1 cache meanwhile, and the rows in L2.
-const ROWS: usize = 32;
+pub(super) const ROWS: usize = 32;
 
 /// From this many tokens on, unpacking rows ahead to memory pays: 10 to 25 % at 64 tokens of 2048, nothing at 16.
 pub(super) const MANY_TOKENS: usize = 32;
 
 /// Chunks that are unpacked ahead: 96 KiB.
-const AHEAD: usize = 256;
+pub(super) const AHEAD: usize = 256;
 
 /// Runs `$tile::<S, B, n>(…)` for each row of `$rows` and each group of tokens; the last argument tells the first group.
 macro_rules! for_token_groups {
@@ -128,10 +137,10 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x
 }
 
 /// A chunk of weights, ready to be multiplied.
-struct Weights<S: Simd> {
-    w: S::W,
-    scale: S::L,
-    min: S::L,
+pub(super) struct Weights<S: Simd> {
+    pub w: S::W,
+    pub scale: S::L,
+    pub min: S::L,
 }
 
 #[inline(always)]
@@ -156,7 +165,7 @@ unsafe fn unpack_rest<S: Simd, B: Unpack<S::W, S::L>>(rest: &[u8]) -> Weights<S>
 
 /// Writes every chunk of a row to `out`, which has room for just these.
 #[inline(always)]
-unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [MaybeUninit<Weights<S>>]) {
+pub(super) unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [MaybeUninit<Weights<S>>]) {
     let whole = row.chunks_exact(B::BYTES);
     assert_eq!(out.len(), row.len().div_ceil(B::BYTES), "room for a row");
     // SAFETY: the caller checked the CPU.
@@ -204,6 +213,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
 
 /// How far ahead of the weights in use memory is asked for, in bytes: some rows, across the pages at which the hardware's
 /// own prefetcher stops. The first group of tokens to visit a row asks; nothing else hides DRAM's latency from it.
+#[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 4096;
 
 /// Asks for the `n` bytes that lie [`PREFETCH_BYTES`] of `at`. A hint: any address will do.
@@ -371,7 +381,7 @@ macro_rules! matmul_table {
             B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
         {
             // SAFETY: as above.
-            unsafe { driver::matmul_ahead::<$simd, B>(w, x, y) }
+            unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y) }
         }
         #[$feature]
         unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(

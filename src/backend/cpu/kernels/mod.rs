@@ -9,9 +9,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod bytes;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod driver;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "scalar code reads bfloat16 by itself"))]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "scalar code reads bfloat16 by itself")
+)]
 mod ops;
 mod scalar;
 mod tile;
@@ -46,6 +53,15 @@ pub enum Isa {
     /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// What every aarch64 CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// The same with the dot product of Armv8.2.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    /// The same with the matrix product of Armv8.6, for many tokens.
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 impl Isa {
@@ -58,6 +74,12 @@ impl Isa {
         Isa::AvxVnni,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod,
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm,
     ];
 
     /// The name in `HOTSET_ISA`.
@@ -70,6 +92,12 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => "i8mm",
         }
     }
 
@@ -92,6 +120,12 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => Isa::Dotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
         }
     }
 }
@@ -104,7 +138,7 @@ const N_TYPE: usize = GgmlType::ALL[GgmlType::ALL.len() - 1] as usize + 1;
 
 /// The table of kernels of one instruction set that this CPU has.
 ///
-/// AVX2, AVX-VNNI and AVX-512 have a kernel for every computable type. A type without one would fall back to scalar
+/// Every set but the scalar one has a kernel for every computable type. A type without one would fall back to scalar
 /// code, which is 20 to 80 times slower.
 #[derive(Clone, Copy)]
 pub struct Kernels {
@@ -149,6 +183,12 @@ impl Kernels {
             Isa::AvxVnni => avx2::AVX_VNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512::AVX512_VNNI,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::NEON,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => neon::DOTPROD,
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => neon::I8MM,
         })
     }
 
