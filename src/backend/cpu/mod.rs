@@ -9,6 +9,7 @@ mod attention;
 pub mod kernels;
 mod pool;
 mod rows;
+mod sync;
 
 use std::{ops::Range, sync::Mutex};
 
