@@ -16,7 +16,7 @@ pub struct Engine {
     /// Default: four fifths of what the machine has free, at most what the model can use
     #[arg(long, value_name = "SIZE")]
     memory: Option<Memory>,
-    /// Threads that compute; default: the cores that this process may use
+    /// Threads that compute; default: the cores (not their hardware threads) that affinity and CPU quota allow
     #[arg(long, value_name = "N", value_parser = count::<1024>)]
     threads: Option<usize>,
     #[command(flatten)]

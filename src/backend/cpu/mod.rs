@@ -70,11 +70,6 @@ impl Cpu {
     }
 }
 
-/// Cores that this process may use: affinity and cgroup quota considered.
-pub fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
 /// Bytes that attention works in on `threads` threads, whatever the context, for heads of these sizes.
 pub const fn attention_bytes(threads: usize, head_k: usize, head_v: usize) -> u64 {
     (threads * attention::Scratch::bytes(head_k, head_v)) as u64
