@@ -47,7 +47,7 @@ pub struct Options {
     pub prefetch: PrefetchKind,
     /// How slots are shared.
     pub scope: Scope,
-    /// Threads that compute; `None`: the cores that this process may use.
+    /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
     pub threads: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ impl Session<Cpu> {
     /// # Errors
     /// Whatever is wrong with the file, the budget or the options, in one sentence.
     pub fn open(gguf: Gguf, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let backend = Cpu::new(options.threads.unwrap_or_else(crate::backend::cpu::available_threads))?;
+        let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
         Self::with_backend(gguf, options, backend, Box::new(()), progress)
     }
 
@@ -362,7 +362,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         scope: options.scope,
         layout,
         process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
-        threads: options.threads.unwrap_or_else(crate::backend::cpu::available_threads),
+        threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
     let plan = Plan::new(gguf, config, store, needs, None)?;
     let budget = match (options.memory_bytes, machine::available_bytes()) {

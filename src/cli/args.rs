@@ -24,7 +24,7 @@ pub struct Engine {
     /// back when the machine is short of it
     #[arg(long, value_name = "SIZE", default_value = "auto")]
     memory: Memory,
-    /// Threads that compute; default: the cores that this process may use
+    /// Threads that compute; default: the cores (not their hardware threads) that affinity and CPU quota allow
     #[arg(long, value_name = "N", value_parser = count::<1024>)]
     threads: Option<usize>,
     #[command(flatten)]

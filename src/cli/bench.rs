@@ -62,7 +62,7 @@ pub struct Args {
     /// Memory budgets, as in hotset run, with commas between them
     #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "auto", help_heading = "Memory and speed")]
     memory: Vec<Memory>,
-    /// Numbers of threads that compute, with commas between them; default: the cores that this process may use
+    /// Numbers of threads that compute, with commas between them; default: as in hotset run
     #[arg(short = 't', long, value_name = "N", value_delimiter = ',', value_parser = count::<1024>, help_heading = "Memory and speed")]
     threads: Vec<usize>,
     #[command(flatten)]

@@ -8,8 +8,9 @@ use std::{
 
 use hotset::{
     Error, Result,
-    backend::cpu::{Cpu, available_threads},
+    backend::cpu::Cpu,
     gguf::Gguf,
+    machine,
     model::Config,
     npy::NpyWriter,
     session::{Options, Session},
@@ -71,7 +72,7 @@ pub fn run(args: &Args) -> Ended {
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len()) };
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
-    let backend = Cpu::new(options.threads.unwrap_or_else(available_threads))?;
+    let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::with_backend(gguf, &options, backend, trace, &mut |done, total| bar.set(done, total))?

@@ -60,6 +60,9 @@ pub struct Stats {
     scope: &'static str,
     isa: &'static str,
     threads: usize,
+    cores_allowed: usize,
+    /// CPUs' worth of time that the cgroup gives.
+    cpu_quota: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -147,6 +150,7 @@ impl Stats {
         let prompt = Phase::new(&cache.prompt, timing.prompt_tokens, timing.prompt_ns);
         let decode = Phase::new(&cache.decode, timing.decode_tokens, timing.decode_ns);
         let (io, policy, prefetch) = session.modes();
+        let cores = machine::cores();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             model: session.path().display().to_string(),
@@ -185,6 +189,8 @@ impl Stats {
             scope: plan.scope.name(),
             isa: Kernels::detect()?.isa().name(),
             threads: session.threads(),
+            cores_allowed: cores.allowed,
+            cpu_quota: cores.quota,
         })
     }
 
@@ -213,8 +219,16 @@ impl Stats {
         };
         plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
-            "ran      reads {} {} at a time, policy {} per {}, prefetch {}; {} on {} threads",
-            self.io, self.io_depth, self.policy, self.scope, self.prefetch, self.isa, self.threads
+            "ran      reads {} {} at a time, policy {} per {}, prefetch {}; {} on {} thread{} ({})",
+            self.io,
+            self.io_depth,
+            self.policy,
+            self.scope,
+            self.prefetch,
+            self.isa,
+            self.threads,
+            if self.threads == 1 { "" } else { "s" },
+            machine::Cores { allowed: self.cores_allowed, quota: self.cpu_quota },
         ));
     }
 }

@@ -9,6 +9,7 @@ mod attention;
 pub mod kernels;
 mod pool;
 mod rows;
+mod sync;
 
 use std::{ops::Range, sync::Mutex};
 
@@ -67,11 +68,6 @@ impl Cpu {
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
-}
-
-/// Cores that this process may use: affinity and cgroup quota considered.
-pub fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// Bytes that attention works in on `threads` threads, whatever the context, for heads of these sizes.

@@ -8,20 +8,20 @@
 //! pieces ([`Phase`]), so the caller alone can finish it, and closes the region then. Waiting for every thread at every
 //! region, as barriers do, made decoding 7 times slower on two cores as soon as a neighbour used one of them.
 //!
+//! Checked by loom in `tests/pool.rs`. Hence fences where others would write `SeqCst` on an access: loom takes such an
+//! access for acquire and release only.
+//!
 //! Must not know: what is computed.
 
 use std::{
-    cell::UnsafeCell,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread::{JoinHandle, Thread},
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-/// Spins before sleeping or yielding; a spin is some 10–40 ns, so this is about 50 µs, the length of the pauses within a
-/// token.
-const SPINS: u32 = 2_000;
+use super::sync::{
+    Arc, AtomicBool, AtomicUsize, Builder, JoinHandle, Ordering, SPINS, Thread, UnsafeCell, fence, park, spin_loop,
+    yield_now,
+};
 
 /// In [`Shared::state`]: the region takes helpers.
 const OPEN: usize = 1 << 15;
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 // SAFETY: `job` is written only by the thread in `run`, before it opens a region and after all who joined the one before
-// have left, and read only by helpers that joined (AcqRel on `state` orders both).
+// have left, and read only by helpers that joined (Release and Acquire on `state` and `left` order both).
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer in `job` is never used outside the region that put it there.
 unsafe impl Send for Shared {}
@@ -62,16 +62,14 @@ pub struct Pool {
 pub struct Worker<'a> {
     /// 0 for the thread that called [`Pool::run`]; below [`Pool::threads`].
     pub index: usize,
-    panicked: &'a AtomicBool,
+    /// `None`: nobody else is in the region.
+    shared: Option<&'a Shared>,
 }
-
-/// No region of one thread outlives a panic of its own.
-static NEVER: AtomicBool = AtomicBool::new(false);
 
 impl Worker<'_> {
     /// The only thread of a region, for work that does not pay for more.
     pub fn alone() -> Worker<'static> {
-        Worker { index: 0, panicked: &NEVER }
+        Worker { index: 0, shared: None }
     }
 }
 
@@ -90,6 +88,9 @@ impl Phase {
     }
 
     /// Does pieces while there are any, then waits for those that others have taken.
+    ///
+    /// # Panics
+    /// If another thread of the region panicked: what follows must not run beside pieces that are still being done.
     pub fn work(&self, worker: Worker<'_>, mut piece: impl FnMut(usize)) {
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
@@ -99,8 +100,18 @@ impl Phase {
             piece(i);
             self.done.fetch_add(1, Ordering::Release);
         }
-        spin_until(|| self.done.load(Ordering::Acquire) >= self.n || worker.panicked.load(Ordering::Relaxed));
+        let panicked = || worker.shared.is_some_and(|s| s.panicked.load(Ordering::Relaxed));
+        let done = || self.done.load(Ordering::Acquire) >= self.n;
+        spin_until(|| done() || panicked());
+        if !done() {
+            resume_unwind(another());
+        }
     }
+}
+
+/// What a thread unwinds with that did not panic itself; nothing is printed for it.
+fn another() -> Box<dyn Any + Send> {
+    Box::new("a compute thread panicked")
 }
 
 /// Spins, and lets others have the core if it takes long.
@@ -108,7 +119,7 @@ fn spin_until(done: impl Fn() -> bool) {
     let mut spins = 0u32;
     while !done() {
         spins = spins.saturating_add(1);
-        if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        if spins < SPINS { spin_loop() } else { yield_now() }
     }
 }
 
@@ -131,7 +142,7 @@ impl Pool {
         for i in 0..helpers {
             let shared = pool.shared.clone();
             let name = format!("hotset-cpu-{}", i + 1);
-            let thread = std::thread::Builder::new().name(name).spawn(move || help(&shared, i))?;
+            let thread = Builder::new().name(name).spawn(move || help(&shared, i))?;
             pool.wake.push(thread.thread().clone());
             pool.threads.push(thread);
         }
@@ -149,41 +160,46 @@ impl Pool {
     /// # Panics
     /// If `f` panicked on any thread.
     pub fn run(&mut self, f: &(dyn Fn(Worker<'_>) + Sync)) {
-        let shared = &*self.shared;
         if self.threads.is_empty() {
             return f(Worker::alone());
         }
-        // SAFETY: only the lifetime changes. Helpers use the pointer only between joining and leaving, and `Region`'s
-        // drop does not return, after a panic of `f` neither, before all who joined have left.
+        let shared = &*self.shared;
+        self.open(f);
+        // Caught, since helpers may be in `f`: nothing of it may go before they have left.
+        let result = catch_unwind(AssertUnwindSafe(|| f(Worker { index: 0, shared: Some(shared) })));
+        if result.is_err() {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+        let joined = shared.state.fetch_and(!OPEN, Ordering::AcqRel) & JOINED;
+        spin_until(|| shared.left.load(Ordering::Acquire) == joined);
+        if let Err(panic) = result {
+            resume_unwind(panic);
+        }
+        if shared.panicked.load(Ordering::Relaxed) {
+            resume_unwind(another());
+        }
+    }
+
+    /// Opens a region of `f` to the helpers, and wakes those that sleep.
+    fn open(&self, f: &(dyn Fn(Worker<'_>) + Sync)) {
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. Helpers use the pointer only between joining and leaving, and `run` does not
+        // return, after a panic of `f` neither, before all who joined have left.
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(Worker<'_>) + Sync + '_), Job>(f) };
-        // SAFETY: `&mut self`, and the region before is closed and left by all: no helper reads `job`.
-        unsafe { *shared.job.get() = Some(job) };
+        // SAFETY: only `run` comes here, by `&mut self`, and the region before is closed and left by all: no helper reads
+        // `job`.
+        shared.job.with_mut(|at| unsafe { *at = Some(job) });
         shared.left.store(0, Ordering::Relaxed);
         let region = (shared.state.load(Ordering::Relaxed) & !(OPEN | JOINED)).wrapping_add(OPEN << 1);
-        // SeqCst with the helper's store to `asleep`: one of both sees the other, so no wake-up is lost.
-        shared.state.store(region | OPEN, Ordering::SeqCst);
+        shared.state.store(region | OPEN, Ordering::Release);
+        // With the fence in `next_region`: this thread sees that a helper sleeps, or that helper sees the region, so no
+        // wake-up is lost.
+        fence(Ordering::SeqCst);
         for (asleep, thread) in shared.asleep.iter().zip(&self.wake) {
-            if asleep.load(Ordering::SeqCst) {
+            if asleep.load(Ordering::Relaxed) {
                 thread.unpark();
             }
         }
-        let region = Region(shared);
-        f(Worker { index: 0, panicked: &shared.panicked });
-        drop(region);
-        assert!(!shared.panicked.load(Ordering::Relaxed), "a compute thread panicked");
-    }
-}
-
-/// An open region. Dropping closes it and waits for those who joined.
-struct Region<'a>(&'a Shared);
-
-impl Drop for Region<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.panicked.store(true, Ordering::Relaxed);
-        }
-        let joined = self.0.state.fetch_and(!OPEN, Ordering::AcqRel) & JOINED;
-        spin_until(|| self.0.left.load(Ordering::Acquire) == joined);
     }
 }
 
@@ -199,11 +215,11 @@ fn help(shared: &Shared, i: usize) {
             continue;
         }
         // SAFETY: `job` was written before the region opened, and stays until this thread has left.
-        let job = unsafe { (*shared.job.get()).expect("an open region has a job") };
-        let worker = Worker { index: i + 1, panicked: &shared.panicked };
-        // SAFETY: the closure outlives the region (see `run`).
-        let body = std::panic::AssertUnwindSafe(|| unsafe { (*job)(worker) });
-        if std::panic::catch_unwind(body).is_err() {
+        let job = shared.job.with(|at| unsafe { (*at).expect("an open region has a job") });
+        let worker = Worker { index: i + 1, shared: Some(shared) };
+        // SAFETY: the closure outlives the region (see `open`).
+        let body = AssertUnwindSafe(|| unsafe { (*job)(worker) });
+        if catch_unwind(body).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
         shared.left.fetch_add(1, Ordering::Release);
@@ -213,12 +229,13 @@ fn help(shared: &Shared, i: usize) {
 /// Waits for a region other than `seen`, spinning first, then asleep. `None`: the pool is going.
 fn next_region(shared: &Shared, i: usize, seen: usize) -> Option<usize> {
     let fresh = || {
-        let state = shared.state.load(Ordering::SeqCst);
+        let state = shared.state.load(Ordering::Acquire);
         (state & !(OPEN | JOINED) != seen).then_some(state)
     };
+    let stopped = || shared.stop.load(Ordering::Acquire);
     let mut spins = 0;
     loop {
-        if shared.stop.load(Ordering::SeqCst) {
+        if stopped() {
             return None;
         }
         if let Some(state) = fresh() {
@@ -226,64 +243,27 @@ fn next_region(shared: &Shared, i: usize, seen: usize) -> Option<usize> {
         }
         spins += 1;
         if spins < SPINS {
-            std::hint::spin_loop();
+            spin_loop();
             continue;
         }
-        shared.asleep[i].store(true, Ordering::SeqCst);
-        if fresh().is_none() && !shared.stop.load(Ordering::SeqCst) {
-            std::thread::park();
+        shared.asleep[i].store(true, Ordering::Relaxed);
+        // See `Pool::open`.
+        fence(Ordering::SeqCst);
+        if fresh().is_none() && !stopped() {
+            park();
         }
-        shared.asleep[i].store(false, Ordering::SeqCst);
+        shared.asleep[i].store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.stop.store(true, Ordering::Release);
         for (thread, wake) in self.threads.drain(..).zip(&self.wake) {
+            // Whether it sleeps or not: what is unparked does not park before it has looked at `stop` again.
             wake.unpark();
             // A helper's panic was reported by `run`.
             let _ = thread.join();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_piece_is_done_once_and_phases_follow_each_other() {
-        for threads in 1..5 {
-            let mut pool = Pool::new(threads).unwrap();
-            for round in 0..2_000usize {
-                let n = round % 17;
-                let first: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                let (a, b, sum) = (Phase::new(n), Phase::new(n), AtomicUsize::new(0));
-                pool.run(&|worker| {
-                    a.work(worker, |i| {
-                        first[i].fetch_add(i + 1, Ordering::Relaxed);
-                    });
-                    // All of the first phase is visible here.
-                    b.work(worker, |i| {
-                        let other = first[n - 1 - i].load(Ordering::Relaxed);
-                        sum.fetch_add(other, Ordering::Relaxed);
-                    });
-                });
-                assert_eq!(sum.load(Ordering::Relaxed), n * (n + 1) / 2);
-            }
-        }
-    }
-
-    #[test]
-    fn a_panic_in_a_piece_ends_the_region() {
-        for threads in 1..4 {
-            let mut pool = Pool::new(threads).unwrap();
-            let phase = Phase::new(64);
-            let region = std::panic::AssertUnwindSafe(|| {
-                pool.run(&|worker| phase.work(worker, |i| assert_ne!(i, 40)));
-            });
-            assert!(std::panic::catch_unwind(region).is_err());
         }
     }
 }

@@ -1,11 +1,17 @@
-//! What the operating system says about this process and this machine (memory free, memory used), and the memory that it
-//! gives.
+//! What the operating system says about this process and this machine (memory free, memory used, cores to compute on),
+//! and the memory that it gives.
 //!
 //! Linux answers from `/proc` and the cgroup files; elsewhere the answers are `None`, and callers say so.
 
-use std::{fs, path::PathBuf};
+mod cgroup;
+mod cores;
+
+use std::fs;
 
 use memmap2::MmapMut;
+
+use cgroup::Version;
+pub use cores::{Cores, cores};
 
 /// Bytes of memory that this process may still take: what the machine has available, or what its cgroup leaves.
 pub fn available_bytes() -> Option<u64> {
@@ -68,34 +74,18 @@ fn kib_line(text: &str, key: &str) -> Option<u64> {
 
 /// What the limits of this process's memory cgroup and of those above it leave; `None` without a limit.
 fn cgroup_left() -> Option<u64> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut least = None;
-    for line in own.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let (root, limit, usage) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
-            c if c.split(',').any(|c| c == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-            }
-            _ => continue,
+    let left = cgroup::folders("memory").into_iter().filter_map(|(version, folder)| {
+        let (limit, usage) = match version {
+            Version::V1 => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            Version::V2 => ("memory.max", "memory.current"),
         };
-        // In a container the path may be the host's: then only the mount's own root answers.
-        let mut at = PathBuf::from(root).join(path.trim_start_matches('/'));
-        loop {
-            let number = |name: &str| fs::read_to_string(at.join(name)).ok()?.trim().parse::<u64>().ok();
-            if let (Some(limit), Some(usage)) = (number(limit), number(usage)) {
-                // Page cache counts as used and is given back on demand.
-                let cache = fs::read_to_string(at.join("memory.stat")).ok().and_then(|s| file_pages(&s)).unwrap_or(0);
-                let left = limit.saturating_sub(usage.saturating_sub(cache));
-                least = Some(least.map_or(left, |l: u64| l.min(left)));
-            }
-            if at.as_os_str() == root || !at.pop() {
-                break;
-            }
-        }
-    }
-    least
+        let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        let (limit, usage) = (number(limit)?, number(usage)?);
+        // Page cache counts as used and is given back on demand.
+        let cache = fs::read_to_string(folder.join("memory.stat")).ok().and_then(|s| file_pages(&s)).unwrap_or(0);
+        Some(limit.saturating_sub(usage.saturating_sub(cache)))
+    });
+    left.min()
 }
 
 /// Reclaimable file pages in a cgroup's `memory.stat`.

@@ -1,0 +1,224 @@
+//! The compute pool (src/backend/cpu/pool.rs), compiled a second and a third time: with real threads, and with loom's.
+//!
+//! Loom runs each model below in every interleaving of its threads that has at most so many preemptions (`check`), and
+//! with every value that a relaxed or acquire load may see under the C11 memory model. Loom rather than shuttle, since
+//! what can go wrong here is orderings around an `UnsafeCell`, and shuttle knows sequential consistency only.
+
+/// The pool as it ships.
+#[path = "../src/backend/cpu"]
+mod real {
+    pub mod pool;
+    mod sync;
+}
+
+/// The pool with loom's threads, atomics and cells.
+#[path = "../src/backend/cpu"]
+mod model {
+    pub mod pool;
+
+    mod sync {
+        pub use loom::{
+            cell::UnsafeCell,
+            hint::spin_loop,
+            sync::{
+                Arc,
+                atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+            },
+            thread::{Builder, JoinHandle, Thread, park, yield_now},
+        };
+
+        /// A look at the condition, and to sleep.
+        pub const SPINS: u32 = 1;
+    }
+}
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+mod threads {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{
+        AssertUnwindSafe, catch_unwind,
+        real::pool::{Phase, Pool, Worker},
+    };
+
+    /// Regions of a test: Miri is thousands of times slower.
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 2_000 };
+
+    #[test]
+    fn every_piece_is_done_once_and_phases_follow_each_other() {
+        for threads in 1..5 {
+            let mut pool = Pool::new(threads).unwrap();
+            for round in 0..ROUNDS {
+                let n = round % 17;
+                let first: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                let (a, b, sum) = (Phase::new(n), Phase::new(n), AtomicUsize::new(0));
+                let body = |worker: Worker<'_>| {
+                    assert!(worker.index < threads);
+                    a.work(worker, |i| {
+                        first[i].fetch_add(i + 1, Ordering::Relaxed);
+                    });
+                    // All of the first phase is visible here.
+                    b.work(worker, |i| {
+                        let other = first[n - 1 - i].load(Ordering::Relaxed);
+                        sum.fetch_add(other, Ordering::Relaxed);
+                    });
+                };
+                if round % 5 == 4 {
+                    body(Worker::alone())
+                } else {
+                    pool.run(&body)
+                }
+                assert_eq!(sum.load(Ordering::Relaxed), n * (n + 1) / 2);
+            }
+            assert_eq!(pool.threads(), threads);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_piece_ends_the_region() {
+        for threads in 1..4 {
+            let mut pool = Pool::new(threads).unwrap();
+            let phase = Phase::new(64);
+            let region = AssertUnwindSafe(|| {
+                pool.run(&|worker| phase.work(worker, |i| assert_ne!(i, 40)));
+            });
+            assert!(catch_unwind(region).is_err());
+        }
+    }
+}
+
+mod loom_models {
+    use loom::{
+        cell::UnsafeCell,
+        sync::atomic::{AtomicUsize, Ordering},
+        thread::yield_now,
+    };
+
+    use super::{
+        AssertUnwindSafe, catch_unwind,
+        model::pool::{Phase, Pool, Worker},
+    };
+
+    /// Memory that the pieces of a region write without any lock: loom fails where two threads reach one cell unordered.
+    struct Cells(Vec<UnsafeCell<usize>>);
+
+    // SAFETY: loom runs one thread at a time and checks each access.
+    unsafe impl Sync for Cells {}
+
+    impl Cells {
+        fn new(n: usize) -> Self {
+            Self((0..n).map(|_| UnsafeCell::new(0)).collect())
+        }
+
+        fn add(&self, i: usize, value: usize) {
+            // SAFETY: as for `Sync`.
+            self.0[i].with_mut(|at| unsafe { *at += value });
+        }
+
+        fn get(&self, i: usize) -> usize {
+            // SAFETY: as for `Sync`.
+            self.0[i].with(|at| unsafe { *at })
+        }
+    }
+
+    /// Runs `f` in every interleaving with at most `preemptions` switches that no thread asked for.
+    fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.max_branches = 20_000;
+        model.check(f);
+    }
+
+    /// `regions` of two phases on `threads` threads, then the pool's end: loom fails if a thread is left at the end, if a
+    /// piece is done twice or seen half done, if a helper reads a job that is being replaced.
+    fn regions(threads: usize, regions: usize, pieces: usize) {
+        let mut pool = Pool::new(threads).unwrap();
+        let (first, second) = (Cells::new(pieces), Cells::new(pieces));
+        for round in 1..=regions {
+            let (a, b) = (Phase::new(pieces), Phase::new(pieces));
+            pool.run(&|worker: Worker<'_>| {
+                assert!(worker.index < threads);
+                a.work(worker, |i| first.add(i, 1));
+                b.work(worker, |i| second.add(i, first.get(pieces - 1 - i)));
+            });
+            for i in 0..pieces {
+                assert_eq!((first.get(i), second.get(i)), (round, round * (round + 1) / 2));
+            }
+        }
+        assert_eq!(pool.threads(), threads);
+    }
+
+    #[test]
+    fn two_threads_in_two_regions() {
+        check(2, || regions(2, 2, 1));
+    }
+
+    #[test]
+    fn two_threads_in_a_region_of_two_pieces() {
+        check(2, || regions(2, 1, 2));
+    }
+
+    #[test]
+    fn three_threads_in_two_regions() {
+        check(0, || regions(3, 2, 1));
+    }
+
+    #[test]
+    fn three_threads_in_a_region_of_two_pieces() {
+        check(1, || regions(3, 1, 2));
+    }
+
+    /// A region ends without its helpers, so a lost wake-up would go unnoticed above. Here a piece waits for the others.
+    fn all_needed(threads: usize, regions: usize) {
+        let mut pool = Pool::new(threads).unwrap();
+        for _ in 0..regions {
+            let (phase, came) = (Phase::new(threads), AtomicUsize::new(0));
+            pool.run(&|worker: Worker<'_>| {
+                phase.work(worker, |_| {
+                    came.fetch_add(1, Ordering::Relaxed);
+                    while came.load(Ordering::Relaxed) < threads {
+                        yield_now();
+                    }
+                });
+            });
+        }
+    }
+
+    #[test]
+    fn every_helper_is_woken() {
+        check(3, || all_needed(2, 2));
+        check(0, || all_needed(3, 1));
+    }
+
+    /// Whoever does piece 0 panics.
+    fn panicking(threads: usize) {
+        let mut pool = Pool::new(threads).unwrap();
+        let (cells, a, b) = (Cells::new(threads), Phase::new(threads), Phase::new(1));
+        let region = AssertUnwindSafe(|| {
+            pool.run(&|worker: Worker<'_>| {
+                a.work(worker, |i| {
+                    if i == 0 {
+                        std::panic::resume_unwind(Box::new("piece 0"));
+                    }
+                    cells.add(i, 1);
+                });
+                b.work(worker, |_| panic!("a phase began although a piece before it was not done"));
+            });
+        });
+        assert!(catch_unwind(region).is_err());
+        // No helper is in the region any more.
+        cells.0.iter().enumerate().for_each(|(i, _)| assert!(cells.get(i) <= 1));
+    }
+
+    #[test]
+    fn a_panic_ends_the_region_and_every_thread_leaves_it() {
+        check(3, || panicking(2));
+        check(1, || panicking(3));
+    }
+
+    #[test]
+    fn a_pool_without_work_ends() {
+        check(4, || drop(Pool::new(3).unwrap()));
+    }
+}
