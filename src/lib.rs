@@ -37,6 +37,7 @@
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
 //! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
+//! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`plan`] | how a budget is split | |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
@@ -80,6 +81,7 @@ pub mod plan;
 pub mod policy;
 pub mod prefetch;
 pub mod quant;
+pub mod repack;
 pub mod sampler;
 pub mod session;
 pub mod tokenizer;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
 
 use hotset::{
     Result,
-    expert::ExpertStore,
+    expert::{ExpertStore, repack_version},
     gguf::{Gguf, TensorInfo},
     human_bytes,
     model::{Config, is_expert, resident_bytes},
@@ -58,6 +58,10 @@ struct Report {
     /// Bytes of experts that one token uses.
     token_working_set_bytes: u64,
     budget: Budget,
+    /// Version of the layout if `hotset repack` wrote the file.
+    repacked: Option<u32>,
+    /// Every expert lies in one place, from the start of a block: seen, not said by the file.
+    one_read_experts: bool,
     shards: Vec<Shard>,
     /// Every tensor's bytes are there.
     complete: bool,
@@ -169,6 +173,8 @@ impl Report {
                 smallest_bytes: plan.smallest_bytes,
                 full_bytes: plan.full_bytes,
             },
+            repacked: repack_version(gguf)?,
+            one_read_experts: store.layers().iter().all(|l| l.is_one_read()),
             complete: missing_bytes == 0,
             shards,
             missing_bytes,
@@ -212,6 +218,13 @@ impl Report {
         }
         text.gap();
         self.layer_lines(&mut text);
+        let lies =
+            if self.one_read_experts { "in one place, from the start of a block" } else { "in places of its own" };
+        match self.repacked {
+            Some(v) => text.line("repacked", format!("by hotset repack (version {v}): each expert lies {lies}")),
+            None if self.one_read_experts => text.line("layout", format!("each expert lies {lies}")),
+            None => {}
+        }
         text.line("all experts", b(self.experts_bytes));
         text.line("a token", format!("uses {} of experts", b(self.token_working_set_bytes)));
         text.line("dense", format!("{} stay in memory", b(self.dense_resident_bytes)));
