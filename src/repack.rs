@@ -10,10 +10,11 @@
 //! All else is copied as it is. Why not one opaque tensor for a layer's experts, with a header of 48 rows instead of
 //! 18,432 (Qwen3-30B-A3B; 1.2 MiB)? Because names, types and shapes stay in the tensor table, where any GGUF tool sees
 //! them and the loader's checks hold; the metadata says what was done, and no reader has to believe it. The price is up
-//! to 4095 bytes of padding behind a matrix, which is none where its size is a multiple of 4096: beyond toys, always.
+//! to 4095 bytes of padding behind a matrix. A real model has none, as its matrices are multiples of 4096 bytes; the
+//! experts of 150 KiB of a 245M model grow by 3 %.
 //!
-//! llama.cpp does not load it: it wants the experts of a layer in one tensor a role, and a GGUF tensor is contiguous, so
-//! no file can be right for both. (The code that merged an expert's tensors for Mixtral is gone from it.)
+//! llama.cpp does not load it (tried: "tensor 'blk.0.ffn_gate_exps.weight' not found"): it wants the experts of a layer in
+//! one tensor a role, and a GGUF tensor is contiguous, so no file can be right for both.
 //!
 //! # What may go wrong
 //!

@@ -218,12 +218,16 @@ impl Report {
         }
         text.gap();
         self.layer_lines(&mut text);
-        let lies =
-            if self.one_read_experts { "in one place, from the start of a block" } else { "in places of its own" };
-        match self.repacked {
-            Some(v) => text.line("repacked", format!("by hotset repack (version {v}): each expert lies {lies}")),
-            None if self.one_read_experts => text.line("layout", format!("each expert lies {lies}")),
-            None => {}
+        let layout = match (self.repacked, self.one_read_experts) {
+            (None, false) => None,
+            (None, true) => Some("each expert lies in one place, from the start of a block".to_owned()),
+            (Some(v), true) => {
+                Some(format!("repacked (version {v}): each expert lies in one place, from the start of a block"))
+            }
+            (Some(v), false) => Some(format!("repacked (version {v}), but changed since: an expert's parts lie apart")),
+        };
+        if let Some(layout) = layout {
+            text.line("layout", layout);
         }
         text.line("all experts", b(self.experts_bytes));
         text.line("a token", format!("uses {} of experts", b(self.token_working_set_bytes)));
