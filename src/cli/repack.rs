@@ -30,7 +30,7 @@ use super::{
 /// and so is every token. hotset reads the new file as any other; llama.cpp does not load it.
 ///
 /// Every tensor is read back from the drive and compared before the file takes its name. Nothing is replaced, and
-/// nothing stays of a file that is not finished. Needs the model's size in free space, and a few MiB of memory.
+/// nothing stays of a file that is not finished. Needs the model's size in free space, and tens of MiB of memory.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
