@@ -191,6 +191,9 @@ fn tensors(source: &Gguf, store: &ExpertStore) -> Result<Vec<Tensor>> {
     rest.chain(experts.into_iter().map(Ok)).collect()
 }
 
+/// Takes a piece of a tensor.
+type Each<'a> = dyn FnMut(&Tensor, u64, &[u8]) -> Result<()> + 'a;
+
 /// The source's bytes on their way, once to be written and once to be compared.
 struct Job<'a, 'w> {
     source: &'a Gguf,
@@ -207,7 +210,7 @@ impl<'a, 'w> Job<'a, 'w> {
     }
 
     /// Gives `each` every tensor's bytes piece by piece, with the first one's position in the tensor.
-    fn run(&mut self, step: Step, each: &mut dyn FnMut(&Tensor, u64, &[u8]) -> Result<()>) -> Result<ControlFlow<()>> {
+    fn run(&mut self, step: Step, each: &mut Each<'_>) -> Result<ControlFlow<()>> {
         let mut done = 0;
         for t in self.tensors {
             for at in (0..t.bytes).step_by(CHUNK_BYTES) {
