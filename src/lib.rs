@@ -37,6 +37,7 @@
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
 //! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
+//! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
@@ -82,6 +83,7 @@ pub mod policy;
 pub mod prefetch;
 pub mod pressure;
 pub mod quant;
+pub mod repack;
 pub mod sampler;
 pub mod session;
 pub mod simulate;

@@ -364,39 +364,6 @@ fn weights_that_are_no_numbers_do_not_panic() {
     }
 }
 
-/// A matrix of each expert alone, `blk.N.ffn_gate.E.weight`, as the first Mixtral files have it.
-fn old_layout(mut tiny: Tiny) -> Tiny {
-    for il in 0..N_LAYER {
-        for role in ["gate", "up", "down"] {
-            let stacked = tiny.take(&format!("blk.{il}.ffn_{role}_exps.weight"));
-            let experts = stacked.bytes.chunks(stacked.bytes.len() / N_EXPERT).enumerate();
-            tiny.tensors.extend(experts.map(|(e, bytes)| Tensor {
-                name: format!("blk.{il}.ffn_{role}.{e}.weight"),
-                dims: stacked.dims[..2].to_vec(),
-                ty: stacked.ty,
-                bytes: bytes.to_vec(),
-            }));
-        }
-    }
-    tiny
-}
-
-/// Gate and up of each expert in one tensor, in the layers `which`.
-fn fused_layout(mut tiny: Tiny, which: std::ops::Range<usize>) -> Tiny {
-    for il in which {
-        let [gate, up] = ["gate", "up"].map(|role| tiny.take(&format!("blk.{il}.ffn_{role}_exps.weight")));
-        let n = gate.bytes.len() / N_EXPERT;
-        let pairs = gate.bytes.chunks(n).zip(up.bytes.chunks(n));
-        tiny.tensors.push(Tensor {
-            name: format!("blk.{il}.ffn_gate_up_exps.weight"),
-            dims: vec![N_EMBD, 2 * N_FF, N_EXPERT as u64],
-            ty: gate.ty,
-            bytes: pairs.flat_map(|(gate, up)| [gate, up].concat()).collect(),
-        });
-    }
-    tiny
-}
-
 #[test]
 fn every_layout_of_the_same_experts_gives_the_same_bits() {
     for arch in ARCHS {
@@ -406,11 +373,11 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
         let whole = folder.write(&stacked);
         let split = stacked.write_split(folder.0.path(), 3);
         let old = folder.0.path().join("old.gguf");
-        old_layout(stacked.clone()).write(&old);
+        stacked.clone().old_layout().write(&old);
         let fused = folder.0.path().join("fused.gguf");
-        fused_layout(stacked.clone(), 0..N_LAYER).write(&fused);
+        stacked.clone().fused_layout(0..N_LAYER).write(&fused);
         let mixed = folder.0.path().join("mixed.gguf");
-        fused_layout(stacked.clone(), 1..N_LAYER).write(&mixed);
+        stacked.clone().fused_layout(1..N_LAYER).write(&mixed);
         for path in [&whole, &split, &old, &fused, &mixed] {
             for &io in IoKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
@@ -429,7 +396,7 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
 
 #[test]
 fn a_hole_in_an_unusual_layout() {
-    let old = old_layout(Tiny::new("llama"));
+    let old = Tiny::new("llama").old_layout();
     for name in ["blk.0.ffn_gate.7.weight", "blk.1.ffn_up.0.weight", "blk.1.ffn_down.3.weight"] {
         let mut tiny = old.clone();
         tiny.take(name);
@@ -440,10 +407,10 @@ fn a_hole_in_an_unusual_layout() {
     (t.ty, t.bytes) = (GgmlType::F16, vec![0; t.bytes.len() / 2]);
     refused(&tiny, &["tensor blk.0.ffn_up.5.weight", "F32", "F16"]);
 
-    let mut tiny = fused_layout(Tiny::new("llama"), 0..1);
+    let mut tiny = Tiny::new("llama").fused_layout(0..1);
     tiny.take("blk.0.ffn_down_exps.weight");
     refused(&tiny, &["tensor blk.0.ffn_down_exps.weight"]);
-    let mut tiny = fused_layout(Tiny::new("llama"), 0..1);
+    let mut tiny = Tiny::new("llama").fused_layout(0..1);
     let t = tiny.tensor("blk.0.ffn_gate_up_exps.weight");
     t.dims[1] -= 1;
     t.bytes.truncate((t.dims.iter().product::<u64>() * 4) as usize);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
 
 use hotset::{
     Result,
-    expert::ExpertStore,
+    expert::{ExpertStore, repack_version},
     gguf::{Gguf, TensorInfo},
     human_bytes,
     io::Layout,
@@ -59,6 +59,10 @@ struct Report {
     /// Bytes of experts that one token uses.
     token_working_set_bytes: u64,
     budget: Budget,
+    /// Version of the layout if `hotset repack` wrote the file.
+    repacked: Option<u32>,
+    /// Every expert lies in one place, from the start of a block: seen, not said by the file.
+    one_read_experts: bool,
     shards: Vec<Shard>,
     /// Every tensor's bytes are there.
     complete: bool,
@@ -175,6 +179,8 @@ impl Report {
                 smallest_bytes: plan.smallest_bytes,
                 full_bytes: plan.full_bytes,
             },
+            repacked: repack_version(gguf)?,
+            one_read_experts: store.layers().iter().all(|l| l.is_one_read()),
             complete: missing_bytes == 0,
             shards,
             missing_bytes,
@@ -218,6 +224,17 @@ impl Report {
         }
         text.gap();
         self.layer_lines(&mut text);
+        let layout = match (self.repacked, self.one_read_experts) {
+            (None, false) => None,
+            (None, true) => Some("each expert lies in one place, from the start of a block".to_owned()),
+            (Some(v), true) => {
+                Some(format!("repacked (version {v}): each expert lies in one place, from the start of a block"))
+            }
+            (Some(v), false) => Some(format!("repacked (version {v}), but changed since: an expert's parts lie apart")),
+        };
+        if let Some(layout) = layout {
+            text.line("layout", layout);
+        }
         text.line("all experts", b(self.experts_bytes));
         text.line("a token", format!("uses {} of experts", b(self.token_working_set_bytes)));
         text.line("dense", format!("{} stay in memory", b(self.dense_resident_bytes)));

@@ -10,6 +10,7 @@ mod logits;
 mod model_file;
 mod out;
 mod perplexity;
+mod repack;
 mod run;
 mod simulate;
 mod stats;
@@ -34,6 +35,7 @@ enum Verb {
     Run(run::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
+    Repack(repack::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
     Tokenize(tokenize::Args),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Repack(args) => repack::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),

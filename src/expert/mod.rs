@@ -10,7 +10,7 @@ mod store;
 
 pub use cache::{ExpertCache, Scope};
 pub use stats::{CacheStats, PhaseStats};
-pub use store::{ExpertStore, LayerStore};
+pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
 
 use crate::{
     Result,

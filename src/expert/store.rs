@@ -2,7 +2,9 @@
 //!
 //! Two layouts of GGUF exist: *stacked* (`blk.N.ffn_gate_exps.weight` holds all experts of a layer, one after another;
 //! newer converters also fuse gate and up into `ffn_gate_up_exps`), and the old one of a tensor an expert
-//! (`blk.N.ffn_gate.7.weight`). Both end up as the same list of extents.
+//! (`blk.N.ffn_gate.7.weight`). Both end up as the same list of extents. A repacked file (`hotset repack`) has the old one,
+//! in an order in which an expert's extents adjoin; it is read as what its tensor table says, not as what it says of
+//! itself.
 
 use std::path::Path;
 
@@ -13,6 +15,40 @@ use crate::{
     io::{Extent, Extents, Files, IoBuf, ReadError},
     quant::{FfnMats, GgmlType, QMat},
 };
+
+/// The block of drives and page caches. A repacked expert starts at a multiple of it, and its parts lie less than one
+/// apart.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// The metadata key that a repacked file has, with [`REPACK_VERSION`] as its value.
+pub const REPACK_KEY: &str = "hotset.repack.version";
+
+/// The one layout of repacked files that there is.
+pub const REPACK_VERSION: u32 = 1;
+
+/// The version of the layout of a repacked file; `None` for any other file.
+///
+/// # Errors
+/// If the key holds no number, or a version that this build does not know.
+pub fn repack_version(gguf: &Gguf) -> Result<Option<u32>> {
+    match gguf.meta().u32(REPACK_KEY)? {
+        Some(v) if v != REPACK_VERSION => Err(Error::unsupported(gguf.path(), REPACK_KEY, REPACK_VERSION, v)),
+        version => Ok(version),
+    }
+}
+
+/// One projection of one expert, as it lies in the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Element type.
+    pub ty: GgmlType,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// The bytes, of which [`Extent::file`] is the shard.
+    pub at: Extent,
+}
 
 /// One projection's place in an expert's bytes.
 #[derive(Clone, Copy, Debug)]
@@ -27,14 +63,21 @@ struct Place {
 }
 
 impl Place {
+    fn bytes(&self) -> usize {
+        self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes())
+    }
     fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
-        let bytes = self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes());
         QMat {
             ty: self.ty,
             rows: self.rows,
             cols: self.cols,
-            data: &buf.part(self.part)[self.start..self.start + bytes],
+            data: &buf.part(self.part)[self.start..self.start + self.bytes()],
         }
+    }
+    fn matrix(&self, extents: &Extents) -> Matrix {
+        let Extent { file, offset, .. } = extents[self.part];
+        let at = Extent { file, offset: offset + self.start as u64, len: self.bytes() };
+        Matrix { ty: self.ty, rows: self.rows, cols: self.cols, at }
     }
 }
 
@@ -51,7 +94,7 @@ pub struct LayerStore {
 }
 
 impl LayerStore {
-    /// Bytes of one expert in the file.
+    /// Bytes that a read of one expert takes.
     pub fn expert_bytes(&self) -> u64 {
         self.extents[0].bytes()
     }
@@ -62,6 +105,15 @@ impl LayerStore {
     /// Element types of gate, up and down.
     pub fn types(&self) -> [GgmlType; 3] {
         [self.gate.ty, self.up.ty, self.down.ty]
+    }
+    /// Gate, up and down of an expert.
+    pub fn matrices(&self, expert: usize) -> [Matrix; 3] {
+        [self.gate, self.up, self.down].map(|place| place.matrix(&self.extents[expert]))
+    }
+    /// True if every expert is one run of bytes that starts at a multiple of [`BLOCK_BYTES`]: one request to a drive.
+    pub fn is_one_read(&self) -> bool {
+        let one_run = |e: &Extents| e.windows(2).all(|w| gap(w[0], w[1]) == Some(0));
+        self.extents.iter().all(|e| e[0].offset.is_multiple_of(BLOCK_BYTES) && one_run(e))
     }
     /// Width of the experts' hidden layer.
     pub fn n_ff_exp(&self) -> usize {
@@ -81,8 +133,10 @@ impl ExpertStore {
     /// stream of `n_embd`.
     ///
     /// # Errors
-    /// Names the tensor that is missing, or whose shape or type does not fit.
+    /// Names the tensor that is missing, or whose shape or type does not fit; a file that was repacked in a way that
+    /// this build does not know.
     pub fn new(gguf: &Gguf, blocks: &[usize], n_expert: usize, n_embd: usize) -> Result<Self> {
+        repack_version(gguf)?;
         let files: Files = gguf.shards().iter().map(|s| (s.path.clone(), s.file.clone())).collect();
         let layers = blocks.iter().map(|&block| find_layer(gguf, block, n_expert, n_embd)).collect::<Result<_>>()?;
         Ok(Self { files, layers, n_expert })
@@ -163,6 +217,26 @@ fn slice(whole: Extent, index: usize, n: usize) -> Extent {
     Extent { file: whole.file, offset: whole.offset + (index * len) as u64, len }
 }
 
+/// Bytes from the end of `a` to the start of `b`, if that is where `b` lies.
+fn gap(a: Extent, b: Extent) -> Option<u64> {
+    let end = a.offset + a.len as u64;
+    if a.file == b.file { b.offset.checked_sub(end) } else { None }
+}
+
+/// Takes padding between an expert's parts into the parts, so that they adjoin and make one read. Only where it is
+/// less than a block, and the same for each expert: slots are alike.
+fn close_gaps(experts: &mut [[Extent; 3]]) {
+    let Some(&first) = experts.first() else { return };
+    for part in 0..2 {
+        let padding = gap(first[part], first[part + 1]).filter(|&n| n < BLOCK_BYTES);
+        if let Some(n) = padding
+            && experts.iter().all(|e| gap(e[part], e[part + 1]) == padding)
+        {
+            experts.iter_mut().for_each(|e| e[part].len += n as usize);
+        }
+    }
+}
+
 fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Result<LayerStore> {
     let name = |role: &str| format!("blk.{block}.ffn_{role}.weight");
     // The hidden width is the tensors' own: some models vary it by layer.
@@ -195,6 +269,7 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
         }
         extents.extend((0..n_expert).map(|e| Extents::new(&whole.map(|w| slice(w, e, n_expert)))));
     } else {
+        let mut experts = Vec::with_capacity(n_expert);
         for e in 0..n_expert {
             let mut places = [Extent { file: 0, offset: 0, len: 0 }; 3];
             for (r, role) in roles.iter().enumerate() {
@@ -212,8 +287,10 @@ fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Resu
                 }
                 types[r] = ty;
             }
-            extents.push(Extents::new(&places));
+            experts.push(places);
         }
+        close_gaps(&mut experts);
+        extents.extend(experts.iter().map(|places| Extents::new(places)));
     }
     let place = |r: usize| {
         let [cols, rows] = dims(r);

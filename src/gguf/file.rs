@@ -24,6 +24,18 @@ pub struct Shard {
     pub len: u64,
 }
 
+impl Shard {
+    /// Fills `buf` from byte `offset` of the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] that names file, length and offset, also where the file ends first.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len();
+        read_full_at(&self.file, buf, offset)
+            .map_err(|(got, source)| Error::io(&self.path, format!("read {len} bytes at {offset} (got {got})"), source))
+    }
+}
+
 /// An opened model: a single file, or all the files of a split set.
 #[derive(Clone, Debug)]
 pub struct Gguf {

@@ -1,16 +1,13 @@
 //! Writes GGUF files as a stream: the header first, then each tensor's bytes in the declared order.
 //!
-//! The bytes go to a temporary file beside the target, which takes the target's name only when all is there.
-//! Must not know: where the tensor data comes from.
+//! The file is whole or not there at all ([`crate::new_file`]). Must not know: where the tensor data comes from.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::meta::{encode, encode_str};
 use super::{DEFAULT_ALIGNMENT, Metadata, TensorInfo, TensorType, Value, tensor_bytes};
 use crate::error::{Error, Result};
+use crate::new_file::NewFile;
 use crate::quant::GgmlType;
 
 /// Collects metadata and tensor declarations. Nothing is written before [`GgufWriter::start`].
@@ -30,7 +27,9 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::Request`] where `path` exists and may not be replaced.
     pub fn new(path: &Path, overwrite: bool) -> Result<GgufWriter> {
-        refuse_existing(path, overwrite)?;
+        if !overwrite {
+            NewFile::refuse_taken(path)?;
+        }
         Ok(GgufWriter {
             path: path.to_owned(),
             overwrite,
@@ -106,18 +105,12 @@ impl GgufWriter {
         }
         header.resize(header.len().next_multiple_of(self.alignment as usize), 0);
 
-        let (file, temporary) = create_beside(&self.path)?;
-        let mut writer = TensorWriter {
-            target: self.path,
-            temporary,
-            overwrite: self.overwrite,
-            out: Some(BufWriter::with_capacity(1 << 20, file)),
-            tensors: self.tensors,
-            alignment: self.alignment,
-            begun: 0,
-            missing: 0,
-        };
-        writer.put(&header)?;
+        let data = self.tensors.last().map_or(0, |t| t.end().expect("checked above").next_multiple_of(self.alignment));
+        let mut out = if self.overwrite { NewFile::create(&self.path) } else { NewFile::create_new(&self.path) }?;
+        out.reserve(header.len() as u64 + data)?;
+        let mut writer =
+            TensorWriter { out, tensors: self.tensors, alignment: self.alignment, begun: 0, missing: 0, padded: false };
+        writer.out.write(&header)?;
         Ok(writer)
     }
 }
@@ -125,17 +118,15 @@ impl GgufWriter {
 /// The second half of a [`GgufWriter`]: takes the tensors' bytes. Dropped unfinished, it removes what it wrote.
 #[derive(Debug)]
 pub struct TensorWriter {
-    target: PathBuf,
-    temporary: PathBuf,
-    overwrite: bool,
-    /// `None` once finished.
-    out: Option<BufWriter<File>>,
+    out: NewFile,
     tensors: Vec<TensorInfo>,
     alignment: u64,
     /// Tensors begun so far.
     begun: usize,
     /// Bytes that the tensor begun last still lacks.
     missing: u64,
+    /// The last tensor's padding is there.
+    padded: bool,
 }
 
 impl TensorWriter {
@@ -162,7 +153,7 @@ impl TensorWriter {
                 return Err(Error::request(what, format!("at most {} more bytes", self.missing), bytes.len()));
             }
         }
-        self.put(bytes)
+        self.out.write(bytes)
     }
 
     /// [`TensorWriter::begin`] and all the bytes at once.
@@ -171,31 +162,34 @@ impl TensorWriter {
         self.write(bytes)
     }
 
+    /// Where what was written can be read until [`TensorWriter::finish`], once every tensor has its bytes: see
+    /// [`NewFile::read_back`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] where tensor bytes are missing; [`Error::Io`].
+    pub fn read_back(&mut self) -> Result<PathBuf> {
+        self.complete()?;
+        self.out.read_back()
+    }
+
     /// Flushes all to the device and gives the file its name.
     ///
     /// # Errors
     /// [`Error::Request`] where tensor bytes are missing, or where `overwrite` is false and the target has appeared
     /// since; [`Error::Io`]. In each case the target is untouched.
     pub fn finish(mut self) -> Result<()> {
+        self.complete()?;
+        self.out.sync()?;
+        self.out.finish()
+    }
+
+    /// Adds the padding behind the last tensor, once.
+    fn complete(&mut self) -> Result<()> {
         self.check_complete()?;
         if let Some(t) = self.tensors.get(self.begun) {
             return Err(Error::request("tensors written", format!("all, {} too", t.name), self.begun));
         }
-        self.pad()?;
-        let out = self.out.take().expect("only finish takes it");
-        let done = out.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
-        let renamed = done
-            .map_err(|e| Error::io(&self.temporary, "write the last bytes", e))
-            .and_then(|()| refuse_existing(&self.target, self.overwrite))
-            .and_then(|()| {
-                std::fs::rename(&self.temporary, &self.target)
-                    .map_err(|e| Error::io(&self.target, "take this name for the finished file", e))
-            });
-        if renamed.is_err() {
-            // The error to report is the first one.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-        renamed
+        if std::mem::replace(&mut self.padded, true) { Ok(()) } else { self.pad() }
     }
 
     fn current(&self) -> &str {
@@ -215,44 +209,6 @@ impl TensorWriter {
         let Some(i) = self.begun.checked_sub(1) else { return Ok(()) };
         let end = self.tensors[i].end().expect("GgufWriter::tensor has checked the sum");
         let padding = (end.next_multiple_of(self.alignment) - end) as usize;
-        self.put(&vec![0; padding])
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let out = self.out.as_mut().expect("there until finish");
-        out.write_all(bytes).map_err(|e| Error::io(&self.temporary, format!("write {} bytes", bytes.len()), e))
-    }
-}
-
-impl Drop for TensorWriter {
-    fn drop(&mut self) {
-        if self.out.take().is_some() {
-            // Nobody is left to tell.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
-    if !overwrite && path.symlink_metadata().is_ok() {
-        return Err(Error::request(path.display().to_string(), "no such file yet, or leave to overwrite it", "a file"));
-    }
-    Ok(())
-}
-
-/// A new file in the target's folder, so that the final rename stays on one file system.
-fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
-    static SERIAL: AtomicU32 = AtomicU32::new(0);
-    let Some(name) = path.file_name() else {
-        return Err(Error::request("output path", "a file name", path.display()));
-    };
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}-{serial}.part", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-        Ok(file) => Ok((file, temporary)),
-        Err(e) => Err(Error::io(&temporary, "create", e)),
+        self.out.write(&vec![0; padding])
     }
 }

@@ -6,7 +6,7 @@
 mod cgroup;
 mod cores;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use memmap2::MmapMut;
 
@@ -22,11 +22,10 @@ pub fn available_bytes() -> Option<u64> {
 /// Time so far, in microseconds, in which some task had to wait for memory: pressure stall information of this process's
 /// cgroup (v2) or of the machine. `None` where the system keeps no account.
 pub fn memory_stall_us() -> Option<u64> {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|l| l.strip_prefix("0::"));
-    let cgroup = path.map(|p| PathBuf::from("/sys/fs/cgroup").join(p.trim_start_matches('/')).join("memory.pressure"));
-    let text = cgroup.and_then(|p| fs::read_to_string(p).ok());
-    stall_total(&text.or_else(|| fs::read_to_string("/proc/pressure/memory").ok())?)
+    let of = |path: &Path| stall_total(&fs::read_to_string(path).ok()?);
+    let unified = cgroup::folders("memory").into_iter().filter(|(version, _)| *version == Version::V2);
+    let own = unified.map(|(_, folder)| of(&folder.join("memory.pressure"))).next().flatten();
+    own.or_else(|| of(Path::new("/proc/pressure/memory")))
 }
 
 /// `total` of the line `some`.

@@ -137,6 +137,39 @@ impl Tiny {
         self.meta.push((key.to_owned(), value.into()));
     }
 
+    /// The same model with a matrix of each expert alone, `blk.N.ffn_gate.E.weight`, as the first Mixtral files have it.
+    pub fn old_layout(mut self) -> Tiny {
+        for il in 0..N_LAYER {
+            for role in ["gate", "up", "down"] {
+                let stacked = self.take(&format!("blk.{il}.ffn_{role}_exps.weight"));
+                let experts = stacked.bytes.chunks(stacked.bytes.len() / N_EXPERT).enumerate();
+                self.tensors.extend(experts.map(|(e, bytes)| Tensor {
+                    name: format!("blk.{il}.ffn_{role}.{e}.weight"),
+                    dims: stacked.dims[..2].to_vec(),
+                    ty: stacked.ty,
+                    bytes: bytes.to_vec(),
+                }));
+            }
+        }
+        self
+    }
+
+    /// The same model with gate and up of each expert in one tensor, in the layers `which`.
+    pub fn fused_layout(mut self, which: std::ops::Range<usize>) -> Tiny {
+        for il in which {
+            let [gate, up] = ["gate", "up"].map(|role| self.take(&format!("blk.{il}.ffn_{role}_exps.weight")));
+            let n = gate.bytes.len() / N_EXPERT;
+            let pairs = gate.bytes.chunks(n).zip(up.bytes.chunks(n));
+            self.tensors.push(Tensor {
+                name: format!("blk.{il}.ffn_gate_up_exps.weight"),
+                dims: vec![N_EMBD, 2 * N_FF, N_EXPERT as u64],
+                ty: gate.ty,
+                bytes: pairs.flat_map(|(gate, up)| [gate, up].concat()).collect(),
+            });
+        }
+        self
+    }
+
     /// Writes the file, replacing what is there.
     pub fn write(&self, path: &Path) {
         let mut w = GgufWriter::new(path, true).unwrap();
