@@ -9,9 +9,10 @@ use std::{
 use clap::Subcommand;
 use hotset::{
     Error, Result,
-    backend::cpu::{Cpu, available_threads},
+    backend::cpu::Cpu,
     expert::ExpertStore,
     gguf::Gguf,
+    machine,
     model::Config,
     sampler::{Sampler, SamplerConfig},
     session::{Options, Session},
@@ -165,7 +166,7 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
 }
 
 fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
-    let backend = Cpu::new(options.threads.unwrap_or_else(available_threads))?;
+    let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
     let bar = Progress::bytes("loading", false);
     Session::with_backend(gguf, options, backend, Box::new(recorder), &mut |done, total| bar.set(done, total))
 }
