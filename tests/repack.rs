@@ -121,7 +121,7 @@ fn a_repacked_model_gives_the_same_bits_on_every_read_path() {
             assert_eq!(report.bytes, fs::metadata(&out).unwrap().len());
             for &io in IoKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let options = Options { io, scope, ..options() };
+                    let options = Options { io: Some(io), scope, ..options() };
                     let least = open(&out, options).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
                         let session = open(&out, Options { memory_bytes, ..options }).unwrap();
@@ -293,7 +293,7 @@ fn what_the_file_says_of_itself_is_not_believed() {
     for path in [at("moved.gguf"), at("liar.gguf")] {
         assert!(store(&Gguf::open(&path).unwrap()).layers().iter().all(|l| !l.is_one_read()));
         for &io in IoKind::ALL {
-            assert!(bits(open(&path, Options { io, ..options() }).unwrap()) == expected);
+            assert!(bits(open(&path, Options { io: Some(io), ..options() }).unwrap()) == expected);
         }
         let text = stdout(&["inspect", path.to_str().unwrap()]);
         assert!(text.contains("repacked (version 1), but changed since"), "{text}");
