@@ -53,6 +53,8 @@ pub struct Stats {
     kv: &'static str,
     io: &'static str,
     io_depth: usize,
+    /// Why this read path, where it was left open.
+    io_reason: Option<String>,
     policy: &'static str,
     prefetch: &'static str,
     scope: &'static str,
@@ -177,6 +179,7 @@ impl Stats {
             kv: kv_name(engine.modes.kv),
             io,
             io_depth: session.io_depth(),
+            io_reason: session.io_reason().map(str::to_owned),
             policy,
             prefetch,
             scope: plan.scope.name(),
@@ -209,6 +212,9 @@ impl Stats {
             "ran      reads {} {} at a time, policy {} per {}, prefetch {}; {} on {} threads",
             self.io, self.io_depth, self.policy, self.scope, self.prefetch, self.isa, self.threads
         ));
+        if let Some(reason) = &self.io_reason {
+            plain(format_args!("         reads {}: {reason}", self.io));
+        }
     }
 }
 
