@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Extents, Files, IoBuf, IoEngine, IoKind, Priority, Read};
 
-/// What is tried, in order of the processor time that it takes. Measured on 864 KiB reads: 66 to 83 ms a GB, 100, 420
-/// (`benches/RESULTS.tsv`).
+/// What is tried, the cheapest first. The first has no threads; the last copies: on reads of 864 KiB it took 420 ms of
+/// processor time a GB, the others about 100 (`benches/RESULTS.tsv`).
 const CANDIDATES: [IoKind; 3] = [IoKind::Uring, IoKind::Direct, IoKind::Pread];
 
-/// A path that takes less processor time is chosen if it is so near the fastest: turns differ by about as much.
+/// A cheaper path is chosen if it is so near the fastest: turns differ by about as much.
 const NEAR: f64 = 0.9;
 
 /// Turns of each candidate, of which the best counts: what else the machine does makes reads slower, never faster.
