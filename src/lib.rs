@@ -18,7 +18,7 @@
 //!       x += Σ weight · out[e]                                      // in routing order
 //!   expert::ExpertCache                                     // src/expert/cache.rs
 //!     request: hit → touch;  miss → policy.evict → slot → io.submit(read);  guesses → low-priority reads
-//!   io::ThreadEngine → Pread | Mapped                       // src/io/pread.rs: the disk read
+//!   io::ThreadEngine → Pread | Direct | Mapped, io::Uring    // src/io: the disk read
 //! ```
 //!
 //! A prompt is the same path with many tokens: the batch is routed, the union of its experts is streamed through the

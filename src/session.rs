@@ -2,8 +2,14 @@
 //!
 //! Must not know: text, sampling, terminals.
 
-use std::{path::PathBuf, time::Instant};
+mod read_path;
 
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use self::read_path::Chosen;
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
@@ -41,6 +47,8 @@ pub struct Options {
     pub io: Option<IoKind>,
     /// Reads in flight, each on a thread where the read path has threads; `None`: what suits the read path.
     pub io_depth: Option<usize>,
+    /// File in which the drive's figures are kept where [`Options::io`] is `None`; without one they are found anew.
+    pub io_memory: Option<&'static Path>,
     /// Eviction policy.
     pub policy: PolicyKind,
     /// Prefetcher.
@@ -62,6 +70,7 @@ impl Default for Options {
             kv: GgmlType::F16,
             io: None,
             io_depth: None,
+            io_memory: None,
             policy: PolicyKind::default(),
             prefetch: PrefetchKind::Lookahead,
             scope: Scope::Layer,
@@ -82,6 +91,7 @@ pub struct Session<B: Backend = Cpu> {
     kv: KvCache,
     scratch: Scratch,
     plan: Plan,
+    io_reason: Option<String>,
     timing: Timing,
     /// Where no budget was asked for.
     governor: Option<Governor>,
@@ -129,13 +139,8 @@ impl<B: Backend> Session<B> {
         trace: Box<dyn TraceSink>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let kind = options.io.unwrap_or(IoKind::Pread);
-        let depth = options.io_depth.unwrap_or(kind.default_depth());
-        let engine = |files| {
-            let refused = |e| Error::request(format!("the {} read path", kind.name()), "it to start", e);
-            kind.build(files, depth).map_err(refused)
-        };
-        Self::with_engine(gguf, options, backend, trace, engine, progress)
+        let engine = |gguf: &_, config: &_, store: &_| read_path::choose(gguf, config, store, options);
+        Self::start(gguf, options, backend, trace, engine, progress)
     }
 
     /// [`Session::with_backend`] with an engine of the caller's choice, made on the model's files.
@@ -150,10 +155,25 @@ impl<B: Backend> Session<B> {
         engine: impl FnOnce(Files) -> Result<Box<dyn IoEngine>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let engine = |_: &_, _: &_, store: &ExpertStore| {
+            let engine = engine(store.files().clone())?;
+            Ok(Chosen { engine, reason: None })
+        };
+        Self::start(gguf, options, backend, trace, engine, progress)
+    }
+
+    fn start(
+        gguf: Gguf,
+        options: &Options,
+        backend: B,
+        trace: Box<dyn TraceSink>,
+        engine: impl FnOnce(&Gguf, &Config, &ExpertStore) -> Result<Chosen>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let path = gguf.path().to_owned();
         let config = Config::new(&gguf)?;
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-        let io = engine(store.files().clone())?;
+        let Chosen { engine: io, reason: io_reason } = engine(&gguf, &config, &store)?;
         let plan = make_plan(&gguf, &config, &store, options, io.layout())?;
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
@@ -170,7 +190,7 @@ impl<B: Backend> Session<B> {
         let experts = Experts::new(cache, prefetcher, trace);
         let governor = options.memory_bytes.is_none().then(|| governor(&plan));
         let (timing, memory_bytes) = (Timing::default(), plan.budget_bytes);
-        Ok(Self { path, model, backend, experts, kv, scratch, plan, timing, governor, memory_bytes })
+        Ok(Self { path, model, backend, experts, kv, scratch, plan, io_reason, timing, governor, memory_bytes })
     }
 
     /// Sets another budget for the running session, from [`Plan::least_bytes`] to the one that it was opened with. Slots
@@ -321,6 +341,10 @@ impl<B: Backend> Session<B> {
     /// Reads in flight at most.
     pub fn io_depth(&self) -> usize {
         self.experts.cache().io().depth()
+    }
+    /// Why this read path runs, where [`Options::io`] left it open.
+    pub fn io_reason(&self) -> Option<&str> {
+        self.io_reason.as_deref()
     }
     /// What runs: (read path, policy, prefetcher).
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {

@@ -30,8 +30,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "backend", "error", "expert", "gguf", "io", "machine", "model", "plan", "policy", "prefetch", "pressure",
-            "quant", "trace",
+            "backend", "error", "expert", "gguf", "id", "io", "machine", "model", "new_file", "plan", "policy",
+            "prefetch", "pressure", "quant", "trace",
         ],
     ),
 ];

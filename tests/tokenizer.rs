@@ -243,7 +243,7 @@ fn boundary_tokens_follow_the_file() {
     let flags = |source: VocabSource<'static>, add_bos, add_eos| {
         good(VocabSource { add_bos, add_eos, ..source }).encode("", true, false)
     };
-    assert_eq!(flags(byte_level(), None, None), [] as [u32; 0]);
+    assert_eq!(flags(byte_level(), None, None), [0u32; 0]);
     assert_eq!(flags(byte_level(), Some(true), Some(true)), [ENDOFTEXT, IM_END]);
     assert_eq!(flags(VocabSource { pre: Some("llama-bpe".into()), ..byte_level() }, None, None), [ENDOFTEXT]);
     assert_eq!(flags(sentence_piece(), None, None), [1], "the ids that the file leaves out are SentencePiece's own");

@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use super::model_file;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
     Error,
@@ -58,7 +59,8 @@ pub struct Modes {
     /// (uring), the file's own pages (mapped), or what suits the
     /// budget and the drive (auto)
     #[arg(long, value_name = "PATH", default_value = io_name(None), value_parser = named(IO_KINDS, io_name))]
-    io: Option<IoKind>,
+    // Spelt out, so that clap takes it for the value and not for one that may be missing.
+    io: std::option::Option<IoKind>,
     /// Reads in flight, each on a thread where the read path has threads; default: what suits the read path
     #[arg(long, value_name = "N", value_parser = count::<MAX_DEPTH>)]
     io_depth: Option<usize>,
@@ -85,6 +87,7 @@ impl Modes {
             kv: self.kv,
             io: self.io,
             io_depth: self.io_depth,
+            io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
             policy: self.policy,
             prefetch: self.prefetch,
             scope: self.scope,

@@ -356,6 +356,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         kv: kv_name(args.modes.kv),
         io,
         io_depth: session.io_depth(),
+        io_reason: session.io_reason().map(str::to_owned),
         policy,
         prefetch,
         scope: plan.scope.name(),

@@ -43,7 +43,10 @@ fn candidates() -> Vec<PathBuf> {
 }
 
 /// `$XDG_CACHE_HOME/hotset`, or `~/.cache/hotset`.
-fn cache_folder() -> Result<PathBuf> {
+///
+/// # Errors
+/// If neither is known.
+pub fn cache_folder() -> Result<PathBuf> {
     // The specification: a relative path is to be ignored.
     let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
     let home = || env::home_dir().filter(|h| h.is_absolute()).map(|h| h.join(".cache"));

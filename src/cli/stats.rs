@@ -55,6 +55,8 @@ pub struct Stats {
     kv: &'static str,
     io: &'static str,
     io_depth: usize,
+    /// Why this read path, where it was left open.
+    io_reason: Option<String>,
     policy: &'static str,
     prefetch: &'static str,
     scope: &'static str,
@@ -184,6 +186,7 @@ impl Stats {
             kv: kv_name(engine.modes.kv),
             io,
             io_depth: session.io_depth(),
+            io_reason: session.io_reason().map(str::to_owned),
             policy,
             prefetch,
             scope: plan.scope.name(),
@@ -230,6 +233,9 @@ impl Stats {
             if self.threads == 1 { "" } else { "s" },
             machine::Cores { allowed: self.cores_allowed, quota: self.cpu_quota },
         ));
+        if let Some(reason) = &self.io_reason {
+            plain(format_args!("         reads {}: {reason}", self.io));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod direct;
 mod engine;
 mod mapped;
 mod pread;
+mod probe;
 mod sim;
 #[cfg(target_os = "linux")]
 mod uring;
@@ -18,6 +19,7 @@ pub use direct::{Direct, DirectFiles};
 pub use engine::{MAX_DEPTH, ReadPath, ThreadEngine};
 pub use mapped::Mapped;
 pub use pread::Pread;
+pub use probe::{Limits, Rate, Rates, probe};
 pub use sim::{SimClock, SimIo};
 #[cfg(target_os = "linux")]
 pub use uring::Uring;

@@ -46,6 +46,7 @@ row! {
     kv: &'static str,
     io: &'static str,
     io_depth: usize,
+    io_reason: Option<String>,
     policy: &'static str,
     prefetch: &'static str,
     scope: &'static str,

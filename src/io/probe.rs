@@ -1,0 +1,217 @@
+//! How fast a drive reads experts on each read path, found out in some tenths of a second on the model's own files.
+//!
+//! What the page cache holds of the sample is dropped before each turn, and after it, so that the figures are the
+//! drive's and the sample takes no memory from anybody.
+//!
+//! Must not know: experts, budgets. It is told which reads to choose from and what they may cost.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Extents, Files, IoBuf, IoEngine, IoKind, Priority, Read};
+
+/// What is tried, the cheapest first. The first has no threads; the last copies: on reads of 864 KiB it took 420 ms of
+/// processor time a GB, the others about 100 (`benches/RESULTS.tsv`).
+const CANDIDATES: [IoKind; 3] = [IoKind::Uring, IoKind::Direct, IoKind::Pread];
+
+/// A cheaper path is chosen if it is so near the fastest: turns differ by about as much.
+const NEAR: f64 = 0.9;
+
+/// Turns of each candidate, of which the best counts: what else the machine does makes reads slower, never faster.
+const TURNS: u32 = 2;
+
+/// Memory for reads in flight, at most, but for the least number of them.
+const BUFFER_BYTES: usize = 16 << 20;
+
+/// What a probe may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Time in all. Reads in flight at its end are waited for.
+    pub time: Duration,
+    /// Bytes in all.
+    pub bytes: u64,
+}
+
+/// What one read path reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rate {
+    /// [`IoKind::name`].
+    pub io: String,
+    /// Bytes a nanosecond.
+    pub gb_s: f64,
+}
+
+/// What was found out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Of the paths that work.
+    pub rates: Vec<Rate>,
+    /// Why the others do not.
+    pub refused: Vec<String>,
+}
+
+impl Rates {
+    /// The path to take: the cheapest of those near the fastest. `None` where none works.
+    pub fn best(&self) -> Option<IoKind> {
+        let most = self.rates.iter().map(|r| r.gb_s).fold(0.0, f64::max);
+        let rate = |kind: &IoKind| self.rates.iter().find(|r| r.io == kind.name()).map(|r| r.gb_s);
+        CANDIDATES.into_iter().find(|kind| rate(kind).is_some_and(|r| r >= NEAR * most))
+    }
+}
+
+impl std::fmt::Display for Rates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rates = self.rates.iter().map(|r| format!("{} {:.2} GB/s", r.io, r.gb_s));
+        write!(f, "{}", rates.chain(self.refused.iter().cloned()).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A candidate with its buffers.
+struct Runner {
+    kind: IoKind,
+    engine: Box<dyn IoEngine>,
+    idle: Vec<IoBuf>,
+    best: f64,
+}
+
+/// Reads random ones of `reads`, whose parts have at most `parts` bytes, on every path. A read that fails takes its path
+/// out.
+pub fn probe(files: &Files, reads: &[Extents], parts: &[usize], limits: Limits) -> Rates {
+    let (mut found, mut runners) = (Rates::default(), Vec::new());
+    let in_flight = (BUFFER_BYTES / parts.iter().sum::<usize>().max(1)).clamp(2, 8);
+    for kind in CANDIDATES {
+        match runner(files, kind, parts, in_flight) {
+            Ok(runner) => runners.push(runner),
+            Err(e) => found.refused.push(format!("{} refused ({e})", kind.name())),
+        }
+    }
+    let n_turns = TURNS * CANDIDATES.len() as u32;
+    let start = Instant::now();
+    let mut dice = 1;
+    for _ in 0..TURNS {
+        runners.retain_mut(|runner| {
+            // The first turn of each is had in any case.
+            if runner.best > 0.0 && start.elapsed() > limits.time {
+                return true;
+            }
+            let sample = sample(reads, limits.bytes / u64::from(n_turns), &mut dice);
+            let result = runner.turn(files, &sample, limits.time / n_turns);
+            if let Err(e) = &result {
+                found.refused.push(format!("{} failed ({e})", runner.kind.name()));
+            }
+            result.is_ok()
+        });
+    }
+    found.rates.extend(runners.iter().map(|r| Rate { io: r.kind.name().to_owned(), gb_s: r.best }));
+    found
+}
+
+fn runner(files: &Files, kind: IoKind, parts: &[usize], in_flight: usize) -> std::io::Result<Runner> {
+    let engine = kind.build(files.clone(), kind.default_depth())?;
+    let mut idle = IoBuf::many(engine.layout(), parts, in_flight)?;
+    // Slots are memory that is there, not pages that the first read has to get.
+    for buf in &mut idle {
+        (0..parts.len()).for_each(|i| buf.part_mut(i).fill(0));
+    }
+    Ok(Runner { kind, engine, idle, best: 0.0 })
+}
+
+/// Random ones of `reads`, at least one, of `bytes` together.
+fn sample(reads: &[Extents], bytes: u64, dice: &mut u64) -> Vec<Extents> {
+    let (mut list, mut sum) = (Vec::new(), 0);
+    while list.is_empty() || (sum < bytes && list.len() < 4096) {
+        // Knuth's MMIX generator; its upper bits are the random ones.
+        *dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let Some(&read) = reads.get((*dice >> 33) as usize % reads.len().max(1)) else { break };
+        sum += read.bytes();
+        list.push(read);
+    }
+    list
+}
+
+impl Runner {
+    /// Reads from `sample` until time is up, and keeps the rate if it is the best so far.
+    fn turn(&mut self, files: &Files, sample: &[Extents], time: Duration) -> std::io::Result<()> {
+        sample.iter().for_each(|extents| forget_pages(files, extents));
+        let start = Instant::now();
+        let (mut bytes, mut list, mut result) = (0, sample.iter().enumerate(), Ok(()));
+        loop {
+            while start.elapsed() < time && !self.idle.is_empty() {
+                let (Some((tag, &extents)), Some(buf)) = (list.next(), self.idle.pop()) else { break };
+                self.engine.submit(Read { tag, extents, buf, priority: Priority::Demand });
+            }
+            let Some(done) = self.engine.wait() else { break };
+            self.idle.push(done.buf);
+            bytes += sample[done.tag].bytes();
+            result = result.and(done.result.map_err(|e| e.source));
+        }
+        let rate = bytes as f64 / start.elapsed().as_nanos() as f64;
+        self.best = self.best.max(rate);
+        sample.iter().for_each(|extents| forget_pages(files, extents));
+        result
+    }
+}
+
+/// Asks the system to drop what it caches of these bytes. It may not; then the path that profits looks fast, and is.
+fn forget_pages(files: &Files, extents: &Extents) {
+    #[cfg(target_os = "linux")]
+    for e in extents.iter() {
+        let len = std::num::NonZeroU64::new(e.len as u64);
+        let _ = rustix::fs::fadvise(&files[e.file as usize].1, e.offset, len, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (files, extents);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, sync::Arc};
+
+    use super::*;
+    use crate::io::Extent;
+
+    fn rates(list: &[(&str, f64)]) -> Rates {
+        let rates = list.iter().map(|&(io, gb_s)| Rate { io: io.to_owned(), gb_s }).collect();
+        Rates { rates, refused: vec!["mapped refused (no)".to_owned()] }
+    }
+
+    #[test]
+    fn the_cheapest_of_those_near_the_fastest_is_taken() {
+        for (list, best) in [
+            (&[("pread", 1.0), ("direct", 2.0), ("uring", 1.9)][..], Some(IoKind::Uring)),
+            (&[("pread", 1.0), ("direct", 2.0), ("uring", 1.7)], Some(IoKind::Direct)),
+            (&[("pread", 9.0), ("direct", 2.0), ("uring", 2.0)], Some(IoKind::Pread)),
+            (&[("pread", 0.3)], Some(IoKind::Pread)),
+            (&[("tape", 9.0), ("direct", 9.0)], Some(IoKind::Direct)),
+            (&[], None),
+        ] {
+            assert_eq!(rates(list).best(), best, "{list:?}");
+        }
+        assert_eq!(rates(&[("pread", 0.3)]).to_string(), "pread 0.30 GB/s, mapped refused (no)");
+    }
+
+    #[test]
+    fn a_probe_keeps_its_limits_and_finds_every_path_that_works() {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        std::fs::write(file.path(), vec![7; 4 << 20]).unwrap();
+        let files: Files = [(file.path().to_owned(), Arc::new(File::open(file.path()).unwrap()))].into_iter().collect();
+        let at = |i: u64| Extents::new(&[Extent { file: 0, offset: i * 100_001, len: 100_000 }]);
+        let reads: Vec<_> = (0..40).map(at).collect();
+        let limits = Limits { time: Duration::from_millis(60), bytes: 3 << 20 };
+        let start = Instant::now();
+        let found = probe(&files, &reads, &[100_000], limits);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert_eq!(found.rates.len() + found.refused.len(), CANDIDATES.len(), "{found:?}");
+        assert!(found.rates.iter().all(|r| r.gb_s > 0.0) && found.best().is_some(), "{found:?}");
+        // Beyond the end of the file nothing works.
+        let beyond = [Extents::new(&[Extent { file: 0, offset: 8 << 20, len: 100_000 }])];
+        let found = probe(&files, &beyond, &[100_000], limits);
+        assert_eq!((found.rates.len(), found.refused.len(), found.best()), (0, CANDIDATES.len(), None));
+        assert_eq!(probe(&files, &[], &[100_000], limits).rates.len(), CANDIDATES.len() - found_refused(&files));
+    }
+
+    fn found_refused(files: &Files) -> usize {
+        CANDIDATES.iter().filter(|kind| kind.build(files.clone(), 1).is_err()).count()
+    }
+}
