@@ -5,5 +5,6 @@ pub mod dice;
 pub mod npz;
 pub mod numpy_rng;
 pub mod ref_models;
+pub mod routing;
 pub mod samples;
 pub mod tiny;
