@@ -268,7 +268,8 @@ fn routed(layer: usize, experts: &[usize]) -> Vec<Routed> {
 }
 
 fn event(phase: Phase, routed: &[Routed]) -> LayerEvent<'_> {
-    LayerEvent { phase, first_token: 0, n_tokens: 1, layer: routed[0].id.layer, routed, lookahead: &[] }
+    let n_tokens = if phase == Phase::Prompt { (routed.len() / N_USED).max(1) as u32 } else { 1 };
+    LayerEvent { phase, first_token: 0, n_tokens, layer: routed[0].id.layer, routed, lookahead: &[] }
 }
 
 /// Rows of [`N_USED`] experts each: one, or up to a dozen for a prompt.
@@ -428,7 +429,7 @@ fn prefetch_keeps_its_place(engine: Engine, scope: Scope, seed: u64) {
         let guesses: Vec<_> = dice.choose(4, N_EXPERT).iter().map(|&e| id((layer + 1) % N_LAYER, e)).collect();
         let kept: Vec<_> = bench.residents().into_iter().filter(|id| guesses.contains(id)).collect();
         let from = bench.log.lock().unwrap().submitted.len();
-        bench.cache.prefetch(&guesses);
+        bench.cache.prefetch(&guesses, usize::MAX);
         let reads = bench.submitted(from);
         assert!(reads.iter().all(|(id, p)| *p == Priority::Prefetch && guesses.contains(id)));
         assert!(kept.iter().all(|&id| bench.cache.is_resident(id)), "a guess made another guess leave");
@@ -465,7 +466,7 @@ fn prefetch_never_stands_in_the_way() {
 #[test]
 fn a_prefetch_that_becomes_demand_is_read_once_and_counted_late() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
-    bench.cache.prefetch(&[id(1, 3)]);
+    bench.cache.prefetch(&[id(1, 3)], usize::MAX);
     let rows = routed(1, &[3, 5]);
     bench.run(event(Phase::Decode, &rows));
     let stats = bench.cache.stats();
@@ -479,7 +480,7 @@ fn a_prefetch_that_becomes_demand_is_read_once_and_counted_late() {
 #[test]
 fn a_prefetch_in_time_is_a_hit_without_a_stall() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
-    bench.cache.prefetch(&[id(1, 3), id(1, 5)]);
+    bench.cache.prefetch(&[id(1, 3), id(1, 5)], usize::MAX);
     bench.advance(2 * LATENCY_NS);
     let rows = routed(1, &[3, 5]);
     bench.run(event(Phase::Decode, &rows));
@@ -492,7 +493,7 @@ fn a_prefetch_in_time_is_a_hit_without_a_stall() {
 #[test]
 fn a_prefetch_that_nobody_asks_for_is_wasted_when_it_leaves() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
-    bench.cache.prefetch(&[id(0, 7)]);
+    bench.cache.prefetch(&[id(0, 7)], usize::MAX);
     bench.advance(LATENCY_NS);
     let rows = routed(0, &[1, 2]);
     bench.run(event(Phase::Decode, &rows));
@@ -507,11 +508,11 @@ fn guesses_wait_where_all_slots_are_wanted() {
     let mut bench = Bench::new(Engine::Sim, Scope::Global, &[2]);
     let rows = routed(0, &[1, 2]);
     bench.cache.request(event(Phase::Decode, &rows));
-    bench.cache.prefetch(&[id(1, 0), id(1, 1)]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)], usize::MAX);
     assert_eq!(bench.cache.stats().prefetches, 0);
     bench.drain(&rows);
     // The event is through: its experts may leave, but the first guess is not evicted for the third.
-    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], usize::MAX);
     bench.advance(9 * LATENCY_NS);
     let rows = routed(1, &[0, 1]);
     bench.run(event(Phase::Decode, &rows));
@@ -522,7 +523,7 @@ fn guesses_wait_where_all_slots_are_wanted() {
 #[test]
 fn wanted_experts_take_the_slots_of_guesses_that_arrive_meanwhile() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
-    bench.cache.prefetch(&[id(1, 0), id(1, 1)]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)], usize::MAX);
     let rows = routed(1, &[2, 3]);
     bench.cache.request(event(Phase::Decode, &rows));
     bench.advance(5 * LATENCY_NS);
@@ -531,10 +532,23 @@ fn wanted_experts_take_the_slots_of_guesses_that_arrive_meanwhile() {
     assert_eq!(bench.cache.stats().prefetch_wasted, 2);
 }
 
+/// The second guess is not worth a read, and keeps its slot all the same.
+#[test]
+fn guesses_beyond_those_read_are_kept() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
+    let rows = routed(1, &[3, 5]);
+    bench.run(event(Phase::Decode, &rows));
+    bench.cache.prefetch(&[id(1, 0), id(1, 3), id(1, 7)], 1);
+    bench.advance(LATENCY_NS);
+    bench.run(event(Phase::Decode, &routed(0, &[0])));
+    assert_eq!(bench.cache.stats().prefetches, 1);
+    assert_eq!(bench.residents(), [id(0, 0), id(1, 0), id(1, 3)]);
+}
+
 #[test]
 fn demand_goes_before_prefetches_that_wait() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[8, 8, 8]);
-    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)]);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], usize::MAX);
     // The drive is busy with the first guess; the demand read comes next, the other guesses after it.
     bench.advance(LATENCY_NS / 2);
     let rows = routed(0, &[0]);

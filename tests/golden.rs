@@ -11,6 +11,7 @@ use hotset::{
     expert::Scope,
     gguf::Gguf,
     io::IoKind,
+    policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
     session::{Options, Session},
@@ -147,6 +148,10 @@ fn offloading_never_changes_a_bit() {
                     }
                 }
             }
+        }
+        for &policy in PolicyKind::ALL {
+            let budget = least + (full - least) / 4;
+            same(policy.name(), Options { policy, memory_bytes: Some(budget), ..base }, 2);
         }
         assert!(all.hits > 0, "{name}: an expert is used again");
         same("one thread", base, 1);

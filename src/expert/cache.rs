@@ -348,10 +348,10 @@ impl ExpertCache {
         self.store.view(id, buf)
     }
 
-    /// Submits reads for those of `guesses` that are absent, below all demand reads, as far as slots and the limit on
-    /// prefetches in flight go. Evicts nothing that is wanted now or among the guesses.
-    pub fn prefetch(&mut self, guesses: &[ExpertId]) {
-        for &id in guesses {
+    /// Submits reads for those of the first `reads` of `guesses` that are absent, below all demand reads, as far as slots
+    /// and the limit on prefetches in flight go. Evicts nothing that is wanted now or among all the guesses.
+    pub fn prefetch(&mut self, guesses: &[ExpertId], reads: usize) {
+        for &id in guesses.iter().take(reads) {
             if self.prefetches_in_flight >= MAX_PREFETCHES {
                 return;
             }

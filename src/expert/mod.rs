@@ -31,18 +31,18 @@ pub struct Experts {
 impl Experts {
     /// Puts the parts together.
     pub fn new(cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
-        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(64) }
+        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256) }
     }
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
         self.cache.request(event);
         self.guesses.clear();
-        self.prefetcher.observe(event, &mut self.guesses);
+        let reads = self.prefetcher.observe(event, &mut self.guesses);
         let store = self.cache.store();
         let (n_layer, n_expert) = (store.layers().len(), store.n_expert());
         self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
-        self.cache.prefetch(&self.guesses);
+        self.cache.prefetch(&self.guesses, reads);
         self.trace.record(event);
     }
 

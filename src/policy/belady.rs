@@ -5,8 +5,6 @@
 //! together; it needs at least as many slots as an event wants experts, and no prefetching. With bypass fewer misses are
 //! possible: `simulate` has that bound.
 
-use std::sync::Arc;
-
 use super::{CachePolicy, PoolShape, residents::Residents};
 use crate::{id::ExpertId, trace::LayerEvent};
 
@@ -46,24 +44,24 @@ impl Future {
     }
 }
 
-/// See the module.
-pub struct Belady {
+/// See the module. `F` is the future, shared as its owner likes.
+pub struct Belady<F> {
     residents: Residents,
-    future: Arc<Future>,
+    future: F,
     /// Uses of each expert that have passed. (experts of the pool)
     past: Vec<u32>,
     events: u32,
 }
 
-impl Belady {
+impl<F: AsRef<Future>> Belady<F> {
     /// For a pool of `slots` slots with that future.
-    pub fn new(future: Arc<Future>, slots: usize) -> Self {
-        let shape = PoolShape { slots, ..future.shape.clone() };
+    pub fn new(future: F, slots: usize) -> Self {
+        let shape = PoolShape { slots, ..future.as_ref().shape.clone() };
         Self { residents: Residents::new(&shape), past: vec![0; shape.experts()], future, events: 0 }
     }
 }
 
-impl CachePolicy for Belady {
+impl<F: AsRef<Future> + Send> CachePolicy for Belady<F> {
     fn name(&self) -> &'static str {
         "belady"
     }
@@ -71,7 +69,7 @@ impl CachePolicy for Belady {
         for r in event.routed {
             let key = self.residents.shape().key(r.id);
             let past = &mut self.past[key];
-            while self.future.uses[key].get(*past as usize).is_some_and(|&at| at <= self.events) {
+            while self.future.as_ref().uses[key].get(*past as usize).is_some_and(|&at| at <= self.events) {
                 *past += 1;
             }
         }
@@ -81,7 +79,7 @@ impl CachePolicy for Belady {
         self.residents.insert(id);
     }
     fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let (uses, past) = (&self.future.uses, &self.past);
+        let (uses, past) = (&self.future.as_ref().uses, &self.past);
         let next = |key: usize| uses[key].get(past[key] as usize).copied().unwrap_or(NEVER);
         let key = self.residents.evict(keep, |key| std::cmp::Reverse(next(key)))?;
         Some(self.residents.shape().id(key))

@@ -1,7 +1,10 @@
 //! Least frequently used with decaying counts, like [`super::LfuDecay`], and a half-life that adapts: counts are kept at
 //! half-lives of 16, 32 and 128 tokens, and the one rules whose counts have foretold the latest tokens best.
 //!
-//! THE DEFAULT. FIGURES
+//! The default, because it has the best or nearly the best hit rate on every trace that we have (`docs/policies.md`). At
+//! 25 % of the slots it wins these shares of the way from LRU to Belady: OLMoE 20 %, Kimi-Linear 9 %, Qwen3-30B 23 %,
+//! Gemma-4 20 %, DeepSeek-V2-Lite 17 %, our M model 31 %, random weights 46 to 57 %. A fixed half-life of 16 tokens is at
+//! most 0.2 points better (Kimi-Linear) and up to 2.6 points worse (random weights at 50 %).
 //!
 //! "Best" is the smallest sum, over the experts that tokens then used, of how many of the layer's experts had a larger
 //! count just before; the sum fades with a half-life of 34 tokens. The idea of running several forgetting rates beside

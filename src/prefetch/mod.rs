@@ -14,8 +14,9 @@ pub trait Prefetcher: Send {
     fn name(&self) -> &'static str;
     /// True where [`LayerEvent::lookahead`] is wanted, so that the model computes it.
     fn wants_lookahead(&self) -> bool;
-    /// Learns from an event and appends its guesses, the likeliest first.
-    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>);
+    /// Learns from an event and appends its guesses, the likeliest first. So many of them, from the first on, are worth
+    /// a read; the others are worth not being evicted for one.
+    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize;
 }
 
 /// Never guesses.
@@ -28,7 +29,9 @@ impl Prefetcher for NoPrefetch {
     fn wants_lookahead(&self) -> bool {
         false
     }
-    fn observe(&mut self, _: LayerEvent<'_>, _: &mut Vec<ExpertId>) {}
+    fn observe(&mut self, _: LayerEvent<'_>, _: &mut Vec<ExpertId>) -> usize {
+        0
+    }
 }
 
 /// The prefetchers that `--prefetch` knows.

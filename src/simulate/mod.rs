@@ -110,6 +110,8 @@ pub struct Outcome {
     pub decode_tokens: u64,
     /// Virtual time in decoding; 0 for what is no cache.
     pub decode_ns: u64,
+    /// Virtual time in prompts; 0 for what is no cache.
+    pub prompt_ns: u64,
 }
 
 /// Lets the clock pass for each event where the live engine computes: after the reads were submitted.
@@ -160,8 +162,11 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> R
             }
             clock.advance(ready.len() as u64 * setting.compute.expert_ns);
         }
-        if event.phase == Phase::Decode {
-            outcome.decode_ns += clock.now_ns() - start;
+        let ns = clock.now_ns() - start;
+        if event.phase == Phase::Prompt {
+            outcome.prompt_ns += ns;
+        } else {
+            outcome.decode_ns += ns;
             outcome.decode_tokens += u64::from(event.layer == 0) * u64::from(event.n_tokens);
         }
     }

@@ -6,5 +6,6 @@ pub mod npz;
 pub mod numpy_rng;
 pub mod program;
 pub mod ref_models;
+pub mod routing;
 pub mod samples;
 pub mod tiny;

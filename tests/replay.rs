@@ -1,0 +1,173 @@
+//! A replay's counters and virtual times equal the live run's, for every policy, budget, scope and prefetcher.
+//!
+//! The live run is a whole session on a real model, whose engine reads the file but takes the time that the simulated
+//! drive says, and whose trace sink lets a constant time pass for each event.
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use common::ref_models::{golden, ref_model};
+use hotset::{
+    backend::cpu::Cpu,
+    expert::{CacheStats, ExpertStore, Scope},
+    gguf::Gguf,
+    io::{Done, Extents, Files, IoBuf, IoEngine, Read, SimClock, SimIo},
+    model::Config,
+    policy::PolicyKind,
+    prefetch::PrefetchKind,
+    quant::GgmlType,
+    session::{Options, Session},
+    simulate::{self, Compute, Drive, Setting, SimPolicy},
+    trace::{
+        LayerEvent, TraceSink,
+        file::{Header, TraceWriter},
+    },
+};
+
+const DRIVE: Drive = Drive { latency_ns: 3_000, bytes_per_us: 4 };
+const EVENT_NS: u64 = 20_000;
+
+/// [`SimIo`]'s time, the file's bytes.
+struct Filled {
+    sim: SimIo,
+    files: Files,
+    reads: HashMap<usize, Extents>,
+}
+
+impl Filled {
+    fn fill(&mut self, done: Option<Done>) -> Option<Done> {
+        let mut done = done?;
+        for (i, e) in self.reads.remove(&done.tag).unwrap().iter().enumerate() {
+            self.files[usize::from(e.file)].1.read_exact_at(done.buf.part_mut(i), e.offset).unwrap();
+        }
+        Some(done)
+    }
+}
+
+impl IoEngine for Filled {
+    fn name(&self) -> &'static str {
+        "filled"
+    }
+    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
+        IoBuf::owned(parts)
+    }
+    fn submit(&mut self, read: Read) {
+        self.reads.insert(read.tag, read.extents);
+        self.sim.submit(read);
+    }
+    fn promote(&mut self, tag: usize) {
+        self.sim.promote(tag);
+    }
+    fn wait(&mut self) -> Option<Done> {
+        let done = self.sim.wait();
+        self.fill(done)
+    }
+    fn poll(&mut self) -> Option<Done> {
+        let done = self.sim.poll();
+        self.fill(done)
+    }
+    fn now_ns(&self) -> u64 {
+        self.sim.now_ns()
+    }
+}
+
+/// Records, and computes for a constant time.
+#[derive(Clone)]
+struct Sink(Arc<Mutex<TraceWriter>>, SimClock);
+
+impl TraceSink for Sink {
+    fn record(&mut self, event: LayerEvent<'_>) {
+        self.0.lock().unwrap().record(event);
+        self.1.advance(EVENT_NS);
+    }
+    fn wants_lookahead(&self) -> bool {
+        true
+    }
+}
+
+fn header(gguf: &Gguf) -> Header {
+    let c = Config::new(gguf).unwrap();
+    let store = ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd).unwrap();
+    Header {
+        model: "reference".to_owned(),
+        model_id: String::new(),
+        source: "a test".to_owned(),
+        n_layer: c.moe_layers.len(),
+        n_expert: c.n_expert,
+        n_expert_used: c.n_expert_used,
+        expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
+        weights: true,
+        lookahead: "the engine's".to_owned(),
+        lookahead_ranks: (2 * c.n_expert_used).min(c.n_expert),
+        prompts: Vec::new(),
+    }
+}
+
+/// What a live run counted, the slots that it had, and when it ended.
+fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<usize>, u64) {
+    let gguf = Gguf::open(model).unwrap();
+    let sim = SimIo::new(DRIVE.latency_ns, DRIVE.bytes_per_us);
+    let clock = sim.clock();
+    let sink = Sink(Arc::new(Mutex::new(TraceWriter::create(trace, header(&gguf)).unwrap())), clock.clone());
+    let engine = |files| Ok(Box::new(Filled { sim, files, reads: HashMap::new() }) as Box<dyn IoEngine>);
+    let cpu = Cpu::new(1).unwrap();
+    let mut session =
+        Session::with_engine(gguf, &options, cpu, Box::new(sink.clone()), engine, &mut |_, _| {}).unwrap();
+    let tokens: Vec<u32> = golden("qwen3moe", "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
+    session.feed(&tokens[..8], &mut |_| {}).unwrap();
+    for _ in 0..2 {
+        tokens[8..].iter().take(session.plan().n_ctx - 8).for_each(|&t| drop(session.decode(t).unwrap().to_vec()));
+        session.reset();
+    }
+    sink.0.lock().unwrap().flush().unwrap();
+    (*session.stats(), session.plan().slots.clone(), clock.now_ns())
+}
+
+fn budgets(model: &Path, options: Options) -> [u64; 3] {
+    let session = Session::open(Gguf::open(model).unwrap(), &options, &mut |_, _| {}).unwrap();
+    let (least, full) = (session.plan().smallest_bytes, session.plan().full_bytes);
+    [least, least + (full - least) / 4, least + (full - least) / 2]
+}
+
+#[test]
+fn a_replay_equals_the_live_run() {
+    let model: PathBuf = ref_model("qwen3moe");
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("run.trace");
+    let (mut stalls, mut late, mut prefetches) = (0, 0, 0);
+    for scope in [Scope::Layer, Scope::Global] {
+        let base = Options {
+            n_ctx: Some(64),
+            process_bytes: Some(0),
+            kv: GgmlType::F32,
+            scope,
+            n_batch: 4,
+            ..Options::default()
+        };
+        for memory in budgets(&model, base) {
+            for &policy in PolicyKind::ALL {
+                for &prefetch in PrefetchKind::ALL {
+                    let options = Options { memory_bytes: Some(memory), policy, prefetch, ..base };
+                    let (stats, slots, end_ns) = live(&model, &trace, options);
+                    let compute = Compute { shared_ns: EVENT_NS, ..Compute::default() };
+                    let policy = SimPolicy::Live(policy);
+                    let setting = Setting { policy, scope, slots: &slots, prefetch, drive: DRIVE, compute };
+                    let replayed = simulate::replay(&trace, &setting, &[]).unwrap();
+                    let what = format!("{} {} {} in {memory}", scope.name(), policy.name(), prefetch.name());
+                    assert_eq!(replayed.stats, stats, "{what}");
+                    assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");
+                    stalls += u64::from(stats.decode.stall_ns > 0);
+                    late += stats.decode.late;
+                    prefetches += stats.prefetches;
+                }
+            }
+        }
+    }
+    assert!(stalls > 30 && late > 0 && prefetches > 0, "nothing happened: {stalls} {late} {prefetches}");
+}
