@@ -173,6 +173,8 @@ fn all_types_on_fixed_shapes() {
             check(ty, rows, cols, tokens, Size::Small, 2, i as u64);
             check(ty, rows, cols, tokens, Size::Large, 5, i as u64);
         }
+        // So long that an odd number of rows would fill what is unpacked ahead.
+        assert!(check(ty, 7, 51 * 256, 34, Size::Usual, 7, 7) > 0, "{ty}");
         if k {
             // Longer than what is unpacked ahead.
             assert!(check(ty, 2, 257 * 256, 33, Size::Usual, 16, 7) > 0, "{ty}");

@@ -224,7 +224,7 @@ pub(super) unsafe fn matmul<B: Unpack<W128, L128>>(w: QMat<'_>, x: &[ActRow<'_>]
         // SAFETY: the caller's promise is the same.
         return unsafe { driver::matmul_ahead::<I8mm, B>(w, x, y) };
     }
-    let n_row = ROWS.min(AHEAD / n_chunk);
+    let n_row = ROWS.min(AHEAD / n_chunk / 2 * 2);
     let mut row_pairs = [const { MaybeUninit::<RowPair>::uninit() }; AHEAD / 2];
     let mut token_pairs = [const { MaybeUninit::<TokenPair>::uninit() }; TILE * MAX_CHUNKS];
     for (i, data) in w.data.chunks(n_row * row_bytes).enumerate() {
