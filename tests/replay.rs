@@ -17,7 +17,7 @@ use hotset::{
     backend::cpu::Cpu,
     expert::{CacheStats, ExpertStore, Scope},
     gguf::Gguf,
-    io::{Done, Extents, Files, IoBuf, IoEngine, Read, SimClock, SimIo},
+    io::{Done, Extents, Files, IoEngine, Layout, Read, SimClock, SimIo},
     model::Config,
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -54,8 +54,11 @@ impl IoEngine for Filled {
     fn name(&self) -> &'static str {
         "filled"
     }
-    fn buffer(&self, parts: &[usize]) -> std::io::Result<IoBuf> {
-        IoBuf::owned(parts)
+    fn depth(&self) -> usize {
+        self.sim.depth()
+    }
+    fn layout(&self) -> Layout {
+        Layout::Lines
     }
     fn submit(&mut self, read: Read) {
         self.reads.insert(read.tag, read.extents);
