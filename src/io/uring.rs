@@ -1,8 +1,9 @@
 //! Reads past the page cache through an `io_uring`: many in flight without threads.
 //!
-//! The control thread drives the ring itself. A read of some 100 KiB costs it a few microseconds, and the ring holds more
-//! work than a drive does while one layer is computed, so a thread of its own would only take a core from the kernels at
-//! every wake-up. What does not fit the ring waits in two queues here, demand before prefetch.
+//! The control thread drives the ring itself: the ring holds some 14 MB of an expert's usual parts, more than a drive reads
+//! while one layer is computed, so a thread of its own would win nothing and take a core from the kernels at every
+//! wake-up. Processor time a GB is about that of threads (`benches/RESULTS.tsv`). What does not fit the ring waits in two
+//! queues here, demand before prefetch.
 //!
 //! Files are registered; buffers are not. Registered buffers are pinned: all slots would be resident and zeroed before
 //! the first token, and the limit on locked memory of an ordinary user (8 MiB) forbids it anyway.
