@@ -32,7 +32,7 @@ const VERSION: u32 = 1;
 const MAX_BYTES: usize = 64 << 20;
 
 /// A chunk is written once it has this many bytes.
-const CHUNK_BYTES: usize = 64 << 10;
+const CHUNK_BYTES: usize = 16 << 10;
 
 /// Experts a layer, MoE layers and experts of a token at most: more than any model has.
 const MAX_SHAPE: usize = 1 << 14;
