@@ -1,5 +1,5 @@
 //! The record of what a MoE layer did. The model emits it; prefetchers and policies learn from it; it is what a
-//! trace stores ([`file`]) and a simulator replays.
+//! trace stores ([`mod@file`]) and a simulator replays.
 //!
 //! Must not know: what reading an expert costs, clocks, threads.
 
