@@ -156,7 +156,7 @@ impl IoKind {
     }
     /// Reads in flight where nobody says how many.
     pub fn default_depth(self) -> usize {
-        if self == IoKind::Uring { 16 } else { 4 }
+        if self == IoKind::Uring { 6 } else { 4 }
     }
     /// An engine on `files` with `depth` reads in flight, from one to [`MAX_DEPTH`].
     ///

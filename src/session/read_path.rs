@@ -39,14 +39,14 @@ pub struct Chosen {
 /// # Errors
 /// A path that was asked for and does not work here; a budget or a context that does not work.
 pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Chosen> {
-    let start = |kind: IoKind| {
-        let engine = kind.build(store.files().clone(), options.io_depth.unwrap_or(kind.default_depth()));
+    let start = |(kind, depth): (IoKind, usize)| {
+        let engine = kind.build(store.files().clone(), options.io_depth.unwrap_or(depth));
         engine.map_err(|e| Error::request(format!("the read path {}", kind.name()), "it to start", e))
     };
     if let Some(kind) = options.io {
-        return Ok(Chosen { engine: start(kind)?, reason: None });
+        return Ok(Chosen { engine: start((kind, kind.default_depth()))?, reason: None });
     }
-    let plain = start(IoKind::Pread)?;
+    let plain = start((IoKind::Pread, IoKind::Pread.default_depth()))?;
     let plan = make_plan(gguf, config, store, options, plain.layout())?;
     let n_expert = store.layers().len() * store.n_expert();
     let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes() * store.n_expert() as u64).sum();
@@ -61,7 +61,7 @@ pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Optio
     }
     let (rates, how) = rates(store, expert_bytes, options.io_memory);
     let mut reason = format!("{how} {rates}");
-    match rates.best().filter(|&kind| kind != IoKind::Pread).map(start) {
+    match rates.best().filter(|&(kind, _)| kind != IoKind::Pread).map(start) {
         // Whole blocks take a little more.
         Some(Ok(engine)) if make_plan(gguf, config, store, options, engine.layout()).is_ok() => {
             return Ok(Chosen { engine, reason: Some(reason) });
