@@ -39,6 +39,11 @@ impl Scope {
 /// Prefetches in flight at most: enough to keep a drive busy, few enough that a demand read waits for one at most.
 const MAX_PREFETCHES: usize = 8;
 
+/// Experts of a prompt that are handed out at once while others are on their way. Their slots take the next reads only
+/// when they have been computed, and an engine without threads is looked after only between hand-outs: all of a layer's
+/// residents at once left the drive idle meanwhile.
+const PROMPT_GROUP: usize = 4;
+
 enum Slot {
     Free(IoBuf),
     /// The buffer is with the engine.
@@ -304,8 +309,9 @@ impl ExpertCache {
         }
     }
 
-    /// Hands out every wanted expert that has arrived, blocking for one if none has; empty when the event is through.
-    /// The ones handed out before may be evicted from now on.
+    /// Hands out the wanted experts that have arrived, blocking for one if none has; empty when the event is through. The
+    /// ones handed out before may be evicted from now on. Of a prompt that still waits for others, a few at a time
+    /// ([`PROMPT_GROUP`]).
     ///
     /// # Errors
     /// The first failed read of a wanted expert. The event is over then; the cache itself stays sound.
@@ -322,13 +328,7 @@ impl ExpertCache {
         // After the poll: it may have been a guess that held the slot for which a wanted expert queues.
         self.issue();
         loop {
-            for (Routed { id, .. }, want) in &mut self.wanted {
-                let at = id.layer as usize * self.store.n_expert() + id.expert as usize;
-                if *want == Want::Held && matches!(self.slots[self.index[at] as usize], Slot::Ready(_)) {
-                    *want = Want::Taken;
-                    out.push(*id);
-                }
-            }
+            self.take_ready(out);
             if !out.is_empty() || self.wanted.iter().all(|(_, w)| *w == Want::Done) {
                 return Ok(());
             }
@@ -338,6 +338,28 @@ impl ExpertCache {
             self.stats.of_mut(self.phase).stall_ns += stall;
             self.complete(done)?;
             self.issue();
+        }
+    }
+
+    /// Marks the wanted experts that have arrived as taken and adds them to `out`.
+    fn take_ready(&mut self, out: &mut Vec<ExpertId>) {
+        let (slots, index, n_expert) = (&self.slots, &self.index, self.store.n_expert());
+        let is_ready = |id: ExpertId| {
+            let slot = index[id.layer as usize * n_expert + id.expert as usize];
+            slot != NONE && matches!(slots[slot as usize], Slot::Ready(_))
+        };
+        let waits = |(r, want): &(Routed, Want)| match want {
+            Want::Queued => true,
+            Want::Held => !is_ready(r.id),
+            Want::Taken | Want::Done => false,
+        };
+        let few = self.phase == Phase::Prompt && self.wanted.iter().any(waits);
+        let most = if few { PROMPT_GROUP } else { usize::MAX };
+        for (Routed { id, .. }, want) in &mut self.wanted {
+            if *want == Want::Held && out.len() < most && is_ready(*id) {
+                *want = Want::Taken;
+                out.push(*id);
+            }
         }
     }
 
