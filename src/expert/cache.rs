@@ -311,7 +311,7 @@ impl ExpertCache {
 
     /// Hands out the wanted experts that have arrived, blocking for one if none has; empty when the event is through. The
     /// ones handed out before may be evicted from now on. Of a prompt that still waits for others, a few at a time
-    /// ([`PROMPT_GROUP`]).
+    /// (`PROMPT_GROUP`).
     ///
     /// # Errors
     /// The first failed read of a wanted expert. The event is over then; the cache itself stays sound.
