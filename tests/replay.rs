@@ -117,6 +117,9 @@ fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<usize>
     let gguf = Gguf::open(model).unwrap();
     let sim = SimIo::new(DRIVE.latency_ns, DRIVE.bytes_per_us);
     let clock = sim.clock();
+    if trace.exists() {
+        std::fs::remove_file(trace).unwrap();
+    }
     let sink = Sink(Arc::new(Mutex::new(TraceWriter::create(trace, header(&gguf)).unwrap())), clock.clone());
     let engine = |files| Ok(Box::new(Filled { sim, files, reads: HashMap::new() }) as Box<dyn IoEngine>);
     let cpu = Cpu::new(1).unwrap();

@@ -199,10 +199,17 @@ fn arrays_are_imported() {
     assert_eq!((s.layers[0].lookahead_recall, s.decode_tokens, s.layers[0].used), (None, 3, 4));
     assert_eq!(s.layers[0].overlap, [2.0 / 6.0; 5]);
 
+    // A trace that is there stays as it is.
+    let before = std::fs::read(&to).unwrap();
+    assert!(import(&from, &to, 77).unwrap_err().to_string().contains("a.trace"));
+    assert_eq!(std::fs::read(&to).unwrap(), before);
+
+    let to = folder.path().join("bad.trace");
     let bad = |arrays: &[(&str, &str, &str, &[u8])], part: &str| {
         npz(&from, arrays);
         let e = import(&from, &to, 0).unwrap_err().to_string();
         assert!(e.contains("a.npz") && e.contains(part), "{e}");
+        assert!(!to.exists(), "half an import stays");
     };
     bad(&all[1..], "an array named experts or ids");
     bad(

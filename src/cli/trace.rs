@@ -141,7 +141,10 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     let header = header(args, &gguf, &config, &prompts)?;
     let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::create(out, header)?)));
     let options = args.engine.options(&gguf, n_ctx);
-    let mut session = open(gguf, &options, recorder.clone())?;
+    let mut session = open(gguf, &options, recorder.clone()).inspect_err(|_| {
+        // It holds nothing but the header. If it stays, the error that follows still says what went wrong.
+        let _ = std::fs::remove_file(out);
+    })?;
     let total: usize = prompts.iter().map(|(_, tokens)| tokens.len() + generated).sum();
     let bar = Progress::tokens("tracing", false);
     let mut done = 0;

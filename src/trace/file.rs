@@ -145,13 +145,13 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Replaces `path`.
+    /// Begins a trace in a new file: one that is there may have taken hours.
     ///
     /// # Errors
-    /// If it cannot be written, or the header makes no sense.
+    /// If the file is there or cannot be written, or the header makes no sense.
     pub fn create(path: &Path, header: Header) -> Result<Self> {
         header.check(path)?;
-        let mut file = File::create(path).map_err(|e| Error::io(path, "create", e))?;
+        let mut file = File::create_new(path).map_err(|e| Error::io(path, "create", e))?;
         let json = serde_json::to_vec(&header).expect("a header is plain text and numbers");
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.to_le_bytes());

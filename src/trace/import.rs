@@ -85,8 +85,11 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
         prompts: source.prompts(&name, &starts)?,
     };
     let mut writer = TraceWriter::create(to, header)?;
-    let events = source.write(&mut writer, n_expert, probs, ahead, &starts)?;
-    writer.flush()?;
+    let written = source.write(&mut writer, n_expert, probs, ahead, &starts);
+    let events = written.and_then(|n| writer.flush().map(|()| n)).inspect_err(|_| {
+        // Half an import is of no use. If it stays, the error that follows still says what went wrong.
+        let _ = std::fs::remove_file(to);
+    })?;
     Ok(Imported { tokens: n_token, events })
 }
 

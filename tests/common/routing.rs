@@ -107,6 +107,9 @@ pub fn decoding(dice: &mut Dice, shape: Shape) -> Vec<Event> {
 }
 
 pub fn write(path: &Path, header: Header, events: &[Event]) {
+    if path.exists() {
+        std::fs::remove_file(path).unwrap();
+    }
     let mut writer = TraceWriter::create(path, header).unwrap();
     events.iter().for_each(|e| writer.record(e.borrow()));
     writer.flush().unwrap();
