@@ -105,7 +105,8 @@ fn io_name(kind: Option<IoKind>) -> &'static str {
     kind.map_or("auto", IoKind::name)
 }
 
-const SCOPES: &[Scope] = &[Scope::Layer, Scope::Global];
+/// The values of `--scope`.
+pub const SCOPES: &[Scope] = &[Scope::Layer, Scope::Global];
 
 /// The name that `--kv` takes.
 pub fn kv_name(ty: GgmlType) -> &'static str {
@@ -118,7 +119,7 @@ pub fn kv_name(ty: GgmlType) -> &'static str {
 }
 
 /// A parser for the names of `all`.
-fn named<T: Copy + Send + Sync + 'static>(
+pub fn named<T: Copy + Send + Sync + 'static>(
     all: &'static [T],
     name: fn(T) -> &'static str,
 ) -> impl TypedValueParser<Value = T> {

@@ -1,7 +1,6 @@
 //! `hotset simulate`: hit rates, bytes and predicted speed of every policy and cache size on a recorded run.
 
 use std::{
-    num::NonZero,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -14,6 +13,7 @@ use clap::ValueEnum;
 use hotset::{
     Error, Result,
     expert::Scope,
+    machine,
     policy::{Future, PolicyKind},
     prefetch::PrefetchKind,
     simulate::{self, Compute, Drive, Row, Setting, SimPolicy, SlotSpec},
@@ -22,6 +22,7 @@ use hotset::{
 
 use super::{
     Ended,
+    args::{SCOPES, named},
     out::{Out, Progress, note},
 };
 
@@ -46,11 +47,11 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
     /// Slots: a pool for each layer, one for all, or both in turn
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "layer")]
-    scope: Vec<ScopeArg>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
+    scope: Vec<Scope>,
     /// Which experts are read before they are asked for
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "off")]
-    prefetch: Vec<PrefetchArg>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
+    prefetch: Vec<PrefetchKind>,
     /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500)
     #[arg(long, value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
     drive: Drive,
@@ -66,18 +67,6 @@ pub struct Args {
     /// How to write the results
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ScopeArg {
-    Layer,
-    Global,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PrefetchArg {
-    Lookahead,
-    Off,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -183,10 +172,7 @@ fn jobs(args: &Args, header: &Header) -> Result<Vec<Job>> {
     }
     let mut jobs = Vec::new();
     for &scope in &args.scope {
-        let scope = if matches!(scope, ScopeArg::Layer) { Scope::Layer } else { Scope::Global };
-        for prefetch in &args.prefetch {
-            let prefetch =
-                if matches!(prefetch, PrefetchArg::Off) { PrefetchKind::Off } else { PrefetchKind::Lookahead };
+        for &prefetch in &args.prefetch {
             for &n in &counts {
                 let slots = simulate::slots(scope, n, header.n_layer, header.n_expert);
                 jobs.extend(policies.iter().map(|&policy| Job { policy, scope, slots: slots.clone(), prefetch }));
@@ -203,7 +189,7 @@ fn work(args: &Args, header: &Header, jobs: &[Job]) -> Result<Vec<Row>> {
         if needed { simulate::futures(&args.trace, scope) } else { Ok(Vec::new()) }
     };
     let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(jobs.len());
+    let threads = machine::cores().threads().min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
     let bar = Progress::runs("simulating", false);
     let one = |trace: &Path, job: &Job| {

@@ -275,8 +275,8 @@ pub struct Row {
     pub prefetch_useful: u64,
     /// Prefetched and evicted unused.
     pub prefetch_wasted: u64,
-    /// Virtual time in which decoding did nothing but wait.
-    pub stall_ms: f64,
+    /// Virtual time in which decoding did nothing but wait; `None` where no time passes.
+    pub stall_ms: Option<f64>,
     /// Decoded tokens a second of virtual time; `None` where no time passes.
     pub tok_s: Option<f64>,
 }
@@ -312,7 +312,7 @@ impl Row {
             prefetch_bytes: stats.prefetch_bytes,
             prefetch_useful: stats.prefetch_useful,
             prefetch_wasted: stats.prefetch_wasted,
-            stall_ms: decode.stall_ns as f64 / 1e6,
+            stall_ms: (outcome.decode_ns > 0).then(|| decode.stall_ns as f64 / 1e6),
             tok_s: (outcome.decode_ns > 0).then(|| outcome.decode_tokens as f64 * 1e9 / outcome.decode_ns as f64),
         }
     }
