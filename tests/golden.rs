@@ -10,7 +10,6 @@ use hotset::{
     backend::{Backend, Reference, cpu::Cpu},
     expert::Scope,
     gguf::Gguf,
-    io::IoKind,
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -134,7 +133,7 @@ fn offloading_never_changes_a_bit() {
             let session = Session::open(gguf, &Options { kv: GgmlType::F32, all_logits: true, ..base }, &mut |_, _| {});
             session.unwrap().plan().full_bytes
         };
-        for io in IoKind::ALL {
+        for io in common::read_paths() {
             for &prefetch in PrefetchKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
                     let mode = Options { io: Some(*io), prefetch, scope, ..base };

@@ -59,7 +59,7 @@ impl World {
 /// Runs `test` on a new world with every engine that reads, with one thread and with several.
 fn every_engine(test: fn(&World, Box<dyn IoEngine>)) {
     no_hang(move || {
-        for kind in IoKind::ALL {
+        for kind in common::read_paths() {
             for threads in [1, 4] {
                 let world = World::new();
                 let engine = kind.build(world.files.clone(), threads).unwrap();

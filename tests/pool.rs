@@ -14,7 +14,7 @@
 //! can be joined when closed, a piece that two threads take, a wait that does not look for a panic, phases that go on after
 //! one (`a_panic_ends_the_region_…`). A pool's end that wakes nobody or does not say so: deadlock, all models.
 
-#![allow(clippy::duplicate_mod, reason = "the same pool over two sets of threads is the point")]
+#![expect(clippy::duplicate_mod, reason = "the same pool over two sets of threads is the point")]
 
 /// The pool as it ships.
 #[path = "../src/backend/cpu"]

@@ -20,7 +20,6 @@ use hotset::{
     Result,
     expert::{BLOCK_BYTES, ExpertStore, REPACK_KEY, Scope},
     gguf::{Gguf, GgufWriter, Value},
-    io::IoKind,
     model::{Config, is_expert},
     quant::GgmlType,
     repack::{Report, Step, repack},
@@ -119,7 +118,7 @@ fn a_repacked_model_gives_the_same_bits_on_every_read_path() {
             let report = repacked(&source, &out);
             assert_eq!((report.layers, report.experts), (N_LAYER, N_LAYER * N_EXPERT));
             assert_eq!(report.bytes, fs::metadata(&out).unwrap().len());
-            for &io in IoKind::ALL {
+            for &io in common::read_paths() {
                 for scope in [Scope::Layer, Scope::Global] {
                     let options = Options { io: Some(io), scope, ..options() };
                     let least = open(&out, options).unwrap().plan().smallest_bytes;
@@ -292,7 +291,7 @@ fn what_the_file_says_of_itself_is_not_believed() {
     liar.write(&at("liar.gguf"));
     for path in [at("moved.gguf"), at("liar.gguf")] {
         assert!(store(&Gguf::open(&path).unwrap()).layers().iter().all(|l| !l.is_one_read()));
-        for &io in IoKind::ALL {
+        for &io in common::read_paths() {
             assert!(bits(open(&path, Options { io: Some(io), ..options() }).unwrap()) == expected);
         }
         let text = stdout(&["inspect", path.to_str().unwrap()]);
