@@ -77,6 +77,7 @@ pub struct Sampler {
     recent: Vec<u32>, // at most repeat_last_n
     next: usize,
     counts: Vec<u32>,           // n_vocab, or empty without a penalty: occurrences in `recent`
+    penalised: Vec<f32>,        // n_vocab, or empty without a penalty
     candidates: Vec<Candidate>, // at most n_vocab
     weights: Vec<f32>,          // one for each candidate
 }
@@ -99,6 +100,7 @@ impl Sampler {
             recent: Vec::with_capacity(if penalises { config.repeat_last_n } else { 0 }),
             next: 0,
             counts: vec![0; if penalises { n_vocab } else { 0 }],
+            penalised: vec![0.0; if penalises { n_vocab } else { 0 }],
             candidates: Vec::with_capacity(if draws { n_vocab } else { 0 }),
             weights: Vec::with_capacity(if draws { n_vocab } else { 0 }),
             config,
@@ -141,62 +143,77 @@ impl Sampler {
     /// If there are not `n_vocab` logits: the model and the sampler would disagree about the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         assert_eq!(logits.len(), self.n_vocab, "a sampler is built for its model's vocabulary");
-        if self.config.temperature == 0.0 || self.config.top_k == 1 {
-            return self.most_likely(logits);
+        // Out of `self` while it is read, so that candidates may be written.
+        let penalised = self.penalise(logits);
+        let logits = penalised.as_deref().unwrap_or(logits);
+        let token = if self.config.temperature == 0.0 || self.config.top_k == 1 {
+            most_likely(logits)
+        } else {
+            self.drawn(logits)
+        };
+        self.penalised = penalised.unwrap_or_default();
+        token
+    }
+
+    /// The logits after the repeat penalty, or `None` where there is none.
+    fn penalise(&mut self, logits: &[f32]) -> Option<Vec<f32>> {
+        if self.counts.is_empty() {
+            return None;
         }
-        self.gather(logits);
-        self.keep_top_k();
+        let mut all = std::mem::take(&mut self.penalised);
+        all.copy_from_slice(logits);
+        let penalty = self.config.repeat_penalty;
+        for &token in &self.recent {
+            let logit = logits[token as usize];
+            all[token as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+        }
+        Some(all)
+    }
+
+    /// One draw from what the steps leave.
+    fn drawn(&mut self, logits: &[f32]) -> u32 {
+        match self.config.top_k {
+            0 => self.gather_all(logits),
+            k => self.gather_top(k, logits),
+        }
+        if self.candidates.is_empty() {
+            return 0;
+        }
         let best = self.bring_best_first();
-        if best == f32::NEG_INFINITY {
-            return self.candidates[0].id;
-        }
         self.keep_top_p(best);
         self.keep_min_p(best);
         self.draw(best)
     }
 
-    /// The largest penalised logit; the lowest id among equals.
-    fn most_likely(&self, logits: &[f32]) -> u32 {
-        let mut best = Candidate { logit: f32::NEG_INFINITY, id: 0 };
-        for (id, &logit) in logits.iter().enumerate() {
-            let logit = self.penalised(id, logit);
-            if logit > best.logit {
-                best = Candidate { logit, id: id as u32 };
+    /// Every token above -∞, in the order of ids.
+    fn gather_all(&mut self, logits: &[f32]) {
+        self.candidates.clear();
+        let all = (0..).zip(logits).map(|(id, &logit)| Candidate { logit, id });
+        self.candidates.extend(all.filter(|c| c.logit > f32::NEG_INFINITY));
+    }
+
+    /// The `k` best tokens above -∞, best first.
+    ///
+    /// One pass: a token has to beat the worst of the best `k` so far, which nearly no block has one for. Of
+    /// 152,000 tokens that takes 45 µs, where selecting among all takes 700.
+    fn gather_top(&mut self, k: usize, logits: &[f32]) {
+        self.candidates.clear();
+        let mut floor = f32::NEG_INFINITY;
+        for (block, first) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+            if !any_above(block, floor) {
+                continue;
+            }
+            let all = (first..).zip(block).map(|(id, &logit)| Candidate { logit, id });
+            // An equal one comes after the `k` that set the floor.
+            self.candidates.extend(all.filter(|c| c.logit > floor));
+            if self.candidates.len() >= k.saturating_add(4 * BLOCK) {
+                self.candidates.select_nth_unstable_by(k - 1, by_rank);
+                self.candidates.truncate(k);
+                floor = self.candidates[k - 1].logit;
             }
         }
-        best.id
-    }
-
-    /// All tokens, penalised, in the order of ids.
-    fn gather(&mut self, logits: &[f32]) {
-        let mut candidates = std::mem::take(&mut self.candidates);
-        candidates.clear();
-        candidates.extend(
-            logits.iter().enumerate().map(|(id, &logit)| Candidate { logit: self.penalised(id, logit), id: id as u32 }),
-        );
-        self.candidates = candidates;
-    }
-
-    /// The logit after the repeat penalty; never NaN.
-    fn penalised(&self, id: usize, logit: f32) -> f32 {
-        if logit.is_nan() {
-            return f32::NEG_INFINITY;
-        }
-        match self.counts.get(id) {
-            None | Some(0) => logit,
-            Some(_) if logit > 0.0 => logit / self.config.repeat_penalty,
-            Some(_) => logit * self.config.repeat_penalty,
-        }
-    }
-
-    /// Leaves the `top_k` best candidates, best first.
-    fn keep_top_k(&mut self) {
-        let k = self.config.top_k;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, by_rank);
-            self.candidates.truncate(k);
-            self.candidates.sort_unstable_by(by_rank);
-        }
+        self.candidates.sort_unstable_by(by_rank);
+        self.candidates.truncate(k);
     }
 
     /// Swaps the best candidate to the front; its logit.
@@ -258,6 +275,29 @@ impl Sampler {
         }
         self.candidates[0].id // rounding left a crumb
     }
+}
+
+/// Logits that are compared together.
+const BLOCK: usize = 64;
+
+/// True if anything in the block is larger. Not by its maximum, which the compiler does not make lanes of.
+fn any_above(block: &[f32], floor: f32) -> bool {
+    block.iter().fold(false, |any, &x| any | (x > floor))
+}
+
+/// The largest logit; the lowest id among equals, and 0 where nothing is above -∞.
+fn most_likely(logits: &[f32]) -> u32 {
+    let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+    for (block, first) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        if any_above(block, best) {
+            for (id, &logit) in (first..).zip(block) {
+                if logit > best {
+                    (best, at) = (logit, id);
+                }
+            }
+        }
+    }
+    at
 }
 
 /// A probability over that of the best, at this temperature. Equals count alike, also where both are +∞.

@@ -190,3 +190,19 @@ fn options_out_of_range_are_named() {
     }
     assert!(Sampler::new(PLAIN, 0).is_err());
 }
+
+/// Ties across the edge of top-k, in a vocabulary long enough that candidates are thrown out on the way.
+#[test]
+fn top_k_of_a_long_vocabulary_is_the_naive_one() {
+    let config = SamplerConfig { top_k: 40, ..PLAIN };
+    // Few distinct values, the large ones rare and late as well as early: 0.0 to 4.9.
+    let logits: Vec<f32> = (0..20_000u64).map(|i| (((i * i * 2_654_435_761) >> 7) % 50) as f32 / 10.0).collect();
+    let expected = naive(&config, &logits, &[]);
+    let drawn = histogram(config, &logits, &[], 4000);
+    let sorted = |ids: &HashMap<u32, f64>| {
+        let mut ids: Vec<u32> = ids.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(sorted(&drawn), sorted(&expected));
+}
