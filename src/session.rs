@@ -13,7 +13,7 @@ use self::read_path::Chosen;
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerStats, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
@@ -333,6 +333,10 @@ impl<B: Backend> Session<B> {
     /// What the cache counted.
     pub fn stats(&self) -> &CacheStats {
         self.experts.stats()
+    }
+    /// What decoding found in each MoE layer. (n_moe_layer)
+    pub fn layer_stats(&self) -> &[LayerStats] {
+        self.experts.cache().by_layer()
     }
     /// What the clock counted.
     pub fn timing(&self) -> Timing {

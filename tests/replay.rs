@@ -15,7 +15,7 @@ use std::{
 use common::ref_models::{golden, ref_model};
 use hotset::{
     backend::cpu::Cpu,
-    expert::{CacheStats, ExpertStore, Scope},
+    expert::{CacheStats, ExpertStore, LayerStats, Scope},
     gguf::Gguf,
     io::{Done, Extents, Files, IoEngine, Layout, Read, SimClock, SimIo},
     model::Config,
@@ -112,8 +112,8 @@ fn header(gguf: &Gguf) -> Header {
     }
 }
 
-/// What a live run counted, the slots that it had, and when it ended.
-fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<usize>, u64) {
+/// What a live run counted, the slots that it had, and when it ended. The layers' counts add up.
+fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<LayerStats>, Vec<usize>, u64) {
     let gguf = Gguf::open(model).unwrap();
     let sim = SimIo::new(DRIVE.latency_ns, DRIVE.bytes_per_us);
     let clock = sim.clock();
@@ -132,7 +132,11 @@ fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<usize>
         session.reset();
     }
     sink.0.lock().unwrap().flush().unwrap();
-    (*session.stats(), session.plan().slots.clone(), clock.now_ns())
+    let (stats, layers) = (*session.stats(), session.layer_stats().to_vec());
+    let sum = |of: fn(&LayerStats) -> u64| layers.iter().map(of).sum::<u64>();
+    let sums = (sum(|l| l.hit), sum(|l| l.late), sum(|l| l.miss));
+    assert_eq!(sums, (stats.decode.hit, stats.decode.late, stats.decode.miss));
+    (stats, layers, session.plan().slots.clone(), clock.now_ns())
 }
 
 fn budgets(model: &Path, options: Options) -> [u64; 3] {
@@ -160,13 +164,14 @@ fn a_replay_equals_the_live_run() {
             for &policy in PolicyKind::ALL {
                 for &prefetch in PrefetchKind::ALL {
                     let options = Options { memory_bytes: Some(memory), policy, prefetch, ..base };
-                    let (stats, slots, end_ns) = live(&model, &trace, options);
+                    let (stats, live_layers, slots, end_ns) = live(&model, &trace, options);
                     let compute = Compute { shared_ns: EVENT_NS, ..Compute::default() };
                     let policy = SimPolicy::Live(policy);
                     let setting = Setting { policy, scope, slots: &slots, prefetch, drive: DRIVE, compute };
-                    let replayed = simulate::replay(&trace, &setting, &[]).unwrap();
+                    let (replayed, layers) = simulate::replay_by_layer(&trace, &setting, &[]).unwrap();
                     let what = format!("{} {} {} in {memory}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");
+                    assert_eq!(layers, live_layers, "{what}: layer by layer");
                     assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");
                     stalls += u64::from(stats.decode.stall_ns > 0);
                     late += stats.decode.late;

@@ -14,6 +14,7 @@ mod repack;
 mod run;
 mod simulate;
 mod stats;
+mod sweep;
 mod tokenize;
 mod trace;
 

@@ -7,7 +7,10 @@
 //!
 //! Must not know: what the bytes mean, models, arithmetic.
 
-use super::{stats::CacheStats, store::ExpertStore};
+use super::{
+    stats::{CacheStats, LayerStats},
+    store::ExpertStore,
+};
 use crate::{
     Error, Result,
     id::ExpertId,
@@ -102,6 +105,8 @@ pub struct ExpertCache {
     prefetches_in_flight: usize,
     phase: Phase,
     stats: CacheStats,
+    /// Of decoding. (n_moe_layer)
+    by_layer: Vec<LayerStats>,
 }
 
 impl ExpertCache {
@@ -159,6 +164,7 @@ impl ExpertCache {
             prefetches_in_flight: 0,
             phase: Phase::Prompt,
             stats: CacheStats::default(),
+            by_layer: vec![LayerStats::default(); n_layer],
         })
     }
 
@@ -177,6 +183,10 @@ impl ExpertCache {
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
         &self.stats
+    }
+    /// What decoding found in each MoE layer since the start; together [`CacheStats::decode`]. (n_moe_layer)
+    pub fn by_layer(&self) -> &[LayerStats] {
+        &self.by_layer
     }
     /// True if the expert's bytes are in a slot now.
     pub fn is_resident(&self, id: ExpertId) -> bool {
@@ -240,12 +250,19 @@ impl ExpertCache {
         self.collect(event);
         let counts = self.stats.of_mut(event.phase);
         counts.events += 1;
+        let before = *counts;
         for &(Routed { id, .. }, _) in &self.wanted {
             match self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] {
                 NONE => counts.miss += 1,
                 slot if matches!(self.slots[slot as usize], Slot::Ready(_)) => counts.hit += 1,
                 _ => counts.late += 1,
             }
+        }
+        if event.phase == Phase::Decode {
+            let layer = &mut self.by_layer[usize::from(event.layer)];
+            layer.hit += counts.hit - before.hit;
+            layer.late += counts.late - before.late;
+            layer.miss += counts.miss - before.miss;
         }
         for i in 0..self.wanted.len() {
             let (routed, _) = self.wanted[i];

@@ -27,6 +27,25 @@ impl PhaseStats {
     }
 }
 
+/// What one layer's decoded tokens found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerStats {
+    /// Wanted experts that were in a slot.
+    pub hit: u64,
+    /// Wanted experts whose read was in flight already.
+    pub late: u64,
+    /// Wanted experts that had to be read.
+    pub miss: u64,
+}
+
+impl LayerStats {
+    /// Share of wanted experts that were in a slot, 0 to 1; `None` before the first request.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let all = self.hit + self.late + self.miss;
+        (all > 0).then(|| self.hit as f64 / all as f64)
+    }
+}
+
 /// Counters since the cache was made. An expert counts once a layer event, however many rows want it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerStats, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
     policy::{Belady, Future, PolicyKind, PoolShape, Random},
@@ -130,12 +130,29 @@ impl TraceSink for Computing {
 /// # Errors
 /// A trace that cannot be read, memory that is refused.
 pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
+    replay_by_layer(trace, setting, futures).map(|(outcome, _)| outcome)
+}
+
+/// [`replay`], and what decoding found in each layer: nothing for the bounds that are no caches. (n_moe_layer or 0)
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_by_layer(
+    trace: &Path,
+    setting: &Setting<'_>,
+    futures: &[Arc<Future>],
+) -> Result<(Outcome, Vec<LayerStats>)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
     let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
+    let no_cache = |outcome| (outcome, Vec::new());
     match setting.policy {
-        SimPolicy::BeladyBypass => return bounds::belady_bypass(&mut trace, setting.scope, setting.slots, futures),
-        SimPolicy::StaticOracle => return bounds::static_oracle(&mut trace, setting.scope, setting.slots, futures),
+        SimPolicy::BeladyBypass => {
+            return bounds::belady_bypass(&mut trace, setting.scope, setting.slots, futures).map(no_cache);
+        }
+        SimPolicy::StaticOracle => {
+            return bounds::static_oracle(&mut trace, setting.scope, setting.slots, futures).map(no_cache);
+        }
         SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
@@ -171,7 +188,7 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> R
         }
     }
     outcome.stats = *experts.stats();
-    Ok(outcome)
+    Ok((outcome, experts.cache().by_layer().to_vec()))
 }
 
 /// When each expert of each pool is used, for the oracles.

@@ -1,0 +1,248 @@
+//! Options and work that `simulate` and `report` share: a trace through every policy and cache size that is asked for.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hotset::{
+    Error, Result,
+    expert::{LayerStats, Scope},
+    machine,
+    policy::{Future, PolicyKind},
+    prefetch::PrefetchKind,
+    simulate::{self, Compute, Drive, Row, Setting, SimPolicy, SlotSpec},
+    trace::file::Header,
+};
+
+use super::{
+    args::{SCOPES, named},
+    out::{Progress, note},
+};
+
+/// What is simulated.
+#[derive(clap::Args)]
+pub struct Sweep {
+    /// Slots a layer: numbers, or shares of the layer's experts. Default: twelve sizes, from the experts that a token
+    /// uses to all
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = |text: &str| text.parse::<SlotSpec>().map_err(|_| "expected a number, or a share such as 25%")
+    )]
+    slots: Vec<SlotSpec>,
+    /// Policies by name, `default` or `all`; besides the engine's own there are belady, belady-bypass, static-oracle, random
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    policy: Vec<String>,
+    /// Slots: a pool for each layer, one for all, or both in turn
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
+    scope: Vec<Scope>,
+    /// Which experts are read before they are asked for
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
+    prefetch: Vec<PrefetchKind>,
+    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500)
+    #[arg(long, value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
+    drive: Drive,
+    /// Computing of a layer before its experts are known, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    layer_us: f64,
+    /// Computing of a layer after that besides its experts (a shared one), in microseconds
+    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    shared_us: f64,
+    /// Computing of an expert, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    expert_us: f64,
+}
+
+/// One run to do.
+struct Job {
+    policy: SimPolicy,
+    scope: Scope,
+    slots: Vec<usize>,
+    prefetch: PrefetchKind,
+}
+
+/// A run's row, and what decoding found in each MoE layer: nothing for the bounds that are no caches.
+pub type Run = (Row, Vec<LayerStats>);
+
+/// Shares of a layer's experts, in percent, that most papers give; those that a model cannot run with are left out.
+const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];
+
+impl Sweep {
+    /// Runs all of it on all cores: by scope, prefetcher, slots and policy, in the order of the options.
+    ///
+    /// # Errors
+    /// Options that leave nothing to run, a trace that cannot be read.
+    pub fn run(&self, trace: &Path, header: &Header) -> Result<Vec<Run>> {
+        let jobs = self.jobs(header)?;
+        let mut runs = self.work(trace, header, &jobs)?;
+        let mut rows: Vec<Row> = runs.iter().map(|(row, _)| row.clone()).collect();
+        simulate::compare(&mut rows);
+        runs.iter_mut().zip(rows).for_each(|(run, row)| run.0 = row);
+        Ok(runs)
+    }
+
+    fn compute(&self) -> Compute {
+        let ns = |us: f64| (us * 1e3) as u64;
+        Compute { layer_ns: ns(self.layer_us), shared_ns: ns(self.shared_us), expert_ns: ns(self.expert_us) }
+    }
+
+    fn jobs(&self, header: &Header) -> Result<Vec<Job>> {
+        let policies = policies(&self.policy)?;
+        let counts = self.counts(header)?;
+        let mut jobs = Vec::new();
+        for &scope in &self.scope {
+            for &prefetch in &self.prefetch {
+                for &n in &counts {
+                    let slots = simulate::slots(scope, n, header.n_layer, header.n_expert);
+                    jobs.extend(policies.iter().map(|&policy| Job { policy, scope, slots: slots.clone(), prefetch }));
+                }
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Slots a layer, ascending.
+    fn counts(&self, header: &Header) -> Result<Vec<usize>> {
+        let (used, n_expert) = (header.n_expert_used, header.n_expert);
+        if self.slots.is_empty() {
+            return Ok(default_counts(used, n_expert));
+        }
+        let mut counts: Vec<usize> = self.slots.iter().map(|s| s.count(n_expert)).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let few: Vec<_> = counts.iter().filter(|n| **n < used).map(usize::to_string).collect();
+        if !few.is_empty() {
+            note(format_args!("left out {} slots a layer: a token uses {used} experts at once", few.join(", ")));
+        }
+        counts.retain(|n| *n >= used);
+        if counts.is_empty() {
+            let expected = format!("at least {used}, the experts that a token uses");
+            return Err(Error::request("--slots", expected, few.join(", ")));
+        }
+        Ok(counts)
+    }
+
+    /// Runs the jobs on all cores; runs in the jobs' order.
+    fn work(&self, trace: &Path, header: &Header, jobs: &[Job]) -> Result<Vec<Run>> {
+        let futures = |scope| -> Result<Vec<Arc<Future>>> {
+            let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
+            if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
+        };
+        let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
+        let threads = machine::cores().threads().min(jobs.len());
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
+        let bar = Progress::runs("simulating", false);
+        let one = |job: &Job| {
+            let setting = Setting {
+                policy: job.policy,
+                scope: job.scope,
+                slots: &job.slots,
+                prefetch: job.prefetch,
+                drive: self.drive,
+                compute: self.compute(),
+            };
+            let futures = if job.scope == Scope::Layer { &layer } else { &global };
+            let (outcome, layers) = simulate::replay_by_layer(trace, &setting, futures)?;
+            Ok((Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome), layers))
+        };
+        std::thread::scope(|s| {
+            for _ in 0..threads {
+                s.spawn(|| {
+                    while let Some((i, job)) = {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        jobs.get(i).map(|job| (i, job))
+                    } {
+                        let run: Result<Run> = one(job);
+                        let mut done = done.lock().expect("no thread panics while it holds the runs");
+                        done.push((i, run));
+                        bar.set(done.len() as u64, jobs.len() as u64);
+                    }
+                });
+            }
+        });
+        let mut runs = done.into_inner().expect("no thread panicked");
+        runs.sort_by_key(|(i, _)| *i);
+        runs.into_iter().map(|(_, run)| run).collect()
+    }
+}
+
+/// [`SHARES`] and the fewest slots that run, and as many more, each halving the widest gap, as make twelve; fewer only
+/// where a layer has fewer experts.
+fn default_counts(used: usize, n_expert: usize) -> Vec<usize> {
+    let mut counts: Vec<usize> = SHARES.iter().map(|&p| SlotSpec::Percent(p).count(n_expert)).collect();
+    counts.retain(|n| *n > used);
+    counts.push(used);
+    counts.sort_unstable();
+    counts.dedup();
+    while counts.len() < SHARES.len() {
+        let widest = (1..counts.len()).max_by_key(|&i| (counts[i] - counts[i - 1], std::cmp::Reverse(i)));
+        let Some(i) = widest.filter(|&i| counts[i] - counts[i - 1] > 1) else { break };
+        counts.insert(i, (counts[i - 1] + counts[i]) / 2);
+    }
+    counts
+}
+
+/// What good drives of the kind give to reads of an expert's size.
+fn drive(text: &str) -> Result<Drive, String> {
+    let (latency_us, bytes_per_us) = match text {
+        "nvme" => (80, 3500),
+        "ufs4" => (120, 2800),
+        "sata" => (120, 520),
+        _ => {
+            let wrong = || "expected nvme, ufs4, sata, or microseconds:MB/s such as 80:3500".to_owned();
+            let (a, b) = text.split_once(':').ok_or_else(wrong)?;
+            let number = |t: &str| t.parse::<u64>().ok().filter(|n| *n <= 1_000_000_000);
+            (number(a).ok_or_else(wrong)?, number(b).filter(|n| *n > 0).ok_or_else(wrong)?)
+        }
+    };
+    Ok(Drive { latency_ns: latency_us * 1000, bytes_per_us })
+}
+
+fn micros(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|n| (0.0..=1e9).contains(n));
+    number.ok_or_else(|| "expected microseconds, 0 or more".to_owned())
+}
+
+fn policies(names: &[String]) -> Result<Vec<SimPolicy>> {
+    let all = SimPolicy::all();
+    let mut chosen = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "all" => chosen.extend(&all),
+            "default" => chosen.push(SimPolicy::Live(PolicyKind::default())),
+            name => match all.iter().find(|p| p.name() == name) {
+                Some(&policy) => chosen.push(policy),
+                None => {
+                    let known: Vec<_> = all.iter().map(|p| p.name()).collect();
+                    return Err(Error::request("--policy", format!("all, default, {}", known.join(", ")), name));
+                }
+            },
+        }
+    }
+    let mut unique = Vec::new();
+    chosen.into_iter().for_each(|p| {
+        if !unique.contains(&p) {
+            unique.push(p)
+        }
+    });
+    Ok(unique)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::default_counts;
+
+    #[test]
+    fn twelve_sizes_from_the_smallest_that_runs_to_all() {
+        assert_eq!(default_counts(8, 128), [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]);
+        assert_eq!(default_counts(6, 48), [6, 9, 12, 15, 18, 21, 24, 27, 30, 36, 42, 48]);
+        assert_eq!(default_counts(2, 8).len(), 7, "2 to 8");
+        assert_eq!(default_counts(1, 1), [1]);
+        assert_eq!(default_counts(60, 64), [60, 61, 62, 63, 64]);
+    }
+}
