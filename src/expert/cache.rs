@@ -7,6 +7,9 @@
 //!
 //! Must not know: what the bytes mean, models, arithmetic.
 
+mod rolling;
+
+use self::rolling::Rolling;
 use super::{
     stats::{CacheStats, LayerStats},
     store::ExpertStore,
@@ -102,6 +105,7 @@ pub struct ExpertCache {
     wanted: Vec<(Routed, Want)>,
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
+    rolling: Rolling,
     prefetches_in_flight: usize,
     phase: Phase,
     stats: CacheStats,
@@ -156,6 +160,7 @@ impl ExpertCache {
             index: vec![NONE; n_layer * n_expert],
             wanted: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
+            rolling: Rolling::new(&store, slots),
             tenants: vec![None; all.len()],
             slots: all,
             pools,
@@ -244,6 +249,7 @@ impl ExpertCache {
         }
         self.phase = event.phase;
         self.wanted.clear();
+        self.before_rolling(event);
         self.park();
         let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
         self.pools[pool].policy.observe(event);
@@ -303,9 +309,9 @@ impl ExpertCache {
         if std::mem::take(&mut tenant.unasked) {
             self.stats.prefetch_useful += 1;
         }
-        if matches!(self.slots[slot], Slot::Loading) && tenant.priority == Priority::Prefetch {
+        if matches!(self.slots[slot], Slot::Loading) && tenant.priority != Priority::Demand {
+            self.prefetches_in_flight -= usize::from(tenant.priority == Priority::Prefetch);
             tenant.priority = Priority::Demand;
-            self.prefetches_in_flight -= 1;
             self.io.promote(slot);
         }
     }
@@ -449,12 +455,12 @@ impl ExpertCache {
         };
         let extents = self.store.extents(id);
         self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] = slot as u32;
-        self.tenants[slot] = Some(Tenant { id, priority, unasked: priority == Priority::Prefetch });
+        self.tenants[slot] = Some(Tenant { id, priority, unasked: priority != Priority::Demand });
         let pool = self.pool_of(id);
         self.pools[pool].policy.insert(id);
         match priority {
             Priority::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
-            Priority::Prefetch => self.stats.prefetch_bytes += extents.bytes(),
+            Priority::Prefetch | Priority::Ahead => self.stats.prefetch_bytes += extents.bytes(),
         }
         self.io.submit(Read { tag: slot, extents, buf, priority });
     }

@@ -52,7 +52,11 @@ impl Experts {
     /// # Errors
     /// The first read that failed, with path, expert and offset.
     pub fn next_ready(&mut self, ready: &mut Vec<ExpertId>) -> Result<()> {
-        self.cache.next_ready(ready)
+        self.cache.next_ready(ready)?;
+        if ready.is_empty() && self.prefetcher.reads_ahead() {
+            self.cache.read_ahead();
+        }
+        Ok(())
     }
 
     /// The matrices of an expert that was just handed out.

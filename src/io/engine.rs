@@ -133,7 +133,7 @@ impl IoEngine for ThreadEngine {
         let mut queue = self.shared.queue();
         match read.priority {
             Priority::Demand => queue.demand.push_back(read),
-            Priority::Prefetch => queue.prefetch.push_back(read),
+            Priority::Prefetch | Priority::Ahead => queue.prefetch.push_back(read),
         }
         drop(queue);
         self.in_flight += 1;

@@ -76,6 +76,9 @@ pub enum Priority {
     Demand,
     /// Somebody may want it.
     Prefetch,
+    /// Nobody waits for it yet, but it is as good as sure that somebody will, and the control thread may not come by for
+    /// a while: after [`Priority::Demand`], as many at once as the engine can take.
+    Ahead,
 }
 
 /// A read moves its buffer in; the completion moves it back. While it is in flight nobody else can hold the buffer.

@@ -3,7 +3,8 @@
 //! The control thread drives the ring itself: the ring holds some 14 MB of an expert's usual parts, more than a drive reads
 //! while one layer is computed, so a thread of its own would win nothing and take a core from the kernels at every
 //! wake-up. Processor time a GB is about that of threads (`benches/RESULTS.tsv`). What does not fit the ring waits in two
-//! queues here, demand before prefetch.
+//! queues here, demand before prefetch. Only what is read ahead of a prompt ([`Priority::Ahead`]) may go to the kernel beyond the
+//! depth asked for.
 //!
 //! Files are registered; buffers are not. Registered buffers are pinned: all slots would be resident and zeroed before
 //! the first token, and the limit on locked memory of an ordinary user (8 MiB) forbids it anyway.
@@ -96,11 +97,14 @@ pub struct Uring {
     ring: Box<dyn Ring>,
     layout: Layout,
     block: usize,
-    /// Pieces with the kernel, by id. (depth)
+    /// Pieces with the kernel at most, but for those that are read ahead.
+    depth: usize,
+    /// Pieces with the kernel, by id. (MAX_DEPTH)
     in_kernel: Vec<Option<Piece>>,
     free_ids: Vec<usize>,
     demand: VecDeque<Piece>,
     prefetch: VecDeque<Piece>,
+    ahead: VecDeque<Piece>,
     /// Pieces that the system put off, and until when.
     put_off: Vec<(Instant, Piece)>,
     reads: Vec<Option<Active>>,
@@ -117,7 +121,7 @@ impl Uring {
     pub fn new(files: DirectFiles, depth: usize) -> io::Result<Self> {
         let depth = depth.clamp(1, MAX_DEPTH);
         let failed = |e: io::Error| io::Error::new(e.kind(), format!("io_uring: {e}"));
-        let ring = IoUring::new(depth.next_power_of_two() as u32).map_err(failed)?;
+        let ring = IoUring::new(MAX_DEPTH as u32).map_err(failed)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe).map_err(failed)?;
         if !probe.is_supported(opcode::Read::CODE) {
@@ -134,11 +138,13 @@ impl Uring {
             ring,
             layout,
             block,
-            in_kernel: vec![None; depth],
-            free_ids: (0..depth).rev().collect(),
+            depth,
+            in_kernel: vec![None; MAX_DEPTH],
+            free_ids: (0..MAX_DEPTH).rev().collect(),
             demand: VecDeque::with_capacity(MAX_DEPTH),
             prefetch: VecDeque::with_capacity(MAX_DEPTH),
-            put_off: Vec::with_capacity(depth),
+            ahead: VecDeque::with_capacity(MAX_DEPTH),
+            put_off: Vec::with_capacity(MAX_DEPTH),
             reads: Vec::with_capacity(MAX_DEPTH),
             free_reads: Vec::with_capacity(MAX_DEPTH),
             finished: VecDeque::with_capacity(MAX_DEPTH),
@@ -162,7 +168,17 @@ impl Uring {
         match self.active(piece.read).read.priority {
             Priority::Demand => self.demand.push_back(piece),
             Priority::Prefetch => self.prefetch.push_back(piece),
+            Priority::Ahead => self.ahead.push_back(piece),
         }
+    }
+
+    /// The piece that the kernel should have next. What is read ahead may fill the ring: nobody looks after it while the
+    /// control thread computes.
+    fn next_piece(&mut self) -> Option<Piece> {
+        if self.in_kernel.len() - self.free_ids.len() >= self.depth {
+            return self.ahead.pop_front();
+        }
+        self.demand.pop_front().or_else(|| self.ahead.pop_front()).or_else(|| self.prefetch.pop_front())
     }
 
     /// Hands waiting pieces to the kernel, as far as the ring goes.
@@ -176,7 +192,7 @@ impl Uring {
         }
         let mut pushed = false;
         while let Some(&id) = self.free_ids.last() {
-            let Some(piece) = self.demand.pop_front().or_else(|| self.prefetch.pop_front()) else { break };
+            let Some(piece) = self.next_piece() else { break };
             self.free_ids.pop();
             self.in_kernel[id] = Some(piece);
             let Piece { run, start, got, len, .. } = piece;
@@ -241,11 +257,13 @@ impl Uring {
 
     /// The rest of a read that failed is not worth reading.
     fn forget_waiting(&mut self, read: usize) {
-        let before = self.demand.len() + self.prefetch.len() + self.put_off.len();
-        self.demand.retain(|p| p.read != read);
-        self.prefetch.retain(|p| p.read != read);
+        let waiting = |u: &Self| u.demand.len() + u.prefetch.len() + u.ahead.len() + u.put_off.len();
+        let before = waiting(self);
+        for queue in [&mut self.demand, &mut self.prefetch, &mut self.ahead] {
+            queue.retain(|p| p.read != read);
+        }
         self.put_off.retain(|(_, p)| p.read != read);
-        let forgotten = before - self.demand.len() - self.prefetch.len() - self.put_off.len();
+        let forgotten = before - waiting(self);
         self.active(read).left -= forgotten;
     }
 
@@ -262,7 +280,7 @@ impl IoEngine for Uring {
         "uring"
     }
     fn depth(&self) -> usize {
-        self.in_kernel.len()
+        self.depth
     }
     fn layout(&self) -> Layout {
         self.layout
@@ -290,8 +308,10 @@ impl IoEngine for Uring {
     fn promote(&mut self, tag: usize) {
         let Some(index) = self.reads.iter().position(|a| a.as_ref().is_some_and(|a| a.read.tag == tag)) else { return };
         self.active(index).read.priority = Priority::Demand;
-        self.demand.extend(self.prefetch.iter().filter(|p| p.read == index));
-        self.prefetch.retain(|p| p.read != index);
+        for queue in [&mut self.prefetch, &mut self.ahead] {
+            self.demand.extend(queue.iter().filter(|p| p.read == index));
+            queue.retain(|p| p.read != index);
+        }
     }
     fn wait(&mut self) -> Option<Done> {
         let mut failures = 0;

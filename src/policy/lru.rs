@@ -17,7 +17,7 @@ pub struct Lru {
 impl Lru {
     /// For such a pool, so that the order never grows while tokens run.
     pub fn new(shape: &PoolShape) -> Self {
-        Self { order: lru::LruCache::new(NonZeroUsize::new(shape.slots.max(1)).expect("max(1)")) }
+        Self { order: lru::LruCache::new(NonZeroUsize::new(shape.experts().max(1)).expect("max(1)")) }
     }
 }
 

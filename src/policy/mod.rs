@@ -35,7 +35,7 @@ pub struct PoolShape {
     pub layers: Range<u16>,
     /// Experts a layer.
     pub n_expert: usize,
-    /// Slots.
+    /// Slots. While a prompt runs, others may be lent to the pool, and it holds more residents.
     pub slots: usize,
 }
 

@@ -22,7 +22,7 @@ impl Residents {
     /// None yet, with room for all.
     pub fn new(shape: &PoolShape) -> Self {
         let n = shape.experts();
-        Self { shape: shape.clone(), list: Vec::with_capacity(shape.slots.min(n)), at: vec![ABSENT; n] }
+        Self { shape: shape.clone(), list: Vec::with_capacity(n), at: vec![ABSENT; n] }
     }
     /// The pool.
     pub fn shape(&self) -> &PoolShape {

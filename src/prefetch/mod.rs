@@ -14,6 +14,11 @@ pub trait Prefetcher: Send {
     fn name(&self) -> &'static str;
     /// True where [`LayerEvent::lookahead`] is wanted, so that the model computes it.
     fn wants_lookahead(&self) -> bool;
+    /// True where the next layer's absent experts may be read while a long prompt, which wants nearly all, is between two
+    /// layers.
+    fn reads_ahead(&self) -> bool {
+        true
+    }
     /// Learns from an event and appends its guesses, the likeliest first. So many of them, from the first on, are worth
     /// a read; the others are worth not being evicted for one.
     fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize;
@@ -27,6 +32,9 @@ impl Prefetcher for NoPrefetch {
         "off"
     }
     fn wants_lookahead(&self) -> bool {
+        false
+    }
+    fn reads_ahead(&self) -> bool {
         false
     }
     fn observe(&mut self, _: LayerEvent<'_>, _: &mut Vec<ExpertId>) -> usize {
