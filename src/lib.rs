@@ -40,6 +40,7 @@
 //! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
+//! | [`report`] | traces and runs as curves, heat maps and timelines | sessions, clocks, terminals |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //!
@@ -84,6 +85,7 @@ pub mod prefetch;
 pub mod pressure;
 pub mod quant;
 pub mod repack;
+pub mod report;
 pub mod sampler;
 pub mod session;
 pub mod simulate;

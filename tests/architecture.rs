@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("plan", &["backend", "error", "expert", "gguf", "io", "model", "quant"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
+    ("report", &["error", "expert", "policy", "simulate", "trace"]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
@@ -48,6 +49,7 @@ const MUST_NOT_SEE: &[(&str, &[&str])] = &[
     ("pressure", &["env", "fs", "io", "net", "path", "process", "sync", "thread"]),
     ("policy", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
+    ("report", &["env", "net", "process", "sync", "thread", "time"]),
     ("backend", &["fs", "net", "path", "process"]),
     ("model", &["env", "fs", "io", "net", "process", "sync", "thread", "time"]),
     ("expert", &["env", "fs", "net", "process", "sync", "thread", "time"]),

@@ -7,10 +7,12 @@ mod args;
 mod bench;
 mod inspect;
 mod logits;
+mod made;
 mod model_file;
 mod out;
 mod perplexity;
 mod repack;
+mod report;
 mod run;
 mod simulate;
 mod stats;
@@ -42,6 +44,7 @@ enum Verb {
     Tokenize(tokenize::Args),
     Trace(trace::Args),
     Simulate(simulate::Args),
+    Report(report::Args),
 }
 
 /// Why a verb ended before its end.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Trace(args) => trace::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
+        Verb::Report(args) => report::run(&args),
     };
     match ended {
         Ok(code) => code,

@@ -17,7 +17,7 @@ use super::{
     Ended, Stop,
     args::{Engine, count, read_text},
     out::{Out, Progress},
-    stats::Stats,
+    stats::{Record, Stats},
 };
 
 /// Measure the perplexity of a text
@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Ended {
 
     let options = args.engine.options(&gguf, args.ctx);
     let options = Options { all_logits: true, n_batch: options.n_batch.min(args.ctx.div_ceil(2)), ..options };
+    let record = Record::new(&gguf);
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> Ended {
         out.text(&format!("[{}]{:.4},", i + 1, loss.perplexity()))?;
     }
     finish(&mut out, &loss)?;
-    Stats::new(&session, &args.engine, 0, "length")?.print();
+    Stats::new(&session, &args.engine, record, "length")?.print();
     Ok(ExitCode::SUCCESS)
 }
 

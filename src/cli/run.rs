@@ -26,7 +26,7 @@ use super::{
     args::{Engine, count, read_text},
     model_file,
     out::{Out, Progress, note},
-    stats::{self, Stats},
+    stats::{self, Record, Snapshot, Stats},
 };
 
 /// Exit code after Ctrl-C: 128 + SIGINT, as shells have it.
@@ -150,6 +150,7 @@ pub fn run(args: &Args) -> Ended {
     // Begun before the run, which would be lost on a path that cannot be written.
     let json = args.stats_json.as_deref().map(NewFile::create).transpose()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
+    let mut record = Record::new(&gguf);
     let prompt = text_of(prompt, args.prompt_file.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
@@ -165,9 +166,8 @@ pub fn run(args: &Args) -> Ended {
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
-    let mut generated = 0;
     let end = match echo
-        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &interrupted, &mut generated))
+        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &interrupted, &mut record))
         .and_then(|end| text.finish().map(|()| end))
     {
         Ok(end) => end,
@@ -177,7 +177,7 @@ pub fn run(args: &Args) -> Ended {
             return Err(stop);
         }
     };
-    let stats = Stats::new(&session, &args.engine, generated, end.name())?;
+    let stats = Stats::new(&session, &args.engine, record, end.name())?;
     if end == End::Context && !args.quiet {
         note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
     }
@@ -256,7 +256,7 @@ fn generate(
     session: &mut Session,
     text: &mut Text,
     interrupted: &AtomicBool,
-    generated: &mut u64,
+    record: &mut Record,
 ) -> Result<End, Stop> {
     let mut sampler = Sampler::new(args.sampling.config(), session.config().n_vocab)?;
     prompt.iter().for_each(|&token| sampler.accept(token));
@@ -266,23 +266,28 @@ fn generate(
     if args.max_tokens == 0 {
         return Ok(End::Length);
     }
+    let mut before = None;
     let end = loop {
         let token = sampler.sample(logits);
+        if let Some(before) = before.take() {
+            record.tokens.push(Snapshot::of(session).since(&before));
+        }
         if tokenizer.is_end_of_generation(token) && !args.ignore_eos {
             break End::Model;
         }
-        *generated += 1;
+        record.generated += 1;
         sampler.accept(token);
         text.push(decoder.push(tokenizer, token))?;
         if interrupted.load(Ordering::Relaxed) {
             break End::Interrupted;
         }
-        if *generated == args.max_tokens as u64 {
+        if record.generated == args.max_tokens as u64 {
             break End::Length;
         }
         if session.n_past() == session.plan().n_ctx {
             break End::Context;
         }
+        before = Some(Snapshot::of(session));
         logits = session.decode(token)?;
     };
     text.push(decoder.finish())?;

@@ -5,15 +5,18 @@
 use hotset::{
     Result,
     backend::cpu::{Cpu, kernels::Kernels},
-    expert::PhaseStats,
+    expert::{CacheStats, PhaseStats},
+    gguf::Gguf,
     human_bytes, machine,
     plan::Plan,
+    report::{Series, run::Layer, series::Point},
     session::Session,
 };
 use serde::Serialize;
 
 use super::{
     args::{Engine, kv_name},
+    made,
     out::plain,
 };
 
@@ -21,7 +24,12 @@ use super::{
 #[derive(Serialize)]
 pub struct Stats {
     version: &'static str,
+    /// When the run ended, in UTC.
+    date: String,
+    machine: String,
     model: String,
+    /// FNV-1a of its tensor table.
+    model_id: String,
     stop: &'static str,
     prompt_tokens: u64,
     generated_tokens: u64,
@@ -65,6 +73,52 @@ pub struct Stats {
     cores_allowed: usize,
     /// CPUs' worth of time that the cgroup gives.
     cpu_quota: Option<f64>,
+    /// Decoding, by MoE layer.
+    layers: Vec<Layer>,
+    /// Decoding, by token.
+    tokens: Series,
+}
+
+/// What the verb keeps while it runs.
+pub struct Record {
+    model_id: String,
+    /// Tokens so far.
+    pub generated: u64,
+    /// Decoding so far.
+    pub tokens: Series,
+}
+
+impl Record {
+    /// Nothing yet, of a model.
+    pub fn new(gguf: &Gguf) -> Self {
+        Self { model_id: made::model_id(gguf), generated: 0, tokens: Series::default() }
+    }
+}
+
+/// Where a session stands between two tokens.
+pub struct Snapshot {
+    cache: CacheStats,
+    decode_ns: u64,
+}
+
+impl Snapshot {
+    /// Now.
+    pub fn of(session: &Session<Cpu>) -> Self {
+        Self { cache: *session.stats(), decode_ns: session.timing().decode_ns }
+    }
+
+    /// What decoding took since `before`.
+    pub fn since(&self, before: &Self) -> Point {
+        let (new, old) = (&self.cache.decode, &before.cache.decode);
+        Point {
+            hit: new.hit - old.hit,
+            late: new.late - old.late,
+            miss: new.miss - old.miss,
+            bytes: self.cache.bytes_read() - before.cache.bytes_read(),
+            stall_ns: new.stall_ns - old.stall_ns,
+            time_ns: self.decode_ns - before.decode_ns,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -142,11 +196,11 @@ impl Phase {
 }
 
 impl Stats {
-    /// Takes stock of `session`, which stopped because of `stop` after `generated` tokens.
+    /// Takes stock of `session`, which stopped because of `stop`.
     ///
     /// # Errors
     /// None that [`Session::open`] would not have met: kernels are chosen once more, for their name.
-    pub fn new(session: &Session<Cpu>, engine: &Engine, generated: u64, stop: &'static str) -> Result<Self> {
+    pub fn new(session: &Session<Cpu>, engine: &Engine, record: Record, stop: &'static str) -> Result<Self> {
         let (cache, timing, plan) = (session.stats(), session.timing(), session.plan());
         let total = cache.total();
         let prompt = Phase::new(&cache.prompt, timing.prompt_tokens, timing.prompt_ns);
@@ -154,11 +208,14 @@ impl Stats {
         let (io, policy, prefetch) = session.modes();
         let cores = machine::cores();
         Ok(Self {
-            version: env!("CARGO_PKG_VERSION"),
+            version: made::VERSION,
+            date: made::now(),
+            machine: made::machine(),
+            model_id: record.model_id,
             model: session.path().display().to_string(),
             stop,
             prompt_tokens: timing.prompt_tokens,
-            generated_tokens: generated,
+            generated_tokens: record.generated,
             prompt_tok_s: prompt.tok_s,
             decode_tok_s: decode.tok_s,
             hit: total.hit,
@@ -194,6 +251,8 @@ impl Stats {
             threads: session.threads(),
             cores_allowed: cores.allowed,
             cpu_quota: cores.quota,
+            layers: session.layer_stats().iter().map(|l| Layer { hit: l.hit, late: l.late, miss: l.miss }).collect(),
+            tokens: record.tokens,
         })
     }
 

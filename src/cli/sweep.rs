@@ -86,6 +86,11 @@ impl Sweep {
         Ok(runs)
     }
 
+    /// The drive of all runs.
+    pub fn drive(&self) -> Drive {
+        self.drive
+    }
+
     fn compute(&self) -> Compute {
         let ns = |us: f64| (us * 1e3) as u64;
         Compute { layer_ns: ns(self.layer_us), shared_ns: ns(self.shared_us), expert_ns: ns(self.expert_us) }
@@ -116,13 +121,13 @@ impl Sweep {
         counts.sort_unstable();
         counts.dedup();
         let few: Vec<_> = counts.iter().filter(|n| **n < used).map(usize::to_string).collect();
-        if !few.is_empty() {
-            note(format_args!("left out {} slots a layer: a token uses {used} experts at once", few.join(", ")));
-        }
         counts.retain(|n| *n >= used);
         if counts.is_empty() {
             let expected = format!("at least {used}, the experts that a token uses");
             return Err(Error::request("--slots", expected, few.join(", ")));
+        }
+        if !few.is_empty() {
+            note(format_args!("left out {} slots a layer: a token uses {used} experts at once", few.join(", ")));
         }
         Ok(counts)
     }

@@ -27,6 +27,7 @@ use hotset::{
 use super::{
     Ended,
     args::{Engine, Memory, count, read_text},
+    made,
     out::{Out, Progress, note},
 };
 
@@ -200,10 +201,6 @@ fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u3
 
 fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
     let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-    let tensors = gguf.tensors().iter().flat_map(|t| {
-        let dims = t.dims.iter().flat_map(|d| d.to_le_bytes());
-        t.name.bytes().chain(dims).chain(t.offset.to_le_bytes()).collect::<Vec<_>>()
-    });
     let ranks = args.lookahead.unwrap_or(3 * config.n_expert_used).min(config.n_expert);
     let prompt = |(path, tokens): &(PathBuf, Vec<u32>)| Prompt {
         name: path.display().to_string(),
@@ -214,7 +211,7 @@ fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u3
     let lookahead = "the next layer's router on the residual stream before this layer's experts";
     Ok(Header {
         model: gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        model_id: fnv1a(tensors),
+        model_id: made::model_id(gguf),
         source: format!("hotset {}, {what}", env!("CARGO_PKG_VERSION")),
         n_layer: config.moe_layers.len(),
         n_expert: config.n_expert,

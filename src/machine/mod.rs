@@ -33,6 +33,18 @@ fn stall_total(text: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix("some "))?.rsplit_once("total=")?.1.trim().parse().ok()
 }
 
+/// Memory of the machine.
+pub fn memory_bytes() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+/// The processor's name, where the system knows one.
+pub fn cpu_name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = text.lines().find_map(|l| l.strip_prefix("model name"))?.split_once(':')?.1.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
 /// A line of `/proc/meminfo`, in bytes.
 fn meminfo(key: &str) -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/meminfo").ok()?, key)

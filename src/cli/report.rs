@@ -1,0 +1,75 @@
+//! `hotset report`: what a trace and a live run show, as a page, as curves in the terminal, as JSON.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::ValueEnum;
+use hotset::{
+    new_file::NewFile,
+    report::{Made, Report, Run, Traced},
+    trace::file::TraceReader,
+};
+
+use super::{Ended, made, out::Out, sweep::Sweep};
+
+/// Show what a trace and a live run say: miss-ratio curves, heat maps, a timeline
+///
+/// Prints miss-ratio curves of every policy, and with --html writes a page that needs no network and no scripts. A trace
+/// is what `hotset trace` records or imports; a run's record is what `hotset run --stats-json` writes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A trace, to be simulated at many sizes
+    #[arg(required_unless_present = "run")]
+    trace: Option<PathBuf>,
+    /// The record of a live run, for its timeline
+    #[arg(long, value_name = "FILE")]
+    run: Option<PathBuf>,
+    /// Write the page to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// What to print. Default: curves, or nothing with --html
+    #[arg(short, long, value_enum)]
+    output: Option<Format>,
+    #[command(flatten)]
+    sweep: Sweep,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    /// Miss-ratio curves, a letter a policy
+    Plot,
+    /// All numbers of the page
+    Json,
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    // Begun before the work, which would be lost on a path that cannot be written.
+    let page = args.html.as_deref().map(NewFile::create_new).transpose()?;
+    let run = args.run.as_deref().map(Run::read).transpose()?;
+    let trace = match &args.trace {
+        Some(path) => {
+            let header = TraceReader::open(path)?.header().clone();
+            let runs = args.sweep.run(path, &header)?;
+            Some(Traced::new(path, args.sweep.drive(), runs)?)
+        }
+        None => None,
+    };
+    let report = Report {
+        made: Made { version: made::VERSION.to_owned(), date: made::now(), machine: made::machine() },
+        trace,
+        run,
+    };
+    let has_page = page.is_some();
+    if let Some(mut page) = page {
+        page.write(report.html().as_bytes())?;
+        page.finish()?;
+    }
+    let text = match args.output {
+        Some(Format::Json) => serde_json::to_string_pretty(&report).expect("plain text and numbers") + "\n",
+        Some(Format::Plot) => report.text(),
+        None if has_page => String::new(),
+        None => report.text(),
+    };
+    Out::new().text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

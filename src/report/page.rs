@@ -1,0 +1,109 @@
+//! The page: head, contract, figures. One file without scripts, fonts or pictures from elsewhere, and a content security
+//! policy that lets a browser load none.
+
+use super::{Made, Report, Run, Traced, curves, html::escape, timeline};
+use crate::human_bytes;
+
+const STYLE: &str = include_str!("page.css");
+
+impl Report {
+    /// See the module. The source is well-formed XML too.
+    pub fn html(&self) -> String {
+        let title = match (&self.trace, &self.run) {
+            (Some(trace), _) => trace.header.model.clone(),
+            (None, Some(run)) => run.model.clone(),
+            (None, None) => "nothing".to_owned(),
+        };
+        let title = escape(&format!("Experts of {title}"));
+        let mut body = format!("<header><h1>{title}</h1>\n");
+        body += &self.trace.as_ref().map_or(String::new(), curves::summary);
+        body += &self.run.as_ref().map_or(String::new(), timeline::summary);
+        body += "</header>\n";
+        body += &contract(&self.made, self.trace.as_ref(), self.run.as_ref());
+        if let Some(trace) = &self.trace {
+            body += &section("Simulated on the trace", &curves::figures(trace));
+        }
+        if let Some(run) = &self.run {
+            body += &section("Measured in the run", &timeline::figures(run));
+        }
+        format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
+             <meta name=\"color-scheme\" content=\"light dark\"/>\n\
+             <title>{title}</title>\n<style>\n{STYLE}</style></head>\n<body><main>\n{body}</main></body></html>\n"
+        )
+    }
+}
+
+fn section(title: &str, figures: &str) -> String {
+    format!("<section><h2>{}</h2>\n<div class=\"figures\">\n{figures}</div></section>\n", escape(title))
+}
+
+/// How the figures came about: without this they compare with nothing.
+fn contract(made: &Made, trace: Option<&Traced>, run: Option<&Run>) -> String {
+    let mut facts: Vec<(&str, String)> =
+        vec![("report", format!("hotset {}, {}, on {}", made.version, made.date, made.machine))];
+    if let Some(t) = trace {
+        let h = &t.header;
+        facts.push(("trace", format!("{} (FNV-1a {}), {}", t.file, t.hash, h.source)));
+        facts.push((
+            "traced model",
+            format!(
+                "{}{}: {} MoE layers, {} of {} experts",
+                h.model,
+                if h.model_id.is_empty() { String::new() } else { format!(" (tensor table {})", h.model_id) },
+                h.n_layer,
+                h.n_expert_used,
+                h.n_expert
+            ),
+        ));
+        facts.push((
+            "tokens",
+            format!(
+                "{} decoded, {} of prompts; from {} text{}",
+                t.routing.decode_tokens,
+                t.routing.prompt_tokens,
+                h.prompts.len(),
+                if h.prompts.len() == 1 { "" } else { "s" }
+            ),
+        ));
+        if let Some(damage) = &t.routing.damage {
+            facts.push(("damage", damage.clone()));
+        }
+        facts.push((
+            "simulated",
+            format!(
+                "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s; an expert counts once a \
+                 layer and token; decoding only",
+                t.drive_latency_us, t.drive_bytes_per_us
+            ),
+        ));
+    }
+    if let Some(r) = run {
+        facts.push(("run", format!("hotset {}, {}, on {}", r.version, r.date, r.machine)));
+        facts.push(("run’s model", format!("{} (tensor table {})", r.model, r.model_id)));
+        let peak = r.peak_rss_bytes.map_or("not known".to_owned(), human_bytes);
+        facts.push(("memory", format!("budget {}, peak resident set {peak}", human_bytes(r.budget_bytes))));
+        let reason = r.io_reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        facts.push((
+            "ran",
+            format!(
+                "reads {} {} at a time{reason}; policy {} per {}; prefetch {}; {} on {} threads",
+                r.io, r.io_depth, r.policy, r.scope, r.prefetch, r.isa, r.threads
+            ),
+        ));
+        facts.push((
+            "read",
+            format!(
+                "{} in all; {} prefetched, {} of them used, {} wasted",
+                human_bytes(r.bytes_read),
+                r.prefetches,
+                r.prefetch_useful,
+                r.prefetch_wasted
+            ),
+        ));
+    }
+    let fact = |(name, text): &(&str, String)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(text));
+    format!("<dl>\n{}</dl>\n", facts.iter().map(fact).collect::<String>())
+}
