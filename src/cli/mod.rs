@@ -6,6 +6,8 @@
 mod args;
 mod bench;
 mod inspect;
+mod interrupt;
+mod live;
 mod logits;
 mod made;
 mod model_file;

@@ -5,10 +5,6 @@ use std::{
     io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
 use hotset::{
@@ -24,13 +20,12 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, count, read_text},
+    interrupt::{INTERRUPTED, Interrupts},
+    live::{self, Live},
     model_file,
     out::{Out, Progress, note},
     stats::{self, Record, Snapshot, Stats},
 };
-
-/// Exit code after Ctrl-C: 128 + SIGINT, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 /// Continue a prompt
 ///
@@ -62,6 +57,10 @@ pub struct Args {
     /// Write statistics to this file, as JSON
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
+    /// Show hits, reads and waiting while the text appears: in a panel at the foot of the terminal; where standard error
+    /// is none, in a line a second
+    #[arg(long, conflicts_with = "quiet")]
+    stats_live: bool,
     /// Print how the budget is split
     #[arg(short, long)]
     verbose: bool,
@@ -149,6 +148,7 @@ pub fn run(args: &Args) -> Ended {
     let (model, prompt) = positionals(args)?;
     // Begun before the run, which would be lost on a path that cannot be written.
     let json = args.stats_json.as_deref().map(NewFile::create).transpose()?;
+    let panel = args.stats_live && live::has_panel()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
     let mut record = Record::new(&gguf);
     let prompt = text_of(prompt, args.prompt_file.as_deref())?;
@@ -162,12 +162,12 @@ pub fn run(args: &Args) -> Ended {
     if args.verbose {
         stats::print_plan(&session);
     }
-    let interrupted = watch_interrupts()?;
+    let mut watch = Watch::new(args, panel, &session)?;
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
     let end = match echo
-        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &interrupted, &mut record))
+        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &mut watch, &mut record))
         .and_then(|end| text.finish().map(|()| end))
     {
         Ok(end) => end,
@@ -177,6 +177,7 @@ pub fn run(args: &Args) -> Ended {
             return Err(stop);
         }
     };
+    drop(watch); // before anything is printed below the text
     let stats = Stats::new(&session, &args.engine, record, end.name())?;
     if end == End::Context && !args.quiet {
         note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
@@ -255,14 +256,16 @@ fn generate(
     prompt: &[u32],
     session: &mut Session,
     text: &mut Text,
-    interrupted: &AtomicBool,
+    watch: &mut Watch,
     record: &mut Record,
 ) -> Result<End, Stop> {
     let mut sampler = Sampler::new(args.sampling.config(), session.config().n_vocab)?;
     prompt.iter().for_each(|&token| sampler.accept(token));
     let mut decoder = StreamDecoder::continuing();
 
-    let Some(mut logits) = feed(session, prompt, args.quiet, interrupted)? else { return Ok(End::Interrupted) };
+    let Some(mut logits) = feed(session, prompt, args.quiet || args.stats_live, watch)? else {
+        return Ok(End::Interrupted);
+    };
     if args.max_tokens == 0 {
         return Ok(End::Length);
     }
@@ -278,7 +281,7 @@ fn generate(
         record.generated += 1;
         sampler.accept(token);
         text.push(decoder.push(tokenizer, token))?;
-        if interrupted.load(Ordering::Relaxed) {
+        if watch.passed(session, "decode", record.generated as usize, args.max_tokens) {
             break End::Interrupted;
         }
         if record.generated == args.max_tokens as u64 {
@@ -299,7 +302,7 @@ fn feed<'s>(
     session: &'s mut Session,
     prompt: &[u32],
     quiet: bool,
-    interrupted: &AtomicBool,
+    watch: &mut Watch,
 ) -> Result<Option<&'s [f32]>, Stop> {
     let n_batch = session.plan().n_batch;
     let bar = Progress::tokens("prompt", quiet || prompt.len() <= n_batch);
@@ -307,22 +310,32 @@ fn feed<'s>(
     for (i, batch) in prompt[..last].chunks(n_batch).enumerate() {
         session.fill(batch)?;
         bar.set(((i + 1) * n_batch) as u64, prompt.len() as u64);
-        if interrupted.load(Ordering::Relaxed) {
+        if watch.passed(session, "prompt", (i + 1) * n_batch, prompt.len()) {
             return Ok(None);
         }
     }
     Ok(Some(session.feed(&prompt[last..], &mut |_| {})?))
 }
 
-/// Set by the first Ctrl-C; the second ends the process.
-fn watch_interrupts() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let signal = signal_hook::consts::SIGINT;
-    // In this order: the shutdown must see the flag as the signals before this one left it.
-    signal_hook::flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), flag.clone())
-        .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-        .map_err(|e| Error::request("a handler for Ctrl-C", "it to be installed", e))?;
-    Ok(flag)
+/// What looks on while the model runs.
+struct Watch {
+    interrupts: Interrupts,
+    live: Option<Live>,
+}
+
+impl Watch {
+    fn new(args: &Args, panel: bool, session: &Session) -> Result<Self> {
+        let interrupts = Interrupts::watch(panel.then_some(live::RESTORE))?;
+        Ok(Self { interrupts, live: args.stats_live.then(|| Live::new(panel, session)) })
+    }
+
+    /// `done` of `of` tokens of `what` are through. True if that is enough.
+    fn passed(&mut self, session: &Session, what: &str, done: usize, of: usize) -> bool {
+        if let Some(live) = &mut self.live {
+            live.tick(session, &self.interrupts, what, done, of);
+        }
+        self.interrupts.asked_to_stop()
+    }
 }
 
 /// The text on standard output.
