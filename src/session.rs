@@ -13,7 +13,7 @@ use self::read_path::Chosen;
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerStats, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
@@ -335,7 +335,7 @@ impl<B: Backend> Session<B> {
         self.experts.stats()
     }
     /// What decoding found in each MoE layer. (n_moe_layer)
-    pub fn layer_stats(&self) -> &[LayerStats] {
+    pub fn layer_stats(&self) -> &[LayerHits] {
         self.experts.cache().by_layer()
     }
     /// What the clock counted.

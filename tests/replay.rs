@@ -15,7 +15,7 @@ use std::{
 use common::ref_models::{golden, ref_model};
 use hotset::{
     backend::cpu::Cpu,
-    expert::{CacheStats, ExpertStore, LayerStats, Scope},
+    expert::{CacheStats, ExpertStore, LayerHits, Scope},
     gguf::Gguf,
     io::{Done, Extents, Files, IoEngine, Layout, Read, SimClock, SimIo},
     model::Config,
@@ -113,7 +113,7 @@ fn header(gguf: &Gguf) -> Header {
 }
 
 /// What a live run counted, the slots that it had, and when it ended. The layers' counts add up.
-fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<LayerStats>, Vec<usize>, u64) {
+fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<LayerHits>, Vec<usize>, u64) {
     let gguf = Gguf::open(model).unwrap();
     let sim = SimIo::new(DRIVE.latency_ns, DRIVE.bytes_per_us);
     let clock = sim.clock();
@@ -133,7 +133,7 @@ fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<LayerS
     }
     sink.0.lock().unwrap().flush().unwrap();
     let (stats, layers) = (*session.stats(), session.layer_stats().to_vec());
-    let sum = |of: fn(&LayerStats) -> u64| layers.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&LayerHits) -> u64| layers.iter().map(of).sum::<u64>();
     let sums = (sum(|l| l.hit), sum(|l| l.late), sum(|l| l.miss));
     assert_eq!(sums, (stats.decode.hit, stats.decode.late, stats.decode.miss));
     (stats, layers, session.plan().slots.clone(), clock.now_ns())

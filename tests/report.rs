@@ -172,6 +172,7 @@ fn names_from_files_cannot_become_markup() {
     assert!(texts(&page).matches(&shown).count() >= 10, "{}", texts(&page));
     assert!(texts(&page).contains("<i>'&quot;.trace"));
     assert!(!source.contains('\u{202e}') && !source.contains('\u{7}'));
+    assert!(!text(&["report", &trace]).contains('\u{7}'), "a terminal would obey");
 }
 
 /// The record of a run of the bundled model.
@@ -209,6 +210,7 @@ fn a_run_is_recorded_token_by_token_and_shown() {
             assert_eq!(value, &record[key], "{key}");
         }
     }
+    assert!(text(&["report", "--run", run]).starts_with("The run decoded 39 tokens at "));
     let html = folder.path().join("out.html");
     text(&["report", "--run", run, "--html", html.to_str().unwrap()]);
     let source = fs::read_to_string(&html).unwrap();
@@ -282,7 +284,7 @@ fn a_run_without_decoding_and_a_trace_without_tokens_have_pages_too() {
     write(Path::new(&empty), header(SHAPE), &[]);
     text(&["report", &empty, "--run", &run, "--html", &html]);
     let source = fs::read_to_string(&html).unwrap();
-    assert!(texts(&page(&source)).contains("Nothing was decoded") && !source.contains("NaN"), "{source}");
+    assert!(texts(&page(&source)).contains("decoded nothing") && !source.contains("NaN"), "{source}");
     assert!(text(&["report", &empty]).contains("miss ratio"));
 }
 

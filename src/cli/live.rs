@@ -16,7 +16,7 @@ use std::{
 use hotset::{
     Error, Result,
     backend::cpu::Cpu,
-    expert::{CacheStats, LayerStats},
+    expert::{CacheStats, LayerHits},
     session::{Session, Timing},
 };
 use terminal_size::{Height, Width};
@@ -78,7 +78,7 @@ struct Sample {
     at: Instant,
     cache: CacheStats,
     timing: Timing,
-    layers: Vec<LayerStats>,
+    layers: Vec<LayerHits>,
 }
 
 impl Sample {

@@ -26,7 +26,7 @@ pub struct Args {
     /// Write the page to this file, which must not exist
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// What to print. Default: curves, or nothing with --html
+    /// What to print. Default: plot, or nothing with --html
     #[arg(short, long, value_enum)]
     output: Option<Format>,
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Format {
-    /// Miss-ratio curves, a letter a policy
+    /// Miss-ratio curves, a letter a policy, and a sentence on the run
     Plot,
     /// All numbers of the page
     Json,

@@ -10,7 +10,7 @@ use std::{
 
 use hotset::{
     Error, Result,
-    expert::{LayerStats, Scope},
+    expert::{LayerHits, Scope},
     machine,
     policy::{Future, PolicyKind},
     prefetch::PrefetchKind,
@@ -67,7 +67,7 @@ struct Job {
 }
 
 /// A run's row, and what decoding found in each MoE layer: nothing for the bounds that are no caches.
-pub type Run = (Row, Vec<LayerStats>);
+pub type Run = (Row, Vec<LayerHits>);
 
 /// Shares of a layer's experts, in percent, that most papers give; those that a model cannot run with are left out.
 const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];

@@ -11,7 +11,7 @@ mod rolling;
 
 use self::rolling::Rolling;
 use super::{
-    stats::{CacheStats, LayerStats},
+    stats::{CacheStats, LayerHits},
     store::ExpertStore,
 };
 use crate::{
@@ -110,7 +110,7 @@ pub struct ExpertCache {
     phase: Phase,
     stats: CacheStats,
     /// Of decoding. (n_moe_layer)
-    by_layer: Vec<LayerStats>,
+    by_layer: Vec<LayerHits>,
 }
 
 impl ExpertCache {
@@ -169,7 +169,7 @@ impl ExpertCache {
             prefetches_in_flight: 0,
             phase: Phase::Prompt,
             stats: CacheStats::default(),
-            by_layer: vec![LayerStats::default(); n_layer],
+            by_layer: vec![LayerHits::default(); n_layer],
         })
     }
 
@@ -190,7 +190,7 @@ impl ExpertCache {
         &self.stats
     }
     /// What decoding found in each MoE layer since the start; together [`CacheStats::decode`]. (n_moe_layer)
-    pub fn by_layer(&self) -> &[LayerStats] {
+    pub fn by_layer(&self) -> &[LayerHits] {
         &self.by_layer
     }
     /// True if the expert's bytes are in a slot now.

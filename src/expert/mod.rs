@@ -9,7 +9,7 @@ mod stats;
 mod store;
 
 pub use cache::{ExpertCache, Scope};
-pub use stats::{CacheStats, LayerStats, PhaseStats};
+pub use stats::{CacheStats, LayerHits, PhaseStats};
 pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
 
 use crate::{

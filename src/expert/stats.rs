@@ -29,7 +29,7 @@ impl PhaseStats {
 
 /// What one layer's decoded tokens found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LayerStats {
+pub struct LayerHits {
     /// Wanted experts that were in a slot.
     pub hit: u64,
     /// Wanted experts whose read was in flight already.
@@ -38,7 +38,7 @@ pub struct LayerStats {
     pub miss: u64,
 }
 
-impl LayerStats {
+impl LayerHits {
     /// Share of wanted experts that were in a slot, 0 to 1; `None` before the first request.
     pub fn hit_rate(&self) -> Option<f64> {
         let all = self.hit + self.late + self.miss;

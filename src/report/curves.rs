@@ -5,7 +5,7 @@ use super::{
     axis::Axis,
     chart::{Chart, X, Y},
     heat::{self, Heat},
-    html::{escape, figure, key, table},
+    html::{figure, key, table},
     miss_ratio,
     routing::Routing,
 };
@@ -233,5 +233,5 @@ pub fn summary(trace: &Traced) -> String {
     if let Some(best) = rate(best.get(&slots)) {
         text += &format!(", the optimum {best}");
     }
-    format!("<p>{}.</p>\n", escape(&text))
+    text + "."
 }

@@ -119,3 +119,32 @@ fn shrink(cells: &[Vec<Option<f64>>]) -> Vec<Vec<Option<f64>>> {
     let block = |block: &[Vec<Option<f64>>]| (0..n_column).step_by(columns).map(|from| mean(block, from)).collect();
     cells.chunks(rows).map(block).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_grids_are_means_of_blocks() {
+        let cells: Vec<Vec<Option<f64>>> = (0..MOST.0 + 1).map(|i| vec![Some(i as f64); 2 * MOST.1]).collect();
+        let small = shrink(&cells);
+        assert_eq!((small.len(), small[0].len()), (MOST.0 / 2 + 1, MOST.1));
+        assert_eq!((small[0][0], small[1][5], small[MOST.0 / 2][0]), (Some(0.5), Some(2.5), Some(MOST.0 as f64)));
+        let some = [vec![None, Some(1.0)], vec![None, None]];
+        assert_eq!(shrink(&some), some, "what fits stays");
+        let svg = |cells| {
+            let labels = vec![String::new(); 3];
+            let level = |v: f64| v as usize;
+            svg(&Heat { about: "", cells, level, x_name: "", x_labels: labels, y_name: "" })
+        };
+        let picture = svg(vec![vec![Some(1.0), Some(1.0), None], vec![Some(8.0), Some(99.0), Some(8.0)]]);
+        assert_eq!(picture.matches("class=\"c1\" d=\"M").count(), 1);
+        assert_eq!(picture.matches("h-").count(), 2, "neighbours of one shade are one piece: {picture}");
+        assert!(svg(Vec::new()).ends_with("</svg>"));
+    }
+
+    #[test]
+    fn steps_of_labels_are_round() {
+        assert_eq!([1, 2, 3, 6, 11, 21, 51].map(round_up), [1, 2, 5, 10, 20, 50, 100]);
+    }
+}

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    expert::{LayerStats, Scope},
+    expert::{LayerHits, Scope},
     simulate::{Drive, Row},
     trace::file::{Header, TraceReader, fnv1a},
 };
@@ -98,9 +98,9 @@ impl Traced {
     ///
     /// # Errors
     /// A trace that cannot be read.
-    pub fn new(path: &Path, drive: Drive, runs: Vec<(Row, Vec<LayerStats>)>) -> Result<Self> {
+    pub fn new(path: &Path, drive: Drive, runs: Vec<(Row, Vec<LayerHits>)>) -> Result<Self> {
         let header = TraceReader::open(path)?.header().clone();
-        let column = |layers: &[LayerStats], of: fn(&LayerStats) -> u64| layers.iter().map(of).collect();
+        let column = |layers: &[LayerHits], of: fn(&LayerHits) -> u64| layers.iter().map(of).collect();
         let layers = runs.iter().filter(|(_, layers)| !layers.is_empty()).map(|(row, layers)| LayerCounts {
             policy: row.policy,
             scope: row.scope,

@@ -16,15 +16,19 @@ impl Report {
         };
         let title = escape(&format!("Experts of {title}"));
         let mut body = format!("<header><h1>{title}</h1>\n");
-        body += &self.trace.as_ref().map_or(String::new(), curves::summary);
-        body += &self.run.as_ref().map_or(String::new(), timeline::summary);
+        for sentence in [self.trace.as_ref().map(curves::summary), self.run.as_ref().map(timeline::summary)] {
+            body += &sentence.map_or(String::new(), |text| format!("<p>{}</p>\n", escape(&text)));
+        }
         body += "</header>\n";
         body += &contract(&self.made, self.trace.as_ref(), self.run.as_ref());
         if let Some(trace) = &self.trace {
             body += &section("Simulated on the trace", &curves::figures(trace));
         }
         if let Some(run) = &self.run {
-            body += &section("Measured in the run", &timeline::figures(run));
+            let figures = timeline::figures(run);
+            if !figures.is_empty() {
+                body += &section("Measured in the run", &figures);
+            }
         }
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\n\

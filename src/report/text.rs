@@ -1,6 +1,7 @@
-//! Miss-ratio curves in plain text, for terminals and logs: a letter a policy.
+//! Miss-ratio curves in plain text, for terminals and logs: a letter a policy. Names from files lose their control
+//! characters: a terminal would obey them.
 
-use super::{Group, Report, Traced, miss_ratio};
+use super::{Group, Report, Traced, miss_ratio, timeline};
 use crate::simulate::Row;
 
 /// Characters of a plot without its axes.
@@ -8,9 +9,11 @@ const COLUMNS: usize = 72;
 const ROWS: usize = 21;
 
 impl Report {
-    /// See the module: a plot for each scope and prefetcher. Empty without a trace.
+    /// See the module: a plot for each scope and prefetcher of the trace, and a sentence on the run.
     pub fn text(&self) -> String {
-        self.trace.iter().flat_map(|t| t.groups().iter().map(|g| plot(t, g)).collect::<Vec<_>>()).collect()
+        let plots = self.trace.iter().flat_map(|t| t.groups().iter().map(|g| plot(t, g)).collect::<Vec<_>>());
+        let run = self.run.as_ref().map(|run| timeline::summary(run) + "\n");
+        plots.chain(run).collect()
     }
 }
 
@@ -29,9 +32,10 @@ fn plot(trace: &Traced, group: &Group<'_>) -> String {
         }
     }
     let header = &trace.header;
+    let model: String = header.model.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     let mut out = format!(
         "{}: {} MoE layers, {} of {} experts; {}\nmiss ratio\n",
-        header.model,
+        model,
         header.n_layer,
         header.n_expert_used,
         header.n_expert,

@@ -3,7 +3,7 @@
 use super::{
     axis::Axis,
     chart::{Chart, X, Y},
-    html::{escape, figure, key},
+    html::{figure, key},
     run::Run,
     series::Point,
 };
@@ -17,7 +17,7 @@ const COUNTS: [(&str, &str); 3] = [("s-hit", "hit"), ("s-late", "late"), ("s-mis
 /// Of all figures of a run, in the page's order.
 pub fn figures(run: &Run) -> String {
     if run.decode.tokens == 0 {
-        return "<p>Nothing was decoded: there are no figures of the run.</p>\n".to_owned();
+        return String::new();
     }
     let coarse = run.tokens.coarse(COLUMNS);
     let mut edges = vec![0.0];
@@ -93,9 +93,9 @@ pub fn summary(run: &Run) -> String {
     let d = &run.decode;
     let all = d.hit + d.late + d.miss;
     if d.tokens == 0 || all == 0 || d.seconds <= 0.0 {
-        return String::new();
+        return "The run decoded nothing.".to_owned();
     }
-    let text = format!(
+    format!(
         "The run decoded {} tokens at {:.1} tokens a second: {:.1} % of the wanted experts hit, {:.1} % were late, {:.1} % \
          missed; {:.1} % of the time went into waiting for the drive.",
         d.tokens,
@@ -104,6 +104,5 @@ pub fn summary(run: &Run) -> String {
         d.late as f64 * 100.0 / all as f64,
         d.miss as f64 * 100.0 / all as f64,
         d.stall_ms / 10.0 / d.seconds
-    );
-    format!("<p>{}</p>\n", escape(&text))
+    )
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerStats, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
     policy::{Belady, Future, PolicyKind, PoolShape, Random},
@@ -141,7 +141,7 @@ pub fn replay_by_layer(
     trace: &Path,
     setting: &Setting<'_>,
     futures: &[Arc<Future>],
-) -> Result<(Outcome, Vec<LayerStats>)> {
+) -> Result<(Outcome, Vec<LayerHits>)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
     let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);

@@ -1,6 +1,6 @@
 //! The panel's lines, from plain numbers.
 
-use hotset::expert::LayerStats;
+use hotset::expert::LayerHits;
 
 use super::Sample;
 
@@ -24,7 +24,7 @@ pub struct View {
     pub seconds: f64,
     pub stall_seconds: f64,
     /// (n_moe_layer)
-    pub layers: Vec<LayerStats>,
+    pub layers: Vec<LayerHits>,
 }
 
 impl View {
@@ -32,7 +32,7 @@ impl View {
     pub fn between(old: &Sample, new: &Sample, what: &str, done: usize, of: usize) -> Self {
         let (a, b) = (old.cache.total(), new.cache.total());
         let tokens = |s: &Sample| s.timing.prompt_tokens + s.timing.decode_tokens;
-        let layer = |(a, b): (&LayerStats, &LayerStats)| LayerStats {
+        let layer = |(a, b): (&LayerHits, &LayerHits)| LayerHits {
             hit: b.hit - a.hit,
             late: b.late - a.late,
             miss: b.miss - a.miss,
@@ -83,9 +83,9 @@ impl View {
     /// Hit rates, several layers a bar where there are more than `most`.
     fn heat(&self, most: usize) -> String {
         let group = self.layers.len().div_ceil(most.max(1)).max(1);
-        let bar = |layers: &[LayerStats]| {
-            let sum = |of: fn(&LayerStats) -> u64| layers.iter().map(of).sum();
-            let all = LayerStats { hit: sum(|l| l.hit), late: sum(|l| l.late), miss: sum(|l| l.miss) };
+        let bar = |layers: &[LayerHits]| {
+            let sum = |of: fn(&LayerHits) -> u64| layers.iter().map(of).sum();
+            let all = LayerHits { hit: sum(|l| l.hit), late: sum(|l| l.late), miss: sum(|l| l.miss) };
             all.hit_rate().map_or('·', |rate| BARS[((rate * BARS.len() as f64) as usize).min(BARS.len() - 1)])
         };
         self.layers.chunks(group).map(bar).collect()
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn view() -> View {
-        let layer = |hit, late, miss| LayerStats { hit, late, miss };
+        let layer = |hit, late, miss| LayerHits { hit, late, miss };
         View {
             what: "decode".to_owned(),
             done: 120,
@@ -140,7 +140,7 @@ mod tests {
                 "hits     ▁▅█· by layer",
             ]
         );
-        let many = View { layers: vec![LayerStats { hit: 1, late: 0, miss: 0 }; 500], ..view() };
+        let many = View { layers: vec![LayerHits { hit: 1, late: 0, miss: 0 }; 500], ..view() };
         for columns in [0, 1, 40, 80, 200] {
             assert!(many.lines(columns).iter().all(|line| line.chars().count() <= columns), "{columns}");
         }
