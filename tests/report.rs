@@ -59,6 +59,10 @@ fn of_class<'a, 'b>(page: &'b Document<'a>, tag: &str, class: &str) -> Vec<Node<
     page.descendants().filter(|n| n.has_tag_name(tag) && has(n)).collect()
 }
 
+fn figures<'a, 'b>(page: &'b Document<'a>) -> Vec<Node<'b, 'a>> {
+    page.descendants().filter(|n| n.has_tag_name("figure")).collect()
+}
+
 fn texts(page: &Document<'_>) -> String {
     page.descendants().filter_map(|n| if n.is_text() { n.text() } else { None }).collect::<Vec<_>>().join("\n")
 }
@@ -116,7 +120,7 @@ fn the_page_is_well_formed_and_has_every_curve() {
     policies.sort_unstable();
     policies.dedup();
     let all = texts(&page);
-    let curves = of_class(&page, "figure", "narrow")[0].descendants().filter(|n| n.has_tag_name("polyline")).count();
+    let curves = figures(&page)[0].descendants().filter(|n| n.has_tag_name("polyline")).count();
     assert_eq!(curves, policies.len());
     for policy in &policies {
         assert!(all.contains(policy), "{policy}");
@@ -215,7 +219,7 @@ fn a_run_is_recorded_token_by_token_and_shown() {
     text(&["report", "--run", run, "--html", html.to_str().unwrap()]);
     let source = fs::read_to_string(&html).unwrap();
     let page = page(&source);
-    assert_eq!(page.descendants().filter(|n| n.has_tag_name("figure")).count(), 4);
+    assert_eq!(figures(&page).len(), 4);
     assert_eq!(page.descendants().filter(|n| n.has_tag_name("polygon")).count(), 2 + 3 + 1 + 3);
     let polygon = of_class(&page, "polygon", "s-rest")[0].attribute("points").unwrap();
     assert_eq!(polygon.split(' ').count(), 39 * 4, "a column has four corners");

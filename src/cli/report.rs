@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Ended {
         Some(path) => {
             let header = TraceReader::open(path)?.header().clone();
             let runs = args.sweep.run(path, &header)?;
-            Some(Traced::new(path, args.sweep.drive(), runs)?)
+            Some(Traced::new(path, args.sweep.drive(), args.sweep.compute(), runs)?)
         }
         None => None,
     };

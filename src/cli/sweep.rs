@@ -91,7 +91,8 @@ impl Sweep {
         self.drive
     }
 
-    fn compute(&self) -> Compute {
+    /// The computing of all runs.
+    pub fn compute(&self) -> Compute {
         let ns = |us: f64| (us * 1e3) as u64;
         Compute { layer_ns: ns(self.layer_us), shared_ns: ns(self.shared_us), expert_ns: ns(self.expert_us) }
     }

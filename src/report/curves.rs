@@ -97,7 +97,7 @@ fn misses(trace: &Traced, group: &Group<'_>, title: &str) -> String {
     let note = "Experts that had to be read, or whose read was late, of those that decoding wanted. Left of the dashed \
                 line a layer cannot hold the experts of one token: nothing can run there, and one LRU pool for all \
                 layers that is so small hits nothing. belady knows the future; no policy of this cache can be below it.";
-    figure(&format!("Miss ratio: {title}"), &chart.finish(), &names(group, &[]), note, false)
+    figure(&format!("Miss ratio: {title}"), &chart.finish(), &names(group, &[]), note)
 }
 
 fn won(group: &Group<'_>, title: &str) -> String {
@@ -120,7 +120,7 @@ fn won(group: &Group<'_>, title: &str) -> String {
     }
     let note =
         "A point is one wanted expert in a hundred. The space below belady is what a better policy could still win.";
-    figure(&format!("Won over LRU: {title}"), &chart.finish(), &names(group, &left_out), note, false)
+    figure(&format!("Won over LRU: {title}"), &chart.finish(), &names(group, &left_out), note)
 }
 
 fn numbers(group: &Group<'_>, title: &str) -> String {
@@ -169,7 +169,7 @@ fn layers(sizes: &[&LayerCounts], n_expert: usize, note: &str) -> String {
         y_name: "MoE layer",
     });
     let names = ["< 20 %", "20–30", "30–40", "40–50", "50–60", "60–70", "70–80", "80–90", "≥ 90 %"];
-    figure("Hits layer by layer", &picture, &heat::scale(&names), note, false)
+    figure("Hits layer by layer", &picture, &heat::scale(&names), note)
 }
 
 fn popularity(routing: &Routing) -> String {
@@ -190,7 +190,7 @@ fn popularity(routing: &Routing) -> String {
     let names = ["never", "< ⅛", "⅛–¼", "¼–½", "½–1", "1–2", "2–4", "4–8", "≥ 8 × the mean"];
     let tokens = routing.decode_tokens;
     let note = format!("How often each expert was used in {tokens} decoded tokens, over the mean of its layer.");
-    figure("Popularity of experts", &picture, &heat::scale(&names), &note, false)
+    figure("Popularity of experts", &picture, &heat::scale(&names), &note)
 }
 
 fn ranks(routing: &Routing, used: usize) -> String {
@@ -211,7 +211,7 @@ fn ranks(routing: &Routing, used: usize) -> String {
          how often an expert of this rank was used.",
         routing.ranks[at - 1].recall * 100.0
     );
-    figure("How good the lookahead is", &chart.finish(), &key("line", entries), &note, false)
+    figure("How good the lookahead is", &chart.finish(), &key("line", entries), &note)
 }
 
 /// One sentence: what the default policy gets at the size nearest to a quarter of the experts, and its bounds.

@@ -19,14 +19,10 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A figure with its title, what explains it, and its picture's source. `wide`: over all columns of the page.
-pub fn figure(title: &str, picture: &str, key: &str, note: &str, wide: bool) -> String {
-    let class = if wide { "wide" } else { "narrow" };
-    format!(
-        "<figure class=\"{class}\"><h3>{}</h3>\n{picture}\n{key}<figcaption>{}</figcaption></figure>\n",
-        escape(title),
-        escape(note)
-    )
+/// A figure with its title, what explains it, and its picture's source.
+pub fn figure(title: &str, picture: &str, key: &str, note: &str) -> String {
+    let (title, note) = (escape(title), escape(note));
+    format!("<figure><h3>{title}</h3>\n{picture}\n{key}<figcaption>{note}</figcaption></figure>\n")
 }
 
 /// Names beside samples of how their lines or areas look. `shape`: `line` or `area`.
@@ -51,7 +47,7 @@ pub fn table(summary: &str, rows: &[Vec<String>]) -> String {
         format!("<tr>{}</tr>\n", cells.iter().enumerate().map(cell).collect::<String>())
     };
     format!(
-        "<details class=\"wide\"><summary>{}</summary><div class=\"scroll\"><table>\n{}</table></div></details>\n",
+        "<details><summary>{}</summary><div class=\"scroll\"><table>\n{}</table></div></details>\n",
         escape(summary),
         rows.iter().enumerate().map(row).collect::<String>()
     )

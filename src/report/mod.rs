@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     expert::{LayerHits, Scope},
-    simulate::{Drive, Row},
+    simulate::{Compute, Drive, Row},
     trace::file::{Header, TraceReader, fnv1a},
 };
 
@@ -68,6 +68,8 @@ pub struct Traced {
     pub drive_latency_us: f64,
     /// Bytes of simulated reads in a microsecond (MB/s).
     pub drive_bytes_per_us: u64,
+    /// What computing takes of each layer event before its experts are known, after that, and for each expert.
+    pub compute_us: [f64; 3],
     /// A row for each policy, size, scope and prefetcher.
     pub curves: Vec<Row>,
     /// Layer by layer, for the policies that are caches; one for each such row of `curves`.
@@ -98,7 +100,7 @@ impl Traced {
     ///
     /// # Errors
     /// A trace that cannot be read.
-    pub fn new(path: &Path, drive: Drive, runs: Vec<(Row, Vec<LayerHits>)>) -> Result<Self> {
+    pub fn new(path: &Path, drive: Drive, compute: Compute, runs: Vec<(Row, Vec<LayerHits>)>) -> Result<Self> {
         let header = TraceReader::open(path)?.header().clone();
         let column = |layers: &[LayerHits], of: fn(&LayerHits) -> u64| layers.iter().map(of).collect();
         let layers = runs.iter().filter(|(_, layers)| !layers.is_empty()).map(|(row, layers)| LayerCounts {
@@ -116,6 +118,7 @@ impl Traced {
             routing: routing::routing(path)?,
             drive_latency_us: drive.latency_ns as f64 / 1e3,
             drive_bytes_per_us: drive.bytes_per_us,
+            compute_us: [compute.layer_ns, compute.shared_ns, compute.expert_ns].map(|ns| ns as f64 / 1e3),
             layers: layers.collect(),
             curves: runs.into_iter().map(|(row, _)| row).collect(),
             header,

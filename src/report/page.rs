@@ -44,70 +44,87 @@ fn section(title: &str, figures: &str) -> String {
     format!("<section><h2>{}</h2>\n<div class=\"figures\">\n{figures}</div></section>\n", escape(title))
 }
 
+/// A name and what there is to say.
+type Fact = (&'static str, String);
+
 /// How the figures came about: without this they compare with nothing.
 fn contract(made: &Made, trace: Option<&Traced>, run: Option<&Run>) -> String {
-    let mut facts: Vec<(&str, String)> =
-        vec![("report", format!("hotset {}, {}, on {}", made.version, made.date, made.machine))];
-    if let Some(t) = trace {
-        let h = &t.header;
-        facts.push(("trace", format!("{} (FNV-1a {}), {}", t.file, t.hash, h.source)));
-        facts.push((
-            "traced model",
-            format!(
-                "{}{}: {} MoE layers, {} of {} experts",
-                h.model,
-                if h.model_id.is_empty() { String::new() } else { format!(" (tensor table {})", h.model_id) },
-                h.n_layer,
-                h.n_expert_used,
-                h.n_expert
-            ),
-        ));
-        facts.push((
-            "tokens",
-            format!(
-                "{} decoded, {} of prompts; from {} text{}",
-                t.routing.decode_tokens,
-                t.routing.prompt_tokens,
-                h.prompts.len(),
-                if h.prompts.len() == 1 { "" } else { "s" }
-            ),
-        ));
-        if let Some(damage) = &t.routing.damage {
-            facts.push(("damage", damage.clone()));
-        }
-        facts.push((
-            "simulated",
-            format!(
-                "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s; an expert counts once a \
-                 layer and token; decoding only",
-                t.drive_latency_us, t.drive_bytes_per_us
-            ),
-        ));
+    let report = ("report", format!("hotset {}, {}, on {}", made.version, made.date, made.machine));
+    let facts =
+        std::iter::once(report).chain(trace.into_iter().flat_map(of_trace)).chain(run.into_iter().flat_map(of_run));
+    let fact = |(name, text): Fact| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(&text));
+    format!("<dl>\n{}</dl>\n", facts.map(fact).collect::<String>())
+}
+
+fn of_trace(t: &Traced) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let h = &t.header;
+    facts.push(("trace", format!("{} (FNV-1a {}), {}", t.file, t.hash, h.source)));
+    facts.push((
+        "traced model",
+        format!(
+            "{}{}: {} MoE layers, {} of {} experts",
+            h.model,
+            if h.model_id.is_empty() { String::new() } else { format!(" (tensor table {})", h.model_id) },
+            h.n_layer,
+            h.n_expert_used,
+            h.n_expert
+        ),
+    ));
+    facts.push((
+        "tokens",
+        format!(
+            "{} decoded, {} of prompts; from {} text{}",
+            t.routing.decode_tokens,
+            t.routing.prompt_tokens,
+            h.prompts.len(),
+            if h.prompts.len() == 1 { "" } else { "s" }
+        ),
+    ));
+    if let Some(damage) = &t.routing.damage {
+        facts.push(("damage", damage.clone()));
     }
-    if let Some(r) = run {
-        facts.push(("run", format!("hotset {}, {}, on {}", r.version, r.date, r.machine)));
-        facts.push(("run’s model", format!("{} (tensor table {})", r.model, r.model_id)));
-        let peak = r.peak_rss_bytes.map_or("not known".to_owned(), human_bytes);
-        facts.push(("memory", format!("budget {}, peak resident set {peak}", human_bytes(r.budget_bytes))));
-        let reason = r.io_reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-        facts.push((
-            "ran",
-            format!(
-                "reads {} {} at a time{reason}; policy {} per {}; prefetch {}; {} on {} threads",
-                r.io, r.io_depth, r.policy, r.scope, r.prefetch, r.isa, r.threads
-            ),
-        ));
-        facts.push((
-            "read",
-            format!(
-                "{} in all; {} prefetched, {} of them used, {} wasted",
-                human_bytes(r.bytes_read),
-                r.prefetches,
-                r.prefetch_useful,
-                r.prefetch_wasted
-            ),
-        ));
-    }
-    let fact = |(name, text): &(&str, String)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(text));
-    format!("<dl>\n{}</dl>\n", facts.iter().map(fact).collect::<String>())
+    let computing = match t.compute_us {
+        [0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
+        [layer, shared, expert] => format!(
+            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that and {expert} µs \
+                 an expert"
+        ),
+    };
+    facts.push((
+        "simulated",
+        format!(
+            "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s; {computing}; an expert \
+                 counts once a layer and token; decoding only",
+            t.drive_latency_us, t.drive_bytes_per_us
+        ),
+    ));
+    facts
+}
+
+fn of_run(r: &Run) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    facts.push(("run", format!("hotset {}, {}, on {}", r.version, r.date, r.machine)));
+    facts.push(("run’s model", format!("{} (tensor table {})", r.model, r.model_id)));
+    let peak = r.peak_rss_bytes.map_or("not known".to_owned(), human_bytes);
+    facts.push(("memory", format!("budget {}, peak resident set {peak}", human_bytes(r.budget_bytes))));
+    let reason = r.io_reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+    facts.push((
+        "ran",
+        format!(
+            "reads {} {} at a time{reason}; policy {} per {}; prefetch {}; {} on {} threads",
+            r.io, r.io_depth, r.policy, r.scope, r.prefetch, r.isa, r.threads
+        ),
+    ));
+    facts.push((
+        "read",
+        format!(
+            "{} in all; {} prefetched, {} of them used, {} wasted",
+            human_bytes(r.bytes_read),
+            r.prefetches,
+            r.prefetch_useful,
+            r.prefetch_wasted
+        ),
+    ));
+    facts
 }

@@ -44,7 +44,7 @@ fn time(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let note =
         format!("Waiting: nothing to compute until a read was done. Computing: all other time of a token.{mean}");
     let entries = [("s-rest", "computing"), ("s-miss", "waiting for the drive")];
-    figure("Time from token to token", &chart.finish(), &key("area", entries), &note, false)
+    figure("Time from token to token", &chart.finish(), &key("area", entries), &note)
 }
 
 fn hits(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
@@ -54,7 +54,7 @@ fn hits(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let shares = coarse.iter().map(|(_, p)| shares(p.hit, p.late, p.miss)).collect::<Vec<_>>();
     chart.stack(edges, &parts(&shares));
     let note = format!("Late: the read was in flight already when the expert was wanted.{mean}");
-    figure("Hits from token to token", &chart.finish(), &key("area", COUNTS), &note, false)
+    figure("Hits from token to token", &chart.finish(), &key("area", COUNTS), &note)
 }
 
 fn bytes(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
@@ -64,7 +64,7 @@ fn bytes(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let mut chart = Chart::new("Bytes read for each decoded token", x(edges), "decoded token", y, "MiB a token");
     chart.stack(edges, &[("s-rest", heights)]);
     let note = format!("Reads that were submitted while the token was decoded, prefetches included.{mean}");
-    figure("Bytes from token to token", &chart.finish(), "", &note, false)
+    figure("Bytes from token to token", &chart.finish(), "", &note)
 }
 
 fn layers(run: &Run) -> String {
@@ -75,7 +75,7 @@ fn layers(run: &Run) -> String {
     let mut chart = Chart::new(about, x, "MoE layer", y, "% of wanted experts");
     let shares: Vec<_> = run.layers.iter().map(|l| shares(l.hit, l.late, l.miss)).collect();
     chart.stack(&edges, &parts(&shares));
-    figure("Hits of the run, layer by layer", &chart.finish(), &key("area", COUNTS), "All decoded tokens.", false)
+    figure("Hits of the run, layer by layer", &chart.finish(), &key("area", COUNTS), "All decoded tokens.")
 }
 
 /// In percent of their sum; nothing of nothing.
