@@ -277,6 +277,19 @@ fn bad_input_is_refused_in_one_sentence() {
     }
     assert!(!Path::new(page).exists(), "a page that failed leaves nothing");
     assert_eq!(hotset(&["report"]).status.code(), Some(2), "a trace or a run");
+    for option in [
+        ["--policy", "lru"],
+        ["--slots", "50%"],
+        ["--scope", "layer"],
+        ["--prefetch", "off"],
+        ["--drive", "sata"],
+        ["--layer-us", "0"],
+        ["--shared-us", "0"],
+        ["--expert-us", "0"],
+    ] {
+        let output = hotset(&[&["report", "--run", run.to_str().unwrap()], &option[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{option:?} without a trace");
+    }
 }
 
 #[test]

@@ -23,38 +23,39 @@ use super::{
     out::{Progress, note},
 };
 
-/// What is simulated.
+/// What is simulated. The verb has a positional argument `trace`, without which these options mean nothing.
 #[derive(clap::Args)]
 pub struct Sweep {
     /// Slots a layer: numbers, or shares of the layer's experts. Default: twelve sizes, from the experts that a token
     /// uses to all
     #[arg(
         long,
+        requires = "trace",
         value_name = "LIST",
         value_delimiter = ',',
         value_parser = |text: &str| text.parse::<SlotSpec>().map_err(|_| "expected a number, or a share such as 25%")
     )]
     slots: Vec<SlotSpec>,
     /// Policies by name, `default` or `all`; besides the engine's own there are belady, belady-bypass, static-oracle, random
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
     /// Slots: a pool for each layer, one for all, or both in turn
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
+    #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
     scope: Vec<Scope>,
     /// Which experts are read before they are asked for
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
+    #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Vec<PrefetchKind>,
     /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500)
-    #[arg(long, value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
+    #[arg(long, requires = "trace", value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
     drive: Drive,
     /// Computing of a layer before its experts are known, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
     layer_us: f64,
     /// Computing of a layer after that besides its experts (a shared one), in microseconds
-    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
     shared_us: f64,
     /// Computing of an expert, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
     expert_us: f64,
 }
 

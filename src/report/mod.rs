@@ -4,7 +4,7 @@
 //! [`simulate`](crate::simulate) and [`session`](crate::session) make the numbers; nothing is computed here but sums,
 //! shares and ranks. `docs/report.md` says what each figure means.
 //!
-//! Must not know: sessions, clocks, terminals. All text from files is hostile until [`html`] has escaped it.
+//! Must not know: sessions, clocks, terminals. All text from files is hostile until `html` has escaped it.
 
 mod axis;
 mod chart;

@@ -143,7 +143,7 @@ impl TryFrom<Columns> for Series {
         if let Some(odd) = lists.iter().find(|l| l.len() != n) {
             return Err(format!("lists of one length: expected {n} numbers, got {}", odd.len()));
         }
-        if n > MAX_POINTS || c.each == 0 || c.count.div_ceil(c.each) != n as u64 {
+        if n > MAX_POINTS || c.each == 0 || c.each > 1 << 40 || c.count.div_ceil(c.each) != n as u64 {
             return Err(format!("{} tokens, {} a point: expected so many points, got {n}", c.count, c.each));
         }
         // Sums of sane numbers do not overflow: 2^48 ns are three days, 2^48 bytes 256 TiB a token.
