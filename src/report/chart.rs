@@ -90,7 +90,9 @@ impl Chart {
         );
         for (i, line) in why.iter().enumerate() {
             let y = TOP + 11.0 + 13.0 * i as f64;
-            let _ = writeln!(self.svg, "<text class=\"on\" x=\"{:.1}\" y=\"{y:.1}\">{}</text>", px + 5.0, escape(line));
+            // On the side that has the room.
+            let (class, x) = if px < WIDTH / 2.0 { ("on", px + 5.0) } else { ("on end", px - 5.0) };
+            let _ = writeln!(self.svg, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(line));
         }
     }
 
