@@ -218,12 +218,13 @@ proptest! {
         let mut want = vec![ActChunk::ZERO; n.div_ceil(256)];
         quantize_row(&x, &mut want);
         for kernels in available() {
-            let mut got = vec![ActChunk { q: [1; 256], d: [1.0; 16], s: [1.0; 16] }; want.len()];
+            let mut got = vec![ActChunk { q: [1; 256], d: [1.0; 8], s: [1.0; 8], h: [1; 16] }; want.len()];
             kernels.quantize_row(&x, &mut got);
             for (got, want) in got.iter().zip(&want) {
                 prop_assert_eq!(got.q, want.q, "{}", kernels.isa().name());
                 prop_assert!(got.d.iter().zip(want.d).all(|(a, b)| same(*a, b)), "{}", kernels.isa().name());
                 prop_assert_eq!(got.s.map(f32::to_bits), want.s.map(f32::to_bits));
+                prop_assert_eq!(got.h, want.h);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Each file is 16 rows of 256 weights, first their blocks, then `to_float` of them, little-endian.
 
 use half::{bf16, f16};
-use hotset::quant::act::{ActChunk, LANE_GROUP, TINY, quantize_row};
+use hotset::quant::act::{ActChunk, LANE_GROUP, TINY, quantize_row, span_of};
 use hotset::quant::{ActRow, Acts, GgmlType, dequantize_row, dot};
 
 const N: usize = 16 * 256;
@@ -78,16 +78,16 @@ fn restored(chunks: &[ActChunk], n: usize) -> Vec<f32> {
     (0..n)
         .map(|i| {
             let (c, p) = (&chunks[i / 256], lane(i));
-            f32::from(c.q[i % 16 / 4 * 64 + 4 * p + i % 4]) * c.d[p]
+            f32::from(c.q[i % 16 / 4 * 64 + 4 * p + i % 4]) * c.d[span_of(p)]
         })
         .collect()
 }
 
-/// Squared distance of a group to what nearest integers at 127 steps to the largest magnitude give.
-fn plain_error(group: &[f32]) -> f64 {
-    let step = group.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+/// Squared distance of a span to what nearest integers at 127 steps to the largest magnitude give.
+fn plain_error(span: &[f32]) -> f64 {
+    let step = span.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
     let error = |x: &f32| f64::from(x - (x / step).round_ties_even() * step);
-    group.iter().map(|x| error(x) * error(x)).sum()
+    span.iter().map(|x| error(x) * error(x)).sum()
 }
 
 #[test]
@@ -97,19 +97,20 @@ fn activations_are_no_farther_than_by_the_plain_scale_and_nearer_on_the_whole() 
         let x = wave(n);
         let chunks = quantized(&x);
         let back = restored(&chunks, n);
-        for (i, group) in x.chunks(16).enumerate() {
-            let error: f64 = group.iter().zip(&back[16 * i..]).map(|(x, b)| f64::from((x - b) * (x - b))).sum();
-            let bound = plain_error(group);
+        for (i, span) in x.chunks(32).enumerate() {
+            let error: f64 = span.iter().zip(&back[32 * i..]).map(|(x, b)| f64::from((x - b) * (x - b))).sum();
+            let bound = plain_error(span);
             // The plain scale's integers are among the candidates; what remains is rounding in f32.
-            assert!(error <= bound * 1.0001 + 1e-12, "group {i} of {n}: {error:e} is over {bound:e}");
+            assert!(error <= bound * 1.0001 + 1e-12, "span {i} of {n}: {error:e} is over {bound:e}");
             (ours, plain) = (ours + error, plain + bound);
         }
         for (c, chunk) in chunks.iter().enumerate() {
             for (p, group) in LANE_GROUP.into_iter().enumerate() {
                 let sum: i32 = (0..16).map(|i| i32::from(chunk.q[i / 4 * 64 + 4 * p + i % 4])).sum();
-                assert_eq!(chunk.s[p], sum as f32);
-                let group = c * 16 + group;
-                assert!(group * 16 < n || (chunk.d[p], chunk.s[p]) == (0.0, 0.0), "padding is zero");
+                assert_eq!(chunk.h[p], sum);
+                assert_eq!(chunk.s[span_of(p)], (chunk.h[p] + chunk.h[p ^ 4]) as f32);
+                let zero = (chunk.d[span_of(p)], chunk.s[span_of(p)]) == (0.0, 0.0);
+                assert!((c * 16 + group) / 2 * 32 < n || zero, "padding is zero");
             }
         }
     }
@@ -123,18 +124,17 @@ fn activations_are_no_farther_than_by_the_plain_scale_and_nearer_on_the_whole() 
 fn odd_activations_are_defined() {
     let mut x = vec![1.0; 256];
     x[3] = f32::NAN;
-    x[20] = f32::INFINITY;
-    x[32..48].fill(0.0);
-    x[48..64].fill(f32::from_bits(7)); // denormal
-    x[64..80].fill(-TINY);
+    x[20] = f32::INFINITY; // in the same span
+    x[64..96].fill(0.0);
+    x[96..128].fill(f32::from_bits(7)); // denormal
+    x[128..160].fill(-TINY);
     let chunks = quantized(&x);
-    let scale = |group| chunks[0].d[LANE_GROUP.iter().position(|g| *g == group).unwrap()];
-    assert!(scale(0).is_nan() && scale(1).is_nan());
-    assert_eq!((scale(2), scale(3)), (0.0, 0.0));
-    assert_eq!((scale(4), scale(5)), (TINY / 127.0, 1.0 / 127.0));
+    let d = chunks[0].d;
+    assert!(d[0].is_nan() && d[1] == 1.0 / 127.0 && d[2] == 0.0 && d[3] == 0.0, "{d:?}");
+    assert_eq!((d[4], d[5]), (TINY / 127.0, 1.0 / 127.0));
     let back = restored(&chunks, 256);
-    assert_eq!(back[32..64], [0.0; 32]);
-    assert!(back[64..80].iter().all(|x| (x / -TINY - 1.0).abs() < 1e-6));
+    assert_eq!(back[64..128], [0.0; 64]);
+    assert!(back[128..160].iter().all(|x| (x / -TINY - 1.0).abs() < 1e-6));
 }
 
 /// The integer form says the same as the dequantised weights: sums differ only in rounding.

@@ -32,6 +32,32 @@ pub trait Block: Sized {
     fn read(bytes: &[u8]) -> Self;
     /// Writes `block_len` integers and a scale and minimum for each 16 of them. `min` comes zeroed.
     fn unpack(&self, q: &mut [u8], scale: &mut [f32], min: &mut [f32]);
+    /// What scales and minimums are made of, in a type that has one for each 16; the others have one for each 32 at most.
+    fn fine(&self) -> Option<Fine> {
+        None
+    }
+}
+
+/// Scales of 16 elements each: the scale of group `i` is `d * scale[i]`, its minimum `dmin * min[i]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fine {
+    /// Of the block.
+    pub d: f32,
+    /// Of the block; 0 in a type without minimums.
+    pub dmin: f32,
+    /// -128 to 127.
+    pub scale: [i32; CHUNK / GROUP],
+    /// 0 to 15.
+    pub min: [i32; CHUNK / GROUP],
+}
+
+impl Fine {
+    fn fill(&self, scale: &mut [f32], min: &mut [f32]) {
+        for j in 0..CHUNK / GROUP {
+            scale[j] = self.d * self.scale[j] as f32;
+            min[j] = self.dmin * self.min[j] as f32;
+        }
+    }
 }
 
 /// Declares blocks as ggml does, field by field; all fields are bytes, so that alignment is 1 as in a file.
@@ -198,10 +224,12 @@ impl Block for Q2_K {
         for (i, q) in q.iter_mut().enumerate() {
             *q = self.qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
         }
-        for (j, sc) in self.scales.iter().enumerate() {
-            scale[j] = half(self.d) * f32::from(sc & 15);
-            min[j] = half(self.dmin) * f32::from(sc >> 4);
-        }
+        self.fine().unwrap_or_default().fill(scale, min);
+    }
+    fn fine(&self) -> Option<Fine> {
+        let scale = self.scales.map(|sc| i32::from(sc & 15));
+        let min = self.scales.map(|sc| i32::from(sc >> 4));
+        Some(Fine { d: half(self.d), dmin: half(self.dmin), scale, min })
     }
 }
 
@@ -211,14 +239,16 @@ impl Block for Q3_K {
     fn read(bytes: &[u8]) -> Self {
         Self::parse(bytes)
     }
-    fn unpack(&self, q: &mut [u8], scale: &mut [f32], _: &mut [f32]) {
+    fn unpack(&self, q: &mut [u8], scale: &mut [f32], min: &mut [f32]) {
         for (i, q) in q.iter_mut().enumerate() {
             let low = self.qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
             *q = low | (self.hmask[i % 32] >> (i / 32) & 1) << 2;
         }
-        for (scale, sc) in scale.iter_mut().zip(scales_k3(&self.scales)) {
-            *scale = half(self.d) * (f32::from(sc) - 32.0);
-        }
+        self.fine().unwrap_or_default().fill(scale, min);
+    }
+    fn fine(&self) -> Option<Fine> {
+        let scale = scales_k3(&self.scales).map(|sc| i32::from(sc) - 32);
+        Some(Fine { d: half(self.d), scale, ..Fine::default() })
     }
 }
 
@@ -264,15 +294,17 @@ impl Block for Q6_K {
     fn read(bytes: &[u8]) -> Self {
         Self::parse(bytes)
     }
-    fn unpack(&self, q: &mut [u8], scale: &mut [f32], _: &mut [f32]) {
+    fn unpack(&self, q: &mut [u8], scale: &mut [f32], min: &mut [f32]) {
         for (i, q) in q.iter_mut().enumerate() {
             let low = self.ql[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
             let high = self.qh[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
             *q = low | high << 4;
         }
-        for (scale, sc) in scale.iter_mut().zip(self.scales) {
-            *scale = half(self.d) * f32::from(sc as i8);
-        }
+        self.fine().unwrap_or_default().fill(scale, min);
+    }
+    fn fine(&self) -> Option<Fine> {
+        let scale = self.scales.map(|sc| i32::from(sc as i8));
+        Some(Fine { d: half(self.d), scale, ..Fine::default() })
     }
 }
 

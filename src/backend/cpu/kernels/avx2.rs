@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::bytes::{self, LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Simd, Unpack, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
@@ -34,16 +34,70 @@ struct Avx2;
 /// Products by `vpdpbusd`.
 struct AvxVnni;
 
+/// Registers of 256 bits.
+#[derive(Clone, Copy)]
+pub(super) struct Narrow;
+
 /// Sixteen floats in two registers.
 #[derive(Clone, Copy)]
-struct L256(__m256, __m256);
+pub(super) struct L256(__m256, __m256);
 
 /// 256 weights: the first four registers are lanes 0..8, the last four lanes 8..16.
 type W256 = [__m256i; 8];
 
-impl Simd for Avx2 {
-    type L = L256;
+/// Runs `$item` once for the attribute that nearly all functions of [`Narrow`] have.
+macro_rules! avx2 {
+    ($($item:item)*) => { $(
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline]
+        $item
+    )* };
+}
+
+impl Registers for Narrow {
     type W = W256;
+    type I = [__m256i; 2];
+    type H = __m256;
+    type L = L256;
+    avx2! {
+        unsafe fn load(p: *const i32) -> [__m256i; 2] {
+            // SAFETY: the caller gives sixteen elements.
+            unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())] }
+        }
+        unsafe fn splat(x: i32) -> [__m256i; 2] {
+            [_mm256_set1_epi32(x); 2]
+        }
+        unsafe fn mul(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])]
+        }
+        unsafe fn sub(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
+        }
+        unsafe fn fold(rows: [[__m256i; 2]; 2]) -> L256 {
+            // The lower 128 bits of each register have first halves of spans, the upper ones the second halves.
+            let [a, b] = rows.map(|[low, high]| {
+                let first = _mm256_permute2x128_si256::<0x20>(low, high);
+                let second = _mm256_permute2x128_si256::<0x31>(low, high);
+                _mm256_cvtepi32_ps(_mm256_add_epi32(first, second))
+            });
+            L256(a, b)
+        }
+        unsafe fn join([a, b]: [__m256; 2]) -> L256 {
+            L256(a, b)
+        }
+        unsafe fn twice(p: *const f32) -> L256 {
+            // SAFETY: the caller gives eight elements.
+            let x = unsafe { _mm256_loadu_ps(p) };
+            L256(x, x)
+        }
+        unsafe fn sums(l: L256) -> [f32; 2] {
+            [l.0, l.1].map(|eight| sum8(eight))
+        }
+    }
+}
+
+impl Simd for Avx2 {
+    type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -53,7 +107,7 @@ impl Simd for Avx2 {
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn dot<B: Unpack<W256, L256>>(w: &W256, x: &ActChunk) -> L256 {
+    unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
         let sum = |h: usize| {
             let product = |k: usize| match B::FORM {
                 Form::Signed => {
@@ -65,22 +119,20 @@ impl Simd for Avx2 {
             let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
             // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
             let (a, b, c, d) = (product(0), product(1), product(2), product(3));
-            let sum = if B::BITS <= 5 {
+            if B::BITS <= 5 {
                 widen(_mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d)))
             } else if B::BITS <= 6 {
                 _mm256_add_epi32(widen(_mm256_add_epi16(a, b)), widen(_mm256_add_epi16(c, d)))
             } else {
                 _mm256_add_epi32(_mm256_add_epi32(widen(a), widen(b)), _mm256_add_epi32(widen(c), widen(d)))
-            };
-            _mm256_cvtepi32_ps(sum)
+            }
         };
-        L256(sum(0), sum(1))
+        [sum(0), sum(1)]
     }
 }
 
 impl Simd for AvxVnni {
-    type L = L256;
-    type W = W256;
+    type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 128;
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
@@ -90,15 +142,15 @@ impl Simd for AvxVnni {
     }
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     #[inline]
-    unsafe fn dot<B: Unpack<W256, L256>>(w: &W256, x: &ActChunk) -> L256 {
+    unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
         let sum = |h: usize| {
             let mut sum = _mm256_setzero_si256();
             for k in 0..4 {
                 sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
             }
-            _mm256_cvtepi32_ps(sum)
+            sum
         };
-        L256(sum(0), sum(1))
+        [sum(0), sum(1)]
     }
 }
 
@@ -125,7 +177,7 @@ pub(super) fn load16<T, const N: usize>(bytes: &[T; N], at: usize) -> __m128i {
 /// The half at `at` in all lanes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn half(b: &[u8], at: usize) -> __m256 {
+pub(super) fn half(b: &[u8], at: usize) -> __m256 {
     _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(b, at)))))
 }
 
@@ -137,20 +189,21 @@ fn halves(b: &[u8], at: usize, stride: usize) -> __m256 {
     _mm256_cvtph_ps(_mm_setr_epi16(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7)))
 }
 
-/// Lanes from the scales of eight runs of 32 elements.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn per32(s: __m256) -> L256 {
-    L256(_mm256_permute2f128_ps::<0x00>(s, s), _mm256_permute2f128_ps::<0x11>(s, s))
-}
-
 /// Lanes from sixteen signed bytes, one for each group.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn per16(s: __m128i, d: __m256) -> L256 {
+fn per16(s: __m128i) -> [__m256i; 2] {
     let s = _mm_shuffle_epi8(s, load16(&LANE_BYTES, 0));
-    let float = |s| _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(s)));
-    L256(float(s), float(_mm_unpackhi_epi64(s, s)))
+    [_mm256_cvtepi8_epi32(s), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(s, s))]
+}
+
+/// A row's eight lanes, as [`crate::quant::dot::sum_lanes`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum8(eight: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 /// Q3_K's scales, see [`crate::quant::block::scales_k3`], less 32.
@@ -264,80 +317,95 @@ fn look_up(values: [i8; 16], index: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load16(&values, 0)), index)
 }
 
-/// Declares how AVX2 reads a type; the body has the chunk's bytes as an array.
+/// Declares how AVX2 reads a type: [`Row`]'s fields, with runs of 32 weights for `w`. The body has the chunk's bytes as an
+/// array.
 macro_rules! unpack {
-    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
-        impl Unpack<W256, L256> for $ty {
+    ($ty:ident, $form:expr, $bits:literal, $fine:literal, |$b:ident| $body:expr) => {
+        impl Unpack<Narrow> for $ty {
             const TYPE: GgmlType = GgmlType::$ty;
             const FORM: Form = $form;
             const BITS: u32 = $bits;
-            #[target_feature(enable = "avx2,fma,f16c")]
-            #[inline]
-            unsafe fn unpack(bytes: &[u8]) -> (W256, L256, L256) {
-                let $b = sized::<{ $ty::BYTES }>(bytes);
-                let (y, scale, min): ([__m256i; 8], L256, L256) = $body;
-                (transpose(y), scale, min)
+            const FINE: bool = $fine;
+            avx2! {
+                unsafe fn unpack(bytes: &[u8]) -> Row<Narrow> {
+                    let $b = sized::<{ $ty::BYTES }>(bytes);
+                    let (runs, scale, min, fine): ([__m256i; 8], __m256, __m256, [[__m256i; 2]; 2]) = $body;
+                    Row { w: transpose(runs), scale, min, fine }
+                }
             }
         }
         impl $ty {
             /// Bytes of 256 weights.
-            pub(super) const BYTES: usize = <$ty as Unpack<W256, L256>>::BYTES;
+            pub(super) const BYTES: usize = <$ty as Unpack<Narrow>>::BYTES;
         }
+    };
+    // A scale for each 32 and perhaps a minimum.
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
+        unpack!($ty, $form, $bits, false, |$b| {
+            let (runs, scale, min) = $body;
+            (runs, scale, min, [none(); 2])
+        });
     };
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn no_min() -> L256 {
-    L256(_mm256_setzero_ps(), _mm256_setzero_ps())
+pub(super) fn no_min() -> __m256 {
+    _mm256_setzero_ps()
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn negated(x: __m256) -> __m256 {
+fn none() -> [__m256i; 2] {
+    [_mm256_setzero_si256(); 2]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn negated(x: __m256) -> __m256 {
     _mm256_xor_ps(x, _mm256_set1_ps(-0.0))
 }
 
 unpack!(Q4_0, Form::Offset(8), 4, |b| {
     let y = std::array::from_fn(|m| nibbles(load16(b, 18 * m + 2)));
-    (y, per32(halves(b, 0, 18)), no_min())
+    (y, halves(b, 0, 18), no_min())
 });
 
 unpack!(Q4_1, Form::Min, 4, |b| {
     let y = std::array::from_fn(|m| nibbles(load16(b, 20 * m + 4)));
-    (y, per32(halves(b, 0, 20)), per32(negated(halves(b, 2, 20))))
+    (y, halves(b, 0, 20), negated(halves(b, 2, 20)))
 });
 
 unpack!(Q5_0, Form::Offset(16), 5, |b| {
     let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 22 * m + 6)), fifth_bits(u32_at(b, 22 * m + 2))));
-    (y, per32(halves(b, 0, 22)), no_min())
+    (y, halves(b, 0, 22), no_min())
 });
 
 unpack!(Q5_1, Form::Min, 5, |b| {
     let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 24 * m + 8)), fifth_bits(u32_at(b, 24 * m + 4))));
-    (y, per32(halves(b, 0, 24)), per32(negated(halves(b, 2, 24))))
+    (y, halves(b, 0, 24), negated(halves(b, 2, 24)))
 });
 
 unpack!(Q8_0, Form::Signed, 8, |b| {
     let y = std::array::from_fn(|m| load32(b, 34 * m + 2));
-    (y, per32(halves(b, 0, 34)), no_min())
+    (y, halves(b, 0, 34), no_min())
 });
 
 unpack!(IQ4_NL, Form::Signed, 8, |b| {
     let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 18 * m + 2))));
-    (y, per32(halves(b, 0, 18)), no_min())
+    (y, halves(b, 0, 18), no_min())
 });
 
 unpack!(IQ4_XS, Form::Signed, 8, |b| {
     let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 16 * m + 8))));
-    (y, per32(_mm256_mul_ps(half(b, 0), scales_iq4_xs(b))), no_min())
+    (y, _mm256_mul_ps(half(b, 0), scales_iq4_xs(b)), no_min())
 });
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
     let y = std::array::from_fn(|m| look_up(MXFP4_UNSIGNED, nibbles(load16(b, 17 * m + 1))));
     let e = |m: usize| i32::from(b[17 * m]);
     let e = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
-    (y, per32(e8m0_half(e)), no_min())
+    (y, e8m0_half(e), no_min())
 });
 
 /// Four registers from one: two bits each, from the lowest up.
@@ -348,16 +416,16 @@ fn pairs(x: __m256i) -> [__m256i; 4] {
     [two(x), two(_mm256_srli_epi16::<2>(x)), two(_mm256_srli_epi16::<4>(x)), two(_mm256_srli_epi16::<6>(x))]
 }
 
-unpack!(Q2_K, Form::Min, 2, |b| {
+unpack!(Q2_K, Form::Min, 2, true, |b| {
     let [y0, y1, y2, y3] = pairs(load32(b, 16));
     let [y4, y5, y6, y7] = pairs(load32(b, 48));
     let sc = load16(b, 0);
     let low = _mm_and_si128(sc, _mm_set1_epi8(15));
     let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
-    ([y0, y1, y2, y3, y4, y5, y6, y7], per16(low, half(b, 80)), per16(high, half(b, 82)))
+    ([y0, y1, y2, y3, y4, y5, y6, y7], half(b, 80), half(b, 82), [per16(low), per16(high)])
 });
 
-unpack!(Q3_K, Form::Offset(4), 3, |b| {
+unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
     let low = [pairs(load32(b, 32)), pairs(load32(b, 64))];
     let mask = load32(b, 0);
     let bit2 = |x| _mm256_and_si256(x, _mm256_set1_epi8(4));
@@ -372,16 +440,16 @@ unpack!(Q3_K, Form::Offset(4), 3, |b| {
         bit2(_mm256_srli_epi16::<5>(mask)),
     ];
     let y = std::array::from_fn(|m| _mm256_or_si256(low[m / 4][m % 4], high[m]));
-    (y, per16(scales_k3(b, 96), half(b, 108)), no_min())
+    (y, half(b, 108), no_min(), [per16(scales_k3(b, 96)), none()])
 });
 
 /// Q4_K's and Q5_K's scales and minimums.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn k4(b: &[u8]) -> (L256, L256) {
+pub(super) fn k4(b: &[u8]) -> (__m256, __m256) {
     let (sc, mn) = scales_k4(b, 4);
     let float = |s: u64| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(s as i64)));
-    (per32(_mm256_mul_ps(half(b, 0), float(sc))), per32(_mm256_mul_ps(half(b, 2), float(mn))))
+    (_mm256_mul_ps(half(b, 0), float(sc)), _mm256_mul_ps(half(b, 2), float(mn)))
 }
 
 unpack!(Q4_K, Form::Min, 4, |b| {
@@ -414,7 +482,7 @@ unpack!(Q5_K, Form::Min, 5, |b| {
     (y, scale, min)
 });
 
-unpack!(Q6_K, Form::Offset(32), 6, |b| {
+unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     let y = std::array::from_fn(|m| {
         let low = load32(b, m / 4 * 64 + m % 2 * 32);
         let low = if m % 4 < 2 { low4(low) } else { high4(low) };
@@ -427,7 +495,7 @@ unpack!(Q6_K, Form::Offset(32), 6, |b| {
         };
         _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
     });
-    (y, per16(load16(b, 192), half(b, 208)), no_min())
+    (y, half(b, 208), no_min(), [per16(load16(b, 192)), none()])
 });
 
 impl Lanes for L256 {
@@ -544,6 +612,11 @@ impl Lanes for L256 {
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
+    unsafe fn partner(self) -> Self {
+        L256(_mm256_permute2f128_ps::<1>(self.0, self.0), _mm256_permute2f128_ps::<1>(self.1, self.1))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
         let pick = |a, b, new, old| _mm256_blendv_ps(old, new, _mm256_cmp_ps::<_CMP_GT_OQ>(a, b));
         L256(pick(self.0, b.0, new.0, old.0), pick(self.1, b.1, new.1, old.1))
@@ -551,9 +624,6 @@ impl Lanes for L256 {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn sum(self) -> f32 {
-        let eight = _mm256_add_ps(self.0, self.1);
-        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        sum8(_mm256_add_ps(self.0, self.1))
     }
 }

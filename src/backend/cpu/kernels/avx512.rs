@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::avx2::{load16, scales_iq4_xs, scales_k3};
-use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Simd, Unpack, matmul_table};
+use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
+use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
+use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::GgmlType;
@@ -46,6 +46,10 @@ ops_table!(
 /// Products by `vpdpbusd` on 64 bytes.
 struct Avx512;
 
+/// Registers of 512 bits.
+#[derive(Clone, Copy)]
+struct Wide;
+
 /// Sixteen floats.
 #[derive(Clone, Copy)]
 struct L512(__m512);
@@ -53,21 +57,61 @@ struct L512(__m512);
 /// 256 weights, register `k` having word `k` of each lane's four.
 type W512 = [__m512i; 4];
 
-impl Simd for Avx512 {
-    type L = L512;
+impl Registers for Wide {
     type W = W512;
+    type I = __m512i;
+    type H = __m256;
+    type L = L512;
+    avx512! {
+        unsafe fn load(p: *const i32) -> __m512i {
+            // SAFETY: the caller gives sixteen elements.
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+        unsafe fn splat(x: i32) -> __m512i {
+            _mm512_set1_epi32(x)
+        }
+        unsafe fn mul(a: __m512i, b: __m512i) -> __m512i {
+            _mm512_mullo_epi32(a, b)
+        }
+        unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
+            _mm512_sub_epi32(a, b)
+        }
+        unsafe fn fold([a, b]: [__m512i; 2]) -> L512 {
+            // The 128-bit parts 0 and 2 have first halves of spans, 1 and 3 the second ones.
+            let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+            let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+            L512(_mm512_cvtepi32_ps(_mm512_add_epi32(first, second)))
+        }
+        unsafe fn join([a, b]: [__m256; 2]) -> L512 {
+            L512(_mm512_insertf32x8::<1>(_mm512_castps256_ps512(a), b))
+        }
+        unsafe fn twice(p: *const f32) -> L512 {
+            // SAFETY: the caller gives eight elements.
+            L512(_mm512_broadcast_f32x8(unsafe { _mm256_loadu_ps(p) }))
+        }
+        unsafe fn sums(l: L512) -> [f32; 2] {
+            let four = _mm512_add_ps(l.0, _mm512_shuffle_f32x4::<0b10_11_00_01>(l.0, l.0));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+            let one = _mm512_add_ps(two, _mm512_movehdup_ps(two));
+            [_mm512_cvtss_f32(one), _mm_cvtss_f32(_mm512_extractf32x4_ps::<2>(one))]
+        }
+    }
+}
+
+impl Simd for Avx512 {
+    type R = Wide;
     const TOKENS: usize = 8;
     const SIGNED_OFFSET: u8 = 128;
     avx512! {
         unsafe fn from_signed(w: W512) -> W512 {
             w.map(|w| _mm512_xor_si512(w, _mm512_set1_epi8(-128)))
         }
-        unsafe fn dot<B: Unpack<W512, L512>>(w: &W512, x: &ActChunk) -> L512 {
+        unsafe fn dot<B: Unpack<Wide>>(w: &W512, x: &ActChunk) -> __m512i {
             let mut sum = _mm512_setzero_si512();
             for (k, w) in w.iter().enumerate() {
                 sum = _mm512_dpbusd_epi32(sum, *w, load64(&x.q, 64 * k));
             }
-            L512(_mm512_cvtepi32_ps(sum))
+            sum
         }
     }
 }
@@ -154,33 +198,18 @@ avx512! {
         if inside == 8 { first } else { _mm_mask_mov_epi16(pick(second), (1 << inside) - 1, first) }
     }
 
-    /// The halves at `AT`, `AT + STRIDE`, … of eight blocks, as lanes.
-    fn halves<const AT: usize, const STRIDE: usize, const N: usize>(bytes: &[u8; N]) -> L512 {
-        per32(_mm256_cvtph_ps(words::<AT, STRIDE, N>(bytes)))
-    }
-
-    fn half(bytes: &[u8], at: usize) -> __m128 {
-        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(bytes, at))))
-    }
-
-    /// Lanes from the scales of eight runs of 32 elements.
-    fn per32(s: __m256) -> L512 {
-        let s = _mm512_castps256_ps512(s);
-        L512(_mm512_shuffle_f32x4::<0b01_01_00_00>(s, s))
+    /// The halves at `AT`, `AT + STRIDE`, … of eight blocks.
+    fn halves<const AT: usize, const STRIDE: usize, const N: usize>(bytes: &[u8; N]) -> __m256 {
+        _mm256_cvtph_ps(words::<AT, STRIDE, N>(bytes))
     }
 
     /// Lanes from sixteen signed bytes, one for each group.
-    fn per16(s: __m128i, d: __m128) -> L512 {
-        let s = _mm_shuffle_epi8(s, load16(&LANE_BYTES, 0));
-        L512(_mm512_mul_ps(_mm512_broadcastss_ps(d), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(s))))
+    fn per16(s: __m128i) -> __m512i {
+        _mm512_cvtepi8_epi32(_mm_shuffle_epi8(s, load16(&LANE_BYTES, 0)))
     }
 
-    fn negated(x: L512) -> L512 {
-        L512(_mm512_xor_ps(x.0, _mm512_set1_ps(-0.0)))
-    }
-
-    fn no_min() -> L512 {
-        L512(_mm512_setzero_ps())
+    fn none() -> __m512i {
+        _mm512_setzero_si512()
     }
 
     /// Runs of 32 weights as they lie in the file, to the order of [`ActChunk`].
@@ -205,33 +234,32 @@ avx512! {
     fn bits_by_run<const N: usize>(bytes: &[u8; N], at: usize) -> __m512i {
         _mm512_srlv_epi64(join32(bytes, at, at), _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4))
     }
-
-    /// Q4_K's and Q5_K's scales and minimums.
-    fn k4(b: &[u8]) -> (L512, L512) {
-        let (sc, mn) = scales_k4(b, 4);
-        let lanes = |s: u64, d| {
-            let s = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(s as i64)));
-            per32(_mm256_mul_ps(_mm256_broadcastss_ps(d), s))
-        };
-        (lanes(sc, half(b, 0)), lanes(mn, half(b, 2)))
-    }
 }
 
-/// Declares how AVX-512 reads a type; the body has the chunk's bytes as an array.
+/// Declares how AVX-512 reads a type: [`Row`]'s fields, with runs of 32 weights for `w`. The body has the chunk's bytes as an
+/// array.
 macro_rules! unpack {
-    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
-        impl Unpack<W512, L512> for $ty {
+    ($ty:ident, $form:expr, $bits:literal, $fine:literal, |$b:ident| $body:expr) => {
+        impl Unpack<Wide> for $ty {
             const TYPE: GgmlType = GgmlType::$ty;
             const FORM: Form = $form;
             const BITS: u32 = $bits;
+            const FINE: bool = $fine;
             avx512! {
-                unsafe fn unpack(bytes: &[u8]) -> (W512, L512, L512) {
+                unsafe fn unpack(bytes: &[u8]) -> Row<Wide> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
-                    let (runs, scale, min): ([__m512i; 4], L512, L512) = $body;
-                    (transpose(runs), scale, min)
+                    let (runs, scale, min, fine): ([__m512i; 4], __m256, __m256, [__m512i; 2]) = $body;
+                    Row { w: transpose(runs), scale, min, fine }
                 }
             }
         }
+    };
+    // A scale for each 32 and perhaps a minimum.
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
+        unpack!($ty, $form, $bits, false, |$b| {
+            let (runs, scale, min) = $body;
+            (runs, scale, min, [none(); 2])
+        });
     };
 }
 
@@ -261,8 +289,8 @@ unpack!(IQ4_NL, Form::Signed, 8, |b| {
 });
 
 unpack!(IQ4_XS, Form::Signed, 8, |b| {
-    let scale = _mm256_mul_ps(_mm256_broadcastss_ps(half(b, 0)), scales_iq4_xs(b));
-    (nibble_blocks(b, 8, 16).map(|x| look_up(IQ4_VALUES, x)), per32(scale), no_min())
+    let scale = _mm256_mul_ps(half(b, 0), scales_iq4_xs(b));
+    (nibble_blocks(b, 8, 16).map(|x| look_up(IQ4_VALUES, x)), scale, no_min())
 });
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
@@ -270,18 +298,18 @@ unpack!(MXFP4, Form::Offset(12), 5, |b| {
     let e = _mm256_cvtepu16_epi32(words::<0, 17, _>(b));
     let e = _mm256_srlv_epi32(e, _mm256_setr_epi32(0, 8, 0, 8, 0, 8, 0, 8));
     let e = _mm256_and_si256(e, _mm256_set1_epi32(255));
-    let scale = per32(super::avx2::e8m0_half(e));
+    let scale = super::avx2::e8m0_half(e);
     (nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)), scale, no_min())
 });
 
-unpack!(Q2_K, Form::Min, 2, |b| {
+unpack!(Q2_K, Form::Min, 2, true, |b| {
     let sc = load16(b, 0);
     let low = _mm_and_si128(sc, _mm_set1_epi8(15));
     let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
-    (pairs(load64(b, 16)), per16(low, half(b, 80)), per16(high, half(b, 82)))
+    (pairs(load64(b, 16)), half(b, 80), half(b, 82), [per16(low), per16(high)])
 });
 
-unpack!(Q3_K, Form::Offset(4), 3, |b| {
+unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
     let [a, b_, c, d] = pairs(load64(b, 32));
     let mask = bits_by_run(b, 0);
     let with = |low, bit| _mm512_or_si512(low, _mm512_and_si512(bit, _mm512_set1_epi8(4)));
@@ -291,7 +319,7 @@ unpack!(Q3_K, Form::Offset(4), 3, |b| {
         with(c, mask),
         with(d, _mm512_srli_epi16::<1>(mask)),
     ];
-    (runs, per16(scales_k3(b, 96), half(b, 108)), no_min())
+    (runs, half(b, 108), no_min(), [per16(scales_k3(b, 96)), none()])
 });
 
 unpack!(Q4_K, Form::Min, 4, |b| {
@@ -314,7 +342,7 @@ unpack!(Q5_K, Form::Min, 5, |b| {
     (runs, scale, min)
 });
 
-unpack!(Q6_K, Form::Offset(32), 6, |b| {
+unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     let (even, odd, high) = (join32(b, 0, 64), join32(b, 32, 96), load64(b, 128));
     let with = |low, bits| _mm512_or_si512(low, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)));
     let runs = [
@@ -323,7 +351,7 @@ unpack!(Q6_K, Form::Offset(32), 6, |b| {
         with(high4(even), high),
         with(high4(odd), _mm512_srli_epi16::<2>(high)),
     ];
-    (runs, per16(load16(b, 192), half(b, 208)), no_min())
+    (runs, half(b, 208), no_min(), [per16(load16(b, 192)), none()])
 });
 
 impl Lanes for L512 {
@@ -414,6 +442,9 @@ impl Lanes for L512 {
                 out[12 + k] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
             }
             out.map(L512)
+        }
+        unsafe fn partner(self) -> Self {
+            L512(_mm512_shuffle_f32x4::<0b10_11_00_01>(self.0, self.0))
         }
         unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
             L512(_mm512_mask_mov_ps(old.0, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, b.0), new.0))

@@ -1,11 +1,14 @@
 //! The one loop of matrix multiplication, for every instruction set and weight type.
 //!
-//! A row is read in chunks of 256 weights. Each chunk is unpacked once for up to [`Simd::TOKENS`] tokens; a token's
-//! sixteen lanes take chunk after chunk in order, whoever else is in the group, as [`crate::quant::dot`] states.
+//! Rows are read two at a time, in chunks of 256 weights: the eight spans of both fill sixteen lanes, so that the float
+//! operations of a chunk are shared, and each activation is loaded for both. A pair of chunks is unpacked once for up to
+//! [`Simd::TOKENS`] tokens; a token's lanes take chunk after chunk in order, whoever else is in the group, as
+//! [`crate::quant::dot`] states. A last row without a partner is its own.
 //!
 //! Must not know: what bytes mean, registers.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::ops::{Element, Lanes};
 use crate::quant::act::{ActChunk, ActRow, LANES};
@@ -22,26 +25,57 @@ pub(super) enum Form {
     Signed,
 }
 
+/// The registers of a family of instruction sets.
+///
+/// # Safety
+/// Every method: the CPU has the instruction set.
+pub(super) trait Registers: Sized {
+    /// 256 weights of a row in the order of [`ActChunk`].
+    type W: Copy;
+    /// Sixteen whole numbers, one for each of [`ActChunk`]'s lanes.
+    type I: Copy;
+    /// Eight floats, one for each span of a row.
+    type H: Copy;
+    /// Sixteen floats: the spans of two rows, one after the other.
+    type L: Lanes;
+    /// Sixteen whole numbers from memory.
+    ///
+    /// # Safety
+    /// As the trait, and `p` is valid for them.
+    unsafe fn load(p: *const i32) -> Self::I;
+    unsafe fn splat(x: i32) -> Self::I;
+    unsafe fn mul(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
+    /// Two rows' numbers with the halves of each span added, as floats.
+    unsafe fn fold(rows: [Self::I; 2]) -> Self::L;
+    /// Two rows' spans.
+    unsafe fn join(rows: [Self::H; 2]) -> Self::L;
+    /// Eight floats from memory, for both rows.
+    ///
+    /// # Safety
+    /// As the trait, and `p` is valid for them.
+    unsafe fn twice(p: *const f32) -> Self::L;
+    /// Each row's sum, as [`crate::quant::dot::sum_lanes`].
+    unsafe fn sums(l: Self::L) -> [f32; 2];
+}
+
 /// An instruction set.
 ///
 /// # Safety
 /// Every method: the CPU has the instruction set.
 pub(super) trait Simd {
-    /// Sixteen floats.
-    type L: Lanes;
-    /// 256 weights in the order of [`ActChunk`].
-    type W: Copy;
-    /// Tokens that share an unpacked chunk: as many as registers hold.
+    type R: Registers;
+    /// Tokens that share an unpacked pair of chunks: as many as registers hold.
     const TOKENS: usize;
     /// What [`Simd::from_signed`] adds.
     const SIGNED_OFFSET: u8;
     /// Makes signed weights fit for [`Simd::dot`].
-    unsafe fn from_signed(w: Self::W) -> Self::W;
+    unsafe fn from_signed(w: W<Self>) -> W<Self>;
     /// Each lane's sum of integer products.
-    unsafe fn dot<B: Unpack<Self::W, Self::L>>(w: &Self::W, x: &ActChunk) -> Self::L;
+    unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
     /// [`super::MatMul`] for many tokens; a set that multiplies matrices has its own.
     #[inline(always)]
-    unsafe fn matmul_many<B: Unpack<Self::W, Self::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+    unsafe fn matmul_many<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
     where
         Self: Sized,
     {
@@ -50,52 +84,71 @@ pub(super) trait Simd {
     }
 }
 
-/// A quantised type that an instruction set reads into `W`.
-pub(super) trait Unpack<W, L> {
+type W<S> = <<S as Simd>::R as Registers>::W;
+pub(super) type L<S> = <<S as Simd>::R as Registers>::L;
+
+/// A quantised type that a family of instruction sets reads into its registers.
+pub(super) trait Unpack<R: Registers> {
     /// ggml's type.
     const TYPE: GgmlType;
     /// How integers become signed.
     const FORM: Form;
     /// Bits that the largest unsigned integer has.
     const BITS: u32;
+    /// Whether each half of a span has a scale of its own: see [`crate::quant::block::Fine`].
+    const FINE: bool;
     /// Bytes of 256 weights.
     const BYTES: usize = CHUNK / Self::TYPE.block_len() * Self::TYPE.block_bytes();
-    /// Reads [`Unpack::BYTES`] bytes: integers, scale and minimum (of no meaning unless the form is [`Form::Min`]).
+    /// Reads [`Unpack::BYTES`] bytes.
     ///
     /// # Safety
     /// The CPU has the instruction set.
-    unsafe fn unpack(bytes: &[u8]) -> (W, L, L);
+    unsafe fn unpack(bytes: &[u8]) -> Row<R>;
 }
 
-/// Rows that one group of tokens visits before the next group does: with 2048 columns, these tokens' 24 KiB stay in
-/// the L1 cache meanwhile, and the rows in L2.
+/// A chunk of a row as it is read.
+#[derive(Clone, Copy)]
+pub(super) struct Row<R: Registers> {
+    pub w: R::W,
+    /// Of each span; where scales are finer, the block's own.
+    pub scale: R::H,
+    /// Of no meaning unless the form is [`Form::Min`].
+    pub min: R::H,
+    /// Of each lane: scale and minimum. Of no meaning unless scales are finer.
+    pub fine: [R::I; 2],
+}
+
+/// Rows that one group of tokens visits before the next group does, whole pairs: with 2048 columns, these tokens' 24 KiB
+/// stay in the L1 cache meanwhile, and the rows in L2.
 pub(super) const ROWS: usize = 32;
 
 /// From this many tokens on, unpacking rows ahead to memory pays: 10 to 25 % at 64 tokens of 2048, nothing at 16.
 pub(super) const MANY_TOKENS: usize = 32;
 
-/// Chunks that are unpacked ahead: 96 KiB.
-pub(super) const AHEAD: usize = 256;
+/// Pairs of chunks that are unpacked ahead: 112 KiB.
+pub(super) const AHEAD: usize = 128;
 
-/// Runs `$tile::<S, B, n>(…)` for each row of `$rows` and each group of tokens; the last argument tells the first group.
+/// Runs `$tile::<S, B, n>(…)` for each pair of rows that `$pairs` gives, of which the first has number `$first` of `$n_row`,
+/// and each group of tokens; the last argument tells the first group.
 macro_rules! for_token_groups {
-    ($simd:ty, $tile:ident, $rows:expr, $first:expr, $x:expr, $y:expr) => {{
+    ($simd:ty, $tile:ident, $pairs:expr, $first:expr, $n_row:expr, $x:expr, $y:expr) => {{
         let mut t = 0;
         while t < $x.len() {
             // Groups as equal as can be: one of a single token would wait for each addition.
             let left = $x.len() - t;
             let n = left.div_ceil(left.div_ceil(<$simd>::TOKENS));
-            for (r, row) in $rows.enumerate() {
-                let (x, y, r) = (&$x[t..t + n], &$y[t..t + n], $first + r);
+            for (i, pair) in $pairs.enumerate() {
+                let (x, y) = (&$x[t..t + n], &$y[t..t + n]);
+                let r = $first + 2 * i..$n_row.min($first + 2 * i + 2);
                 match n {
-                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(row, x, y, r, t == 0),
-                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(row, x, y, r, t == 0),
-                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(row, x, y, r, t == 0),
-                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(row, x, y, r, t == 0),
-                    4 => $tile::<S, B, 4>(row, x, y, r, t == 0),
-                    3 => $tile::<S, B, 3>(row, x, y, r, t == 0),
-                    2 => $tile::<S, B, 2>(row, x, y, r, t == 0),
-                    1 => $tile::<S, B, 1>(row, x, y, r, t == 0),
+                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(pair, x, y, r, t == 0),
+                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(pair, x, y, r, t == 0),
+                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(pair, x, y, r, t == 0),
+                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(pair, x, y, r, t == 0),
+                    4 => $tile::<S, B, 4>(pair, x, y, r, t == 0),
+                    3 => $tile::<S, B, 3>(pair, x, y, r, t == 0),
+                    2 => $tile::<S, B, 2>(pair, x, y, r, t == 0),
+                    1 => $tile::<S, B, 1>(pair, x, y, r, t == 0),
                     _ => unreachable!("TOKENS is 4 or 8"),
                 }
             }
@@ -104,115 +157,147 @@ macro_rules! for_token_groups {
     }};
 }
 
-/// [`super::MatMul`] for a quantised type: each group of tokens unpacks a row anew, in registers.
+/// [`super::MatMul`] for a quantised type: each group of tokens unpacks rows anew, in registers.
 #[inline(always)]
-pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     let row_bytes = w.row_bytes();
     for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
         // SAFETY: the caller's promise is the same; the rows are of `w`.
-        unsafe { for_token_groups!(S, tile, rows.chunks_exact(row_bytes), i * ROWS, x, y) }
+        unsafe { for_token_groups!(S, tile, pairs(rows, row_bytes), i * ROWS, w.rows, x, y) }
     }
+}
+
+/// Rows two by two; one that is left alone twice.
+#[inline(always)]
+fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
+    rows.chunks(2 * row_bytes).map(move |two| {
+        let (a, b) = two.split_at(row_bytes);
+        [a, if b.is_empty() { a } else { b }]
+    })
 }
 
 /// [`matmul`] for many tokens: rows are unpacked once, to memory.
 #[inline(always)]
-pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::W, S::L>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > AHEAD || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
         return unsafe { matmul::<S, B>(w, x, y) };
     }
-    let n_row = ROWS.min(AHEAD / n_chunk);
-    let mut unpacked = [const { MaybeUninit::<Weights<S>>::uninit() }; AHEAD];
+    let n_row = ROWS.min(2 * (AHEAD / n_chunk));
+    let mut unpacked = [const { MaybeUninit::<Weights<S::R>>::uninit() }; AHEAD];
     for (i, rows) in w.data.chunks(n_row * row_bytes).enumerate() {
-        // SAFETY: the caller's promise is the same; `unpack_row` writes every chunk of the rows that are then read.
+        // SAFETY: the caller's promise is the same; `unpack_rows` writes every chunk of the rows that are then read.
         unsafe {
-            for (row, out) in rows.chunks_exact(row_bytes).zip(unpacked.chunks_exact_mut(n_chunk)) {
-                unpack_row::<S, B>(row, out);
+            for (two, out) in pairs(rows, row_bytes).zip(unpacked.chunks_exact_mut(n_chunk)) {
+                unpack_rows::<S, B>(two, out);
             }
-            let unpacked = unpacked[..rows.len() / row_bytes * n_chunk].assume_init_ref();
-            for_token_groups!(S, tile_unpacked, unpacked.chunks_exact(n_chunk), i * n_row, x, y);
+            let unpacked = unpacked[..(rows.len() / row_bytes).div_ceil(2) * n_chunk].assume_init_ref();
+            for_token_groups!(S, tile_unpacked, unpacked.chunks_exact(n_chunk), i * n_row, w.rows, x, y);
         }
     }
 }
 
-/// A chunk of weights, ready to be multiplied.
-pub(super) struct Weights<S: Simd> {
-    pub w: S::W,
-    pub scale: S::L,
-    pub min: S::L,
+/// A chunk of two rows, ready to be multiplied: [`Row`]'s fields.
+pub(super) struct Weights<R: Registers> {
+    pub w: [R::W; 2],
+    pub scale: R::L,
+    pub min: R::L,
+    pub fine: [[R::I; 2]; 2],
 }
 
 #[inline(always)]
-unsafe fn unpack<S: Simd, B: Unpack<S::W, S::L>>(bytes: &[u8]) -> Weights<S> {
+unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
     // SAFETY: the caller checked the CPU.
     unsafe {
-        let (w, scale, min) = B::unpack(bytes);
-        let w = if matches!(B::FORM, Form::Signed) { S::from_signed(w) } else { w };
-        Weights { w, scale, min }
+        let [a, b] = [B::unpack(bytes[0]), B::unpack(bytes[1])];
+        let w = if matches!(B::FORM, Form::Signed) { [S::from_signed(a.w), S::from_signed(b.w)] } else { [a.w, b.w] };
+        Weights { w, scale: S::R::join([a.scale, b.scale]), min: S::R::join([a.min, b.min]), fine: [a.fine, b.fine] }
     }
 }
 
-/// The last, incomplete chunk of a row. Zero bytes are zero weights with zero scales in every type of 32-element
+/// The last, incomplete chunk of two rows. Zero bytes are zero weights with zero scales in every type of 32-element
 /// blocks.
 #[inline(always)]
-unsafe fn unpack_rest<S: Simd, B: Unpack<S::W, S::L>>(rest: &[u8]) -> Weights<S> {
-    let mut padded = [0; 2 * CHUNK];
-    padded[..rest.len()].copy_from_slice(rest);
+unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(rest: [&[u8]; 2]) -> Weights<S::R> {
+    let mut padded = [[0; 2 * CHUNK]; 2];
+    for (padded, rest) in padded.iter_mut().zip(rest) {
+        padded[..rest.len()].copy_from_slice(rest);
+    }
     // SAFETY: the caller checked the CPU.
-    unsafe { unpack::<S, B>(&padded[..B::BYTES]) }
+    unsafe { unpack::<S, B>([&padded[0][..B::BYTES], &padded[1][..B::BYTES]]) }
 }
 
-/// Writes every chunk of a row to `out`, which has room for just these.
+/// Writes every chunk of two rows to `out`, which has room for just these.
 #[inline(always)]
-pub(super) unsafe fn unpack_row<S: Simd, B: Unpack<S::W, S::L>>(row: &[u8], out: &mut [MaybeUninit<Weights<S>>]) {
-    let whole = row.chunks_exact(B::BYTES);
-    assert_eq!(out.len(), row.len().div_ceil(B::BYTES), "room for a row");
+pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out: &mut [MaybeUninit<Weights<S::R>>]) {
+    let whole = rows.map(|row| row.chunks_exact(B::BYTES));
+    let rest = [whole[0].remainder(), whole[1].remainder()];
+    assert_eq!(out.len(), rows[0].len().div_ceil(B::BYTES), "room for two rows");
+    let [a, b] = whole;
     // SAFETY: the caller checked the CPU.
     unsafe {
-        if let (rest @ [_, ..], Some(out)) = (whole.remainder(), out.last_mut()) {
+        if let (false, Some(out)) = (rest[0].is_empty(), out.last_mut()) {
             out.write(unpack_rest::<S, B>(rest));
         }
-        for (bytes, out) in whole.zip(out) {
-            prefetch(bytes.as_ptr(), B::BYTES);
-            out.write(unpack::<S, B>(bytes));
+        for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
+            prefetch(rows[0].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
+            out.write(unpack::<S, B>([a, b]));
         }
     }
 }
 
-/// One row times `T` tokens.
+/// Two rows times `T` tokens, for the rows `r` of the result.
 #[inline(always)]
-unsafe fn tile<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
-    row: &[u8],
+unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
+    rows: [&[u8]; 2],
     x: &[ActRow<'_>],
     y: &[*mut f32],
-    r: usize,
+    r: Range<usize>,
     first: bool,
 ) {
-    let whole = row.chunks_exact(B::BYTES);
-    let rest = whole.remainder();
-    let n = row.len().div_ceil(B::BYTES);
+    let whole = rows.map(|row| row.chunks_exact(B::BYTES));
+    let rest = [whole[0].remainder(), whole[1].remainder()];
+    let n = rows[0].len().div_ceil(B::BYTES);
     let x = chunks_of::<T>(x, n);
-    // SAFETY: the caller checked the CPU; each token has `n` chunks, and `y` has room for row `r`.
+    let [a, b] = whole;
+    // SAFETY: the caller checked the CPU; each token has `n` chunks, and `y` has room for the rows.
     unsafe {
-        let mut acc = [S::L::splat(0.0); T];
-        for (c, bytes) in whole.enumerate() {
+        let mut acc = [L::<S>::splat(0.0); T];
+        for (c, (a, b)) in a.zip(b).enumerate() {
             if first {
-                prefetch(bytes.as_ptr(), B::BYTES);
+                prefetch(rows[0].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             }
-            step::<S, B, T>(&unpack::<S, B>(bytes), x.map(|x| x.get_unchecked(c)), &mut acc);
+            step::<S, B, T>(&unpack::<S, B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
-        if !rest.is_empty() {
+        if !rest[0].is_empty() {
             step::<S, B, T>(&unpack_rest::<S, B>(rest), x.map(|x| x.get_unchecked(n - 1)), &mut acc);
         }
-        for t in 0..T {
-            *y[t].add(r) = acc[t].sum();
+        finish::<S, T>(acc, y, r);
+    }
+}
+
+/// Writes the sums of one or two rows.
+///
+/// # Safety
+/// The CPU has the instruction set; each `y` has room for the rows `r`.
+#[inline(always)]
+unsafe fn finish<S: Simd, const T: usize>(acc: [L<S>; T], y: &[*mut f32], r: Range<usize>) {
+    for (acc, y) in acc.into_iter().zip(y) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            let [a, b] = S::R::sums(acc);
+            *y.add(r.start) = a;
+            if r.len() > 1 {
+                *y.add(r.start + 1) = b;
+            }
         }
     }
 }
 
 /// How far ahead of the weights in use memory is asked for, in bytes: some rows, across the pages at which the hardware's
-/// own prefetcher stops. The first group of tokens to visit a row asks; nothing else hides DRAM's latency from it.
+/// own prefetcher stops. The first group of tokens to visit rows asks; nothing else hides DRAM's latency from it. It asks in
+/// the order in which bytes lie: asking for each row of a pair in turn, two streams, halved the rate of decoding.
 #[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 4096;
 
@@ -229,25 +314,23 @@ fn prefetch(at: *const u8, n: usize) {
     let _ = (at, n);
 }
 
-/// [`tile`] of an unpacked row.
+/// [`tile`] of unpacked rows.
 #[inline(always)]
-unsafe fn tile_unpacked<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(
-    row: &[Weights<S>],
+unsafe fn tile_unpacked<S: Simd, B: Unpack<S::R>, const T: usize>(
+    rows: &[Weights<S::R>],
     x: &[ActRow<'_>],
     y: &[*mut f32],
-    r: usize,
+    r: Range<usize>,
     _first: bool,
 ) {
-    let x = chunks_of::<T>(x, row.len());
+    let x = chunks_of::<T>(x, rows.len());
     // SAFETY: as in `tile`.
     unsafe {
-        let mut acc = [S::L::splat(0.0); T];
-        for (c, w) in row.iter().enumerate() {
+        let mut acc = [L::<S>::splat(0.0); T];
+        for (c, w) in rows.iter().enumerate() {
             step::<S, B, T>(w, x.map(|x| x.get_unchecked(c)), &mut acc);
         }
-        for t in 0..T {
-            *y[t].add(r) = acc[t].sum();
-        }
+        finish::<S, T>(acc, y, r);
     }
 }
 
@@ -259,28 +342,66 @@ fn chunks_of<'a, const T: usize>(x: &[ActRow<'a>], n: usize) -> [&'a [ActChunk];
     x
 }
 
-/// One chunk of a row times that of `T` tokens, onto their lanes.
+/// One chunk of two rows times that of `T` tokens, onto their lanes.
 #[inline(always)]
-unsafe fn step<S: Simd, B: Unpack<S::W, S::L>, const T: usize>(w: &Weights<S>, x: [&ActChunk; T], acc: &mut [S::L; T]) {
-    let offset = match B::FORM {
+unsafe fn step<S: Simd, B: Unpack<S::R>, const T: usize>(w: &Weights<S::R>, x: [&ActChunk; T], acc: &mut [L<S>; T]) {
+    for t in 0..T {
+        // SAFETY: the caller checked the CPU; a chunk has eight scales.
+        unsafe {
+            let dots = [S::dot::<B>(&w.w[0], x[t]), S::dot::<B>(&w.w[1], x[t])];
+            let sum = if B::FINE { fine::<S, B>(w, x[t], dots) } else { coarse::<S, B>(w, x[t], dots) };
+            acc[t] = sum.fma(S::R::twice(x[t].d.as_ptr()), acc[t]);
+        }
+    }
+}
+
+/// What the form takes from each integer.
+const fn offset<S: Simd, B: Unpack<S::R>>() -> u8 {
+    match B::FORM {
         Form::Offset(offset) => offset,
         Form::Min => 0,
         Form::Signed => S::SIGNED_OFFSET,
-    };
-    for t in 0..T {
-        // SAFETY: the caller checked the CPU.
-        unsafe {
-            let mut sum = S::dot::<B>(&w.w, x[t]);
-            let s = S::L::load(x[t].s.as_ptr());
-            if offset != 0 {
-                sum = S::L::splat(f32::from(offset)).fnma(s, sum); // whole numbers below 2^24: exact
-            }
-            sum = w.scale.mul(sum);
-            if matches!(B::FORM, Form::Min) {
-                sum = w.min.fnma(s, sum);
-            }
-            acc[t] = sum.fma(S::L::load(x[t].d.as_ptr()), acc[t]);
+    }
+}
+
+/// Sums of products to products of spans with one scale each.
+#[inline(always)]
+unsafe fn coarse<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: [<S::R as Registers>::I; 2]) -> L<S> {
+    let offset = const { offset::<S, B>() };
+    // SAFETY: the caller checked the CPU; a chunk has eight sums.
+    unsafe {
+        let mut sum = S::R::fold(dots);
+        let s = S::R::twice(x.s.as_ptr());
+        if offset != 0 {
+            sum = L::<S>::splat(f32::from(offset)).fnma(s, sum); // whole numbers below 2^24: exact
         }
+        sum = w.scale.mul(sum);
+        if matches!(B::FORM, Form::Min) {
+            sum = w.min.fnma(s, sum);
+        }
+        sum
+    }
+}
+
+/// [`coarse`] for spans whose halves have scales of their own, which are applied to whole numbers.
+#[inline(always)]
+unsafe fn fine<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: [<S::R as Registers>::I; 2]) -> L<S> {
+    let offset = const { offset::<S, B>() };
+    // SAFETY: the caller checked the CPU; a chunk has sixteen sums of halves.
+    unsafe {
+        let h = S::R::load(x.h.as_ptr());
+        let mut scaled = dots;
+        for (scaled, [scale, _]) in scaled.iter_mut().zip(w.fine) {
+            if offset != 0 {
+                *scaled = S::R::sub(*scaled, S::R::mul(h, S::R::splat(i32::from(offset))));
+            }
+            *scaled = S::R::mul(*scaled, scale);
+        }
+        let mut sum = w.scale.mul(S::R::fold(scaled));
+        if matches!(B::FORM, Form::Min) {
+            sum = w.min.fnma(S::R::fold([S::R::mul(h, w.fine[0][1]), S::R::mul(h, w.fine[1][1])]), sum);
+        }
+        sum
     }
 }
 
@@ -362,7 +483,7 @@ macro_rules! matmul_table {
         #[$feature]
         unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
         where
-            B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
+            B: driver::Unpack<<$simd as driver::Simd>::R>,
         {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
             unsafe {
@@ -378,7 +499,7 @@ macro_rules! matmul_table {
         #[inline(never)]
         unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
         where
-            B: driver::Unpack<<$simd as driver::Simd>::W, <$simd as driver::Simd>::L>,
+            B: driver::Unpack<<$simd as driver::Simd>::R>,
         {
             // SAFETY: as above.
             unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y) }
@@ -390,7 +511,7 @@ macro_rules! matmul_table {
             y: &[*mut f32],
         ) {
             // SAFETY: as above.
-            unsafe { driver::matmul_float::<<$simd as driver::Simd>::L, E>(w, x, y) }
+            unsafe { driver::matmul_float::<driver::L<$simd>, E>(w, x, y) }
         }
         let mut table: [MatMul; N_TYPE] = [scalar::matmul; N_TYPE];
         driver::matmul_table!(@fill table quantized

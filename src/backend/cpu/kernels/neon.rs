@@ -11,7 +11,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, scales_k3, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Simd, Unpack, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
@@ -52,6 +52,10 @@ struct Dotprod;
 /// Products by `sdot` for few tokens, by `smmla` for many.
 struct I8mm;
 
+/// Registers of 128 bits.
+#[derive(Clone, Copy)]
+struct Quad;
+
 /// Sixteen floats in four registers.
 #[derive(Clone, Copy)]
 struct L128([float32x4_t; 4]);
@@ -59,17 +63,56 @@ struct L128([float32x4_t; 4]);
 /// 256 weights: `[j][k]` is word `k` of lanes `4 * j` to `4 * j + 3`.
 type W128 = [[uint8x16_t; 4]; 4];
 
-impl Simd for Neon {
-    type L = L128;
+impl Registers for Quad {
     type W = W128;
+    type I = [int32x4_t; 4];
+    type H = [float32x4_t; 2];
+    type L = L128;
+    neon! {
+        unsafe fn load(p: *const i32) -> [int32x4_t; 4] {
+            // SAFETY: the caller gives sixteen elements.
+            std::array::from_fn(|j| unsafe { vld1q_s32(p.add(4 * j)) })
+        }
+        unsafe fn splat(x: i32) -> [int32x4_t; 4] {
+            [vdupq_n_s32(x); 4]
+        }
+        unsafe fn mul(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+            std::array::from_fn(|j| vmulq_s32(a[j], b[j]))
+        }
+        unsafe fn sub(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+            std::array::from_fn(|j| vsubq_s32(a[j], b[j]))
+        }
+        unsafe fn fold(rows: [[int32x4_t; 4]; 2]) -> L128 {
+            // Registers 0 and 2 have first halves of spans, 1 and 3 the second ones.
+            let [[a, b], [c, d]] = rows.map(|[first, second, third, fourth]| {
+                [vcvtq_f32_s32(vaddq_s32(first, second)), vcvtq_f32_s32(vaddq_s32(third, fourth))]
+            });
+            L128([a, b, c, d])
+        }
+        unsafe fn join([[a, b], [c, d]]: [[float32x4_t; 2]; 2]) -> L128 {
+            L128([a, b, c, d])
+        }
+        unsafe fn twice(p: *const f32) -> L128 {
+            // SAFETY: the caller gives eight elements.
+            let (a, b) = unsafe { (vld1q_f32(p), vld1q_f32(p.add(4))) };
+            L128([a, b, a, b])
+        }
+        unsafe fn sums(L128([a, b, c, d]): L128) -> [f32; 2] {
+            [sum4(vaddq_f32(a, b)), sum4(vaddq_f32(c, d))]
+        }
+    }
+}
+
+impl Simd for Neon {
+    type R = Quad;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
     neon! {
         unsafe fn from_signed(w: W128) -> W128 {
             w
         }
-        unsafe fn dot<B: Unpack<W128, L128>>(w: &W128, x: &ActChunk) -> L128 {
-            L128(std::array::from_fn(|j| {
+        unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
+            std::array::from_fn(|j| {
                 let wx = |k: usize| (signed(w[j][k]), signed(load16(&x.q, 64 * k + 16 * j)));
                 let low = |k| {
                     let (w, x) = wx(k);
@@ -89,7 +132,7 @@ impl Simd for Neon {
                 };
                 // Four words' products fit in 16 bits where a weight is at most 63: 4 * 127 * 63 = 32004. Of signed
                 // bytes two fit: 2 * 127 * 128 = 32512.
-                let sum = if B::BITS <= 6 {
+                if B::BITS <= 6 {
                     let low = add_low(add_low(add_low(low(0), 1), 2), 3);
                     let high = add_high(add_high(add_high(high(0), 1), 2), 3);
                     vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
@@ -97,9 +140,8 @@ impl Simd for Neon {
                     let low = vpadalq_s16(vpaddlq_s16(add_low(low(0), 1)), add_low(low(2), 3));
                     let high = vpadalq_s16(vpaddlq_s16(add_high(high(0), 1)), add_high(high(2), 3));
                     vpaddq_s32(low, high)
-                };
-                vcvtq_f32_s32(sum)
-            }))
+                }
+            })
         }
     }
 }
@@ -120,8 +162,7 @@ fn sdot(mut sum: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
 }
 
 impl Simd for Dotprod {
-    type L = L128;
-    type W = W128;
+    type R = Quad;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
     neon! {
@@ -131,20 +172,19 @@ impl Simd for Dotprod {
     }
     #[target_feature(enable = "neon,dotprod")]
     #[inline]
-    unsafe fn dot<B: Unpack<W128, L128>>(w: &W128, x: &ActChunk) -> L128 {
-        L128(std::array::from_fn(|j| {
+    unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
+        std::array::from_fn(|j| {
             let mut sum = vdupq_n_s32(0);
             for (k, w) in w[j].into_iter().enumerate() {
                 sum = sdot(sum, w, load16(&x.q, 64 * k + 16 * j));
             }
-            vcvtq_f32_s32(sum)
-        }))
+            sum
+        })
     }
 }
 
 impl Simd for I8mm {
-    type L = L128;
-    type W = W128;
+    type R = Quad;
     const TOKENS: usize = Dotprod::TOKENS;
     const SIGNED_OFFSET: u8 = Dotprod::SIGNED_OFFSET;
     neon! {
@@ -154,13 +194,13 @@ impl Simd for I8mm {
     }
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
-    unsafe fn dot<B: Unpack<W128, L128>>(w: &W128, x: &ActChunk) -> L128 {
+    unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
         // SAFETY: the caller checked the CPU.
         unsafe { Dotprod::dot::<B>(w, x) }
     }
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
-    unsafe fn matmul_many<B: Unpack<W128, L128>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    unsafe fn matmul_many<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
         // SAFETY: the caller's promise is the same.
         unsafe { i8mm::matmul::<B>(w, x, y) }
     }
@@ -272,56 +312,65 @@ neon! {
         vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(u16_at(b, at)))))
     }
 
-    /// Lanes from the scales of eight runs of 32 weights.
-    fn per32([low, high]: [float32x4_t; 2]) -> L128 {
-        L128([low, low, high, high])
-    }
-
-    /// The halves at `at`, `at + stride`, … of eight blocks, as lanes.
-    fn halves(b: &[u8], at: usize, stride: usize) -> L128 {
+    /// The halves at `at`, `at + stride`, … of eight blocks.
+    fn halves(b: &[u8], at: usize, stride: usize) -> [float32x4_t; 2] {
         let h: [u16; 8] = std::array::from_fn(|i| u16_at(b, at + i * stride));
         // SAFETY: the array has eight halves.
         let h = vreinterpretq_f16_u16(unsafe { vld1q_u16(h.as_ptr()) });
-        per32([vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h)])
+        [vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h)]
+    }
+
+    /// The half at `at` for every span.
+    fn whole(b: &[u8], at: usize) -> [float32x4_t; 2] {
+        [vdupq_n_f32(half(b, at)); 2]
     }
 
     /// Lanes from sixteen signed bytes, one for each group.
-    fn per16(s: uint8x16_t, d: f32) -> L128 {
+    fn per16(s: uint8x16_t) -> [int32x4_t; 4] {
         let s = signed(vqtbl1q_u8(s, load16(&LANE_BYTES, 0)));
         let (low, high) = (vmovl_s8(vget_low_s8(s)), vmovl_high_s8(s));
-        let s = [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)];
-        L128(s.map(|s| vmulq_n_f32(vcvtq_f32_s32(s), d)))
+        [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
     }
 
-    fn negated(x: L128) -> L128 {
-        L128(x.0.map(|x| vnegq_f32(x)))
+    /// Four floats, added as [`crate::quant::dot::sum_lanes`] does.
+    fn sum4(four: float32x4_t) -> f32 {
+        let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+        vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
     }
 
-    fn no_min() -> L128 {
-        L128([vdupq_n_f32(0.0); 4])
+    fn negated(x: [float32x4_t; 2]) -> [float32x4_t; 2] {
+        x.map(|x| vnegq_f32(x))
+    }
+
+    fn no_min() -> [float32x4_t; 2] {
+        [vdupq_n_f32(0.0); 2]
+    }
+
+    fn none() -> [int32x4_t; 4] {
+        [vdupq_n_s32(0); 4]
     }
 
     /// Q4_K's and Q5_K's scales and minimums.
-    fn k4(b: &[u8]) -> (L128, L128) {
+    fn k4(b: &[u8]) -> ([float32x4_t; 2], [float32x4_t; 2]) {
         let (sc, mn) = scales_k4(b, 4);
         let lanes = |s: u64, d| {
             let s = vmovl_u8(vcreate_u8(s));
             let s = [vmovl_u16(vget_low_u16(s)), vmovl_high_u16(s)];
-            per32(s.map(|s| vmulq_n_f32(vcvtq_f32_u32(s), d)))
+            s.map(|s| vmulq_n_f32(vcvtq_f32_u32(s), d))
         };
         (lanes(sc, half(b, 0)), lanes(mn, half(b, 2)))
     }
 
     /// IQ4_XS's scales, see [`crate::quant::block::scales_iq4_xs`], less 32, times `d`.
-    fn iq4_xs(b: &[u8; IQ4_XS::BYTES], d: f32) -> L128 {
+    fn iq4_xs(b: &[u8; IQ4_XS::BYTES], d: f32) -> [float32x4_t; 2] {
         let (low, high) = (vdupq_n_u32(u32_at(b, 4)), vdupq_n_u32(u32::from(u16_at(b, 2))));
-        per32(std::array::from_fn(|h| {
+        std::array::from_fn(|h| {
             let at = |bits: i32| std::array::from_fn(|i| (-bits * (4 * h + i) as i32) as u32);
             let low = vandq_u32(vshlq_u32(low, vreinterpretq_s32_u32(words(at(4)))), vdupq_n_u32(15));
             let high = vandq_u32(vshlq_u32(high, vreinterpretq_s32_u32(words(at(2)))), vdupq_n_u32(3));
             let s = vreinterpretq_s32_u32(vorrq_u32(low, vshlq_n_u32::<4>(high)));
             vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(s, vdupq_n_s32(32))), d)
-        }))
+        })
     }
 
     /// What [`crate::quant::block::e8m0_half`] makes of four exponents.
@@ -332,24 +381,33 @@ neon! {
     }
 }
 
-/// Declares how NEON reads a type; the body has the chunk's bytes as an array.
+/// Declares how NEON reads a type: [`Row`]'s fields. The body has the chunk's bytes as an array.
 macro_rules! unpack {
-    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
-        impl Unpack<W128, L128> for $ty {
+    ($ty:ident, $form:expr, $bits:literal, $fine:literal, |$b:ident| $body:expr) => {
+        impl Unpack<Quad> for $ty {
             const TYPE: GgmlType = GgmlType::$ty;
             const FORM: Form = $form;
             const BITS: u32 = $bits;
+            const FINE: bool = $fine;
             neon! {
-                unsafe fn unpack(bytes: &[u8]) -> (W128, L128, L128) {
+                unsafe fn unpack(bytes: &[u8]) -> Row<Quad> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
-                    $body
+                    let (w, scale, min, fine) = $body;
+                    Row { w, scale, min, fine }
                 }
             }
         }
         impl $ty {
             /// Bytes of 256 weights.
-            const BYTES: usize = <$ty as Unpack<W128, L128>>::BYTES;
+            const BYTES: usize = <$ty as Unpack<Quad>>::BYTES;
         }
+    };
+    // A scale for each 32 and perhaps a minimum.
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
+        unpack!($ty, $form, $bits, false, |$b| {
+            let (w, scale, min) = $body;
+            (w, scale, min, [none(); 2])
+        });
     };
 }
 
@@ -380,20 +438,20 @@ unpack!(IQ4_XS, Form::Signed, 8, |b| {
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
     let e = |h: usize| e8m0_half(words(std::array::from_fn(|i| u32::from(b[17 * (4 * h + i)]))));
-    (look_up(&MXFP4_UNSIGNED, nibble_blocks(b, 1, 17)), per32([e(0), e(1)]), no_min())
+    (look_up(&MXFP4_UNSIGNED, nibble_blocks(b, 1, 17)), [e(0), e(1)], no_min())
 });
 
-unpack!(Q2_K, Form::Min, 2, |b| {
+unpack!(Q2_K, Form::Min, 2, true, |b| {
     let sc = load16(b, 0);
     let w = std::array::from_fn(|j| spread(load16(b, 16 + 16 * j), down(2, 0), 3));
-    (w, per16(low4(sc), half(b, 80)), per16(high4(sc), half(b, 82)))
+    (w, whole(b, 80), whole(b, 82), [per16(low4(sc)), per16(high4(sc))])
 });
 
-unpack!(Q3_K, Form::Offset(4), 3, |b| {
+unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
     let low = std::array::from_fn(|j| spread(load16(b, 32 + 16 * j), down(2, 0), 3));
     let high = std::array::from_fn(|j| spread(load16(b, 16 * (j % 2)), down(1, 2 - 4 * (j / 2) as i8), 4));
     let sc = vsubq_u8(vreinterpretq_u8_u32(words(scales_k3(b, 96))), vdupq_n_u8(32));
-    (or(low, high), per16(sc, half(b, 108)), no_min())
+    (or(low, high), whole(b, 108), no_min(), [per16(sc), none()])
 });
 
 unpack!(Q4_K, Form::Min, 4, |b| {
@@ -407,7 +465,7 @@ unpack!(Q5_K, Form::Min, 5, |b| {
     (or(nibble_runs(b, 48), high), scale, min)
 });
 
-unpack!(Q6_K, Form::Offset(32), 6, |b| {
+unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     // The low nibbles of 64 bytes are two runs of 32 weights, the high ones the next two.
     let low = std::array::from_fn(|j| {
         let at = 64 * (j / 2) + 16 * (j % 2);
@@ -416,7 +474,7 @@ unpack!(Q6_K, Form::Offset(32), 6, |b| {
         [k0, k1, k2, k3]
     });
     let high = std::array::from_fn(|j| spread(load16(b, 128 + 16 * j), down(2, 4), 0x30));
-    (or(low, high), per16(load16(b, 192), half(b, 208)), no_min())
+    (or(low, high), whole(b, 208), no_min(), [per16(load16(b, 192)), none()])
 });
 
 impl Lanes for L128 {
@@ -499,14 +557,16 @@ impl Lanes for L128 {
             }
             out
         }
+        unsafe fn partner(self) -> Self {
+            let [a, b, c, d] = self.0;
+            L128([b, a, d, c])
+        }
         unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
             L128(std::array::from_fn(|j| vbslq_f32(vcgtq_f32(self.0[j], b.0[j]), new.0[j], old.0[j])))
         }
         unsafe fn sum(self) -> f32 {
             let [a, b, c, d] = self.0;
-            let four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
-            let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-            vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
+            sum4(vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d)))
         }
     }
 }

@@ -9,7 +9,7 @@
 use half::{bf16, f16};
 
 pub(super) use super::tile::{accumulate, rotate, scores, turn, widen};
-use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY};
+use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY, span_of};
 use crate::quant::block::{CHUNK, GROUP};
 
 /// Sixteen floats of one instruction set.
@@ -63,6 +63,8 @@ pub(super) trait Lanes: Copy {
             out
         }
     }
+    /// Lane `p ^ 4` in lane `p`: the other half of its span.
+    unsafe fn partner(self) -> Self;
     /// `self > b ? new : old`.
     unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self;
     /// The sum, as [`crate::quant::dot::sum_lanes`].
@@ -266,6 +268,8 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
             // An infinity or NaN somewhere.
             return act::quantize_row(x, std::slice::from_mut(out));
         }
+        // Both lanes of a span from here on have its values.
+        largest = largest.max(largest.partner());
         let inverse = L::splat(1.0).div(largest).zero_below(largest, TINY);
         for row in &mut rows {
             *row = row.mul(inverse);
@@ -279,6 +283,7 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
                 xq = xq.add(row.mul(q));
                 qq = qq.add(q.mul(q));
             }
+            let (xq, qq) = (xq.add(xq.partner()), qq.add(qq.partner()));
             let gain = xq.mul(xq).div(qq);
             step = gain.where_greater(best, candidate, step);
             scale = gain.where_greater(best, xq.div(qq), scale);
@@ -300,8 +305,14 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
                 *bytes = word.to_le_bytes().map(|b| b as i8);
             }
         }
-        sum.store(out.s.as_mut_ptr());
-        largest.mul(scale).zero_below(largest, TINY).store(out.d.as_mut_ptr());
+        let (mut s, mut d) = ([0.0; LANES], [0.0; LANES]);
+        sum.store(s.as_mut_ptr());
+        out.h = s.map(|sum| sum as i32);
+        sum.add(sum.partner()).store(s.as_mut_ptr());
+        largest.mul(scale).zero_below(largest, TINY).store(d.as_mut_ptr());
+        for p in 0..LANES {
+            (out.s[span_of(p)], out.d[span_of(p)]) = (s[p], d[p]);
+        }
     }
 }
 

@@ -80,6 +80,9 @@ impl Lanes for [f32; LANES] {
     unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
         std::array::from_fn(|i| if x[i] < limit { 0.0 } else { self[i] })
     }
+    unsafe fn partner(self) -> Self {
+        std::array::from_fn(|i| self[i ^ 4])
+    }
     unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
         std::array::from_fn(|i| if self[i] > b[i] { new[i] } else { old[i] })
     }

@@ -1,11 +1,10 @@
 //! Many tokens by `smmla`, which multiplies two rows of eight bytes with two others: twice `sdot`'s products.
 //!
-//! Rows and tokens go in pairs; what belongs to one lane of a pair of rows and a pair of tokens is one register. Eight
+//! Rows and tokens go in pairs; what belongs to one span of a pair of rows and a pair of tokens is one register. Eight
 //! bytes must be of one group, so weights and activations are interleaved to memory first, weights once for all tokens,
 //! activations once for each block of rows. Each sum takes the steps that the driver's take, in their order.
 //!
-//! Counted in the compiled loops, a row, token and chunk take 37 instructions (48 with minimums) beside the 51 to 57 of
-//! `sdot`. Time was not measured: no such CPU was at hand.
+//! Time was not measured: no such CPU was at hand.
 //!
 //! Must not know: what bytes mean.
 
@@ -13,10 +12,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::mem::MaybeUninit;
 
-use super::super::driver::{self, AHEAD, Form, ROWS, Unpack, Weights, unpack_row};
-use super::{I8mm, L128, W128, load16, zip32, zip64};
+use super::super::driver::{self, AHEAD, Form, ROWS, Unpack, Weights, unpack_rows};
+use super::{I8mm, L128, Quad, W128, load16, zip32, zip64};
 use crate::quant::QMat;
-use crate::quant::act::{ActChunk, ActRow, LANES};
+use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
 
 /// Chunks that a row may have: two pairs of tokens take 96 KiB then.
@@ -30,17 +29,20 @@ const TILE: usize = 2;
 struct RowPair {
     w: [uint8x16_t; 2 * LANES],
     /// Each row's twice, side by side.
-    scale: [float32x4_t; LANES],
-    min: [float32x4_t; LANES],
+    scale: [float32x4_t; SPANS],
+    min: [float32x4_t; SPANS],
+    /// Scale and minimum of each lane, likewise; of no meaning unless the type's scales are finer.
+    fine: [[int32x4_t; LANES]; 2],
 }
 
 /// A chunk of two tokens, with `q` like [`RowPair`]'s weights.
 #[derive(Clone, Copy)]
 struct TokenPair {
     q: [uint8x16_t; 2 * LANES],
-    /// Lane by lane, both tokens' side by side.
-    d: [[f32; 2]; LANES],
-    s: [[f32; 2]; LANES],
+    /// Span by span or lane by lane, both tokens' side by side.
+    d: [[f32; 2]; SPANS],
+    s: [[f32; 2]; SPANS],
+    h: [[i32; 2]; LANES],
 }
 
 /// Adds to (00, 01, 10, 11) the sums of products of both halves of `a` with both halves of `b`.
@@ -74,11 +76,11 @@ neon! {
         out
     }
 
-    /// Both rows' lanes, each twice.
-    fn pair_scales(a: L128, b: L128) -> [float32x4_t; LANES] {
-        let mut out = [vdupq_n_f32(0.0); LANES];
-        for j in 0..4 {
-            for (i, ab) in [vzip1q_f32(a.0[j], b.0[j]), vzip2q_f32(a.0[j], b.0[j])].into_iter().enumerate() {
+    /// Both rows' spans, each twice.
+    fn pair_scales(L128([a0, a1, b0, b1]): L128) -> [float32x4_t; SPANS] {
+        let mut out = [vdupq_n_f32(0.0); SPANS];
+        for (j, (a, b)) in [(a0, b0), (a1, b1)].into_iter().enumerate() {
+            for (i, ab) in [vzip1q_f32(a, b), vzip2q_f32(a, b)].into_iter().enumerate() {
                 out[4 * j + 2 * i] = vzip1q_f32(ab, ab);
                 out[4 * j + 2 * i + 1] = vzip2q_f32(ab, ab);
             }
@@ -86,14 +88,32 @@ neon! {
         out
     }
 
+    /// Both rows' lanes, each twice.
+    fn pair_lanes(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; LANES] {
+        let mut out = [vdupq_n_s32(0); LANES];
+        for j in 0..4 {
+            for (i, ab) in [vzip1q_s32(a[j], b[j]), vzip2q_s32(a[j], b[j])].into_iter().enumerate() {
+                out[4 * j + 2 * i] = vzip1q_s32(ab, ab);
+                out[4 * j + 2 * i + 1] = vzip2q_s32(ab, ab);
+            }
+        }
+        out
+    }
+
     /// Two rows' chunk. Offsets are taken off here, which gives the same whole numbers as taking them off sums.
-    fn pair_rows<B: Unpack<W128, L128>>(a: &Weights<I8mm>, b: &Weights<I8mm>) -> RowPair {
-        let mut w = pair_bytes(&a.w, &b.w);
+    fn pair_rows<B: Unpack<Quad>>(two: &Weights<Quad>) -> RowPair {
+        let mut w = pair_bytes(&two.w[0], &two.w[1]);
         if let Form::Offset(offset) = B::FORM {
             w = w.map(|w| vsubq_u8(w, vdupq_n_u8(offset)));
         }
-        let min = if matches!(B::FORM, Form::Min) { pair_scales(a.min, b.min) } else { [vdupq_n_f32(0.0); LANES] };
-        RowPair { w, scale: pair_scales(a.scale, b.scale), min }
+        let min = if matches!(B::FORM, Form::Min) { pair_scales(two.min) } else { [vdupq_n_f32(0.0); SPANS] };
+        let [[scale_a, min_a], [scale_b, min_b]] = two.fine;
+        let fine = if B::FINE {
+            [pair_lanes(scale_a, scale_b), pair_lanes(min_a, min_b)]
+        } else {
+            [[vdupq_n_s32(0); LANES]; 2]
+        };
+        RowPair { w, scale: pair_scales(two.scale), min, fine }
     }
 
     fn pair_tokens(a: &ActChunk, b: &ActChunk) -> TokenPair {
@@ -102,6 +122,7 @@ neon! {
             q: pair_bytes(&words(a), &words(b)),
             d: std::array::from_fn(|p| [a.d[p], b.d[p]]),
             s: std::array::from_fn(|p| [a.s[p], b.s[p]]),
+            h: std::array::from_fn(|p| [a.h[p], b.h[p]]),
         }
     }
 
@@ -110,45 +131,61 @@ neon! {
         // SAFETY: a pair of floats has as many bytes as a double, and any bits are one.
         vreinterpretq_f32_f64(unsafe { vld1q_dup_f64(x.as_ptr().cast()) })
     }
+
+    fn twice_int(x: &[i32; 2]) -> int32x4_t {
+        // SAFETY: as in `twice`.
+        vreinterpretq_s32_f64(unsafe { vld1q_dup_f64(x.as_ptr().cast()) })
+    }
 }
 
-/// Lane `p` of a chunk, onto the tile's sums.
+/// Span `i` of a chunk, onto the tile's sums.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
-fn step<B: Unpack<W128, L128>, const R: usize, const T: usize>(
+fn step<B: Unpack<Quad>, const R: usize, const T: usize>(
     rows: [&RowPair; R],
     tokens: [&TokenPair; T],
-    p: usize,
+    i: usize,
     acc: &mut [[float32x4_t; T]; R],
 ) {
+    // The lanes of its halves, as in `LANE_GROUP`.
+    let (p, o) = (i % 4 + i / 4 * 8, i % 4 + i / 4 * 8 + 4);
     for (row, acc) in rows.into_iter().zip(acc) {
         for (token, acc) in tokens.into_iter().zip(acc) {
-            let sum = smmla(vdupq_n_s32(0), row.w[2 * p], token.q[2 * p]);
-            let sum = vcvtq_f32_s32(smmla(sum, row.w[2 * p + 1], token.q[2 * p + 1]));
-            let mut sum = vmulq_f32(row.scale[p], sum);
+            let half = |sum, p: usize| {
+                let sum = smmla(sum, row.w[2 * p], token.q[2 * p]);
+                smmla(sum, row.w[2 * p + 1], token.q[2 * p + 1])
+            };
+            let zero = vdupq_n_s32(0);
+            let (sum, least) = if B::FINE {
+                let both = |of: &[int32x4_t; LANES], a, b| vmlaq_s32(vmulq_s32(a, of[p]), b, of[o]);
+                let least = both(&row.fine[1], twice_int(&token.h[p]), twice_int(&token.h[o]));
+                (both(&row.fine[0], half(zero, p), half(zero, o)), vcvtq_f32_s32(least))
+            } else {
+                (half(half(zero, p), o), twice(&token.s[i]))
+            };
+            let mut sum = vmulq_f32(row.scale[i], vcvtq_f32_s32(sum));
             if matches!(B::FORM, Form::Min) {
-                sum = vfmsq_f32(sum, row.min[p], twice(&token.s[p]));
+                sum = vfmsq_f32(sum, row.min[i], least);
             }
-            *acc = vfmaq_f32(*acc, sum, twice(&token.d[p]));
+            *acc = vfmaq_f32(*acc, sum, twice(&token.d[i]));
         }
     }
 }
 
 /// `R` pairs of rows times `T` pairs of tokens, each of as many chunks: (row 0 token 0, 0 1, 1 0, 1 1) of each.
 ///
-/// Four lanes at a time, so that all their sums stay in registers from the first chunk to the last.
+/// Four spans at a time, so that all their sums stay in registers from the first chunk to the last.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
-fn tile<B: Unpack<W128, L128>, const R: usize, const T: usize>(
+fn tile<B: Unpack<Quad>, const R: usize, const T: usize>(
     rows: [&[RowPair]; R],
     tokens: [&[TokenPair]; T],
 ) -> [[float32x4_t; T]; R] {
     let n = rows[0].len();
     assert!(rows.iter().all(|r| r.len() == n) && tokens.iter().all(|t| t.len() == n), "as many chunks");
     let zero = vdupq_n_f32(0.0);
-    let mut lanes = [[[zero; T]; R]; LANES];
-    for quarter in 0..LANES / 4 {
-        let p = 4 * quarter;
+    let mut lanes = [[[zero; T]; R]; SPANS];
+    for p in (0..SPANS).step_by(4) {
         let mut acc = [[[zero; T]; R]; 4];
         for c in 0..n {
             let (rows, tokens) = (rows.map(|r| &r[c]), tokens.map(|t| &t[c]));
@@ -161,7 +198,7 @@ fn tile<B: Unpack<W128, L128>, const R: usize, const T: usize>(
         lanes[p..p + 4].copy_from_slice(&acc);
     }
     // As `sum_lanes`.
-    let mut n = LANES / 2;
+    let mut n = SPANS / 2;
     while n > 0 {
         let (low, high) = lanes[..2 * n].split_at_mut(n);
         for (low, high) in low.as_flattened_mut().iter_mut().zip(high.as_flattened()) {
@@ -190,7 +227,7 @@ impl Place<'_> {
     /// The CPU has the instruction set; each `y` has room for `rows` floats.
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
-    unsafe fn fill<B: Unpack<W128, L128>, const R: usize, const T: usize>(
+    unsafe fn fill<B: Unpack<Quad>, const R: usize, const T: usize>(
         &self,
         rows: [&[RowPair]; R],
         tokens: [&[TokenPair]; T],
@@ -218,14 +255,14 @@ impl Place<'_> {
 /// As [`super::super::MatMul`].
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
-pub(super) unsafe fn matmul<B: Unpack<W128, L128>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > MAX_CHUNKS || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
         return unsafe { driver::matmul_ahead::<I8mm, B>(w, x, y) };
     }
-    let n_row = ROWS.min(AHEAD / n_chunk / 2 * 2);
-    let mut row_pairs = [const { MaybeUninit::<RowPair>::uninit() }; AHEAD / 2];
+    let n_row = ROWS.min(2 * (AHEAD / n_chunk));
+    let mut row_pairs = [const { MaybeUninit::<RowPair>::uninit() }; AHEAD];
     let mut token_pairs = [const { MaybeUninit::<TokenPair>::uninit() }; TILE * MAX_CHUNKS];
     for (i, data) in w.data.chunks(n_row * row_bytes).enumerate() {
         let rows = Rows { data, row_bytes, n_chunk };
@@ -265,20 +302,19 @@ impl Rows<'_> {
     /// The CPU has the instruction set.
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
-    unsafe fn pair<'a, B: Unpack<W128, L128>>(&self, out: &'a mut [MaybeUninit<RowPair>]) -> &'a [RowPair] {
-        let mut unpacked = [const { MaybeUninit::<Weights<I8mm>>::uninit() }; 2 * MAX_CHUNKS];
+    unsafe fn pair<'a, B: Unpack<Quad>>(&self, out: &'a mut [MaybeUninit<RowPair>]) -> &'a [RowPair] {
+        let mut unpacked = [const { MaybeUninit::<Weights<Quad>>::uninit() }; MAX_CHUNKS];
         let mut n = 0;
         for two in self.data.chunks(2 * self.row_bytes) {
-            let (first, second) = unpacked[..2 * self.n_chunk].split_at_mut(self.n_chunk);
+            let unpacked = &mut unpacked[..self.n_chunk];
             let (a, b) = two.split_at(self.row_bytes);
-            // SAFETY: the caller checked the CPU; `unpack_row` writes every chunk.
-            let (a, b) = unsafe {
-                unpack_row::<I8mm, B>(a, first);
-                unpack_row::<I8mm, B>(if b.is_empty() { a } else { b }, second);
-                (first.assume_init_ref(), second.assume_init_ref())
+            // SAFETY: the caller checked the CPU; `unpack_rows` writes every chunk.
+            let unpacked = unsafe {
+                unpack_rows::<I8mm, B>([a, if b.is_empty() { a } else { b }], unpacked);
+                unpacked.assume_init_ref()
             };
-            for (a, b) in a.iter().zip(b) {
-                out[n].write(pair_rows::<B>(a, b));
+            for two in unpacked {
+                out[n].write(pair_rows::<B>(two));
                 n += 1;
             }
         }
