@@ -72,7 +72,7 @@ impl Default for Options {
             io_depth: None,
             io_memory: None,
             policy: PolicyKind::default(),
-            prefetch: PrefetchKind::Lookahead,
+            prefetch: PrefetchKind::Auto,
             scope: Scope::Layer,
             threads: None,
         }
@@ -353,6 +353,10 @@ impl<B: Backend> Session<B> {
     /// What runs: (read path, policy, prefetcher).
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
         self.experts.modes()
+    }
+    /// Share of the decoded tokens for which experts were read ahead, where that follows what it measures.
+    pub fn prefetch_share(&self) -> Option<f64> {
+        self.experts.prefetch_share()
     }
     /// The arithmetic, for people.
     pub fn backend(&self) -> String {

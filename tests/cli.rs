@@ -107,7 +107,7 @@ fn statistics_add_up_and_budgets_are_kept() {
         if cfg!(target_os = "linux") {
             assert!(n("/peak_rss_bytes") <= n("/budget_bytes") + n("/beside_bytes"), "{stats}");
         }
-        assert_eq!([&stats["io"], &stats["policy"], &stats["prefetch"]], [io, "lfu-adaptive", "lookahead"]);
+        assert_eq!([&stats["io"], &stats["policy"], &stats["prefetch"]], [io, "lfu-adaptive", "auto"]);
         assert_eq!([&stats["stop"], &stats["scope"], &stats["kv"]], ["length", "layer", "f16"]);
     }
     let (_, stats) = run_with_stats(&["-n", "0"]);

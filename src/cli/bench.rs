@@ -359,6 +359,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         io_reason: session.io_reason().map(str::to_owned),
         policy,
         prefetch,
+        prefetch_share: session.prefetch_share(),
         scope: plan.scope.name(),
         n_batch: plan.n_batch,
         n_ctx: plan.n_ctx,

@@ -67,6 +67,8 @@ pub struct Stats {
     io_reason: Option<String>,
     policy: &'static str,
     prefetch: &'static str,
+    /// Share of the decoded tokens with prefetching, where that follows what it measures.
+    prefetch_share: Option<f64>,
     scope: &'static str,
     isa: &'static str,
     threads: usize,
@@ -246,6 +248,7 @@ impl Stats {
             io_reason: session.io_reason().map(str::to_owned),
             policy,
             prefetch,
+            prefetch_share: session.prefetch_share(),
             scope: plan.scope.name(),
             isa: Kernels::detect()?.isa().name(),
             threads: session.threads(),
@@ -279,9 +282,10 @@ impl Stats {
             n if n < self.budget_bytes => format!(", now {}, because the machine is short of memory", human_bytes(n)),
             _ => String::new(),
         };
+        let share = self.prefetch_share.map_or(String::new(), |s| format!(" (on for {:.0} % of tokens)", 100.0 * s));
         plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
-            "ran      reads {} {} at a time, policy {} per {}, prefetch {}; {} on {} thread{} ({})",
+            "ran      reads {} {} at a time, policy {} per {}, prefetch {}{share}; {} on {} thread{} ({})",
             self.io,
             self.io_depth,
             self.policy,

@@ -17,7 +17,7 @@ use crate::{
     id::ExpertId,
     prefetch::Prefetcher,
     quant::FfnMats,
-    trace::{LayerEvent, TraceSink},
+    trace::{LayerEvent, Phase, TraceSink},
 };
 
 /// See the module.
@@ -26,16 +26,19 @@ pub struct Experts {
     prefetcher: Box<dyn Prefetcher>,
     trace: Box<dyn TraceSink>,
     guesses: Vec<ExpertId>,
+    /// The decoded token that runs, and when it began.
+    token: Option<(u32, u64)>,
 }
 
 impl Experts {
     /// Puts the parts together.
     pub fn new(cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
-        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256) }
+        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256), token: None }
     }
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
+        self.tell_time(event);
         self.cache.request(event);
         self.guesses.clear();
         let reads = self.prefetcher.observe(event, &mut self.guesses);
@@ -44,6 +47,19 @@ impl Experts {
         self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
         self.cache.prefetch(&self.guesses, reads);
         self.trace.record(event);
+    }
+
+    /// Tells the prefetcher how long a token took when the next one begins.
+    fn tell_time(&mut self, event: LayerEvent<'_>) {
+        if event.phase == Phase::Prompt {
+            self.token = None;
+        } else if event.layer == 0 {
+            let now = self.cache.io().now_ns();
+            if let Some((_, start)) = self.token.filter(|(token, _)| token + 1 == event.first_token) {
+                self.prefetcher.token_took(now - start);
+            }
+            self.token = Some((event.first_token, now));
+        }
     }
 
     /// Hands out the requested experts as they arrive, those in memory first; empty when all have been. Blocks only when
@@ -80,6 +96,10 @@ impl Experts {
     /// What runs: read path, policy, prefetcher.
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
         (self.cache.io().name(), self.cache.policy_name(), self.prefetcher.name())
+    }
+    /// See [`Prefetcher::share_on`].
+    pub fn prefetch_share(&self) -> Option<f64> {
+        self.prefetcher.share_on()
     }
     /// The cache itself, for reading.
     pub fn cache(&self) -> &ExpertCache {

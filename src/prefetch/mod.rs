@@ -5,7 +5,10 @@
 
 use crate::{id::ExpertId, trace::LayerEvent};
 
+mod auto;
 mod lookahead;
+
+pub use auto::Auto;
 pub use lookahead::Lookahead;
 
 /// Event in, guesses out.
@@ -22,6 +25,12 @@ pub trait Prefetcher: Send {
     /// Learns from an event and appends its guesses, the likeliest first. So many of them, from the first on, are worth
     /// a read; the others are worth not being evicted for one.
     fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize;
+    /// A decoded token took so long, from its first layer's event to the next token's. Told as data: no clock is seen here.
+    fn token_took(&mut self, _ns: u64) {}
+    /// Share of the decoded tokens for which guesses were made; `None` where that is no matter of choice.
+    fn share_on(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Never guesses.
@@ -45,6 +54,8 @@ impl Prefetcher for NoPrefetch {
 /// The prefetchers that `--prefetch` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefetchKind {
+    /// [`PrefetchKind::Lookahead`] while tokens are faster with it than without.
+    Auto,
     /// The next layer's router on this layer's hidden state.
     Lookahead,
     /// None.
@@ -53,10 +64,11 @@ pub enum PrefetchKind {
 
 impl PrefetchKind {
     /// Every kind, the default first.
-    pub const ALL: &[PrefetchKind] = &[PrefetchKind::Lookahead, PrefetchKind::Off];
+    pub const ALL: &[PrefetchKind] = &[PrefetchKind::Auto, PrefetchKind::Lookahead, PrefetchKind::Off];
     /// The name that [`Prefetcher::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
+            PrefetchKind::Auto => "auto",
             PrefetchKind::Lookahead => "lookahead",
             PrefetchKind::Off => "off",
         }
@@ -64,6 +76,7 @@ impl PrefetchKind {
     /// A fresh prefetcher for a model that uses `n_expert_used` experts of `n_expert` a layer.
     pub fn build(self, n_expert: usize, n_expert_used: usize) -> Box<dyn Prefetcher> {
         match self {
+            PrefetchKind::Auto => Box::new(Auto::new(n_expert, n_expert_used)),
             PrefetchKind::Lookahead => Box::new(Lookahead::new(n_expert, n_expert_used)),
             PrefetchKind::Off => Box::new(NoPrefetch),
         }

@@ -49,6 +49,7 @@ row! {
     io_reason: Option<String>,
     policy: &'static str,
     prefetch: &'static str,
+    prefetch_share: Option<f64>,
     scope: &'static str,
     n_batch: usize,
     n_ctx: usize,
