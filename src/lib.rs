@@ -38,6 +38,7 @@
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
 //! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
 //! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
+//! | [`outlook`] | how fast a model should decode in a budget | files, clocks |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
 //! | [`report`] | traces and runs as curves, heat maps and timelines | sessions, clocks, terminals |
@@ -79,6 +80,7 @@ pub mod machine;
 pub mod model;
 pub mod new_file;
 pub mod npy;
+pub mod outlook;
 pub mod plan;
 pub mod policy;
 pub mod prefetch;

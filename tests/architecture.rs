@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
     ("report", &["error", "expert", "policy", "simulate", "trace"]),
+    ("outlook", &["simulate"]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
@@ -46,6 +47,7 @@ const ROOT_ITEMS: &[(&str, Option<&str>)] =
 
 /// Parts of the standard library that a module must not see.
 const MUST_NOT_SEE: &[(&str, &[&str])] = &[
+    ("outlook", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("pressure", &["env", "fs", "io", "net", "path", "process", "sync", "thread"]),
     ("policy", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),

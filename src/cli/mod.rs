@@ -13,6 +13,7 @@ mod made;
 mod model_file;
 mod out;
 mod perplexity;
+mod plan;
 mod repack;
 mod report;
 mod run;
@@ -40,6 +41,7 @@ enum Verb {
     Run(run::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
+    Plan(plan::Args),
     Repack(repack::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Plan(args) => plan::run(&args),
         Verb::Repack(args) => repack::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),

@@ -195,7 +195,7 @@ fn default_counts(used: usize, n_expert: usize) -> Vec<usize> {
 }
 
 /// What good drives of the kind give to reads of an expert's size.
-fn drive(text: &str) -> Result<Drive, String> {
+pub fn drive(text: &str) -> Result<Drive, String> {
     let (latency_us, bytes_per_us) = match text {
         "nvme" => (80, 3500),
         "ufs4" => (120, 2800),

@@ -9,7 +9,7 @@ mod direct;
 mod engine;
 mod mapped;
 mod pread;
-mod probe;
+pub mod probe;
 mod sim;
 #[cfg(target_os = "linux")]
 mod uring;

@@ -1,0 +1,357 @@
+//! `hotset plan`: what a model would do in which budget, here or on a machine that is not here. Needs the file's header only.
+
+use std::{fmt::Write, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::ValueEnum;
+use hotset::{
+    Error, Result,
+    expert::{ExpertStore, Scope},
+    gguf::Gguf,
+    human_bytes,
+    id::ExpertId,
+    io::{
+        Layout,
+        probe::{Limits, probe},
+    },
+    machine,
+    model::{Config, resident_bytes},
+    outlook::{Estimate, Rates, Token, decode, hit_rate},
+    policy::PolicyKind,
+    prefetch::PrefetchKind,
+    session::{Options, make_plan},
+    simulate::{Compute, Drive, Setting, SimPolicy, replay},
+    trace::file::TraceReader,
+};
+use serde::Serialize;
+
+use super::{
+    Ended,
+    args::count,
+    out::{Out, Progress},
+    sweep::drive,
+};
+
+/// Say what a model would do in which memory budget
+///
+/// The file's header is enough: a download may still be under way, or only the first megabytes be there. Expected rates come
+/// with an error: without --trace, hit rates are bounded by what seven other models did.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model file (GGUF; of a split set any file)
+    file: PathBuf,
+    /// Context, in tokens; default: the model's own, at most 4096
+    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    ctx: Option<usize>,
+    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500). Default: the model's own is tried
+    /// for a second; where its data is not there yet, nvme
+    #[arg(long, value_name = "DRIVE", value_parser = drive)]
+    drive: Option<Drive>,
+    /// What reading memory gives with all cores, in GB/s. Default: tried here
+    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    memory_rate: Option<f64>,
+    /// A trace of this model (`hotset trace`): hit rates are simulated on it instead of guessed
+    #[arg(long, value_name = "TRACE")]
+    trace: Option<PathBuf>,
+    /// How to write the results
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|n| (0.1..=100_000.0).contains(n));
+    number.ok_or_else(|| "expected GB/s, 0.1 to 100000".to_owned())
+}
+
+/// How long the model's drive is tried.
+const PROBE: Limits = Limits { time: Duration::from_secs(1), bytes: 4 << 30 };
+
+/// Shares of the experts that get a row, in percent, besides the smallest budget.
+const SHARES: [f64; 6] = [12.5, 25.0, 37.5, 50.0, 75.0, 100.0];
+
+/// A budget is sensible from where decoding reaches this part of what it does with everything in memory.
+const SENSIBLE: f64 = 0.8;
+
+/// See the module. The fields are the JSON's keys.
+#[derive(Serialize)]
+struct Outlook {
+    model: String,
+    n_ctx: usize,
+    threads: usize,
+    memory_bytes_per_second: f64,
+    memory_rate_is: &'static str,
+    drive_latency_us: f64,
+    drive_mb_per_second: u64,
+    drive_is: String,
+    hit_rates_are: String,
+    /// Weights that a token touches, and the routed experts' part of them.
+    token_bytes: u64,
+    token_expert_bytes: u64,
+    available_bytes: Option<u64>,
+    /// What `--memory auto` would take here.
+    here_bytes: Option<u64>,
+    smallest_bytes: u64,
+    /// From here on expected decoding reaches 80 % of what it does with everything in memory.
+    sensible_bytes: u64,
+    full_bytes: u64,
+    rows: Vec<Row>,
+}
+
+/// One budget.
+#[derive(Serialize)]
+struct Row {
+    budget_bytes: u64,
+    slots_per_layer: f64,
+    hit_rate: Estimate,
+    read_bytes_per_token: f64,
+    decode_tok_s: Estimate,
+    /// What one more GiB adds to the expected rate.
+    next_gib_tok_s: f64,
+    /// The budget that `--memory auto` would take on this machine.
+    here: bool,
+}
+
+/// The verb.
+pub fn run(args: &Args) -> Ended {
+    let outlook = Outlook::new(args)?;
+    Out::new().text(&match args.output {
+        Format::Json => serde_json::to_string_pretty(&outlook).expect("rows are plain numbers") + "\n",
+        Format::Text => outlook.text(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A model, and all that decides what it does in a budget.
+struct Case<'a> {
+    gguf: &'a Gguf,
+    config: &'a Config,
+    store: &'a ExpertStore,
+    args: &'a Args,
+    token: Token,
+    rates: Rates,
+}
+
+impl Case<'_> {
+    /// Slots of each layer in a budget; without one, all that make sense.
+    fn slots(&self, memory_bytes: u64) -> Result<(Vec<usize>, hotset::plan::Plan)> {
+        let options = Options { n_ctx: self.args.ctx, memory_bytes: Some(memory_bytes), ..Options::default() };
+        let plan = make_plan(self.gguf, self.config, self.store, &options, Layout::Lines)?;
+        Ok((plan.slots.clone(), plan))
+    }
+
+    fn row(&self, budget_bytes: u64) -> Result<(Row, f64)> {
+        let (slots, _) = self.slots(budget_bytes)?;
+        let per_layer = slots.iter().sum::<usize>() as f64 / slots.len().max(1) as f64;
+        let hit_rate = match &self.args.trace {
+            Some(trace) => {
+                let setting = Setting {
+                    policy: SimPolicy::Live(PolicyKind::default()),
+                    scope: Scope::Layer,
+                    slots: &slots,
+                    prefetch: PrefetchKind::Off,
+                    drive: self.rates.drive,
+                    compute: Compute::default(),
+                };
+                let hits = replay(trace, &setting, &[])?.stats.decode.hit_rate().unwrap_or(0.0);
+                Estimate { low: hits, expected: hits, high: hits }
+            }
+            None => hit_rate(per_layer, self.config.n_expert, self.config.n_expert_used),
+        };
+        let decode_tok_s = decode(self.token, self.rates, hit_rate);
+        let row = Row {
+            budget_bytes,
+            slots_per_layer: per_layer,
+            hit_rate,
+            read_bytes_per_token: self.token.experts * (1.0 - hit_rate.expected),
+            decode_tok_s,
+            next_gib_tok_s: 0.0,
+            here: false,
+        };
+        Ok((row, decode_tok_s.expected))
+    }
+}
+
+impl Outlook {
+    fn new(args: &Args) -> Result<Self> {
+        let gguf = Gguf::open_header(&args.file)?;
+        let config = Config::new(&gguf)?;
+        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        if let Some(trace) = &args.trace {
+            fits(trace, &config)?;
+        }
+        let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes()).sum();
+        let experts = (expert_bytes * config.n_expert_used as u64) as f64;
+        let n_experts = (store.layers().len() * config.n_expert_used) as f64;
+        let token = Token { touched: resident_bytes(&gguf) as f64 + experts, experts, n_experts };
+        let threads = machine::cores().threads();
+        let (memory, memory_rate_is) = match args.memory_rate {
+            Some(gb_s) => (gb_s * 1e9, "given"),
+            None => (machine::memory_rate(threads), "measured here"),
+        };
+        let (drive, drive_is) = drive_of(args, &gguf, &store);
+        let case = Case { gguf: &gguf, config: &config, store: &store, args, token, rates: Rates { memory, drive } };
+
+        let (_, whole) = case.slots(u64::MAX)?;
+        let (smallest, full) = (whole.smallest_bytes, whole.full_bytes);
+        let at = |percent: f64| smallest + ((full - smallest) as f64 * least_share(percent, &config)) as u64;
+        let mut budgets: Vec<u64> = SHARES.iter().map(|&percent| at(percent)).collect();
+        budgets.push(smallest);
+        let available = machine::available_bytes();
+        let here = available.map(|n| n / 5 * 4).map(|n| n.min(full)).filter(|&n| n >= smallest);
+        budgets.extend(here);
+        budgets.sort_unstable();
+        budgets.dedup();
+
+        // Only replaying a trace takes its time.
+        let (progress, all) = (Progress::runs("planning", args.trace.is_none()), budgets.len() as u64);
+        let (mut rows, mut sensible) = (Vec::new(), full);
+        let (_, best) = case.row(full)?;
+        for (done, budget) in (1..).zip(budgets) {
+            let (mut row, rate) = case.row(budget)?;
+            row.next_gib_tok_s = case.row((budget + (1 << 30)).min(full))?.1 - rate;
+            row.here = Some(budget) == here;
+            if rate >= SENSIBLE * best {
+                sensible = sensible.min(budget);
+            }
+            rows.push(row);
+            progress.set(done, all);
+        }
+        drop(progress);
+        Ok(Outlook {
+            model: args.file.display().to_string(),
+            n_ctx: whole.n_ctx,
+            threads,
+            memory_bytes_per_second: memory,
+            memory_rate_is,
+            drive_latency_us: drive.latency_ns as f64 / 1e3,
+            drive_mb_per_second: drive.bytes_per_us,
+            drive_is,
+            hit_rates_are: match &args.trace {
+                Some(trace) => format!("simulated on {}, cold start included", trace.display()),
+                None => "between those of long mixed text and of one topic on other models".to_owned(),
+            },
+            token_bytes: token.touched as u64,
+            token_expert_bytes: token.experts as u64,
+            available_bytes: available,
+            here_bytes: here,
+            smallest_bytes: smallest,
+            sensible_bytes: sensible,
+            full_bytes: full,
+            rows,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{}: a token touches {}, {} of them experts; context of {} tokens\n",
+            self.model,
+            human_bytes(self.token_bytes),
+            human_bytes(self.token_expert_bytes),
+            self.n_ctx
+        );
+        let _ = writeln!(
+            text,
+            "memory {:.1} GB/s ({}, {} thread{}), drive {} MB/s after {} µs ({})\nhit rates are {}",
+            self.memory_bytes_per_second / 1e9,
+            self.memory_rate_is,
+            self.threads,
+            if self.threads == 1 { "" } else { "s" },
+            self.drive_mb_per_second,
+            self.drive_latency_us,
+            self.drive_is,
+            self.hit_rates_are
+        );
+        let _ = writeln!(
+            text,
+            "\n{:>12}  {:>11}  {:>17}  {:>12}  {:>21}  {:>14}",
+            "budget", "slots/layer", "hits", "read/token", "decode, tok/s", "1 GiB more"
+        );
+        for row in &self.rows {
+            let (hit, tok_s) = (row.hit_rate, row.decode_tok_s);
+            let _ = writeln!(
+                text,
+                "{:>12}  {:>11.1}  {:>5.1} % ({:.0}-{:.0})  {:>12}  {:>7.1} ({:.1}-{:.1})  {:>14}{}",
+                human_bytes(row.budget_bytes),
+                row.slots_per_layer,
+                100.0 * hit.expected,
+                100.0 * hit.low,
+                100.0 * hit.high,
+                human_bytes(row.read_bytes_per_token as u64),
+                tok_s.expected,
+                tok_s.low,
+                tok_s.high,
+                if row.next_gib_tok_s > 0.0 { format!("+{:.1} tok/s", row.next_gib_tok_s) } else { "-".to_owned() },
+                if row.here { "  <- --memory auto here, now" } else { "" }
+            );
+        }
+        let _ = writeln!(
+            text,
+            "\nsmallest {}; sensible from {} on ({:.0} % of the rate with everything in memory); all of it {}",
+            human_bytes(self.smallest_bytes),
+            human_bytes(self.sensible_bytes),
+            100.0 * SENSIBLE,
+            human_bytes(self.full_bytes)
+        );
+        let _ = writeln!(
+            text,
+            "the cliff: a cache for all layers in one that holds less than {} hits nothing under LRU; hotset's, a pool a \
+             layer, has none",
+            human_bytes(self.token_expert_bytes)
+        );
+        if self.here_bytes.is_none() {
+            let _ = writeln!(text, "this machine has too little memory free for the smallest budget");
+        }
+        text
+    }
+}
+
+/// Which part of the way from the smallest to the full budget has slots for so many percent of the experts.
+fn least_share(percent: f64, config: &Config) -> f64 {
+    let (all, used) = (config.n_expert as f64, config.n_expert_used as f64);
+    if all <= used { 1.0 } else { ((all * percent / 100.0 - used) / (all - used)).clamp(0.0, 1.0) }
+}
+
+/// Refuses a trace of a model of another shape.
+fn fits(trace: &std::path::Path, c: &Config) -> Result<()> {
+    let reader = TraceReader::open(trace)?;
+    let h = reader.header();
+    let shape =
+        |layers: usize, experts: usize, used: usize| format!("{layers} MoE layers, {used} of {experts} experts");
+    let expected = shape(c.moe_layers.len(), c.n_expert, c.n_expert_used);
+    let got = shape(h.n_layer, h.n_expert, h.n_expert_used);
+    if expected == got { Ok(()) } else { Err(Error::format(trace, "the traced model", expected, got)) }
+}
+
+/// The drive that is asked for; else what the model's own gives; else a usual one.
+fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
+    if let Some(drive) = args.drive {
+        return (drive, "given".to_owned());
+    }
+    let usual = |why: &str| (drive("nvme").expect("a known name"), format!("a usual NVMe: {why}"));
+    let end = |shard: usize| {
+        let ends = gguf.tensors().iter().filter(|t| t.shard == shard).map(|t| t.offset + t.bytes.unwrap_or(0));
+        ends.max().unwrap_or(0)
+    };
+    if gguf.shards().iter().enumerate().any(|(i, shard)| end(i) > shard.len) {
+        return usual("the file's data is not there yet");
+    }
+    let n_layer = store.layers().len();
+    let ids = (0..n_layer as u16)
+        .flat_map(|layer| (0..store.n_expert() as u16).map(move |expert| ExpertId { layer, expert }));
+    let reads: Vec<_> = ids.map(|id| store.extents(id)).collect();
+    let found = probe(store.files(), &reads, &store.slot_parts(0..n_layer), PROBE);
+    let best = found.rates.iter().max_by(|a, b| a.gb_s.total_cmp(&b.gb_s)).filter(|r| r.gb_s > 0.0);
+    match best {
+        // Latency is in the rate already: reads were of an expert's size.
+        Some(r) => {
+            let drive = Drive { latency_ns: 0, bytes_per_us: ((r.gb_s * 1e3) as u64).max(1) };
+            (drive, format!("the model's own, tried with {} {}", r.io, r.depth))
+        }
+        None => usual("the model's own could not be tried"),
+    }
+}

@@ -1,0 +1,114 @@
+//! `hotset plan`: from a header alone, rows that rise with the budget, figures that fit each other, refusals in one sentence.
+
+mod common;
+
+use std::{fs, path::Path, process::Output};
+
+use common::{
+    dice::Dice,
+    program::command,
+    routing::{Shape, decoding, header, write},
+};
+use hotset::gguf::Gguf;
+use serde_json::Value;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
+
+fn hotset(args: &[&str]) -> Output {
+    command(env!("CARGO_BIN_EXE_hotset")).args(args).output().unwrap()
+}
+
+fn plan(args: &[&str]) -> Value {
+    let output = hotset(&[&["plan", "-o", "json", "--memory-rate", "30", "--drive", "80:1000"], args].concat());
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The first bytes of the bundled model, up to where its tensors' data begin.
+fn head(folder: &Path) -> String {
+    let gguf = Gguf::open(Path::new(MODEL)).unwrap();
+    let data = gguf.tensors().iter().map(|t| t.offset).min().unwrap() as usize;
+    let path = folder.join("head.gguf");
+    fs::write(&path, &fs::read(MODEL).unwrap()[..data]).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_header_is_enough_and_says_the_same_as_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut whole, mut part) = (plan(&[MODEL]), plan(&[&head(folder.path())]));
+    for outlook in [&mut whole, &mut part] {
+        let outlook = outlook.as_object_mut().unwrap();
+        // What moves with the machine from run to run.
+        for key in ["model", "available_bytes", "here_bytes"] {
+            outlook.remove(key);
+        }
+        outlook["rows"].as_array_mut().unwrap().retain(|row| row["here"] == false);
+    }
+    assert_eq!(whole, part);
+}
+
+#[test]
+fn more_memory_is_never_worse() {
+    let outlook = plan(&[MODEL, "--ctx", "512"]);
+    let bytes = |key: &str| outlook[key].as_u64().unwrap();
+    assert!(bytes("smallest_bytes") <= bytes("sensible_bytes") && bytes("sensible_bytes") <= bytes("full_bytes"));
+    let rows = outlook["rows"].as_array().unwrap();
+    assert!(rows.len() >= 6, "{}", rows.len());
+    let column = |key: &str, of: &str| -> Vec<f64> {
+        rows.iter().map(|r| if of.is_empty() { &r[key] } else { &r[key][of] }.as_f64().unwrap()).collect()
+    };
+    assert!(column("budget_bytes", "").is_sorted());
+    for of in ["low", "expected", "high"] {
+        assert!(column("hit_rate", of).is_sorted() && column("decode_tok_s", of).is_sorted(), "{of}");
+    }
+    let (low, expected, high) =
+        (column("decode_tok_s", "low"), column("decode_tok_s", "expected"), column("decode_tok_s", "high"));
+    assert!((0..rows.len()).all(|i| low[i] < expected[i] && expected[i] < high[i]));
+    assert_eq!(column("hit_rate", "low").last(), Some(&1.0), "with all of it nothing is missing");
+    // In memory a token takes as long as its bytes at the rate that was given.
+    let whole = 30e9 / bytes("token_bytes") as f64;
+    assert!((expected.last().unwrap() / whole - 1.0).abs() < 1e-9, "{} and {whole}", expected.last().unwrap());
+}
+
+#[test]
+fn a_trace_replaces_the_guess() {
+    let folder = tempfile::tempdir().unwrap();
+    let guessed = plan(&[MODEL]);
+    let gguf = Gguf::open(Path::new(MODEL)).unwrap();
+    let c = hotset::model::Config::new(&gguf).unwrap();
+    let shape = Shape { layers: c.moe_layers.len(), experts: c.n_expert, used: c.n_expert_used, tokens: 100 };
+    let trace = folder.path().join("own.trace");
+    write(&trace, header(shape), &decoding(&mut Dice(5), shape));
+    let simulated = plan(&[MODEL, "--trace", trace.to_str().unwrap()]);
+    let first = |outlook: &Value| outlook["rows"][0]["hit_rate"].clone();
+    assert!(first(&simulated)["low"] == first(&simulated)["high"] && first(&simulated) != first(&guessed));
+
+    let other = Shape { layers: 2, ..shape };
+    let trace = folder.path().join("other.trace");
+    write(&trace, header(other), &decoding(&mut Dice(5), other));
+    let refused = hotset(&["plan", MODEL, "--trace", trace.to_str().unwrap()]);
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && error.lines().count() == 1 && error.contains("2 MoE layers"), "{error}");
+}
+
+#[test]
+fn nonsense_is_refused_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let torn = folder.path().join("torn.gguf");
+    fs::write(&torn, &fs::read(MODEL).unwrap()[..5000]).unwrap();
+    for (args, word) in [
+        (vec!["plan", torn.to_str().unwrap()], "torn.gguf"),
+        (vec!["plan", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+        (vec!["plan", MODEL, "--ctx", "100000000"], "context"),
+    ] {
+        let output = hotset(&args);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.lines().count() == 1 && error.contains(word), "{args:?}: {error}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+    for args in [["--drive", "floppy"], ["--memory-rate", "-3"], ["--memory-rate", "nan"]] {
+        let output = hotset(&["plan", MODEL, args[0], args[1]]);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
