@@ -13,7 +13,7 @@ use self::read_path::Chosen;
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
@@ -203,6 +203,31 @@ impl<B: Backend> Session<B> {
         self.experts.resize(&slots);
         self.memory_bytes = memory_bytes;
         Ok(())
+    }
+
+    /// Keeps the listed experts in memory from now on, and reads them while the drive is idle; the first ones if slots have
+    /// to be given back. The list is for this model.
+    ///
+    /// # Errors
+    /// If they leave too few slots for the others that a token needs.
+    pub fn pin(&mut self, list: &HotList) -> Result<()> {
+        self.experts.pin(list, self.model.config.n_expert_used)
+    }
+
+    /// A warm start: reads the listed experts into free slots while the drive is idle, and takes them for used. The list
+    /// is for this model, from [`Session::hot`] of an earlier run.
+    pub fn warm(&mut self, list: &HotList) {
+        self.experts.warm(list);
+    }
+
+    /// Experts that are pinned now: as many as [`Session::pin`] was given, or fewer if slots were given back.
+    pub fn n_pinned(&self) -> usize {
+        self.experts.cache().n_pinned()
+    }
+
+    /// How often this session's tokens used each expert.
+    pub fn hot(&self) -> HotList {
+        self.experts.cache().hot()
     }
 
     /// The budget now: that of the plan, or what [`Session::set_memory`] or a machine short of memory made of it.

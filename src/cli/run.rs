@@ -20,6 +20,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, count, read_text},
+    hot::{self, Start, Warm},
     interrupt::{INTERRUPTED, Interrupts},
     live::{self, Live},
     model_file,
@@ -71,6 +72,16 @@ pub struct Args {
     sampling: Sampling,
     #[command(flatten)]
     engine: Engine,
+    /// Keep the experts that this file lists in memory: lines of MoE layer (from 0) and expert
+    #[arg(long, value_name = "FILE", help_heading = "Memory and speed")]
+    pin: Option<PathBuf>,
+    /// Read the experts that the last run of this model used most before they are asked for, while the drive is idle
+    /// (auto), those of a file as --pin has it, or none (off)
+    #[arg(long, value_name = "auto|off|FILE", default_value = "auto", help_heading = "Memory and speed")]
+    warm: Warm,
+    /// Write how often each expert was used to this new file, the most used first, as --pin and --warm read it
+    #[arg(long, value_name = "FILE")]
+    save_hot: Option<PathBuf>,
 }
 
 /// How tokens are chosen. The defaults are llama.cpp's, but for the seed.
@@ -148,17 +159,20 @@ pub fn run(args: &Args) -> Ended {
     let (model, prompt) = positionals(args)?;
     // Begun before the run, which would be lost on a path that cannot be written.
     let json = args.stats_json.as_deref().map(NewFile::create).transpose()?;
+    let save_hot = args.save_hot.as_deref().map(NewFile::create_new).transpose()?;
     let panel = args.stats_live && live::has_panel()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
     let mut record = Record::new(&gguf);
     let prompt = text_of(prompt, args.prompt_file.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
+    let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
     let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?);
     let mut session = {
         let bar = Progress::bytes("loading", args.quiet);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
+    start.apply(&mut session)?;
     if args.verbose {
         stats::print_plan(&session);
     }
@@ -179,6 +193,7 @@ pub fn run(args: &Args) -> Ended {
     };
     drop(watch); // before anything is printed below the text
     let stats = Stats::new(&session, &args.engine, record, end.name())?;
+    start.remember(&session);
     if end == End::Context && !args.quiet {
         note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
     }
@@ -188,6 +203,9 @@ pub fn run(args: &Args) -> Ended {
     if let Some(mut json) = json {
         json.write(format!("{:#}\n", serde_json::json!(stats)).as_bytes())?;
         json.finish()?;
+    }
+    if let Some(file) = save_hot {
+        hot::write(file, &session.hot())?;
     }
     Ok(if end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }

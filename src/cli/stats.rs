@@ -48,6 +48,13 @@ pub struct Stats {
     prefetch_bytes: u64,
     prefetch_useful: u64,
     prefetch_wasted: u64,
+    /// Reads of pinned experts and of a warm start.
+    warm_reads: u64,
+    warm_bytes: u64,
+    /// Those of these experts that were then asked for.
+    warm_used: u64,
+    /// Experts that never leave.
+    pinned: usize,
     evictions: u64,
     failed_reads: u64,
     budget_bytes: u64,
@@ -232,6 +239,10 @@ impl Stats {
             prefetch_bytes: cache.prefetch_bytes,
             prefetch_useful: cache.prefetch_useful,
             prefetch_wasted: cache.prefetch_wasted,
+            warm_reads: cache.warm_reads,
+            warm_bytes: cache.warm_bytes,
+            warm_used: cache.warm_used,
+            pinned: session.n_pinned(),
             evictions: cache.evictions,
             failed_reads: cache.failed_reads,
             budget_bytes: plan.budget_bytes,
@@ -273,6 +284,15 @@ impl Stats {
             self.prefetch_useful,
             self.prefetch_wasted,
         ));
+        if self.warm_reads > 0 || self.pinned > 0 {
+            plain(format_args!(
+                "kept     {} pinned; {} experts ({}) read before they were asked for, {} of them used",
+                self.pinned,
+                self.warm_reads,
+                human_bytes(self.warm_bytes),
+                self.warm_used,
+            ));
+        }
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
         let beside = match self.beside_bytes {
             0 => String::new(),

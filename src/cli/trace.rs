@@ -14,6 +14,7 @@ use hotset::{
     gguf::Gguf,
     machine,
     model::Config,
+    new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::{Options, Session},
     tokenizer::Tokenizer,
@@ -27,7 +28,7 @@ use hotset::{
 use super::{
     Ended,
     args::{Engine, Memory, count, read_text},
-    made,
+    hot, made,
     out::{Out, Progress, note},
 };
 
@@ -78,6 +79,17 @@ enum Verb {
         #[arg(long, value_name = "SIZE")]
         expert_bytes: Option<Memory>,
     },
+    /// Write the experts that a trace uses most, as hotset run --pin and --warm read them
+    Hot {
+        /// The trace
+        trace: PathBuf,
+        /// Where to write the list
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// Only so many of each layer, the most used
+        #[arg(long, value_name = "EXPERTS", value_parser = count::<65_536>)]
+        top: Option<usize>,
+    },
     /// How even and how sticky the routing of a trace is
     Stats {
         /// The trace
@@ -92,6 +104,11 @@ enum Verb {
 pub fn run(args: &Args) -> Ended {
     match (&args.verb, &args.model, &args.out) {
         (Some(Verb::Import { from, out, expert_bytes }), ..) => import(from, out, *expert_bytes),
+        (Some(Verb::Hot { trace, out, top }), ..) => {
+            let file = NewFile::create_new(out)?;
+            hot::write(file, &hot::of_trace(trace)?.top(top.unwrap_or(usize::MAX)))?;
+            Ok(ExitCode::SUCCESS)
+        }
         (Some(Verb::Stats { trace, json }), ..) => print_stats(trace, *json),
         (None, Some(model), Some(out)) => record(args, model, out),
         (None, ..) => unreachable!("clap asks for model and --out"),

@@ -7,9 +7,10 @@
 //!
 //! Must not know: what the bytes mean, models, arithmetic.
 
+mod kept;
 mod rolling;
 
-use self::rolling::Rolling;
+use self::{kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
     store::ExpertStore,
@@ -57,12 +58,35 @@ enum Slot {
     Ready(IoBuf),
 }
 
+/// Why an expert was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Somebody waits for it.
+    Demand,
+    /// A prefetcher's guess.
+    Guess,
+    /// For the next layer of a long prompt.
+    Ahead,
+    /// It is pinned, or the last run used it.
+    Kept,
+}
+
+impl Cause {
+    fn priority(self) -> Priority {
+        match self {
+            Cause::Demand => Priority::Demand,
+            Cause::Guess | Cause::Kept => Priority::Prefetch,
+            Cause::Ahead => Priority::Ahead,
+        }
+    }
+}
+
 /// A slot's tenant and how it came.
 #[derive(Clone, Copy)]
 struct Tenant {
     id: ExpertId,
-    priority: Priority,
-    /// Prefetched, and nobody has asked for it yet.
+    cause: Cause,
+    /// Nobody has asked for it yet.
     unasked: bool,
 }
 
@@ -106,6 +130,9 @@ pub struct ExpertCache {
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     rolling: Rolling,
+    kept: Kept,
+    /// Rows that wanted each expert since the start. (n_moe_layer, n_expert)
+    uses: Vec<u64>,
     prefetches_in_flight: usize,
     phase: Phase,
     stats: CacheStats,
@@ -161,6 +188,8 @@ impl ExpertCache {
             wanted: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
             rolling: Rolling::new(&store, slots),
+            kept: Kept::new(n_layer * n_expert),
+            uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
             pools,
@@ -219,6 +248,7 @@ impl ExpertCache {
                 pool.free.extend(pool.parked.pop());
             }
         }
+        self.mark_pins();
         self.park();
     }
 
@@ -288,6 +318,7 @@ impl ExpertCache {
         self.wanted.clear();
         self.rows.fill(0);
         for r in event.routed {
+            self.uses[r.id.layer as usize * self.store.n_expert() + r.id.expert as usize] += 1;
             let n = &mut self.rows[r.id.expert as usize];
             if *n == 0 {
                 self.wanted.push((*r, Want::Queued));
@@ -306,13 +337,26 @@ impl ExpertCache {
     /// Somebody asks for what is in, or on its way to, `slot`.
     fn claim(&mut self, slot: usize) {
         let tenant = self.tenants[slot].as_mut().expect("an indexed slot has a tenant");
+        let cause = tenant.cause;
         if std::mem::take(&mut tenant.unasked) {
-            self.stats.prefetch_useful += 1;
+            match cause {
+                Cause::Kept => self.stats.warm_used += 1,
+                _ => self.stats.prefetch_useful += 1,
+            }
         }
-        if matches!(self.slots[slot], Slot::Loading) && tenant.priority != Priority::Demand {
-            self.prefetches_in_flight -= usize::from(tenant.priority == Priority::Prefetch);
-            tenant.priority = Priority::Demand;
+        if matches!(self.slots[slot], Slot::Loading) && cause != Cause::Demand {
+            tenant.cause = Cause::Demand;
+            self.landed(cause);
             self.io.promote(slot);
+        }
+    }
+
+    /// A read that was not demanded is no longer in flight, or is demanded now.
+    fn landed(&mut self, cause: Cause) {
+        match cause {
+            Cause::Guess => self.prefetches_in_flight -= 1,
+            Cause::Kept => self.kept.in_flight -= 1,
+            Cause::Demand | Cause::Ahead => {}
         }
     }
 
@@ -327,7 +371,7 @@ impl ExpertCache {
             let (routed, Want::Queued) = self.wanted[i] else { continue };
             let Some(slot) = self.free_slot(self.pool_of(routed.id), &[]) else { return };
             self.wanted[i].1 = Want::Held;
-            self.load(slot, routed.id, Priority::Demand);
+            self.load(slot, routed.id, Cause::Demand);
             self.touch(routed);
         }
     }
@@ -352,7 +396,11 @@ impl ExpertCache {
         self.issue();
         loop {
             self.take_ready(out);
-            if !out.is_empty() || self.wanted.iter().all(|(_, w)| *w == Want::Done) {
+            if !out.is_empty() {
+                return Ok(());
+            }
+            if self.wanted.iter().all(|(_, w)| *w == Want::Done) {
+                self.read_kept();
                 return Ok(());
             }
             let start = self.io.now_ns();
@@ -406,13 +454,18 @@ impl ExpertCache {
             let Some(slot) = self.free_slot(self.pool_of(id), guesses) else { continue };
             self.stats.prefetches += 1;
             self.prefetches_in_flight += 1;
-            self.load(slot, id, Priority::Prefetch);
+            self.load(slot, id, Cause::Guess);
         }
     }
 
     fn slot_of(&self, id: ExpertId) -> Option<usize> {
-        let slot = self.index[id.layer as usize * self.store.n_expert() + id.expert as usize];
+        let slot = self.index[self.at(id)];
         (slot != NONE).then_some(slot as usize)
+    }
+
+    /// The expert's place in lists of all. (n_moe_layer, n_expert)
+    fn at(&self, id: ExpertId) -> usize {
+        id.layer as usize * self.store.n_expert() + id.expert as usize
     }
 
     fn pool_of(&self, id: ExpertId) -> usize {
@@ -425,9 +478,11 @@ impl ExpertCache {
             return Some(free as usize);
         }
         let (slots, index, wanted, n_expert) = (&self.slots, &self.index, &self.wanted, self.store.n_expert());
+        let pinned = &self.kept.pinned;
         let victim = self.pools[pool].policy.evict(&|id| {
-            let slot = index[id.layer as usize * n_expert + id.expert as usize] as usize;
-            matches!(slots[slot], Slot::Loading)
+            let at = id.layer as usize * n_expert + id.expert as usize;
+            matches!(slots[index[at] as usize], Slot::Loading)
+                || pinned[at]
                 || also_keep.contains(&id)
                 || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
         })?;
@@ -437,10 +492,10 @@ impl ExpertCache {
 
     /// Takes the slot from its tenant. The buffer stays as it is until the next read.
     fn vacate(&mut self, id: ExpertId) -> usize {
-        let at = id.layer as usize * self.store.n_expert() + id.expert as usize;
+        let at = self.at(id);
         let slot = std::mem::replace(&mut self.index[at], NONE) as usize;
         let tenant = self.tenants[slot].take().expect("an indexed slot has a tenant");
-        if tenant.unasked {
+        if tenant.unasked && tenant.cause != Cause::Kept {
             self.stats.prefetch_wasted += 1;
         }
         if let Slot::Ready(buf) = std::mem::replace(&mut self.slots[slot], Slot::Loading) {
@@ -449,35 +504,35 @@ impl ExpertCache {
         slot
     }
 
-    fn load(&mut self, slot: usize, id: ExpertId, priority: Priority) {
+    fn load(&mut self, slot: usize, id: ExpertId, cause: Cause) {
         let Slot::Free(buf) = std::mem::replace(&mut self.slots[slot], Slot::Loading) else {
             panic!("a slot that was taken is free");
         };
         let extents = self.store.extents(id);
-        self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] = slot as u32;
-        self.tenants[slot] = Some(Tenant { id, priority, unasked: priority != Priority::Demand });
+        let at = self.at(id);
+        self.index[at] = slot as u32;
+        self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand });
         let pool = self.pool_of(id);
         self.pools[pool].policy.insert(id);
-        match priority {
-            Priority::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
-            Priority::Prefetch | Priority::Ahead => self.stats.prefetch_bytes += extents.bytes(),
+        match cause {
+            Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
+            Cause::Guess | Cause::Ahead => self.stats.prefetch_bytes += extents.bytes(),
+            Cause::Kept => self.stats.warm_bytes += extents.bytes(),
         }
-        self.io.submit(Read { tag: slot, extents, buf, priority });
+        self.io.submit(Read { tag: slot, extents, buf, priority: cause.priority() });
     }
 
     /// Files a finished read. Only the failure of a wanted expert is an error.
     fn complete(&mut self, done: Done) -> Result<()> {
         let slot = done.tag;
         let tenant = self.tenants[slot].expect("a slot with a read in flight has a tenant");
-        if tenant.priority == Priority::Prefetch {
-            self.prefetches_in_flight -= 1;
-        }
+        self.landed(tenant.cause);
         let Err(error) = done.result else {
             self.slots[slot] = Slot::Ready(done.buf);
             return Ok(());
         };
         self.slots[slot] = Slot::Free(done.buf);
-        let at = tenant.id.layer as usize * self.store.n_expert() + tenant.id.expert as usize;
+        let at = self.at(tenant.id);
         self.index[at] = NONE;
         self.tenants[slot] = None;
         let pool = self.pool_of(tenant.id);

@@ -5,10 +5,12 @@
 //! is [`Experts::next_ready`].
 
 mod cache;
+mod hot;
 mod stats;
 mod store;
 
 pub use cache::{ExpertCache, Scope};
+pub use hot::{Hot, HotList};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
 pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
 
@@ -88,6 +90,17 @@ impl Experts {
     /// Uses at most so many slots of each pool from now on. See [`ExpertCache::resize`].
     pub fn resize(&mut self, slots: &[usize]) {
         self.cache.resize(slots);
+    }
+    /// Keeps these experts in memory. See [`ExpertCache::pin`].
+    ///
+    /// # Errors
+    /// More pins than there is room for.
+    pub fn pin(&mut self, list: &HotList, spare: usize) -> Result<()> {
+        self.cache.pin(list, spare)
+    }
+    /// Reads these experts before they are asked for. See [`ExpertCache::warm`].
+    pub fn warm(&mut self, list: &HotList) {
+        self.cache.warm(list);
     }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {

@@ -61,6 +61,12 @@ pub struct CacheStats {
     pub prefetch_useful: u64,
     /// Prefetched experts that were evicted before anybody asked for them.
     pub prefetch_wasted: u64,
+    /// Reads of pinned experts, and of a warm start.
+    pub warm_reads: u64,
+    /// Their bytes.
+    pub warm_bytes: u64,
+    /// Those of these experts that were then asked for.
+    pub warm_used: u64,
     /// Experts that lost their slot to another.
     pub evictions: u64,
     /// Reads that failed, prefetches included.
@@ -95,6 +101,6 @@ impl CacheStats {
     }
     /// Bytes of all reads.
     pub fn bytes_read(&self) -> u64 {
-        self.prompt.demand_bytes + self.decode.demand_bytes + self.prefetch_bytes
+        self.prompt.demand_bytes + self.decode.demand_bytes + self.prefetch_bytes + self.warm_bytes
     }
 }

@@ -10,10 +10,9 @@
 
 use std::cmp::Reverse;
 
-use super::{ExpertCache, ExpertStore, NONE};
+use super::{Cause, ExpertCache, ExpertStore, NONE};
 use crate::{
     id::ExpertId,
-    io::Priority,
     trace::{LayerEvent, Phase},
 };
 
@@ -78,8 +77,10 @@ impl ExpertCache {
         let (n_layer, n_expert) = (self.store.layers().len(), self.store.n_expert());
         let next = (usize::from(layer) + 1) % n_layer;
         if self.rolling.borrowed.iter().all(|&n| n == 0) {
-            let pool = &self.pools[usize::from(layer)];
-            self.lend(layer.into(), next, ((pool.n_slot - pool.parked.len()) / SHARE).min(MOST));
+            let (pool, n_expert) = (&self.pools[usize::from(layer)], self.store.n_expert());
+            let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
+            let movable = (pool.n_slot - pool.parked.len()).saturating_sub(pinned);
+            self.lend(layer.into(), next, (movable / SHARE).min(MOST));
         }
         for from in (0..n_layer).filter(|&l| l != next) {
             self.lend(from, next, usize::try_from(self.rolling.borrowed[from]).unwrap_or(0));
@@ -96,7 +97,7 @@ impl ExpertCache {
         for &expert in &absent {
             let Some(slot) = self.pools[next].free.pop() else { break };
             self.stats.prefetches += 1;
-            self.load(slot as usize, ExpertId { layer: next as u16, expert }, Priority::Ahead);
+            self.load(slot as usize, ExpertId { layer: next as u16, expert }, Cause::Ahead);
         }
         self.rolling.absent = absent;
     }
