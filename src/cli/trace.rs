@@ -19,7 +19,7 @@ use hotset::{
     session::{Options, Session},
     tokenizer::Tokenizer,
     trace::{
-        LayerEvent, TraceSink,
+        LayerEvent, TraceSink, export,
         file::{Header, Prompt, TraceReader, TraceWriter, fnv1a},
         import, stats,
     },
@@ -90,6 +90,14 @@ enum Verb {
         #[arg(long, value_name = "EXPERTS", value_parser = count::<65_536>)]
         top: Option<usize>,
     },
+    /// Write a trace as CSV or NumPy arrays, for notebooks
+    Export {
+        /// The trace
+        trace: PathBuf,
+        /// What to write: .csv (a line a choice) or .npz (experts, weights, phase, prompt_start, n_expert, expert_bytes)
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// How even and how sticky the routing of a trace is
     Stats {
         /// The trace
@@ -109,10 +117,18 @@ pub fn run(args: &Args) -> Ended {
             hot::write(file, &hot::of_trace(trace)?.top(top.unwrap_or(usize::MAX)))?;
             Ok(ExitCode::SUCCESS)
         }
+        (Some(Verb::Export { trace, out }), ..) => export(trace, out),
         (Some(Verb::Stats { trace, json }), ..) => print_stats(trace, *json),
         (None, Some(model), Some(out)) => record(args, model, out),
         (None, ..) => unreachable!("clap asks for model and --out"),
     }
+}
+
+fn export(trace: &Path, out: &Path) -> Ended {
+    let done = export::export(trace, out)?;
+    let s = if done.prompts == 1 { "" } else { "s" };
+    note(format_args!("{}: {} tokens of {} prompt{s}", out.display(), done.tokens, done.prompts));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn import(from: &Path, out: &Path, expert_bytes: Option<Memory>) -> Ended {

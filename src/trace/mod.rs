@@ -5,6 +5,7 @@
 
 use crate::id::ExpertId;
 
+pub mod export;
 pub mod file;
 pub mod import;
 pub mod stats;

@@ -241,7 +241,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
             out.write(unpack_rest::<S, B>(rest));
         }
         for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
-            prefetch(rows[0].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
+            prefetch(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             out.write(unpack::<S, B>([a, b]));
         }
     }
@@ -266,7 +266,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
         let mut acc = [L::<S>::splat(0.0); T];
         for (c, (a, b)) in a.zip(b).enumerate() {
             if first {
-                prefetch(rows[0].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
+                prefetch(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             }
             step::<S, B, T>(&unpack::<S, B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
@@ -297,7 +297,8 @@ unsafe fn finish<S: Simd, const T: usize>(acc: [L<S>; T], y: &[*mut f32], r: Ran
 
 /// How far ahead of the weights in use memory is asked for, in bytes: some rows, across the pages at which the hardware's
 /// own prefetcher stops. The first group of tokens to visit rows asks; nothing else hides DRAM's latency from it. It asks in
-/// the order in which bytes lie: asking for each row of a pair in turn, two streams, halved the rate of decoding.
+/// the order in which bytes lie (asking for each row of a pair in turn, two streams, halved the rate of decoding), and counts
+/// from the second row's start, since that row's bytes are used while half as many have been asked for.
 #[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 4096;
 

@@ -1,0 +1,129 @@
+//! Exported traces: CSV holds every choice, `.npz` comes back as it was, nothing is replaced, half tokens are left out.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{
+    dice::Dice,
+    routing::{Event, Shape, decoding, header, write},
+};
+use hotset::{
+    id::ExpertId,
+    trace::{Phase, Routed, export::export, file::Header, file::TraceReader, import::import},
+};
+
+const SHAPE: Shape = Shape { layers: 3, experts: 12, used: 2, tokens: 40 };
+
+/// A prompt of four tokens in one batch, then decoding: two texts.
+fn events() -> Vec<Event> {
+    let mut dice = Dice(11);
+    let mut events = Vec::new();
+    for _ in 0..2 {
+        for layer in 0..SHAPE.layers as u16 {
+            let ids = (0..4).flat_map(|_| dice.choose(SHAPE.used, SHAPE.experts)).collect::<Vec<_>>();
+            let routed = ids.iter().map(|&e| Routed { id: ExpertId { layer, expert: e as u16 }, weight: 0.5 });
+            events.push(Event {
+                phase: Phase::Prompt,
+                first_token: 0,
+                n_tokens: 4,
+                layer,
+                routed: routed.collect(),
+                lookahead: Vec::new(),
+            });
+        }
+        events.extend(decoding(&mut dice, SHAPE).into_iter().map(|mut event| {
+            event.first_token += 4;
+            event.routed.iter_mut().for_each(|r| r.weight = 0.25);
+            event
+        }));
+    }
+    events
+}
+
+fn weighted() -> Header {
+    Header { weights: true, ..header(SHAPE) }
+}
+
+/// (expert, layer) of every token's choices, token by token.
+fn choices(trace: &Path) -> Vec<Vec<ExpertId>> {
+    let mut reader = TraceReader::open(trace).unwrap();
+    let (n_layer, k) = (reader.header().n_layer, reader.header().n_expert_used);
+    let (mut tokens, mut batch): (Vec<Vec<ExpertId>>, Vec<Vec<ExpertId>>) = (Vec::new(), Vec::new());
+    while let Some(event) = reader.next_event().unwrap() {
+        batch.push(event.routed.iter().map(|r| r.id).collect());
+        if batch.len() == n_layer {
+            for i in 0..event.n_tokens as usize {
+                tokens.push(batch.iter().flat_map(|layer| layer[i * k..(i + 1) * k].to_vec()).collect());
+            }
+            batch.clear();
+        }
+    }
+    tokens
+}
+
+#[test]
+fn npz_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write(&at("a.trace"), weighted(), &events());
+    let done = export(&at("a.trace"), &at("a.npz")).unwrap();
+    assert_eq!((done.tokens, done.prompts), (2 * 44, 2));
+    import(&at("a.npz"), &at("b.trace"), 1).unwrap();
+    assert_eq!(choices(&at("b.trace")), choices(&at("a.trace")));
+    let reader = TraceReader::open(&at("b.trace")).unwrap();
+    assert_eq!(reader.header().n_expert, SHAPE.experts);
+    assert_eq!(reader.header().prompts.iter().map(|p| p.tokens).collect::<Vec<_>>(), [44, 44]);
+}
+
+#[test]
+fn csv_has_a_line_a_choice() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write(&at("a.trace"), weighted(), &events());
+    export(&at("a.trace"), &at("a.csv")).unwrap();
+    let text = fs::read_to_string(at("a.csv")).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("token,prompt,position,phase,layer,rank,expert,weight"));
+    let ids = choices(&at("a.trace"));
+    let mut n = 0;
+    for (i, line) in lines.enumerate() {
+        let cells: Vec<&str> = line.split(',').collect();
+        let (token, rest) = (i / (SHAPE.layers * SHAPE.used), i % (SHAPE.layers * SHAPE.used));
+        let id = ids[token][rest];
+        let phase = if token % 44 < 4 { "prompt" } else { "decode" };
+        let expected = [token, token / 44, token % 44].map(|n| n.to_string());
+        assert_eq!(cells[..3], expected, "{line}");
+        assert_eq!((cells[3], cells[4].parse(), cells[6].parse()), (phase, Ok(id.layer), Ok(id.expert)), "{line}");
+        assert_eq!(cells[5].parse(), Ok(rest % SHAPE.used), "{line}");
+        assert_eq!(cells[7], if phase == "prompt" { "0.5" } else { "0.25" }, "{line}");
+        n += 1;
+    }
+    assert_eq!(n, ids.len() * SHAPE.layers * SHAPE.used);
+}
+
+#[test]
+fn half_a_token_is_left_out_and_nothing_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut cut = events();
+    cut.pop();
+    write(&at("a.trace"), weighted(), &cut);
+    for name in ["a.npz", "a.csv"] {
+        assert_eq!(export(&at("a.trace"), &at(name)).unwrap().tokens, 2 * 44 - 1, "{name}");
+        let before = fs::read(at(name)).unwrap();
+        let error = export(&at("a.trace"), &at(name)).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        assert_eq!(fs::read(at(name)).unwrap(), before);
+    }
+    for (from, to, word) in [("a.trace", "a.xlsx", ".csv or .npz"), ("none.trace", "b.csv", "none.trace")] {
+        let error = export(&at(from), &at(to)).unwrap_err().to_string();
+        assert!(error.contains(word) && !at(to).exists(), "{error}");
+    }
+    // A layer that is missing in the middle.
+    let mut torn = events();
+    torn.remove(1);
+    write(&at("torn.trace"), weighted(), &torn);
+    let error = export(&at("torn.trace"), &at("torn.csv")).unwrap_err().to_string();
+    assert!(error.contains("layer 1") && error.contains("layer 2") && !at("torn.csv").exists(), "{error}");
+}
