@@ -1,8 +1,9 @@
 //! Activations as the kernels want them: 8-bit integers with one scale for each 32.
 //!
 //! One format serves every quantised weight type. ggml scales 32 activations together for some types and 256 for others;
-//! with the scale that fits each 32 best our distance to the exact product is smaller than ggml's. Half as many would be
-//! more exact still, and was what prompts waited for: a group of weights cost four dot products and three float operations.
+//! with the scale that fits each 32 best, a product's distance from the exact one is 0.90 to 0.97 % of its size (median of
+//! the rows in the reference data, 13 types), llama.cpp's 1.01 to 1.48 %. A scale for each 16 gave 0.72 to 0.76 %, and made
+//! long prompts a fifth slower: four dot products then came with three float operations, not one and a half.
 //!
 //! Must not know: weights, CPU features.
 
