@@ -3,13 +3,14 @@
 mod common;
 
 use common::program::command;
+use hotset::io::IoKind;
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
 
 /// Standard output, and whether the exit code was 0.
 fn bench(more: &[&str]) -> (String, bool) {
-    let common = ["bench", MODEL, "-p", "4", "-n", "3", "-r", "3", "--warmup", "2"];
+    let common = ["bench", MODEL, "-p", "4", "-n", "3", "-r", "3", "--warmup", "2", "--probe", "0"];
     let output = command(env!("CARGO_BIN_EXE_hotset")).args(common).args(more).output().unwrap();
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
@@ -38,6 +39,29 @@ fn every_combination_has_a_row_whose_figures_agree() {
     let tests: Vec<_> = rows[..4].iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(tests, ["pp4", "tg3", "pp4 @ d5", "tg3 @ d5"]);
     assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from("50%")));
+}
+
+#[test]
+fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory() {
+    if !common::read_paths().contains(&IoKind::Direct) {
+        return;
+    }
+    let in_memory = ["--warmup-prompt", "512", "--memory", "1GiB,80%", "--probe", "0.5"];
+    let rows = rows(&[&in_memory[..], &["--io", "direct"]].concat());
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+    assert_eq!(rows.len(), 4);
+    for (all, few) in rows[..2].iter().zip(&rows[2..]) {
+        assert_eq!(
+            number(few, "read_share_of_probed"),
+            number(few, "read_bytes_per_second") / number(few, "probed_bytes_per_second")
+        );
+        assert!(all["bound_tok_s"].is_null() && all["share_of_bound"].is_null());
+        let alone = 1.0 / number(all, "mean_tok_s") - number(all, "stall_ms_per_token") / 1e3;
+        assert!(number(few, "bound_tok_s") <= (1.0 / alone) * 1.000_001, "{few}");
+        assert_eq!(number(few, "share_of_bound"), number(few, "median_tok_s") / number(few, "bound_tok_s"));
+    }
+    let cached = &self::rows(&["--memory", "80%", "--io", "pread", "--probe", "0.1"])[0];
+    assert!(cached["probed_bytes_per_second"].is_null(), "the page cache is no drive");
 }
 
 #[test]

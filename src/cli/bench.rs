@@ -4,12 +4,23 @@
 //! does so after 1024 others, which do not count. The tokens are not sampled: they come from a seed or from a text, and
 //! go on from repetition to repetition, so that no prompt is run again with its experts still in place.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::ValueEnum;
 use hotset::{
-    Result, backend::cpu::kernels::Kernels, expert::CacheStats, gguf::Gguf, machine, model::Config, session::Options,
-    session::Session, tokenizer::Tokenizer,
+    Result,
+    backend::cpu::kernels::Kernels,
+    expert::{CacheStats, ExpertStore},
+    gguf::Gguf,
+    machine,
+    model::Config,
+    session::Options,
+    session::Session,
+    tokenizer::Tokenizer,
 };
 
 use super::{
@@ -19,8 +30,10 @@ use super::{
     out::{Out, Progress, note},
 };
 
+mod bound;
 mod report;
 
+use bound::Bounds;
 use report::{Rates, Report, Row};
 
 /// Measure speed
@@ -56,6 +69,10 @@ pub struct Args {
     /// Take the tokens from this text, over and over, in place of random ones (- is standard input)
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
+    /// Seconds for which the drive is read alone, where experts miss, to compare with; 0: not at all. For what a token's
+    /// rate could be, name a budget that holds all experts first, with --warmup-prompt 512
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    probe: Duration,
     /// Form of the results
     #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
     output: Form,
@@ -85,6 +102,12 @@ enum Form {
 fn length(text: &str) -> Result<usize, String> {
     let most = u32::MAX as usize;
     text.parse().ok().filter(|n| *n <= most).ok_or_else(|| format!("expected a number from 0 to {most}"))
+}
+
+/// A time that an argument may ask for, 0 included.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.parse().ok().filter(|s| (0.0..=60.0).contains(s));
+    number.map(Duration::from_secs_f64).ok_or_else(|| "expected a number from 0 to 60".to_owned())
 }
 
 /// One of the two kinds of work.
@@ -159,6 +182,7 @@ struct Sums {
     late: u64,
     miss: u64,
     demand_bytes: u64,
+    prefetches: u64,
     prefetch_bytes: u64,
     prefetch_useful: u64,
     prefetch_wasted: u64,
@@ -178,10 +202,18 @@ impl Sums {
         self.late += a.late - b.late;
         self.miss += a.miss - b.miss;
         self.demand_bytes += a.demand_bytes - b.demand_bytes;
+        self.prefetches += after.prefetches - before.prefetches;
         self.prefetch_bytes += after.prefetch_bytes - before.prefetch_bytes;
         self.prefetch_useful += after.prefetch_useful - before.prefetch_useful;
         self.prefetch_wasted += after.prefetch_wasted - before.prefetch_wasted;
         self.stall_ns += a.stall_ns - b.stall_ns;
+    }
+
+    /// Bytes that a token needed and did not find in memory, whoever asked for them first.
+    fn needed_bytes(&self) -> Option<f64> {
+        let a_guess = if self.prefetches > 0 { self.prefetch_bytes as f64 / self.prefetches as f64 } else { 0.0 };
+        let all = self.demand_bytes as f64 + a_guess * self.prefetch_useful as f64;
+        (self.tokens > 0).then(|| all / self.tokens as f64)
     }
 }
 
@@ -191,12 +223,12 @@ pub fn run(args: &Args) -> Ended {
     let tests = Test::all(args);
     let mut report = Report::new(args.output, Out::new());
     let threads: Vec<_> = if args.threads.is_empty() { vec![None] } else { args.threads.iter().map(Some).collect() };
-    let mut failed = false;
+    let (mut failed, mut bounds) = (false, Bounds::default());
     for threads in threads {
         for &budget in &args.memory {
             let gguf = Gguf::open(&path)?;
             // In a sweep the budgets that are too small cost their rows, not the others'.
-            match setup(args, gguf, &tests, budget, threads.copied(), &mut report) {
+            match setup(args, gguf, &tests, (budget, threads.copied()), &mut bounds, &mut report) {
                 Err(Stop::Error(error)) if args.memory.len() > 1 => note(format_args!("{error}")),
                 ended => {
                     ended?;
@@ -215,18 +247,20 @@ fn setup(
     args: &Args,
     gguf: Gguf,
     tests: &[Test],
-    memory: Memory,
-    threads: Option<usize>,
+    (memory, threads): (Memory, Option<usize>),
+    bounds: &mut Bounds,
     report: &mut Report,
 ) -> Result<(), Stop> {
     let mut tokens = source(args, &gguf)?;
     let facts = Facts::new(&gguf, memory)?;
+    let config = Config::new(&gguf)?;
+    let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.bytes(facts.model_bytes);
     let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx) };
     // What an earlier setup held does not count.
-    let peak_is_ours = machine::reset_peak_rss();
+    let (mut peak_is_ours, mut peak) = (machine::reset_peak_rss(), None);
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
@@ -236,8 +270,18 @@ fn setup(
     }
     for &test in tests {
         let sums = measure(args, test, &mut session, &mut tokens)?;
-        let peak = if peak_is_ours { machine::peak_rss_bytes() } else { None };
-        report.row(&row(args, test, &session, &facts, sums, peak)?)?;
+        if peak_is_ours {
+            peak = peak.max(machine::peak_rss_bytes());
+        }
+        let needed = sums.needed_bytes();
+        let mut row = row(args, test, &session, &facts, sums, peak)?;
+        if row.bytes_read_per_token > Some(0.0) && !args.probe.is_zero() {
+            row.probed_bytes_per_second = bounds.drive(row.io, row.io_depth, &store, args.probe);
+            // Its buffers are not the session's.
+            peak_is_ours &= machine::reset_peak_rss();
+        }
+        bounds.complete(&mut row, needed);
+        report.row(&row)?;
     }
     Ok(())
 }
@@ -383,6 +427,10 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         bytes_read_per_token: a_token(sums.demand_bytes + sums.prefetch_bytes),
         read_bytes_per_second: (sums.seconds > 0.0)
             .then(|| (sums.demand_bytes + sums.prefetch_bytes) as f64 / sums.seconds),
+        probed_bytes_per_second: None,
+        read_share_of_probed: None,
+        bound_tok_s: None,
+        share_of_bound: None,
         prefetch_useful_per_token: a_token(sums.prefetch_useful),
         prefetch_wasted_per_token: a_token(sums.prefetch_wasted),
         stall_ms_per_token: a_token(sums.stall_ns).map(|ns| ns / 1e6),

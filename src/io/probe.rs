@@ -115,6 +115,54 @@ pub fn probe(files: &Files, reads: &[Extents], parts: &[usize], limits: Limits) 
     found
 }
 
+/// Bytes a nanosecond that one path gives when it is kept busy for `limits.time`, reading random ones of `reads`. The first
+/// half does not count: drives and their caches take some tenths of a second to get going. Asks nobody to forget pages, so
+/// that of a path through the page cache this is no figure of the drive.
+///
+/// # Errors
+/// If the path does not work here, a read fails, or there is too little time for one.
+pub fn steady(
+    files: &Files,
+    reads: &[Extents],
+    parts: &[usize],
+    (kind, depth): (IoKind, usize),
+    limits: Limits,
+) -> std::io::Result<f64> {
+    let in_flight = (BUFFER_BYTES / parts.iter().sum::<usize>().max(1)).clamp(2, depth.max(2));
+    let mut runner = runner(files, kind, depth, parts, in_flight)?;
+    let (mut dice, mut submitted, mut from, mut counted) = (1, 0, None, 0);
+    let mut rate = 0.0;
+    let mut in_flight = Vec::new();
+    let start = Instant::now();
+    loop {
+        while start.elapsed() < limits.time && submitted < limits.bytes {
+            let (Some(&extents), Some(buf)) = (sample(reads, 1, &mut dice).first(), runner.idle.pop()) else { break };
+            submitted += extents.bytes();
+            let tag = in_flight.iter().position(Option::is_none).unwrap_or(in_flight.len());
+            if tag == in_flight.len() {
+                in_flight.push(None);
+            }
+            in_flight[tag] = Some(extents);
+            runner.engine.submit(Read { tag, extents, buf, priority: Priority::Demand });
+        }
+        let Some(done) = runner.engine.wait() else { break };
+        runner.idle.push(done.buf);
+        let extents = in_flight[done.tag].take().expect("a tag comes back once");
+        done.result.map_err(|e| e.source)?;
+        let now = start.elapsed();
+        match from {
+            // What comes in after time is up was read with less and less in flight.
+            Some(from) if now <= limits.time => {
+                counted += extents.bytes();
+                rate = counted as f64 / (now - from).as_nanos().max(1) as f64;
+            }
+            None if now >= limits.time / 2 => from = Some(now),
+            _ => {}
+        }
+    }
+    if rate > 0.0 { Ok(rate) } else { Err(std::io::Error::other("too little time for a read")) }
+}
+
 fn runner(files: &Files, kind: IoKind, depth: usize, parts: &[usize], in_flight: usize) -> std::io::Result<Runner> {
     let engine = kind.build(files.clone(), depth)?;
     let mut idle = IoBuf::many(engine.layout(), parts, in_flight)?;
@@ -218,6 +266,13 @@ mod tests {
         let found = probe(&files, &beyond, &[100_000], limits);
         assert_eq!((found.rates.len(), found.refused.len(), found.best()), (0, CANDIDATES.len(), None));
         assert_eq!(probe(&files, &[], &[100_000], limits).rates.len(), CANDIDATES.len() - found_refused(&files));
+        let alone = |reads, time| {
+            let limits = Limits { time, bytes: u64::MAX };
+            steady(&files, reads, &[100_000], (IoKind::Pread, 2), limits)
+        };
+        assert!(alone(&reads, limits.time).unwrap() > 0.0);
+        assert!(alone(&beyond, limits.time).is_err() && alone(&[], limits.time).is_err());
+        assert!(alone(&reads, Duration::ZERO).is_err());
     }
 
     fn found_refused(files: &Files) -> usize {

@@ -72,6 +72,10 @@ row! {
     prefetch_bytes_per_token: Option<f64>,
     bytes_read_per_token: Option<f64>,
     read_bytes_per_second: Option<f64>,
+    probed_bytes_per_second: Option<f64>,
+    read_share_of_probed: Option<f64>,
+    bound_tok_s: Option<f64>,
+    share_of_bound: Option<f64>,
     prefetch_useful_per_token: Option<f64>,
     prefetch_wasted_per_token: Option<f64>,
     stall_ms_per_token: Option<f64>,
@@ -110,7 +114,7 @@ impl Rates {
 }
 
 /// The columns for people, and how wide they are as text.
-const TABLE: [(&str, usize); 14] = [
+const TABLE: [(&str, usize); 16] = [
     ("budget", 16),
     ("threads", 7),
     ("test", 14),
@@ -122,6 +126,8 @@ const TABLE: [(&str, usize); 14] = [
     ("late", 6),
     ("read/token", 10),
     ("read/s", 10),
+    ("of drive", 8),
+    ("of bound", 8),
     ("stall/token", 11),
     ("p50/p95/p99", 17),
     ("peak RSS", 10),
@@ -143,6 +149,8 @@ fn cells(row: &Row) -> [String; TABLE.len()] {
         or_none(row.late_rate.map(|h| format!("{:.1} %", h * 100.0))),
         or_none(row.bytes_read_per_token.map(|b| human_bytes(b as u64))),
         or_none(row.read_bytes_per_second.map(|b| human_bytes(b as u64))),
+        or_none(row.read_share_of_probed.map(|s| format!("{:.0} %", s * 100.0))),
+        or_none(row.share_of_bound.map(|s| format!("{:.0} %", s * 100.0))),
         or_none(row.stall_ms_per_token.map(|ms| format!("{ms:.2} ms"))),
         or_none(stalls.map(|[p50, p95, p99]| format!("{p50:.1}/{p95:.1}/{p99:.1} ms"))),
         or_none(row.peak_rss_bytes.map(human_bytes)),
