@@ -69,8 +69,8 @@ pub struct Args {
 enum Verb {
     /// Turn NumPy arrays of routing (.npz, .npy) into a trace
     Import {
-        /// experts or ids (token, layer, k), with n_expert, prompt_start, probs, pred_mid_plus1 if there; a lone .npy is
-        /// (layer, token, k)
+        /// What hotset trace export wrote; or experts or ids (token, layer, k), with n_expert, prompt_start, probs,
+        /// pred_mid_plus1 if there; a lone .npy is (layer, token, k)
         from: PathBuf,
         /// Where to write the trace
         #[arg(short, long, value_name = "FILE")]
@@ -94,7 +94,7 @@ enum Verb {
     Export {
         /// The trace
         trace: PathBuf,
-        /// What to write: .csv (a line a choice) or .npz (experts, weights, phase, prompt_start, n_expert, expert_bytes)
+        /// What to write: .csv (a line a choice) or .npz (all of it; hotset trace import takes it back)
         #[arg(short, long, value_name = "FILE")]
         out: PathBuf,
     },

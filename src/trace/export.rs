@@ -1,9 +1,12 @@
 //! A trace as what notebooks read: CSV, or NumPy arrays in an `.npz` that [`super::import`] takes back.
 //!
-//! CSV: a line a choice, `token, prompt, position, phase, layer, rank, expert, weight`. `.npz`: `experts` (token, MoE layer,
-//! k; 65535: no entry), `weights` (the same shape, if the trace has them), `phase` (token; 0 prompt, 1 decode),
-//! `prompt_start` (first token of each prompt), `n_expert`, `expert_bytes` (MoE layer). Tokens whose last layers the trace
-//! lacks, at its damaged or growing end, are left out.
+//! CSV: a line a choice, `token, prompt, position, phase, layer, rank, expert, weight`, without lookahead. `.npz`: `experts`
+//! (token, MoE layer, k; 65535: no entry), `weights` (the same shape, if the trace has them), `phase` (token; 0 prompt,
+//! 1 decode), `batch` (token; the same number for those that ran together), `position` (token; in its text), `prompt_start`
+//! (first token of each prompt), `n_expert`, `expert_bytes` (MoE layer); if the trace has lookahead `pred_mid_plus1` (token,
+//! MoE layer, rank; 65535: none) and `pred_mid_plus1_score`, *for* this layer, made in the one before it; and
+//! `header.json`, the trace's header. An import of it is the same trace. Tokens whose last layers the trace lacks, at its
+//! damaged or growing end, are left out.
 //!
 //! Memory: one batch of the trace; an `.npz` reads the trace once for each array.
 
@@ -12,7 +15,10 @@ use std::{
     path::Path,
 };
 
-use zip::{ZipWriter, write::SimpleFileOptions};
+use zip::{
+    ZipWriter,
+    write::{SimpleFileOptions, StreamWriter},
+};
 
 use super::{
     Phase, Routed,
@@ -39,6 +45,8 @@ struct Batch {
     n_token: usize,
     /// Each MoE layer's choices, token after token. (n_moe_layer)
     layers: Vec<Vec<Routed>>,
+    /// The best of the next layer's lookahead with their scores, from each MoE layer: of a token alone. (n_moe_layer)
+    ahead: Vec<Vec<(u16, f32)>>,
 }
 
 impl Batch {
@@ -50,12 +58,20 @@ impl Batch {
     }
 }
 
+/// The `ranks` best experts, best first.
+fn best(scores: &[f32], ranks: usize) -> Vec<(u16, f32)> {
+    let mut pairs: Vec<(u16, f32)> = (0u16..).zip(scores.iter().copied()).collect();
+    pairs.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    pairs.truncate(ranks);
+    pairs
+}
+
 /// Gives each whole batch of the trace to `take`.
 fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> Result<Exported> {
     let mut trace = TraceReader::open(path)?;
     let header = trace.header().clone();
-    let layers = vec![Vec::new(); header.n_layer];
-    let mut batch = Batch { phase: Phase::Prompt, first_token: 0, n_token: 0, layers };
+    let (layers, ahead) = (vec![Vec::new(); header.n_layer], vec![Vec::new(); header.n_layer]);
+    let mut batch = Batch { phase: Phase::Prompt, first_token: 0, n_token: 0, layers, ahead };
     let (mut next, mut done) = (0, Exported::default());
     while let Some(event) = trace.next_event()? {
         let layer = usize::from(event.layer);
@@ -71,6 +87,7 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
         }
         batch.layers[layer].clear();
         batch.layers[layer].extend_from_slice(event.routed);
+        batch.ahead[layer] = best(event.lookahead, header.lookahead_ranks);
         next = (layer + 1) % header.n_layer;
         if next == 0 {
             done.prompts += u64::from(batch.first_token == 0);
@@ -131,12 +148,113 @@ impl Write for Sink {
     }
 }
 
+/// The archive that is being written.
+struct Archive<'a> {
+    from: &'a Path,
+    to: &'a Path,
+    zip: ZipWriter<StreamWriter<Sink>>,
+    tokens: u64,
+}
+
+impl Archive<'_> {
+    fn failed(&self, e: io::Error) -> Error {
+        match e.downcast::<Error>() {
+            Ok(error) => error,
+            Err(e) => Error::io(self.to, "write", e),
+        }
+    }
+
+    fn start(&mut self, name: &str) -> Result<()> {
+        // Larger than 4 GiB is possible, and the size is not known when a stream begins.
+        let options = SimpleFileOptions::default().large_file(true);
+        self.zip.start_file(name, options).map_err(|e| self.failed(e.into()))
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.zip.write_all(bytes).map_err(|e| self.failed(e))
+    }
+
+    fn numbers(&mut self, name: &str, list: &[i64]) -> Result<()> {
+        self.start(&format!("{name}.npy"))?;
+        self.bytes(&npy_header("<i8", &[list.len() as u64]))?;
+        self.bytes(&list.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// An array along the tokens, an item of shape `item` each: `write` adds that of a batch's token.
+    fn array(
+        &mut self,
+        name: &str,
+        ty: &str,
+        item: &[usize],
+        mut write: impl FnMut(&Batch, usize, &mut Vec<u8>),
+    ) -> Result<()> {
+        self.start(&format!("{name}.npy"))?;
+        let shape: Vec<u64> = [self.tokens].into_iter().chain(item.iter().map(|&n| n as u64)).collect();
+        self.bytes(&npy_header(ty, &shape))?;
+        // A trace that grows meanwhile: no more than were counted.
+        let (mut left, mut bytes) = (self.tokens, Vec::new());
+        batches(self.from, |_, batch| {
+            for i in 0..batch.n_token.min(usize::try_from(left).unwrap_or(usize::MAX)) {
+                bytes.clear();
+                write(batch, i, &mut bytes);
+                self.bytes(&bytes)?;
+                left -= 1;
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    fn routing(&mut self, header: &Header) -> Result<()> {
+        let (n_layer, k) = (header.n_layer, header.n_expert_used);
+        let choices = |batch: &Batch, i: usize, each: &mut dyn FnMut(Option<&Routed>)| {
+            for layer in 0..n_layer {
+                let there = batch.choices(layer, i, k).iter().map(Some);
+                there.chain(std::iter::repeat(None)).take(k).for_each(&mut *each);
+            }
+        };
+        self.array("experts", "<u2", &[n_layer, k], |batch, i, out| {
+            choices(batch, i, &mut |r| out.extend(r.map_or(NONE, |r| r.id.expert).to_le_bytes()));
+        })?;
+        if header.weights {
+            self.array("weights", "<f4", &[n_layer, k], |batch, i, out| {
+                choices(batch, i, &mut |r| out.extend(r.map_or(0.0, |r| r.weight).to_le_bytes()));
+            })?;
+        }
+        Ok(())
+    }
+
+    fn lookahead(&mut self, header: &Header) -> Result<()> {
+        let (n_layer, ranks) = (header.n_layer, header.lookahead_ranks);
+        let ahead = |batch: &Batch, each: &mut dyn FnMut(Option<(u16, f32)>)| {
+            for layer in 0..n_layer {
+                // The first layer has none.
+                let list = layer.checked_sub(1).map_or(&[][..], |before| &batch.ahead[before]);
+                (0..ranks).for_each(|rank| each(list.get(rank).copied()));
+            }
+        };
+        self.array("pred_mid_plus1", "<u2", &[n_layer, ranks], |batch, _, out| {
+            ahead(batch, &mut |a| out.extend(a.map_or(NONE, |a| a.0).to_le_bytes()));
+        })?;
+        self.array("pred_mid_plus1_score", "<f4", &[n_layer, ranks], |batch, _, out| {
+            ahead(batch, &mut |a| out.extend(a.map_or(0.0, |a| a.1).to_le_bytes()));
+        })
+    }
+
+    fn tokens(&mut self) -> Result<()> {
+        self.array("phase", "|u1", &[], |batch, _, out| out.push(u8::from(batch.phase == Phase::Decode)))?;
+        let mut number = -1i64;
+        self.array("batch", "<i8", &[], |_, i, out| {
+            number += i64::from(i == 0);
+            out.extend(number.to_le_bytes());
+        })?;
+        self.array("position", "<i8", &[], |batch, i, out| {
+            out.extend((i64::from(batch.first_token) + i as i64).to_le_bytes());
+        })
+    }
+}
+
 fn npz(from: &Path, to: &Path) -> Result<Exported> {
-    let failed = |e: io::Error| match e.downcast::<Error>() {
-        Ok(error) => error,
-        Err(e) => Error::io(to, "write", e),
-    };
-    let zip_failed = |e: zip::result::ZipError| failed(e.into());
     let file = NewFile::create_new(to)?;
     // Shapes stand before values: one pass to count.
     let (mut token, mut starts) = (0i64, Vec::new());
@@ -148,60 +266,19 @@ fn npz(from: &Path, to: &Path) -> Result<Exported> {
         Ok(())
     })?;
     let header = TraceReader::open(from)?.header().clone();
-    let (n_layer, k) = (header.n_layer, header.n_expert_used);
-    let mut zip = ZipWriter::new_stream(Sink(file));
-    let mut member = |name: &str, ty: &str, shape: &[u64], fill: &mut dyn FnMut(&mut dyn Write) -> Result<()>| {
-        // Larger than 4 GiB is possible, and the size is not known when a stream begins.
-        zip.start_file(format!("{name}.npy"), SimpleFileOptions::default().large_file(true)).map_err(zip_failed)?;
-        zip.write_all(&npy_header(ty, shape)).map_err(failed)?;
-        fill(&mut zip)
-    };
-    let shape = [done.tokens, n_layer as u64, k as u64];
-    // A trace that grows meanwhile: no more than were counted.
-    let each = |out: &mut dyn Write, write: &mut dyn FnMut(&mut dyn Write, &Batch, usize) -> io::Result<()>| {
-        let mut left = done.tokens;
-        batches(from, |_, batch| {
-            for i in 0..batch.n_token.min(usize::try_from(left).unwrap_or(usize::MAX)) {
-                write(out, batch, i).map_err(failed)?;
-                left -= 1;
-            }
-            Ok(())
-        })
-        .map(drop)
-    };
-    member("experts", "<u2", &shape, &mut |out| {
-        each(out, &mut |out, batch, i| {
-            for layer in 0..n_layer {
-                let choices = batch.choices(layer, i, k);
-                let ids = choices.iter().map(|r| r.id.expert).chain(std::iter::repeat(NONE));
-                ids.take(k).try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
-            }
-            Ok(())
-        })
-    })?;
-    if header.weights {
-        member("weights", "<f4", &shape, &mut |out| {
-            each(out, &mut |out, batch, i| {
-                for layer in 0..n_layer {
-                    let weights = batch.choices(layer, i, k).iter().map(|r| r.weight).chain(std::iter::repeat(0.0));
-                    weights.take(k).try_for_each(|w| out.write_all(&w.to_le_bytes()))?;
-                }
-                Ok(())
-            })
-        })?;
+    let mut archive = Archive { from, to, zip: ZipWriter::new_stream(Sink(file)), tokens: done.tokens };
+    archive.routing(&header)?;
+    if header.lookahead_ranks > 0 {
+        archive.lookahead(&header)?;
     }
-    member("phase", "|u1", &shape[..1], &mut |out| {
-        each(out, &mut |out, batch, _| out.write_all(&[u8::from(batch.phase == Phase::Decode)]))
-    })?;
-    let mut numbers = |name: &str, list: &[i64]| {
-        member(name, "<i8", &[list.len() as u64], &mut |out| {
-            list.iter().try_for_each(|n| out.write_all(&n.to_le_bytes())).map_err(failed)
-        })
-    };
-    numbers("prompt_start", &starts)?;
-    numbers("n_expert", &[header.n_expert as i64])?;
-    numbers("expert_bytes", &header.expert_bytes.iter().map(|&n| n as i64).collect::<Vec<_>>())?;
-    zip.finish().map_err(zip_failed)?.into_inner().0.finish()?;
+    archive.tokens()?;
+    archive.numbers("prompt_start", &starts)?;
+    archive.numbers("n_expert", &[header.n_expert as i64])?;
+    archive.numbers("expert_bytes", &header.expert_bytes.iter().map(|&n| n as i64).collect::<Vec<_>>())?;
+    archive.start("header.json")?;
+    archive.bytes(&serde_json::to_vec(&header).expect("a header is plain text and numbers"))?;
+    let finished = archive.zip.finish().map_err(io::Error::from);
+    finished.map_err(|e| Error::io(to, "write", e))?.into_inner().0.finish()?;
     Ok(done)
 }
 

@@ -3,9 +3,11 @@
 //! `.npz` with `experts` or `ids` (token, MoE layer, k), optionally `n_expert`, `prompt_start` (first token of each
 //! prompt), `probs` (token, MoE layer, expert: the router's probabilities, from which weights come, each row's
 //! renormalised) and `pred_mid_plus1` (token, MoE layer, rank: this layer's router on the state before the previous
-//! layer's experts, best first; the first layer has none); or `.npy` (MoE layer, token, k), as `hotset logits --experts` writes it. 65535 is no entry.
+//! layer's experts, best first; the first layer has none); or `.npy` (MoE layer, token, k), as `hotset logits --experts`
+//! writes it. 65535 is no entry.
 //!
-//! Tokens were known beforehand or not: the file does not say. Each becomes a decode event.
+//! Each token becomes a decode event, unless the file says that some were prompts: what [`super::export`] writes has also
+//! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score` and `header.json`, and becomes the trace that it was.
 
 use std::{collections::BTreeMap, io::Read, path::Path};
 
@@ -51,7 +53,7 @@ impl Ints<'_> {
 /// # Errors
 /// What is missing or does not fit, by array.
 pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
-    let arrays = read_arrays(from)?;
+    let (arrays, kept) = read_arrays(from)?;
     let layer_major = arrays.contains_key("");
     let experts = ["experts", "ids", ""].iter().find_map(|name| arrays.get(*name)).ok_or_else(|| {
         let names: Vec<_> = arrays.keys().map(String::as_str).collect();
@@ -65,27 +67,49 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
     let n_expert = match arrays.get("n_expert") {
         Some(npy) if npy.shape.iter().product::<usize>() == 1 => usize::try_from(Ints(npy).at(0)).unwrap_or(0),
         Some(npy) => return Err(Error::format(from, "n_expert", "one number", format!("{:?}", npy.shape))),
-        None => source.largest()? + 1,
+        None => kept.as_ref().map_or_else(|| source.largest().map(|e| e + 1), |h| Ok(h.n_expert))?,
     };
-    let probs = arrays.get("probs").map(|p| source.scores(p, n_expert)).transpose()?;
-    let ahead = arrays.get("pred_mid_plus1").map(|p| source.ranks(p)).transpose()?;
+    let probs = arrays.get("probs").map(|p| source.floats(p, "probs", n_expert)).transpose()?;
+    let weights = arrays.get("weights").map(|w| source.floats(w, "weights", k)).transpose()?;
+    let ahead =
+        arrays.get("pred_mid_plus1").map(|p| source.ranks(p, arrays.get("pred_mid_plus1_score"))).transpose()?;
     let starts = arrays.get("prompt_start").map(|p| source.starts(p)).transpose()?.unwrap_or_else(|| vec![0]);
     let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let header = Header {
-        model: name.clone(),
-        model_id: String::new(),
-        source: format!("imported from {} by hotset {}", from.display(), env!("CARGO_PKG_VERSION")),
-        n_layer,
-        n_expert,
-        n_expert_used: k,
-        expert_bytes: vec![expert_bytes; n_layer],
-        weights: probs.is_some(),
-        lookahead: if ahead.is_some() { "pred_mid_plus1, ranks for scores".to_owned() } else { String::new() },
-        lookahead_ranks: ahead.as_ref().map_or(0, |a| a.1),
-        prompts: source.prompts(&name, &starts)?,
+    let runs = source.runs(&starts, &arrays)?;
+    let made = || -> Result<Header> {
+        Ok(Header {
+            model: name.clone(),
+            model_id: String::new(),
+            source: format!("imported from {} by hotset {}", from.display(), env!("CARGO_PKG_VERSION")),
+            n_layer,
+            n_expert,
+            n_expert_used: k,
+            expert_bytes: vec![expert_bytes; n_layer],
+            weights: probs.is_some() || weights.is_some(),
+            lookahead: if ahead.is_some() { "pred_mid_plus1, ranks for scores".to_owned() } else { String::new() },
+            lookahead_ranks: ahead.as_ref().map_or(0, |a| a.n),
+            prompts: source.prompts(&name, &starts)?,
+        })
+    };
+    let ranks = ahead.as_ref().map_or(0, |a| a.n);
+    let header = match kept {
+        Some(mut header) => {
+            let shape = |h: &Header| (h.n_layer, h.n_expert_used, h.n_expert, h.weights, h.lookahead_ranks);
+            let (expected, got) = ((n_layer, k, n_expert, probs.is_some() || weights.is_some(), ranks), shape(&header));
+            if expected != got {
+                let what = "the shape (layers, used, experts, weights, ranks) in header.json";
+                return Err(Error::format(from, what, format!("{expected:?} as in the arrays"), format!("{got:?}")));
+            }
+            if expert_bytes > 0 {
+                header.expert_bytes = vec![expert_bytes; n_layer];
+            }
+            header
+        }
+        None => made()?,
     };
     let mut writer = TraceWriter::create(to, header)?;
-    let written = source.write(&mut writer, n_expert, probs, ahead, &starts);
+    let scores = Scores { probs, weights, ahead };
+    let written = source.write(&mut writer, n_expert, &scores, &runs);
     let events = written.and_then(|n| writer.flush().map(|()| n)).inspect_err(|_| {
         // Half an import is of no use. If it stays, the error that follows still says what went wrong.
         let _ = std::fs::remove_file(to);
@@ -93,26 +117,73 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
     Ok(Imported { tokens: n_token, events })
 }
 
-/// The arrays of an archive by name; of a lone `.npy` by the empty name.
-fn read_arrays(path: &Path) -> Result<BTreeMap<String, Npy>> {
+/// Names of arrays that mean something here.
+const KNOWN: [&str; 11] = [
+    "experts",
+    "ids",
+    "n_expert",
+    "prompt_start",
+    "probs",
+    "pred_mid_plus1",
+    "weights",
+    "phase",
+    "batch",
+    "position",
+    "pred_mid_plus1_score",
+];
+
+type Arrays = BTreeMap<String, Npy>;
+
+/// The arrays of an archive by name, of a lone `.npy` by the empty name; and a trace's header, if there.
+fn read_arrays(path: &Path) -> Result<(Arrays, Option<Header>)> {
     if path.extension().is_some_and(|e| e == "npy") {
-        return Ok(BTreeMap::from([(String::new(), Npy::read(path)?)]));
+        return Ok((BTreeMap::from([(String::new(), Npy::read(path)?)]), None));
     }
-    let wanted = ["experts", "ids", "n_expert", "prompt_start", "probs", "pred_mid_plus1"];
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let broken = |e: zip::result::ZipError| Error::format(path, "the archive", "an .npz", e);
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
-    let mut arrays = BTreeMap::new();
+    let (mut arrays, mut header) = (BTreeMap::new(), None);
     for i in 0..archive.len() {
         let mut member = archive.by_index(i).map_err(broken)?;
         let name = member.name().map_err(broken)?.trim_end_matches(".npy").to_owned();
-        if wanted.contains(&name.as_str()) {
-            let mut bytes = Vec::new();
-            member.read_to_end(&mut bytes).map_err(|e| Error::io(path, format!("read {name}"), e))?;
+        if name != "header.json" && !KNOWN.contains(&name.as_str()) {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        member.read_to_end(&mut bytes).map_err(|e| Error::io(path, format!("read {name}"), e))?;
+        if name == "header.json" {
+            let parsed = serde_json::from_slice(&bytes);
+            header = Some(parsed.map_err(|e| Error::format(path, "header.json", "the header of a trace", e))?);
+        } else {
             arrays.insert(name.clone(), Npy::parse(&path.join(&name), &bytes)?);
         }
     }
-    Ok(arrays)
+    Ok((arrays, header))
+}
+
+/// Ranks of the lookahead, and what they scored.
+struct Ahead<'a> {
+    /// (token, layer, n)
+    experts: Ints<'a>,
+    /// (token, layer, n); without it, ranks stand for scores.
+    scores: Option<&'a [f32]>,
+    n: usize,
+}
+
+/// What goes with the choices.
+struct Scores<'a> {
+    /// (token, layer, n_expert)
+    probs: Option<&'a [f32]>,
+    /// (token, layer, k)
+    weights: Option<&'a [f32]>,
+    ahead: Option<Ahead<'a>>,
+}
+
+/// Tokens that ran together.
+struct Run {
+    tokens: std::ops::Range<usize>,
+    phase: Phase,
+    first_token: u32,
 }
 
 /// The routing, and where it came from.
@@ -147,15 +218,49 @@ impl<'a> Source<'a> {
         Ok(n)
     }
 
-    fn scores(&self, npy: &'a Npy, n_expert: usize) -> Result<&'a [f32]> {
-        self.shaped(npy, "probs", Some(n_expert))?;
+    fn floats(&self, npy: &'a Npy, name: &str, last: usize) -> Result<&'a [f32]> {
+        self.shaped(npy, name, Some(last))?;
         npy.f32s()
     }
 
-    /// (the array, ranks)
-    fn ranks(&self, npy: &'a Npy) -> Result<(Ints<'a>, usize)> {
+    fn ranks(&self, npy: &'a Npy, scores: Option<&'a Npy>) -> Result<Ahead<'a>> {
         let n = self.shaped(npy, "pred_mid_plus1", None)?;
-        Ok((Ints(npy), n))
+        let scores = scores.map(|s| self.floats(s, "pred_mid_plus1_score", n)).transpose()?;
+        Ok(Ahead { experts: Ints(npy), scores, n })
+    }
+
+    /// A number for each token.
+    fn by_token(&self, arrays: &'a Arrays, name: &str) -> Result<Option<Ints<'a>>> {
+        let Some(npy) = arrays.get(name) else { return Ok(None) };
+        if npy.shape != [self.n_token] {
+            let expected = format!("({})", self.n_token);
+            return Err(Error::format(self.path, format!("the shape of {name}"), expected, format!("{:?}", npy.shape)));
+        }
+        Ok(Some(Ints(npy)))
+    }
+
+    /// The tokens in runs: each on its own, unless `batch` says which ran together.
+    fn runs(&self, starts: &[usize], arrays: &'a Arrays) -> Result<Vec<Run>> {
+        let (phases, batch) = (self.by_token(arrays, "phase")?, self.by_token(arrays, "batch")?);
+        let position = self.by_token(arrays, "position")?;
+        let mut runs: Vec<Run> = Vec::new();
+        let mut start = 0;
+        for token in 0..self.n_token {
+            if starts.binary_search(&token).is_ok() {
+                start = token;
+            }
+            if token > 0 && batch.as_ref().is_some_and(|b| b.at(token) == b.at(token - 1)) {
+                runs.last_mut().expect("token 0 began one").tokens.end = token + 1;
+                continue;
+            }
+            let at = position.as_ref().map_or((token - start) as i64, |p| p.at(token));
+            let first_token = u32::try_from(at)
+                .map_err(|_| Error::format(self.path, format!("position of token {token}"), "32 bits", at))?;
+            let prompt = phases.as_ref().is_some_and(|p| p.at(token) == 0);
+            let phase = if prompt { Phase::Prompt } else { Phase::Decode };
+            runs.push(Run { tokens: token..token + 1, phase, first_token });
+        }
+        Ok(runs)
     }
 
     /// First tokens of prompts: ascending, the first 0.
@@ -179,46 +284,55 @@ impl<'a> Source<'a> {
         Ok(starts.iter().zip(ends).enumerate().map(prompt).collect())
     }
 
-    fn write(
-        &self,
-        out: &mut TraceWriter,
-        n_expert: usize,
-        probs: Option<&[f32]>,
-        ahead: Option<(Ints<'_>, usize)>,
-        starts: &[usize],
-    ) -> Result<u64> {
-        let (mut events, mut routed, mut scores) = (0, Vec::new(), vec![0.0; n_expert]);
-        let mut start = 0;
-        for token in 0..self.n_token {
-            if starts.binary_search(&token).is_ok() {
-                start = token;
-            }
+    fn write(&self, out: &mut TraceWriter, n_expert: usize, scores: &Scores<'_>, runs: &[Run]) -> Result<u64> {
+        let (mut events, mut routed, mut lookahead) = (0, Vec::new(), Vec::with_capacity(n_expert));
+        for Run { tokens, phase, first_token } in runs {
             for layer in 0..self.n_layer {
-                let row = token * self.n_layer + layer;
-                self.choices(token, layer, n_expert, &mut routed)?;
-                if let Some(probs) = probs {
-                    let p = |r: &Routed| probs[row * n_expert + usize::from(r.id.expert)];
-                    let sum: f32 = routed.iter().map(p).sum();
-                    routed.iter_mut().for_each(|r| r.weight = p(r) / sum);
+                routed.clear();
+                for token in tokens.clone() {
+                    self.choices(token, layer, n_expert, scores, &mut routed)?;
                 }
-                let mut lookahead: &[f32] = &[];
-                if let Some((ranks, n)) = ahead.as_ref().filter(|_| layer + 1 < self.n_layer) {
-                    scores.fill(f32::NEG_INFINITY);
-                    for i in 0..*n {
-                        let expert = self.checked(ranks.at((row + 1) * n + i), n_expert, token, layer + 1)?;
-                        scores[usize::from(expert)] = -(i as f32);
-                    }
-                    lookahead = &scores;
+                lookahead.clear();
+                if let Some(ahead) = scores.ahead.as_ref().filter(|_| layer + 1 < self.n_layer && tokens.len() == 1) {
+                    self.lookahead(tokens.start, layer + 1, n_expert, ahead, &mut lookahead)?;
                 }
                 if !routed.is_empty() {
-                    let (first_token, layer) = ((token - start) as u32, layer as u16);
-                    let (phase, n_tokens) = (Phase::Decode, 1);
-                    out.record(LayerEvent { phase, first_token, n_tokens, layer, routed: &routed, lookahead });
+                    let (phase, first_token, n_tokens, layer) =
+                        (*phase, *first_token, tokens.len() as u32, layer as u16);
+                    out.record(LayerEvent {
+                        phase,
+                        first_token,
+                        n_tokens,
+                        layer,
+                        routed: &routed,
+                        lookahead: &lookahead,
+                    });
                     events += 1;
                 }
             }
         }
         Ok(events)
+    }
+
+    /// Scores for `layer`; none where its first rank is no entry. (n_expert or 0)
+    fn lookahead(
+        &self,
+        token: usize,
+        layer: usize,
+        n_expert: usize,
+        ahead: &Ahead<'_>,
+        scores: &mut Vec<f32>,
+    ) -> Result<()> {
+        let row = (token * self.n_layer + layer) * ahead.n;
+        if ahead.experts.at(row) == NONE {
+            return Ok(());
+        }
+        scores.resize(n_expert, f32::NEG_INFINITY);
+        for i in 0..ahead.n {
+            let expert = self.checked(ahead.experts.at(row + i), n_expert, token, layer)?;
+            scores[usize::from(expert)] = ahead.scores.map_or(-(i as f32), |s| s[row + i]);
+        }
+        Ok(())
     }
 
     fn checked(&self, expert: i64, n_expert: usize, token: usize, layer: usize) -> Result<u16> {
@@ -229,19 +343,32 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn choices(&self, token: usize, layer: usize, n_expert: usize, routed: &mut Vec<Routed>) -> Result<()> {
-        routed.clear();
+    /// Appends a token's choices.
+    fn choices(
+        &self,
+        token: usize,
+        layer: usize,
+        n_expert: usize,
+        scores: &Scores<'_>,
+        routed: &mut Vec<Routed>,
+    ) -> Result<()> {
+        let (first, row) = (routed.len(), token * self.n_layer + layer);
         for i in 0..self.k {
             let expert = self.expert(token, layer, i);
             if expert == NONE {
                 continue;
             }
             let id = ExpertId { layer: layer as u16, expert: self.checked(expert, n_expert, token, layer)? };
-            if routed.iter().any(|r| r.id == id) {
+            if routed[first..].iter().any(|r| r.id == id) {
                 let what = format!("expert {expert} of token {token} in layer {layer}");
                 return Err(Error::format(self.path, what, "once", "twice"));
             }
-            routed.push(Routed { id, weight: 0.0 });
+            routed.push(Routed { id, weight: scores.weights.map_or(0.0, |w| w[row * self.k + i]) });
+        }
+        if let Some(probs) = scores.probs {
+            let p = |r: &Routed| probs[row * n_expert + usize::from(r.id.expert)];
+            let sum: f32 = routed[first..].iter().map(p).sum();
+            routed[first..].iter_mut().for_each(|r| r.weight = p(r) / sum);
         }
         Ok(())
     }
