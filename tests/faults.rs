@@ -431,7 +431,9 @@ fn a_drive_that_stalls_for_seconds_changes_nothing() {
             let (bits, errors) = run(&mut session);
             assert!(errors.is_empty() && bits == expected, "{mode:?}");
             let t = session.timing();
-            assert!(t.prompt_ns + t.decode_ns > 1_500_000_000, "{mode:?}: nothing stalled");
+            // With prefetching, the read that stalls may be one that nobody waits for.
+            let waits = mode.prefetch == PrefetchKind::Off;
+            assert!(!waits || t.prompt_ns + t.decode_ns > 1_500_000_000, "{mode:?}: nothing stalled");
         };
         let stalled = &stalled;
         std::thread::scope(|s| modes().for_each(|mode| drop(s.spawn(move || stalled(&mode)))));
