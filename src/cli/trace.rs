@@ -21,7 +21,9 @@ use hotset::{
     trace::{
         LayerEvent, TraceSink, export,
         file::{Header, Prompt, TraceReader, TraceWriter, fnv1a},
-        import, stats,
+        import,
+        pairs::Pair,
+        stats::{self, LayerStats},
     },
 };
 
@@ -291,6 +293,34 @@ fn print_stats(path: &Path, json: bool) -> Ended {
             l.entropy_bits, l.used, l.top_quarter, l.working_set_16
         );
     }
+    text += &balance(&stats.layers);
     out.text(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How even the load is, how well few experts serve 16 tokens, which experts go together, and what ranks are worth.
+fn balance(layers: &[LayerStats]) -> String {
+    let mut text =
+        "\nlayer  load cv   gini  SRP(16), names  SCH(16) k, 2k  top pair, share, lift    pairs' top 1/100\n"
+            .to_owned();
+    let or_dash = |figure: Option<String>| figure.unwrap_or_else(|| "-".to_owned());
+    for (i, l) in layers.iter().enumerate() {
+        let srp = or_dash(l.srp_16.map(|(f1, names)| format!("{f1:.3}  {names:.2} k")));
+        let sch = or_dash(l.sch_16.map(|[k, k2]| format!("{k:.3}  {k2:.3}")));
+        let named = |p: &Pair| format!("{} + {}, {:.3}, {:.1}", p.experts.0, p.experts.1, p.share, p.lift);
+        let pair = or_dash(l.pairs.first().map(named));
+        let top = or_dash(l.pairs_top_hundredth.map(|t| format!("{t:.3}")));
+        let (cv, gini) = (l.load_cv, l.load_gini);
+        text += &format!("{i:>5}  {cv:>7.2}  {gini:>5.3}  {srp:>14}  {sch:>13}  {pair:<24}  {top:>16}\n");
+    }
+    let guessed: Vec<_> = layers.iter().map(|l| &l.lookahead_by_rank).filter(|ranks| !ranks.is_empty()).collect();
+    if let Some(ranks) = guessed.first().map(|ranks| ranks.len()) {
+        let mean = |rank: usize| guessed.iter().map(|l| l[rank]).sum::<f64>() / guessed.len() as f64;
+        let list: Vec<_> = (0..ranks).map(|rank| format!("{:.2}", mean(rank))).collect();
+        text += &format!(
+            "\nlookahead: share of each rank's guesses that were used, the best first\n  {}\n",
+            list.join(" ")
+        );
+    }
+    text
 }

@@ -7,7 +7,10 @@ use crate::id::ExpertId;
 
 pub mod export;
 pub mod file;
+pub mod foresight;
 pub mod import;
+pub mod pairs;
+pub mod segment;
 pub mod stats;
 
 /// One routing choice: an expert and the share of the output that the router gave it.
