@@ -168,10 +168,10 @@ fn a_replay_equals_the_live_run() {
                     let compute = Compute { shared_ns: EVENT_NS, ..Compute::default() };
                     let policy = SimPolicy::Live(policy);
                     let setting = Setting { policy, scope, slots: &slots, prefetch, drive: DRIVE, compute };
-                    let (replayed, layers) = simulate::replay_by_layer(&trace, &setting, &[]).unwrap();
+                    let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
                     let what = format!("{} {} {} in {memory}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");
-                    assert_eq!(layers, live_layers, "{what}: layer by layer");
+                    assert_eq!(detail.layers, live_layers, "{what}: layer by layer");
                     assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");
                     stalls += u64::from(stats.decode.stall_ns > 0);
                     late += stats.decode.late;

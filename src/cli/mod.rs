@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod csv;
 mod hot;
 mod inspect;
 mod interrupt;

@@ -43,6 +43,11 @@ pub fn plain(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// A name from a file, without what a terminal would obey.
+pub fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// A bar on standard error while something takes its time; nothing where that is no terminal.
 pub struct Progress(Option<ProgressBar>);
 

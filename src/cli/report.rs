@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Ended {
     let trace = match &args.trace {
         Some(path) => {
             let header = TraceReader::open(path)?.header().clone();
-            let runs = args.sweep.run(path, &header)?;
+            let (runs, _) = args.sweep.run(path, &header)?;
             Some(Traced::new(path, args.sweep.drive(), args.sweep.compute(), runs)?)
         }
         None => None,

@@ -1,14 +1,19 @@
 //! `hotset simulate`: hit rates, bytes and predicted speed of every policy and cache size on a recorded run.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::ValueEnum;
 use hotset::{
-    simulate::Row,
+    human_bytes, machine,
+    simulate::{Row, quality::HORIZONS},
     trace::file::{Header, TraceReader},
 };
 
-use super::{Ended, out::Out, sweep::Sweep};
+use super::{
+    Ended, csv,
+    out::{Out, note, printable},
+    sweep::Sweep,
+};
 
 /// Replay a trace through caches of many sizes and policies
 ///
@@ -35,61 +40,99 @@ enum Format {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     let header = TraceReader::open(&args.trace)?.header().clone();
-    let rows: Vec<Row> = args.sweep.run(&args.trace, &header)?.into_iter().map(|(row, _)| row).collect();
+    let start = Instant::now();
+    let (runs, effort) = args.sweep.run(&args.trace, &header)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
     let mut out = Out::new();
     out.text(&match args.output {
         Format::Json => serde_json::to_string_pretty(&rows).expect("rows are plain numbers") + "\n",
-        Format::Csv => csv(&rows),
+        Format::Csv => csv::table(&rows),
         Format::Text => text(&header, &rows),
     })?;
+    let millions = effort.requests as f64 / 1e6;
+    let a_core = millions / effort.busy.as_secs_f64().max(1e-9);
+    let peak = machine::peak_rss_bytes().map_or(String::new(), |n| format!("; peak RSS {}", human_bytes(n)));
+    note(format_args!(
+        "{millions:.2} million layer-expert requests in {seconds:.2} s, {a_core:.2} million a second and core{peak}"
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// The JSON's keys and values in their order. No value has a comma or a quote within.
-fn csv(rows: &[Row]) -> String {
-    let mut text = String::new();
-    for row in rows {
-        let json = serde_json::to_string(row).expect("rows are plain numbers");
-        let fields = json.trim_matches(['{', '}']).split(',').filter_map(|field| field.split_once(':'));
-        let (keys, values): (Vec<_>, Vec<_>) =
-            fields.map(|(k, v)| (k.trim_matches('"'), if v == "null" { "" } else { v.trim_matches('"') })).unzip();
-        if text.is_empty() {
-            text = keys.join(",") + "\n";
+/// A scope's and prefetcher's tables: the first one's rows, then what else there is to say of them.
+fn text(header: &Header, rows: &[Row]) -> String {
+    let (model, used) = (printable(&header.model), header.n_expert_used);
+    let mut text = format!("{model}: {} MoE layers, {used} of {} experts\n", header.n_layer, header.n_expert);
+    text += &foresight(rows);
+    let mut groups: Vec<_> = rows.iter().map(|r| (r.scope, r.prefetch)).collect();
+    groups.dedup();
+    for (scope, prefetch) in groups {
+        let of: Vec<&Row> = rows.iter().filter(|r| (r.scope, r.prefetch) == (scope, prefetch)).collect();
+        text += &format!("\nslots per {scope}, prefetch {prefetch}\n{:14}", "slots a layer");
+        let mut slots: Vec<_> = of.iter().map(|r| r.slots_per_layer).collect();
+        slots.dedup();
+        slots.iter().for_each(|n| text += &format!("{n:>8}"));
+        text += &format!("\n{:14}", "share");
+        slots.iter().for_each(|&n| text += &format!("{:>7.1}%", n as f64 * 100.0 / header.n_expert as f64));
+        text += &table("decode hit rate in %", &of, |row| row.hit_rate);
+        for horizon in 1..HORIZONS {
+            let title = format!("of the misses, in % the best {used} guesses {} ahead", layers(horizon));
+            text += &table(&title, &of, |row| on_misses(row, horizon, used));
         }
-        text += &(values.join(",") + "\n");
+        text += &table("prefetched experts that were asked for in %", &of, |row| row.useful_share);
+        text +=
+            &table("prefetched experts that were still on their way when asked for in %", &of, |row| row.late_share);
+        text += &table("prefetched experts that left unused in %", &of, |row| row.wasted_share);
     }
     text
 }
 
-/// A table for each scope and prefetcher: a row a policy, a column a number of slots, hit rates in percent.
-fn text(header: &Header, rows: &[Row]) -> String {
-    let mut text = format!(
-        "{}: {} MoE layers, {} of {} experts; decode hit rate in %\n",
-        header.model, header.n_layer, header.n_expert_used, header.n_expert
-    );
-    let mut groups: Vec<_> = rows.iter().map(|r| (r.scope, r.prefetch)).collect();
-    groups.dedup();
-    for (scope, prefetch) in groups {
-        let of = |r: &&Row| (r.scope, r.prefetch) == (scope, prefetch);
-        let mut slots: Vec<_> = rows.iter().filter(of).map(|r| r.slots_per_layer).collect();
-        slots.dedup();
-        let mut policies: Vec<&str> = Vec::new();
-        rows.iter().filter(of).for_each(|r| {
-            if !policies.contains(&r.policy) {
-                policies.push(r.policy)
-            }
-        });
-        text += &format!("\nslots per {scope}, prefetch {prefetch}\n{:14}", "slots a layer");
-        slots.iter().for_each(|n| text += &format!("{n:>8}"));
-        text += &format!("\n{:14}", "share");
-        slots.iter().for_each(|&n| text += &format!("{:>7.1}%", n as f64 * 100.0 / header.n_expert as f64));
-        for policy in policies {
-            text += &format!("\n{policy:14}");
-            for row in rows.iter().filter(of).filter(|r| r.policy == policy) {
-                text += &row.hit_rate.map_or("       -".to_owned(), |rate| format!("{:>8.2}", rate * 100.0));
-            }
+/// A title, then a line a policy, a column a number of slots; nothing where no run has a figure.
+fn table(title: &str, rows: &[&Row], figure: impl Fn(&Row) -> Option<f64>) -> String {
+    let mut policies: Vec<&str> = Vec::new();
+    for row in rows.iter().filter(|row| figure(row).is_some()) {
+        if !policies.contains(&row.policy) {
+            policies.push(row.policy);
+        }
+    }
+    if policies.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{title}\n");
+    for policy in policies {
+        text += &format!("{policy:14}");
+        for row in rows.iter().filter(|r| r.policy == policy) {
+            text += &figure(row).map_or("       -".to_owned(), |share| format!("{:>8.2}", share * 100.0));
         }
         text.push('\n');
     }
     text
+}
+
+fn layers(n: usize) -> String {
+    if n == 1 { "1 layer".to_owned() } else { format!("{n} layers") }
+}
+
+/// Share of a row's misses that the best `ranks` guesses of a horizon named.
+fn on_misses(row: &Row, horizon: usize, ranks: usize) -> Option<f64> {
+    let found = row.foresight.iter().find(|r| r.horizon == horizon)?;
+    found.recall_on_misses.get(..ranks.min(found.recall_on_misses.len()))?.last().copied()
+}
+
+/// What the trace's scores name of all choices, which no cache changes, and the control, the worst of all rows.
+fn foresight(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let Some(row) = rows.iter().find(|row| !row.foresight.is_empty()) else { return text };
+    for found in row.foresight.iter().filter(|found| found.horizon > 0) {
+        let shares: Vec<_> = found.recall.iter().map(|share| format!("{:.1}", share * 100.0)).collect();
+        text += &format!(
+            "named by the best 1, 2, .. guesses {} ahead, in %: {}\n",
+            layers(found.horizon),
+            shares.join(" ")
+        );
+    }
+    let own = rows.iter().flat_map(|row| &row.foresight).filter(|found| found.horizon == 0);
+    let least = own.flat_map(|found| [found.recall.last(), found.recall_on_misses.last()]).flatten();
+    let least = least.copied().fold(1.0, f64::min);
+    text + &format!("control, a layer's own choices as its guesses (must be 100): {}\n", least * 100.0)
 }

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use hotset::{
@@ -70,6 +71,22 @@ struct Job {
 /// A run's row, and what decoding found in each MoE layer: nothing for the bounds that are no caches.
 pub type Run = (Row, Vec<LayerHits>);
 
+/// What simulating took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Effort {
+    /// Experts that layers asked for, of all runs together.
+    pub requests: u64,
+    /// Of all threads together.
+    pub busy: Duration,
+}
+
+impl Effort {
+    fn add(&mut self, other: Effort) {
+        self.requests += other.requests;
+        self.busy += other.busy;
+    }
+}
+
 /// Shares of a layer's experts, in percent, that most papers give; those that a model cannot run with are left out.
 const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];
 
@@ -78,13 +95,13 @@ impl Sweep {
     ///
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
-    pub fn run(&self, trace: &Path, header: &Header) -> Result<Vec<Run>> {
+    pub fn run(&self, trace: &Path, header: &Header) -> Result<(Vec<Run>, Effort)> {
         let jobs = self.jobs(header)?;
-        let mut runs = self.work(trace, header, &jobs)?;
+        let (mut runs, effort) = self.work(trace, header, &jobs)?;
         let mut rows: Vec<Row> = runs.iter().map(|(row, _)| row.clone()).collect();
         simulate::compare(&mut rows);
         runs.iter_mut().zip(rows).for_each(|(run, row)| run.0 = row);
-        Ok(runs)
+        Ok((runs, effort))
     }
 
     /// The drive of all runs.
@@ -135,7 +152,7 @@ impl Sweep {
     }
 
     /// Runs the jobs on all cores; runs in the jobs' order.
-    fn work(&self, trace: &Path, header: &Header, jobs: &[Job]) -> Result<Vec<Run>> {
+    fn work(&self, trace: &Path, header: &Header, jobs: &[Job]) -> Result<(Vec<Run>, Effort)> {
         let futures = |scope| -> Result<Vec<Arc<Future>>> {
             let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
             if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
@@ -154,8 +171,12 @@ impl Sweep {
                 compute: self.compute(),
             };
             let futures = if job.scope == Scope::Layer { &layer } else { &global };
-            let (outcome, layers) = simulate::replay_by_layer(trace, &setting, futures)?;
-            Ok((Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome), layers))
+            let start = Instant::now();
+            let (outcome, detail) = simulate::replay_in_detail(trace, &setting, futures)?;
+            let total = outcome.stats.total();
+            let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
+            let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight);
+            Ok(((row, detail.layers), effort))
         };
         std::thread::scope(|s| {
             for _ in 0..threads {
@@ -164,7 +185,7 @@ impl Sweep {
                         let i = next.fetch_add(1, Ordering::Relaxed);
                         jobs.get(i).map(|job| (i, job))
                     } {
-                        let run: Result<Run> = one(job);
+                        let run: Result<(Run, Effort)> = one(job);
                         let mut done = done.lock().expect("no thread panics while it holds the runs");
                         done.push((i, run));
                         bar.set(done.len() as u64, jobs.len() as u64);
@@ -174,7 +195,13 @@ impl Sweep {
         });
         let mut runs = done.into_inner().expect("no thread panicked");
         runs.sort_by_key(|(i, _)| *i);
-        runs.into_iter().map(|(_, run)| run).collect()
+        let (mut all, mut effort) = (Vec::with_capacity(runs.len()), Effort::default());
+        for (_, run) in runs {
+            let (run, one) = run?;
+            all.push(run);
+            effort.add(one);
+        }
+        Ok((all, effort))
     }
 }
 

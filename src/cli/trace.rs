@@ -31,7 +31,7 @@ use super::{
     Ended,
     args::{Engine, Memory, count, read_text},
     hot, made,
-    out::{Out, Progress, note},
+    out::{Out, Progress, note, printable},
 };
 
 /// Record which experts a model uses for each token
@@ -273,8 +273,8 @@ fn print_stats(path: &Path, json: bool) -> Ended {
     }
     let mut text = format!(
         "{} ({})\n{} MoE layers, {} of {} experts; {} events, {} prompt tokens, {} decoded tokens, {} prompts\n\n",
-        header.model,
-        header.source,
+        printable(&header.model),
+        printable(&header.source),
         header.n_layer,
         header.n_expert_used,
         header.n_expert,

@@ -127,6 +127,8 @@ pub struct ExpertCache {
     index: Vec<u32>,
     /// What the current event wants, each with its first row's weight, in the order in which loads are issued.
     wanted: Vec<(Routed, Want)>,
+    /// Those that were not in a slot when it asked for them. (up to n_expert)
+    absent: Vec<ExpertId>,
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     rolling: Rolling,
@@ -186,6 +188,7 @@ impl ExpertCache {
         Ok(Self {
             index: vec![NONE; n_layer * n_expert],
             wanted: Vec::with_capacity(n_expert),
+            absent: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
             rolling: Rolling::new(&store, slots),
             kept: Kept::new(n_layer * n_expert),
@@ -221,6 +224,10 @@ impl ExpertCache {
     /// What decoding found in each MoE layer since the start; together [`CacheStats::decode`]. (n_moe_layer)
     pub fn by_layer(&self) -> &[LayerHits] {
         &self.by_layer
+    }
+    /// What the last request wanted and found in no slot: its late and missed experts.
+    pub fn absent(&self) -> &[ExpertId] {
+        &self.absent
     }
     /// True if the expert's bytes are in a slot now.
     pub fn is_resident(&self, id: ExpertId) -> bool {
@@ -284,15 +291,20 @@ impl ExpertCache {
         let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
         self.pools[pool].policy.observe(event);
         self.collect(event);
+        self.absent.clear();
         let counts = self.stats.of_mut(event.phase);
         counts.events += 1;
         let before = *counts;
         for &(Routed { id, .. }, _) in &self.wanted {
             match self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] {
                 NONE => counts.miss += 1,
-                slot if matches!(self.slots[slot as usize], Slot::Ready(_)) => counts.hit += 1,
+                slot if matches!(self.slots[slot as usize], Slot::Ready(_)) => {
+                    counts.hit += 1;
+                    continue;
+                }
                 _ => counts.late += 1,
             }
+            self.absent.push(id);
         }
         if event.phase == Phase::Decode {
             let layer = &mut self.by_layer[usize::from(event.layer)];

@@ -23,6 +23,9 @@ use crate::{
 };
 
 pub mod bounds;
+pub mod quality;
+
+use self::quality::{Quality, Recall};
 
 /// What decides who leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,22 +133,27 @@ impl TraceSink for Computing {
 /// # Errors
 /// A trace that cannot be read, memory that is refused.
 pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
-    replay_by_layer(trace, setting, futures).map(|(outcome, _)| outcome)
+    replay_in_detail(trace, setting, futures).map(|(outcome, _)| outcome)
 }
 
-/// [`replay`], and what decoding found in each layer: nothing for the bounds that are no caches. (n_moe_layer or 0)
+/// What [`replay_in_detail`] tells beside the outcome; nothing for the bounds that are no caches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Detail {
+    /// What decoding found in each layer. (n_moe_layer or 0)
+    pub layers: Vec<LayerHits>,
+    /// What guesses were worth, by horizon.
+    pub foresight: Vec<Recall>,
+}
+
+/// [`replay`], and more about it.
 ///
 /// # Errors
 /// As [`replay`].
-pub fn replay_by_layer(
-    trace: &Path,
-    setting: &Setting<'_>,
-    futures: &[Arc<Future>],
-) -> Result<(Outcome, Vec<LayerHits>)> {
+pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
     let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
-    let no_cache = |outcome| (outcome, Vec::new());
+    let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
             return bounds::belady_bypass(&mut trace, setting.scope, setting.slots, futures).map(no_cache);
@@ -156,6 +164,7 @@ pub fn replay_by_layer(
         SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
+    let mut quality = Quality::new(header);
     let io = SimIo::new(setting.drive.latency_ns, setting.drive.bytes_per_us);
     let clock = io.clock();
     let mut pools = futures.iter();
@@ -172,6 +181,7 @@ pub fn replay_by_layer(
         let start = clock.now_ns();
         clock.advance(setting.compute.layer_ns);
         experts.request(event);
+        quality.add(event, experts.cache().absent());
         loop {
             experts.next_ready(&mut ready)?;
             if ready.is_empty() {
@@ -188,7 +198,7 @@ pub fn replay_by_layer(
         }
     }
     outcome.stats = *experts.stats();
-    Ok((outcome, experts.cache().by_layer().to_vec()))
+    Ok((outcome, Detail { layers: experts.cache().by_layer().to_vec(), foresight: quality.recall() }))
 }
 
 /// When each expert of each pool is used, for the oracles.
@@ -288,10 +298,20 @@ pub struct Row {
     pub prefetches: u64,
     /// Bytes of prefetch reads.
     pub prefetch_bytes: u64,
-    /// Prefetched and then asked for.
+    /// Prefetched and then asked for, there or still in flight.
     pub prefetch_useful: u64,
-    /// Prefetched and evicted unused.
+    /// Those of them that were still in flight, both phases.
+    pub prefetch_late: u64,
+    /// Prefetched and evicted unused. What is neither useful nor wasted was still there, unused, at the end.
     pub prefetch_wasted: u64,
+    /// prefetch_useful / prefetches, as are the next two of theirs.
+    pub useful_share: Option<f64>,
+    /// Part of `useful_share`.
+    pub late_share: Option<f64>,
+    /// Beside `useful_share`.
+    pub wasted_share: Option<f64>,
+    /// What the trace's scores were worth, by horizon; the first is the control. Empty for what is no cache.
+    pub foresight: Vec<Recall>,
     /// Virtual time in which decoding did nothing but wait; `None` where no time passes.
     pub stall_ms: Option<f64>,
     /// Decoded tokens a second of virtual time; `None` where no time passes.
@@ -300,11 +320,20 @@ pub struct Row {
 
 impl Row {
     /// Of a run on a trace of that shape.
-    pub fn new(setting: &Setting<'_>, expert_bytes: &[u64], n_expert: usize, outcome: &Outcome) -> Self {
+    pub fn new(
+        setting: &Setting<'_>,
+        expert_bytes: &[u64],
+        n_expert: usize,
+        outcome: &Outcome,
+        foresight: Vec<Recall>,
+    ) -> Self {
         let n_layer = expert_bytes.len();
         let total: usize = setting.slots.iter().sum();
         let per_layer = total / n_layer.max(1);
         let (stats, decode) = (&outcome.stats, &outcome.stats.decode);
+        // Nothing else is in flight when a layer asks: demand reads are waited for.
+        let late = stats.total().late;
+        let of_prefetches = |n: u64| (stats.prefetches > 0).then(|| n as f64 / stats.prefetches as f64);
         let largest = expert_bytes.iter().copied().max().unwrap_or(0);
         let budget = match setting.scope {
             Scope::Layer => setting.slots.iter().zip(expert_bytes).map(|(&n, &b)| n as u64 * b).sum(),
@@ -328,7 +357,12 @@ impl Row {
             prefetches: stats.prefetches,
             prefetch_bytes: stats.prefetch_bytes,
             prefetch_useful: stats.prefetch_useful,
+            prefetch_late: late,
             prefetch_wasted: stats.prefetch_wasted,
+            useful_share: of_prefetches(stats.prefetch_useful),
+            late_share: of_prefetches(late),
+            wasted_share: of_prefetches(stats.prefetch_wasted),
+            foresight,
             stall_ms: (outcome.decode_ns > 0).then(|| decode.stall_ns as f64 / 1e6),
             tok_s: (outcome.decode_ns > 0).then(|| outcome.decode_tokens as f64 * 1e9 / outcome.decode_ns as f64),
         }

@@ -1,77 +1,137 @@
-//! How well lookahead scores foretell a layer's choices, rank by rank, and those of them that were not in memory.
+//! How well guesses foretell a layer's choices, rank by rank, and those of them that were not in memory.
 //!
 //! Must not know: caches; who asks says what was in memory.
 
 use super::{LayerEvent, Phase};
 
+/// Guesses of one event's experts, the best being of rank 0.
+pub trait Ranking {
+    /// Experts that have a rank.
+    fn named(&self) -> usize;
+    /// The expert's rank, if it has one.
+    fn rank(&self, expert: u16) -> Option<usize>;
+}
+
 /// What the ranks of one or more layers' guesses found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Foresight {
-    /// Tokens and layers that had guesses.
-    guessed: u64,
     wanted: u64,
     absent: u64,
-    /// Choices that stood at each rank; those of them that were not in memory.
-    found: Vec<(u64, u64)>,
+    ranks: Vec<Rank>,
+}
+
+/// What one rank's guesses came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rank {
+    /// Times that an expert had this rank.
+    pub guesses: u64,
+    /// Of these, how often the layer then chose the expert.
+    pub right: u64,
+    /// Of these, how often the expert was not in memory.
+    pub absent: u64,
+}
+
+impl Rank {
+    /// right / guesses; 0 without guesses.
+    pub fn precision(&self) -> f64 {
+        self.right as f64 / self.guesses.max(1) as f64
+    }
 }
 
 impl Foresight {
     /// That looks at the best `ranks` guesses.
     pub fn new(ranks: usize) -> Self {
-        Self { found: vec![(0, 0); ranks], ..Self::default() }
+        Self { ranks: vec![Rank::default(); ranks], ..Self::default() }
     }
 
-    /// A token's choices, its guesses, best first, and which experts are not in memory.
-    pub fn add(&mut self, event: LayerEvent<'_>, guesses: &[u16], absent: impl Fn(u16) -> bool) {
-        self.guessed += 1;
+    /// A token's choices, the guesses of them, and which experts are not in memory.
+    pub fn add(&mut self, event: LayerEvent<'_>, guesses: &impl Ranking, absent: impl Fn(u16) -> bool) {
+        self.ranks.iter_mut().take(guesses.named()).for_each(|rank| rank.guesses += 1);
         for expert in event.routed.iter().map(|r| r.id.expert) {
-            let (rank, absent) = (guesses.iter().position(|&g| g == expert), u64::from(absent(expert)));
+            let absent = u64::from(absent(expert));
             self.wanted += 1;
             self.absent += absent;
-            if let Some(found) = rank.and_then(|rank| self.found.get_mut(rank)) {
-                *found = (found.0 + 1, found.1 + absent);
+            if let Some(rank) = guesses.rank(expert).and_then(|rank| self.ranks.get_mut(rank)) {
+                rank.right += 1;
+                rank.absent += absent;
             }
         }
     }
 
+    /// Choices that were guessed at, right or wrong.
+    pub fn wanted(&self) -> u64 {
+        self.wanted
+    }
+
+    /// Those of them that were not in memory.
+    pub fn absent(&self) -> u64 {
+        self.absent
+    }
+
+    /// Those that were ever given, the best first.
+    pub fn ranks(&self) -> &[Rank] {
+        let given = self.ranks.iter().take_while(|rank| rank.guesses > 0).count();
+        &self.ranks[..given]
+    }
+
     /// Share of the choices that were among the best `ranks` guesses; `None` without guesses.
     pub fn recall(&self, ranks: usize) -> Option<f64> {
-        let found: u64 = self.found.iter().take(ranks).map(|f| f.0).sum();
+        let found: u64 = self.ranks.iter().take(ranks).map(|rank| rank.right).sum();
         (self.wanted > 0).then(|| found as f64 / self.wanted as f64)
     }
 
     /// The same of those choices that were not in memory; `None` where all were.
     pub fn absent_recall(&self, ranks: usize) -> Option<f64> {
-        let found: u64 = self.found.iter().take(ranks).map(|f| f.1).sum();
+        let found: u64 = self.ranks.iter().take(ranks).map(|rank| rank.absent).sum();
         (self.absent > 0).then(|| found as f64 / self.absent as f64)
-    }
-
-    /// Share of the guesses of each rank, the best first, that were right.
-    pub fn by_rank(&self) -> Vec<f64> {
-        self.found.iter().map(|f| f.0 as f64 / self.guessed.max(1) as f64).collect()
     }
 }
 
-/// The last event's lookahead, ranked, for the layer that it is of.
+/// An event's own choices, the best first, as guesses of themselves: they find all of it, or the measure is wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnChoices<'a>(pub LayerEvent<'a>);
+
+impl Ranking for OwnChoices<'_> {
+    fn named(&self) -> usize {
+        self.0.routed.len()
+    }
+    fn rank(&self, expert: u16) -> Option<usize> {
+        self.0.routed.iter().position(|r| r.id.expert == expert)
+    }
+}
+
+/// The last event's lookahead scores, for the layer that they are of.
 #[derive(Clone, Debug, Default)]
 pub struct Guesses {
-    layer: Option<u16>,
-    ranked: Vec<u16>,
+    /// Whose choices they are of: a token's position and a layer.
+    of: Option<(u32, u16)>,
+    /// (n_expert)
+    scores: Vec<f32>,
 }
 
 impl Guesses {
-    /// The guesses for this event, best first; `None` if the event before it made none for it.
-    pub fn of(&self, event: LayerEvent<'_>) -> Option<&[u16]> {
-        (event.phase == Phase::Decode && self.layer == Some(event.layer)).then_some(&self.ranked)
+    /// The guesses for this event; `None` if the event before it made none for it.
+    pub fn of(&self, event: LayerEvent<'_>) -> Option<&Self> {
+        (event.phase == Phase::Decode && self.of == Some((event.first_token, event.layer))).then_some(self)
     }
 
-    /// Ranks what this event foretells. Experts without a score have no rank.
+    /// Keeps what this event foretells.
     pub fn learn(&mut self, event: LayerEvent<'_>) {
-        let scores = event.lookahead;
-        self.layer = (!scores.is_empty()).then_some(event.layer + 1);
-        self.ranked.clear();
-        self.ranked.extend((0..scores.len() as u16).filter(|&e| scores[usize::from(e)] > f32::NEG_INFINITY));
-        let score = |e: u16| scores[usize::from(e)];
-        self.ranked.sort_unstable_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+        self.of = (!event.lookahead.is_empty()).then_some((event.first_token, event.layer + 1));
+        self.scores.clear();
+        self.scores.extend_from_slice(event.lookahead);
+    }
+}
+
+/// By score; of equal ones the lower number ranks higher. Experts without a score (negative infinity) have no rank.
+impl Ranking for Guesses {
+    fn named(&self) -> usize {
+        self.scores.iter().filter(|s| **s > f32::NEG_INFINITY).count()
+    }
+    fn rank(&self, expert: u16) -> Option<usize> {
+        let (before, from) = self.scores.split_at(usize::from(expert));
+        let score = *from.first().filter(|s| **s > f32::NEG_INFINITY)?;
+        let higher = self.scores.iter().filter(|s| **s > score).count();
+        Some(higher + before.iter().filter(|s| **s == score).count())
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     LayerEvent, Phase,
     file::TraceReader,
-    foresight::{Foresight, Guesses},
+    foresight::{Foresight, Guesses, Rank},
     pairs::{Pair, Pairs},
     segment::Segments,
 };
@@ -186,7 +186,7 @@ impl Tally {
             pairs_top_hundredth: self.pairs.top_hundredth(),
             lookahead_recall: self.ahead.recall(self.n_used),
             lookahead_recall_2: self.ahead.recall(2 * self.n_used),
-            lookahead_by_rank: self.ahead.recall(1).map_or_else(Vec::new, |_| self.ahead.by_rank()),
+            lookahead_by_rank: self.ahead.ranks().iter().map(Rank::precision).collect(),
         }
     }
 }
