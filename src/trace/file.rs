@@ -20,6 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crc32fast::hash as crc32;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerEvent, Phase, Routed, TraceSink};
@@ -80,26 +81,6 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> String {
     let hash =
         bytes.into_iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     format!("{hash:016x}")
-}
-
-/// CRC-32 as in zip and PNG.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            let mut c = i as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                c = if c & 1 == 1 { (c >> 1) ^ 0xedb8_8320 } else { c >> 1 };
-                bit += 1;
-            }
-            table[i] = c;
-            i += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |c, &b| (c >> 8) ^ TABLE[((c ^ u32::from(b)) & 255) as usize])
 }
 
 impl Header {

@@ -1,0 +1,89 @@
+//! Layer-expert requests a second of a replay, on one core: `cargo bench --bench simulate -- lru`.
+//!
+//! A made-up trace of a million requests (24 layers, 8 of 128 experts, from a seed); names are policy, slots per layer or in
+//! one pool, their share of the experts. `scored` has weights and the 24 best ranks of the next layer, as `hotset trace` writes
+//! them. `trace` only reads the file.
+
+#[path = "../tests/common/dice.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod dice;
+#[path = "../tests/common/routing.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod routing;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use dice::Dice;
+use hotset::{
+    expert::Scope,
+    policy::{Future, PolicyKind},
+    prefetch::PrefetchKind,
+    simulate::{self, Compute, Drive, Setting, SimPolicy, SlotSpec},
+    trace::file::{Header, TraceReader},
+};
+use routing::{Shape, decoding, header, write};
+
+const SHAPE: Shape = Shape { layers: 24, experts: 128, used: 8, tokens: 5200 };
+const RANKS: usize = 24;
+
+fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, futures: &[Arc<Future>]) -> u64 {
+    let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), SHAPE.layers, SHAPE.experts);
+    let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500 };
+    let compute = Compute::default();
+    let setting = Setting { policy, scope, slots: &slots, prefetch: PrefetchKind::Off, drive, compute };
+    let outcome = simulate::replay(trace, &setting, futures).expect("the trace is sound");
+    let total = outcome.stats.total();
+    total.hit + total.miss
+}
+
+fn requests(c: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a folder for traces");
+    let (plain, scored) = (folder.path().join("plain.trace"), folder.path().join("scored.trace"));
+    let mut dice = Dice(1);
+    let mut events = decoding(&mut dice, SHAPE);
+    write(&plain, header(SHAPE), &events);
+    for event in &mut events {
+        event.lookahead = (0..SHAPE.experts).map(|_| dice.below(1 << 20) as f32).collect();
+    }
+    let lookahead = "by a die".to_owned();
+    write(&scored, Header { weights: true, lookahead, lookahead_ranks: RANKS, ..header(SHAPE) }, &events);
+    drop(events);
+
+    let mut group = c.benchmark_group("simulate");
+    let all = (SHAPE.layers * SHAPE.tokens * SHAPE.used) as u64;
+    group.throughput(Throughput::Elements(all));
+    for (name, trace) in [("plain", &plain), ("scored", &scored)] {
+        group.bench_function(format!("trace/{name}"), |b| {
+            b.iter(|| {
+                let (mut reader, mut routed) = (TraceReader::open(trace).expect("a trace"), 0);
+                while let Some(event) = reader.next_event().expect("it is sound") {
+                    routed += event.routed.len() as u64;
+                }
+                assert_eq!(routed, all);
+            });
+        });
+        for scope in [Scope::Layer, Scope::Global] {
+            let futures = simulate::futures(trace, scope).expect("the trace is sound");
+            for policy in [SimPolicy::Live(PolicyKind::Lru), SimPolicy::Live(PolicyKind::default()), SimPolicy::Belady]
+            {
+                for share in [12.5, 25.0, 50.0] {
+                    group.bench_function(format!("{name}/{}/{}/{share}%", policy.name(), scope.name()), |b| {
+                        b.iter(|| assert_eq!(replay(trace, policy, scope, share, &futures), all));
+                    });
+                }
+            }
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(20))
+        .measurement_time(Duration::from_millis(500))
+        .without_plots();
+    targets = requests
+}
+criterion_main!(benches);
