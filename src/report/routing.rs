@@ -50,7 +50,7 @@ pub fn routing(path: &Path) -> Result<Routing> {
     let (n_layer, n_expert) = (trace.header().n_layer, trace.header().n_expert);
     let mut uses: Vec<Vec<u64>> = vec![Vec::new(); n_layer];
     let (mut decode_tokens, mut prompt_tokens) = (0, 0);
-    let (mut ahead, mut guesses) = (Foresight::new(trace.header().lookahead_ranks), Guesses::default());
+    let (mut ahead, mut guesses) = (Foresight::new(trace.header().lookahead_ranks), Guesses::new(1));
     while let Some(event) = trace.next_event()? {
         let layer = usize::from(event.layer);
         if event.phase == Phase::Prompt {

@@ -27,7 +27,8 @@ pub const HORIZONS: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Quality {
     found: [Foresight; HORIZONS],
-    guesses: Guesses,
+    /// From horizon 1 on.
+    guesses: [Guesses; HORIZONS - 1],
 }
 
 impl Quality {
@@ -35,8 +36,8 @@ impl Quality {
     pub fn new(header: &Header) -> Self {
         let ranks = header.lookahead_ranks.min(RANKS * header.n_expert_used);
         // As many choices as an event may have.
-        let found = [Foresight::new(header.n_expert), Foresight::new(ranks)];
-        Self { found, guesses: Guesses::default() }
+        let found = std::array::from_fn(|horizon| Foresight::new(if horizon == 0 { header.n_expert } else { ranks }));
+        Self { found, guesses: std::array::from_fn(|i| Guesses::new(1 + i as u16)) }
     }
 
     /// An event, and those of its choices that were not in a slot.
@@ -45,11 +46,14 @@ impl Quality {
             return;
         }
         let absent = |expert| absent.iter().any(|id| id.expert == expert);
-        self.found[0].add(event, &OwnChoices(event), absent);
-        if let Some(guesses) = self.guesses.of(event) {
-            self.found[1].add(event, guesses, absent);
+        let [control, found @ ..] = &mut self.found;
+        control.add(event, &OwnChoices(event), absent);
+        for (found, guesses) in found.iter_mut().zip(&mut self.guesses) {
+            if let Some(scores) = guesses.of(event) {
+                found.add(event, scores, absent);
+            }
+            guesses.learn(event);
         }
-        self.guesses.learn(event);
     }
 
     /// What each horizon found; none for one without guesses.

@@ -100,31 +100,55 @@ impl Ranking for OwnChoices<'_> {
     }
 }
 
-/// The last event's lookahead scores, for the layer that they are of.
-#[derive(Clone, Debug, Default)]
+/// The scores of one horizon, for the layers that they are of.
+#[derive(Clone, Debug)]
 pub struct Guesses {
+    horizon: u16,
+    /// What the last events foretold, each where its target's number leaves it. (horizon)
+    last: Vec<Scores>,
+}
+
+impl Guesses {
+    /// Of layers that are `horizon` ahead, one or more.
+    pub fn new(horizon: u16) -> Self {
+        Self { horizon, last: vec![Scores::default(); usize::from(horizon)] }
+    }
+
+    fn place(&self, layer: u16) -> usize {
+        usize::from(layer % self.horizon)
+    }
+
+    /// The guesses for this event; `None` if no event of its token made any for it.
+    pub fn of(&self, event: LayerEvent<'_>) -> Option<&Scores> {
+        let scores = &self.last[self.place(event.layer)];
+        (event.phase == Phase::Decode && scores.of == Some((event.first_token, event.layer))).then_some(scores)
+    }
+
+    /// Keeps what this event foretells.
+    pub fn learn(&mut self, event: LayerEvent<'_>) {
+        let scores = match self.horizon {
+            1 => event.lookahead,
+            _ => &[],
+        };
+        let place = self.place(event.layer);
+        let last = &mut self.last[place];
+        last.of = (!scores.is_empty()).then_some((event.first_token, event.layer + self.horizon));
+        last.scores.clear();
+        last.scores.extend_from_slice(scores);
+    }
+}
+
+/// An event's scores of a later layer.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
     /// Whose choices they are of: a token's position and a layer.
     of: Option<(u32, u16)>,
     /// (n_expert)
     scores: Vec<f32>,
 }
 
-impl Guesses {
-    /// The guesses for this event; `None` if the event before it made none for it.
-    pub fn of(&self, event: LayerEvent<'_>) -> Option<&Self> {
-        (event.phase == Phase::Decode && self.of == Some((event.first_token, event.layer))).then_some(self)
-    }
-
-    /// Keeps what this event foretells.
-    pub fn learn(&mut self, event: LayerEvent<'_>) {
-        self.of = (!event.lookahead.is_empty()).then_some((event.first_token, event.layer + 1));
-        self.scores.clear();
-        self.scores.extend_from_slice(event.lookahead);
-    }
-}
-
 /// By score; of equal ones the lower number ranks higher. Experts without a score (negative infinity) have no rank.
-impl Ranking for Guesses {
+impl Ranking for Scores {
     fn named(&self) -> usize {
         self.scores.iter().filter(|s| **s > f32::NEG_INFINITY).count()
     }

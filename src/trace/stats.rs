@@ -101,7 +101,7 @@ pub fn stats(path: &Path) -> Result<TraceStats> {
     // Made when a layer first runs: a header may claim many.
     let mut layers: Vec<Option<Tally>> = (0..n_layer).map(|_| None).collect();
     let (mut events, mut prompt_tokens, mut decode_tokens) = (0, 0, 0);
-    let mut guesses = Guesses::default();
+    let mut guesses = Guesses::new(1);
     while let Some(event) = trace.next_event()? {
         events += 1;
         let layer = usize::from(event.layer);
