@@ -18,7 +18,11 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     simulate::{self, Compute, Detail, Drive, Setting, SimPolicy, quality::Recall},
-    trace::{Phase, file::Header},
+    trace::{
+        LayerEvent, Phase,
+        file::Header,
+        foresight::{Guesses, Ranking},
+    },
 };
 use serde_json::Value;
 
@@ -281,4 +285,32 @@ fn memory_does_not_grow_with_the_trace() {
     let ((few, low), (many, high)) = (of(1), of(10));
     assert!((many / few - 10.0).abs() < 0.2, "{few} and {many} million requests");
     assert!(high < low + 2.0, "{low} MiB, then {high} MiB");
+}
+
+/// Ranks are counted, not sorted: here against the sorted order, with scores that are equal or missing.
+#[test]
+fn ranks_are_those_of_the_sorted_scores() {
+    let mut dice = Dice(17);
+    for n_expert in [1, 5, 16, 131] {
+        let score = |n: usize| if n < 2 { f32::NEG_INFINITY } else { n as f32 - 4.0 };
+        let scores: Vec<f32> = (0..n_expert).map(|_| score(dice.below(9))).collect();
+        let mut sorted: Vec<u16> = (0..n_expert as u16).filter(|&e| scores[usize::from(e)].is_finite()).collect();
+        sorted.sort_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]));
+        let event = |layer, lookahead| LayerEvent {
+            phase: Phase::Decode,
+            first_token: 7,
+            n_tokens: 1,
+            layer,
+            routed: &[],
+            lookahead,
+        };
+        let mut guesses = Guesses::new(1);
+        guesses.learn(event(3, &scores));
+        assert!(guesses.of(event(3, &[])).is_none() && guesses.of(event(5, &[])).is_none());
+        let ranking = guesses.of(event(4, &[])).unwrap();
+        assert_eq!(ranking.named(), sorted.len());
+        for expert in 0..n_expert as u16 {
+            assert_eq!(ranking.rank(expert), sorted.iter().position(|&e| e == expert), "{expert} of {scores:?}");
+        }
+    }
 }
