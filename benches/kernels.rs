@@ -2,7 +2,8 @@
 //!
 //! `memory/…` reads weights out of DRAM for one token, bytes of weights a second, beside a plain read of as many
 //! bytes (`memory/read`): decoding should be bound by the latter. `cache/…` has weights that fit in L2, as
-//! multiplications a second: prompt processing should be bound by arithmetic. Choose with a filter:
+//! multiplications a second: prompt processing should be bound by arithmetic. `prompt/…` has weights out of DRAM for as
+//! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out. Choose with a filter:
 //! `cargo bench --bench kernels -- cache/Q4_K`.
 
 use std::time::Duration;
@@ -14,12 +15,22 @@ use hotset::quant::{Acts, GgmlType, QMat};
 const COLS: usize = 2048;
 const MEMORY_BYTES: usize = 256 << 20;
 const CACHE_BYTES: usize = 256 << 10;
+const PIECE: usize = 96;
 
 /// Weights of which all scales are small numbers: 0x1c1c is 0.004 as a half.
 fn weights(ty: GgmlType, bytes: usize) -> (Vec<u8>, usize) {
-    let row_bytes = ty.row_bytes(COLS as u64).expect("2048 is a multiple of every block") as usize;
-    let rows = bytes / row_bytes / 32 * 32; // whole tiles of 16 rows for two threads
-    (vec![0x1c; rows * row_bytes], rows)
+    let rows = rows_in(ty, bytes);
+    (vec![0x1c; rows * row_bytes(ty)], rows)
+}
+
+fn row_bytes(ty: GgmlType) -> usize {
+    ty.row_bytes(COLS as u64).expect("2048 is a multiple of every block") as usize
+}
+
+/// Whole tiles of 16 rows for two threads, and whole pieces where there are enough rows.
+fn rows_in(ty: GgmlType, bytes: usize) -> usize {
+    let grain = if bytes > CACHE_BYTES { 2 * PIECE } else { 32 };
+    bytes / row_bytes(ty) / grain * grain
 }
 
 fn kernels() -> Vec<Kernels> {
@@ -110,6 +121,35 @@ fn cache(c: &mut Criterion) {
     }
 }
 
+fn prompt(c: &mut Criterion) {
+    let mut group = c.benchmark_group("prompt");
+    let best = Kernels::detect().expect("HOTSET_ISA is sound");
+    const TOKENS: [usize; 5] = [4, 8, 16, 32, 64];
+    let n = TOKENS[TOKENS.len() - 1];
+    let x: Vec<f32> = (0..n * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut acts = Acts::default();
+    best.quantize(&x, n, COLS, &mut acts);
+    for (ty, tokens, threads) in types().flat_map(|ty| TOKENS.into_iter().flat_map(move |n| [(ty, n, 1), (ty, n, 2)])) {
+        let rows = rows_in(ty, MEMORY_BYTES / 4);
+        group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
+        group.bench_function(format!("{ty}/{}/{tokens}/{threads}", best.isa().name()), |b| {
+            let (data, rows) = weights(ty, MEMORY_BYTES / 4);
+            let w = QMat { ty, rows, cols: COLS, data: &data };
+            let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * COLS..(t + 1) * COLS])).collect();
+            b.iter(|| {
+                in_parallel(threads, rows / PIECE, |range| {
+                    let mut y = vec![0.0; tokens * PIECE];
+                    let y: Vec<_> = y.chunks_mut(PIECE).map(|y| y.as_mut_ptr()).collect();
+                    for piece in range {
+                        // SAFETY: each pointer has `PIECE` floats behind it and no other user.
+                        unsafe { best.matmul(w.slice(PIECE * piece..PIECE * (piece + 1)), &x, &y) };
+                    }
+                });
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
@@ -117,6 +157,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(20))
         .measurement_time(Duration::from_millis(100))
         .without_plots();
-    targets = memory, cache
+    targets = memory, cache, prompt
 }
 criterion_main!(benches);

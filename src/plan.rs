@@ -44,6 +44,8 @@ pub struct Needs {
     pub kv: GgmlType,
     /// How slots are shared.
     pub scope: Scope,
+    /// Whether experts are kept; if not, there are no more slots than a token's layer uses.
+    pub keeps: bool,
     /// How slots lie in memory, which decides what one takes.
     pub layout: Layout,
     /// Bytes that the process holds already.
@@ -113,6 +115,8 @@ impl Plan {
             Scope::Layer => (0..n_layer).map(|l| (slot(l..l + 1), store.n_expert())).collect(),
             Scope::Global => vec![(slot(0..n_layer), store.n_expert() * n_layer)],
         };
+        let pools: Vec<(u64, usize)> =
+            pools.into_iter().map(|(s, max)| (s, if needs.keeps { max } else { max.min(c.n_expert_used) })).collect();
         let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
         let least_slots = all(&|max| c.n_expert_used.min(max));
         let process = needs.process_bytes.next_multiple_of(PROCESS_GRAIN) + PROCESS_GRAIN;

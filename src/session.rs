@@ -79,6 +79,15 @@ impl Default for Options {
     }
 }
 
+/// The options of a session that reads by [`IoKind::PageCache`], whatever they say of keeping experts: it keeps none, so
+/// that one pool serves all layers, there is nothing to evict by, and no room for what is not wanted yet.
+fn settled(options: &Options) -> Options {
+    if options.io != Some(IoKind::PageCache) {
+        return *options;
+    }
+    Options { scope: Scope::Global, policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
+}
+
 /// The longest context that is set up unasked.
 const DEFAULT_CTX: usize = 4096;
 
@@ -170,6 +179,7 @@ impl<B: Backend> Session<B> {
         engine: impl FnOnce(&Gguf, &Config, &ExpertStore) -> Result<Chosen>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let options = &settled(options);
         let path = gguf.path().to_owned();
         let config = Config::new(&gguf)?;
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
@@ -417,6 +427,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope,
+        keeps: options.io != Some(IoKind::PageCache),
         layout,
         process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),

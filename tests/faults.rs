@@ -286,7 +286,7 @@ fn faulty(path: &Path, mode: Mode, fault: Fault) -> (Session, Arc<AtomicUsize>) 
     let counter = count.clone();
     let session = session(path, mode, move |files| {
         let inner: Box<dyn ReadPath> = match mode.io {
-            IoKind::Pread => Box::new(Pread::new(files)),
+            IoKind::Pread | IoKind::PageCache => Box::new(Pread::new(files, mode.io.name())),
             IoKind::Direct => Box::new(Direct::new(DirectFiles::open(&files).unwrap())),
             IoKind::Mapped => Box::new(Mapped::new(files).unwrap()),
             IoKind::Uring => {

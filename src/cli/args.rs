@@ -34,9 +34,12 @@ pub struct Engine {
 
 impl Engine {
     /// The library's options for a context of `n_ctx` tokens.
-    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Options {
+    ///
+    /// # Errors
+    /// As [`Modes::options`].
+    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> hotset::Result<Options> {
         let memory_bytes = self.memory.bytes(file_bytes(gguf));
-        Options { memory_bytes, threads: self.threads, ..self.modes.options(n_ctx) }
+        Ok(Options { memory_bytes, threads: self.threads, ..self.modes.options(n_ctx)? })
     }
 }
 
@@ -56,29 +59,37 @@ pub struct Modes {
     #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
     pub kv: GgmlType,
     /// Read path: through the page cache (pread), past it (direct), so through an io_uring
-    /// (uring), the file's own pages (mapped), or what suits the
-    /// budget and the drive (auto)
+    /// (uring), the file's own pages (mapped), through the page cache anew for each use, with no cache of our own (page-cache:
+    /// a baseline), or what suits the budget and the drive (auto)
     #[arg(long, value_name = "PATH", default_value = io_name(None), value_parser = named(IO_KINDS, io_name))]
     // Spelt out, so that clap takes it for the value and not for one that may be missing.
     io: std::option::Option<IoKind>,
     /// Reads in flight, each on a thread where the read path has threads; default: what suits the read path
     #[arg(long, value_name = "N", value_parser = count::<MAX_DEPTH>)]
     io_depth: Option<usize>,
-    /// Which expert leaves when a slot is needed
-    #[arg(long, value_name = "POLICY", default_value = Options::default().policy.name(), value_parser = named(PolicyKind::ALL, PolicyKind::name))]
-    policy: PolicyKind,
-    /// Which experts are read before they are asked for
-    #[arg(long, value_name = "GUESS", default_value = Options::default().prefetch.name(), value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
-    prefetch: PrefetchKind,
-    /// Slots: a pool for each layer, or one for all
-    #[arg(long, value_name = "SCOPE", default_value = Options::default().scope.name(), value_parser = named(SCOPES, Scope::name))]
-    scope: Scope,
+    /// Which expert leaves when a slot is needed; default: lfu-adaptive
+    #[arg(long, value_name = "POLICY", value_parser = named(PolicyKind::ALL, PolicyKind::name))]
+    policy: Option<PolicyKind>,
+    /// Which experts are read before they are asked for; default: auto
+    #[arg(long, value_name = "GUESS", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
+    prefetch: Option<PrefetchKind>,
+    /// Slots: a pool for each layer, or one for all; default: layer
+    #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
+    scope: Option<Scope>,
 }
 
 impl Modes {
     /// The library's options for a context of `n_ctx` tokens, with budget and threads left to it.
-    pub fn options(&self, n_ctx: usize) -> Options {
-        Options {
+    ///
+    /// # Errors
+    /// Options of a cache for a read path that has none.
+    pub fn options(&self, n_ctx: usize) -> hotset::Result<Options> {
+        let of_a_cache = [("--policy", self.policy.is_some()), ("--prefetch", self.prefetch.is_some()), ("--scope", self.scope.is_some())];
+        if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
+            return Err(Error::request(*name, "nothing with --io page-cache, which keeps no experts", "a value"));
+        }
+        let default = Options::default();
+        Ok(Options {
             process_bytes: None,
             memory_bytes: None,
             n_ctx: Some(n_ctx),
@@ -88,17 +99,17 @@ impl Modes {
             io: self.io,
             io_depth: self.io_depth,
             io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
-            policy: self.policy,
-            prefetch: self.prefetch,
-            scope: self.scope,
+            policy: self.policy.unwrap_or(default.policy),
+            prefetch: self.prefetch.unwrap_or(default.prefetch),
+            scope: self.scope.unwrap_or(default.scope),
             threads: None,
-        }
+        })
     }
 }
 
 /// Read paths that can be asked for.
 const IO_KINDS: &[Option<IoKind>] =
-    &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Uring), Some(IoKind::Mapped)];
+    &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Uring), Some(IoKind::Mapped), Some(IoKind::PageCache)];
 
 /// The name that `--io` takes.
 fn io_name(kind: Option<IoKind>) -> &'static str {

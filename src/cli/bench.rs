@@ -258,7 +258,7 @@ fn setup(
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.bytes(facts.model_bytes);
-    let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx) };
+    let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx)? };
     // What an earlier setup held does not count.
     let (mut peak_is_ours, mut peak) = (machine::reset_peak_rss(), None);
     let mut session = {

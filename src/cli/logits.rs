@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Ended {
         args.experts.as_deref().map(|path| NpyWriter::<i32>::create(path, &[tokens.len(), used])).transpose()?;
 
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
-    let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len()) };
+    let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
     let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
     let mut session = {

@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Ended {
     }
     tokens.truncate(windows * args.ctx);
 
-    let options = args.engine.options(&gguf, args.ctx);
+    let options = args.engine.options(&gguf, args.ctx)?;
     let options = Options { all_logits: true, n_batch: options.n_batch.min(args.ctx.div_ceil(2)), ..options };
     let record = Record::new(&gguf);
     let mut session = {

@@ -167,7 +167,7 @@ pub fn run(args: &Args) -> Ended {
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
     let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
-    let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?);
+    let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
     let mut session = {
         let bar = Progress::bytes("loading", args.quiet);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?

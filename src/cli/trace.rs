@@ -176,7 +176,7 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     let prompts = prompts(args, &gguf, room)?;
     let header = header(args, &gguf, &config, &prompts)?;
     let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::create(out, header)?)));
-    let options = args.engine.options(&gguf, n_ctx);
+    let options = args.engine.options(&gguf, n_ctx)?;
     let mut session = open(gguf, &options, recorder.clone()).inspect_err(|_| {
         // It holds nothing but the header. If it stays, the error that follows still says what went wrong.
         let _ = std::fs::remove_file(out);

@@ -143,11 +143,15 @@ pub enum IoKind {
     Uring,
     /// The file's own pages, mapped and populated on a few threads.
     Mapped,
+    /// As [`IoKind::Pread`], for a cache that keeps nothing: each use of an expert is a read, and what stays in memory is the
+    /// system's affair. The baseline.
+    PageCache,
 }
 
 impl IoKind {
     /// Every kind.
-    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped];
+    pub const ALL: &[IoKind] =
+        &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped, IoKind::PageCache];
     /// The name that [`IoEngine::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
@@ -155,6 +159,7 @@ impl IoKind {
             IoKind::Direct => "direct",
             IoKind::Uring => "uring",
             IoKind::Mapped => "mapped",
+            IoKind::PageCache => "page-cache",
         }
     }
     /// Reads in flight where nobody says how many.
@@ -167,7 +172,7 @@ impl IoKind {
     /// If the system does not let us read the files this way, or refuses threads.
     pub fn build(self, files: Files, depth: usize) -> std::io::Result<Box<dyn IoEngine>> {
         Ok(match self {
-            IoKind::Pread => Box::new(ThreadEngine::new(Pread::new(files), depth)?),
+            IoKind::Pread | IoKind::PageCache => Box::new(ThreadEngine::new(Pread::new(files, self.name()), depth)?),
             IoKind::Direct => Box::new(ThreadEngine::new(Direct::new(DirectFiles::open(&files)?), depth)?),
             #[cfg(target_os = "linux")]
             IoKind::Uring => Box::new(Uring::new(DirectFiles::open(&files)?, depth)?),

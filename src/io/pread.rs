@@ -8,18 +8,19 @@ use super::{Extents, Files, IoBuf, ReadError, ReadPath, buf::Layout};
 /// See the module.
 pub struct Pread {
     files: Files,
+    name: &'static str,
 }
 
 impl Pread {
-    /// Reads from `files`.
-    pub fn new(files: Files) -> Self {
-        Self { files }
+    /// Reads from `files` under the name of an [`super::IoKind`].
+    pub fn new(files: Files, name: &'static str) -> Self {
+        Self { files, name }
     }
 }
 
 impl ReadPath for Pread {
     fn name(&self) -> &'static str {
-        "pread"
+        self.name
     }
     fn layout(&self) -> Layout {
         Layout::Lines
