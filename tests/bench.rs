@@ -96,6 +96,20 @@ fn a_text_may_give_the_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("text.txt");
     std::fs::write(&file, "The cat sat on the mat.").unwrap();
-    let row = &rows(&["--text", file.to_str().unwrap()])[0];
+    let row = &rows(&["--text", file.to_str().unwrap(), file.to_str().unwrap()])[0];
     assert_eq!((&row["tokens"], &row["seed"]), (&Value::from("text"), &Value::Null));
+}
+
+#[test]
+fn the_page_cache_alone_keeps_no_experts() {
+    let page_cache = ["--io", "page-cache", "--memory", "100%"];
+    for row in rows(&page_cache) {
+        assert_eq!((&row["hit_rate"], &row["io"]), (&Value::from(0.0), &Value::from("page-cache")), "{row}");
+        assert_eq!(row["slots"], row["n_expert_used"], "{row}");
+        assert!(row["demand_bytes_per_token"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    for option in [["--policy", "lru"], ["--prefetch", "auto"], ["--scope", "layer"]] {
+        let (text, ok) = bench(&[&page_cache[..], &option].concat());
+        assert!(!ok && text.is_empty(), "{option:?}: {text}");
+    }
 }

@@ -443,8 +443,17 @@ fn the_smallest_budget_is_named_to_the_byte() {
                 for scope in [Scope::Layer, Scope::Global] {
                     for process_bytes in [0, 24 << 20, 100 << 20] {
                         let (kv, n_batch, threads) = (GgmlType::F16, 32, 2);
-                        let needs =
-                            Needs { n_ctx, n_batch, all_logits: true, kv, scope, keeps: true, layout, process_bytes, threads };
+                        let needs = Needs {
+                            n_ctx,
+                            n_batch,
+                            all_logits: true,
+                            kv,
+                            scope,
+                            keeps: true,
+                            layout,
+                            process_bytes,
+                            threads,
+                        };
                         let plan = |budget| Plan::new(&gguf, &config, &store, needs, Some(budget));
                         let least = named(&plan(0).unwrap_err().to_string());
                         assert_eq!(named(&plan(least - 1).unwrap_err().to_string()), least);

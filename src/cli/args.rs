@@ -84,7 +84,11 @@ impl Modes {
     /// # Errors
     /// Options of a cache for a read path that has none.
     pub fn options(&self, n_ctx: usize) -> hotset::Result<Options> {
-        let of_a_cache = [("--policy", self.policy.is_some()), ("--prefetch", self.prefetch.is_some()), ("--scope", self.scope.is_some())];
+        let of_a_cache = [
+            ("--policy", self.policy.is_some()),
+            ("--prefetch", self.prefetch.is_some()),
+            ("--scope", self.scope.is_some()),
+        ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
             return Err(Error::request(*name, "nothing with --io page-cache, which keeps no experts", "a value"));
         }
@@ -108,8 +112,14 @@ impl Modes {
 }
 
 /// Read paths that can be asked for.
-const IO_KINDS: &[Option<IoKind>] =
-    &[None, Some(IoKind::Pread), Some(IoKind::Direct), Some(IoKind::Uring), Some(IoKind::Mapped), Some(IoKind::PageCache)];
+const IO_KINDS: &[Option<IoKind>] = &[
+    None,
+    Some(IoKind::Pread),
+    Some(IoKind::Direct),
+    Some(IoKind::Uring),
+    Some(IoKind::Mapped),
+    Some(IoKind::PageCache),
+];
 
 /// The name that `--io` takes.
 fn io_name(kind: Option<IoKind>) -> &'static str {

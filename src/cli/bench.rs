@@ -66,9 +66,10 @@ pub struct Args {
     /// Where random tokens start
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Take the tokens from this text, over and over, in place of random ones (- is standard input)
-    #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
+    /// Take the tokens from these texts in place of random ones (- is standard input): a repetition each in turn, each text
+    /// going on where it was left, over and over. Experts that one prompt made hot are then cold for the next
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
     /// Seconds for which the drive is read alone, where experts miss, to compare with; 0: not at all. For what a token's
     /// rate could be, name a budget that holds all experts first, with --warmup-prompt 512
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
@@ -147,8 +148,8 @@ impl Test {
 enum Tokens {
     /// SplitMix64's state, and the vocabulary's size.
     Random(u64, usize),
-    /// A text and where we are in it.
-    Text(Vec<u32>, usize),
+    /// Texts, where we are in each, and which one's turn it is.
+    Texts(Vec<(Vec<u32>, usize)>, usize),
 }
 
 impl Tokens {
@@ -160,7 +161,9 @@ impl Tokens {
                 let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
                 ((u128::from(z ^ (z >> 31)) * *n_vocab as u128) >> 64) as u32
             }
-            Tokens::Text(tokens, at) => {
+            Tokens::Texts(texts, turn) => {
+                let n = texts.len();
+                let (tokens, at) = &mut texts[*turn % n];
                 let token = tokens[*at % tokens.len()];
                 *at += 1;
                 token
@@ -170,6 +173,13 @@ impl Tokens {
 
     fn take(&mut self, n: usize) -> Vec<u32> {
         (0..n).map(|_| self.next()).collect()
+    }
+
+    /// The next text's turn.
+    fn turn(&mut self) {
+        if let Tokens::Texts(_, turn) = self {
+            *turn += 1;
+        }
     }
 }
 
@@ -287,14 +297,22 @@ fn setup(
 }
 
 fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
-    let Some(file) = &args.text else {
+    if args.text.is_empty() {
         return Ok(Tokens::Random(args.seed, Config::new(gguf)?.n_vocab));
-    };
-    let tokens = Tokenizer::from_gguf(gguf)?.encode(&read_text(file)?, true, false);
-    if tokens.is_empty() {
-        return Err(hotset::Error::request(format!("the text of {}", file.display()), "at least one token", "none"));
     }
-    Ok(Tokens::Text(tokens, 0))
+    let tokenizer = Tokenizer::from_gguf(gguf)?;
+    let text = |file: &PathBuf| {
+        let tokens = tokenizer.encode(&read_text(file)?, true, false);
+        if tokens.is_empty() {
+            return Err(hotset::Error::request(
+                format!("the text of {}", file.display()),
+                "at least one token",
+                "none",
+            ));
+        }
+        Ok((tokens, 0))
+    };
+    Ok(Tokens::Texts(args.text.iter().map(text).collect::<Result<_>>()?, 0))
 }
 
 /// The warm-up of `test`, then its repetitions.
@@ -308,6 +326,7 @@ fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) 
     let bar = Progress::tokens("bench", false);
     for i in 0..args.reps {
         session.reset();
+        tokens.turn();
         let depth = tokens.take(test.depth);
         for batch in depth.chunks(session.plan().n_batch) {
             session.fill(batch)?;
@@ -407,8 +426,8 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         scope: plan.scope.name(),
         n_batch: plan.n_batch,
         n_ctx: plan.n_ctx,
-        tokens: if args.text.is_some() { "text" } else { "random" },
-        seed: args.text.is_none().then_some(args.seed),
+        tokens: if args.text.is_empty() { "random" } else { "text" },
+        seed: args.text.is_empty().then_some(args.seed),
         test: test.name(),
         n_prompt: if test.work == Work::Prompt { test.tokens } else { 0 },
         n_gen: if test.work == Work::Decode { test.tokens } else { 0 },
@@ -446,13 +465,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn random_tokens_go_on_and_a_text_starts_again() {
+    fn random_tokens_go_on_and_texts_take_turns() {
         let (mut a, mut b) = (Tokens::Random(3, 1000), Tokens::Random(3, 1000));
         let first = a.take(64);
         assert_eq!(first, b.take(64));
         assert_ne!(first, a.take(64));
         assert!(first.iter().all(|&t| t < 1000) && first.iter().any(|&t| t >= 500));
-        assert_eq!(Tokens::Text(vec![7, 8, 9], 2).take(4), [9, 7, 8, 9]);
+        let mut tokens = Tokens::Texts(vec![(vec![1, 2, 3], 0), (vec![7, 8], 0)], 0);
+        let mut turn = |n| (tokens.take(n), tokens.turn()).0;
+        assert_eq!([turn(2), turn(3), turn(2), turn(1)], [vec![1, 2], vec![7, 8, 7], vec![3, 1], vec![8]]);
     }
 
     #[test]

@@ -150,8 +150,7 @@ pub enum IoKind {
 
 impl IoKind {
     /// Every kind.
-    pub const ALL: &[IoKind] =
-        &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped, IoKind::PageCache];
+    pub const ALL: &[IoKind] = &[IoKind::Pread, IoKind::Direct, IoKind::Uring, IoKind::Mapped, IoKind::PageCache];
     /// The name that [`IoEngine::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
