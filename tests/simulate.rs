@@ -17,11 +17,14 @@ use hotset::{
     expert::{CacheStats, Scope},
     policy::PolicyKind,
     prefetch::PrefetchKind,
-    simulate::{self, Compute, Detail, Drive, Setting, SimPolicy, quality::Recall},
+    simulate::{
+        self, Compute, Detail, Drive, Setting, SimPolicy,
+        quality::{Recall, Source},
+    },
     trace::{
         LayerEvent, Phase,
         file::Header,
-        foresight::{Guesses, Ranking},
+        foresight::{Guesses, Ranking, Scores},
     },
 };
 use serde_json::Value;
@@ -99,13 +102,26 @@ fn the_control_reads_one_hundred_percent() {
                 }
                 let what = format!("{} {} {}", policy.name(), scope.name(), prefetch.name());
                 let (decode, own) = (stats.decode, &detail.foresight[0]);
-                assert_eq!((own.horizon, own.recall.len(), own.recall_on_misses.len()), (0, 3, 3), "{what}");
+                assert_eq!((own.by, own.recall.len(), own.recall_on_misses.len()), (Source::Own, 3, 3), "{what}");
                 assert_eq!((own.recall[2], own.recall_on_misses[2]), (1.0, 1.0), "{what}");
                 assert_eq!(own.wanted, decode.hit + decode.late + decode.miss, "{what}");
                 assert_eq!(own.absent, decode.late + decode.miss, "{what}");
                 let next = &detail.foresight[1];
-                assert_eq!((next.horizon, next.wanted * 3), (1, own.wanted * 2), "two layers of three: {what}");
+                assert_eq!((next.by, next.horizon), (Source::Scores, 1), "{what}");
+                assert_eq!(next.wanted * 3, own.wanted * 2, "two layers of three: {what}");
                 assert!((0.5..0.9).contains(&next.recall[2]) && next.recall.is_sorted(), "{what}: {next:?}");
+                let named = detail.foresight.get(2);
+                match prefetch {
+                    PrefetchKind::Off => assert_eq!(named, None, "{what}"),
+                    PrefetchKind::Lookahead => {
+                        // It names the best six by the same scores.
+                        let named = named.unwrap();
+                        assert_eq!((named.by, named.horizon, named.wanted), (Source::Prefetch, 1, next.wanted));
+                        assert_eq!(named.recall, next.recall[..6], "{what}");
+                        assert_eq!(named.recall_on_misses, next.recall_on_misses[..6], "{what}");
+                    }
+                    _ => {}
+                }
                 (runs, late) = (runs + 1, late + decode.late);
             }
         }
@@ -139,8 +155,10 @@ fn recall_on_misses_by_hand() {
         compute: Compute::default(),
     };
     let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
-    let own = Recall { horizon: 0, wanted: 10, absent: 5, recall: vec![1.0], recall_on_misses: vec![1.0] };
+    let own =
+        Recall { by: Source::Own, horizon: 0, wanted: 10, absent: 5, recall: vec![1.0], recall_on_misses: vec![1.0] };
     let next = Recall {
+        by: Source::Scores,
         horizon: 1,
         wanted: 4,
         absent: 3,
@@ -198,10 +216,17 @@ fn csv_says_what_json_says() {
     };
     for (line, row) in lines.zip(&json) {
         assert_eq!(line.len(), head.len());
-        let mut keys = row.as_object().unwrap().len() - 1;
+        let (mut keys, mut foresight) = (row.as_object().unwrap().len() - 1, 0);
         for (key, cell) in head.iter().zip(line) {
-            let value = match key.rsplit_once('_').map(|(list, n)| (list, n.parse::<usize>())) {
-                Some((list, Ok(horizon))) => &row["foresight"][horizon][list],
+            // recall_on_misses_scores_1: a list, a source, a horizon.
+            let words: Vec<&str> = key.rsplitn(3, '_').collect();
+            let value = match words[..] {
+                [horizon, by, list] if list.starts_with("recall") => {
+                    let of = |r: &&Value| r["by"] == by && r["horizon"].as_u64() == horizon.parse().ok();
+                    let found = row["foresight"].as_array().unwrap().iter().find(of);
+                    foresight += usize::from(found.is_some());
+                    found.map_or(&Value::Null, |r| &r[list])
+                }
                 _ => {
                     keys -= 1;
                     &row[key]
@@ -210,6 +235,7 @@ fn csv_says_what_json_says() {
             assert!(same(cell, value), "{key}: {cell} is not {value}");
         }
         assert_eq!(keys, 0, "every key of {row} has a column");
+        assert_eq!(foresight, 2 * row["foresight"].as_array().unwrap().len(), "{row}");
     }
 }
 
@@ -296,18 +322,22 @@ fn ranks_are_those_of_the_sorted_scores() {
         let scores: Vec<f32> = (0..n_expert).map(|_| score(dice.below(9))).collect();
         let mut sorted: Vec<u16> = (0..n_expert as u16).filter(|&e| scores[usize::from(e)].is_finite()).collect();
         sorted.sort_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]));
-        let event = |layer, lookahead| LayerEvent {
+        let event = |layer| LayerEvent {
             phase: Phase::Decode,
             first_token: 7,
             n_tokens: 1,
             layer,
             routed: &[],
-            lookahead,
+            lookahead: &[],
         };
-        let mut guesses = Guesses::new(1);
-        guesses.learn(event(3, &scores));
-        assert!(guesses.of(event(3, &[])).is_none() && guesses.of(event(5, &[])).is_none());
-        let ranking = guesses.of(event(4, &[])).unwrap();
+        let mut guesses = Guesses::<Scores>::new(1);
+        guesses.learn(event(3), |kept| kept.set(&scores));
+        assert!(guesses.of(event(3)).is_none() && guesses.of(event(5)).is_none());
+        if sorted.is_empty() {
+            assert!(guesses.of(event(4)).is_none());
+            continue;
+        }
+        let ranking = guesses.of(event(4)).unwrap();
         assert_eq!(ranking.named(), sorted.len());
         for expert in 0..n_expert as u16 {
             assert_eq!(ranking.rank(expert), sorted.iter().position(|&e| e == expert), "{expert} of {scores:?}");

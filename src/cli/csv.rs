@@ -5,12 +5,12 @@ use std::fmt;
 
 use hotset::simulate::{
     Row,
-    quality::{HORIZONS, Recall},
+    quality::{AHEAD, Recall, Source},
 };
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 
-/// The rows of a simulation: the JSON's keys in their order, and of each horizon what its ranks recall.
+/// The rows of a simulation: the JSON's keys in their order, and of each source of guesses what its ranks recall.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -27,11 +27,13 @@ fn cells(row: &Row) -> Vec<(String, Value)> {
     let json = serde_json::to_string(row).expect("rows are plain numbers");
     let Fields(mut cells) = serde_json::from_str(&json).expect("a row is an object");
     cells.retain(|(key, _)| key != "foresight");
-    for horizon in 0..HORIZONS {
-        let found = row.foresight.iter().find(|r| r.horizon == horizon);
+    let sources = [Source::Scores, Source::Prefetch].into_iter().flat_map(|by| (1..=AHEAD).map(move |n| (by, n)));
+    for (by, horizon) in std::iter::once((Source::Own, 0)).chain(sources) {
+        let found = row.foresight.iter().find(|r| (r.by, r.horizon) == (by, horizon));
         let list = |of: fn(&Recall) -> &Vec<f64>| json!(found.map(of));
-        cells.push((format!("recall_{horizon}"), list(|r| &r.recall)));
-        cells.push((format!("recall_on_misses_{horizon}"), list(|r| &r.recall_on_misses)));
+        let name = by.name();
+        cells.push((format!("recall_{name}_{horizon}"), list(|r| &r.recall)));
+        cells.push((format!("recall_on_misses_{name}_{horizon}"), list(|r| &r.recall_on_misses)));
     }
     cells
 }

@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 use clap::ValueEnum;
 use hotset::{
     human_bytes, machine,
-    simulate::{Row, quality::HORIZONS},
+    simulate::{
+        Row,
+        quality::{AHEAD, Recall, Source},
+    },
     trace::file::{Header, TraceReader},
 };
 
@@ -75,9 +78,13 @@ fn text(header: &Header, rows: &[Row]) -> String {
         text += &format!("\n{:14}", "share");
         slots.iter().for_each(|&n| text += &format!("{:>7.1}%", n as f64 * 100.0 / header.n_expert as f64));
         text += &table("decode hit rate in %", &of, |row| row.hit_rate);
-        for horizon in 1..HORIZONS {
-            let title = format!("of the misses, in % the best {used} guesses {} ahead", layers(horizon));
-            text += &table(&title, &of, |row| on_misses(row, horizon, used));
+        for horizon in 1..=AHEAD {
+            let best = format!("'s best {used} guesses {} ahead name, in %", layers(horizon));
+            let misses = |by| move |row: &Row| at(row, by, horizon, |r| &r.recall_on_misses, used);
+            let choices = |row: &Row| at(row, Source::Prefetch, horizon, |r| &r.recall, used);
+            text += &table(&format!("misses that the trace{best}"), &of, misses(Source::Scores));
+            text += &table(&format!("choices that the prefetcher{best}"), &of, choices);
+            text += &table(&format!("misses that the prefetcher{best}"), &of, misses(Source::Prefetch));
         }
         text += &table("prefetched experts that were asked for in %", &of, |row| row.useful_share);
         text +=
@@ -113,17 +120,18 @@ fn layers(n: usize) -> String {
     if n == 1 { "1 layer".to_owned() } else { format!("{n} layers") }
 }
 
-/// Share of a row's misses that the best `ranks` guesses of a horizon named.
-fn on_misses(row: &Row, horizon: usize, ranks: usize) -> Option<f64> {
-    let found = row.foresight.iter().find(|r| r.horizon == horizon)?;
-    found.recall_on_misses.get(..ranks.min(found.recall_on_misses.len()))?.last().copied()
+/// What the best `ranks` guesses of a source named, of choices or of misses.
+fn at(row: &Row, by: Source, horizon: usize, shares: fn(&Recall) -> &Vec<f64>, ranks: usize) -> Option<f64> {
+    let found = row.foresight.iter().find(|r| (r.by, r.horizon) == (by, horizon))?;
+    let shares = shares(found);
+    shares.get(ranks.min(shares.len()).checked_sub(1)?).copied()
 }
 
 /// What the trace's scores name of all choices, which no cache changes, and the control, the worst of all rows.
 fn foresight(rows: &[Row]) -> String {
     let mut text = String::new();
     let Some(row) = rows.iter().find(|row| !row.foresight.is_empty()) else { return text };
-    for found in row.foresight.iter().filter(|found| found.horizon > 0) {
+    for found in row.foresight.iter().filter(|found| found.by == Source::Scores) {
         let shares: Vec<_> = found.recall.iter().map(|share| format!("{:.1}", share * 100.0)).collect();
         text += &format!(
             "named by the best 1, 2, .. guesses {} ahead, in %: {}\n",
@@ -131,7 +139,7 @@ fn foresight(rows: &[Row]) -> String {
             shares.join(" ")
         );
     }
-    let own = rows.iter().flat_map(|row| &row.foresight).filter(|found| found.horizon == 0);
+    let own = rows.iter().flat_map(|row| &row.foresight).filter(|found| found.by == Source::Own);
     let least = own.flat_map(|found| [found.recall.last(), found.recall_on_misses.last()]).flatten();
     let least = least.copied().fold(1.0, f64::min);
     text + &format!("control, a layer's own choices as its guesses (must be 100): {}\n", least * 100.0)

@@ -114,6 +114,10 @@ impl Experts {
     pub fn prefetch_share(&self) -> Option<f64> {
         self.prefetcher.share_on()
     }
+    /// What the prefetcher guessed at the last request, the likeliest of each layer first.
+    pub fn guesses(&self) -> &[ExpertId] {
+        &self.guesses
+    }
     /// The cache itself, for reading.
     pub fn cache(&self) -> &ExpertCache {
         &self.cache

@@ -9,7 +9,7 @@ use crate::{
     trace::{
         Phase,
         file::TraceReader,
-        foresight::{self, Foresight, Guesses},
+        foresight::{self, Foresight, Guesses, Scores},
     },
 };
 
@@ -50,7 +50,7 @@ pub fn routing(path: &Path) -> Result<Routing> {
     let (n_layer, n_expert) = (trace.header().n_layer, trace.header().n_expert);
     let mut uses: Vec<Vec<u64>> = vec![Vec::new(); n_layer];
     let (mut decode_tokens, mut prompt_tokens) = (0, 0);
-    let (mut ahead, mut guesses) = (Foresight::new(trace.header().lookahead_ranks), Guesses::new(1));
+    let (mut ahead, mut guesses) = (Foresight::new(trace.header().lookahead_ranks), Guesses::<Scores>::new(1));
     while let Some(event) = trace.next_event()? {
         let layer = usize::from(event.layer);
         if event.phase == Phase::Prompt {
@@ -64,7 +64,7 @@ pub fn routing(path: &Path) -> Result<Routing> {
         if let Some(guesses) = guesses.of(event) {
             ahead.add(event, guesses, |_| false);
         }
-        guesses.learn(event);
+        guesses.learn(event, |scores| scores.set(event.lookahead));
     }
     uses.iter_mut().for_each(|layer| layer.resize(n_expert, 0));
     let damage = trace.damage().map(str::to_owned);

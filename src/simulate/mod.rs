@@ -141,7 +141,7 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> R
 pub struct Detail {
     /// What decoding found in each layer. (n_moe_layer or 0)
     pub layers: Vec<LayerHits>,
-    /// What guesses were worth, by horizon.
+    /// What guesses were worth; the first is the control.
     pub foresight: Vec<Recall>,
 }
 
@@ -181,7 +181,7 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
         let start = clock.now_ns();
         clock.advance(setting.compute.layer_ns);
         experts.request(event);
-        quality.add(event, experts.cache().absent());
+        quality.add(event, experts.cache().absent(), experts.guesses());
         loop {
             experts.next_ready(&mut ready)?;
             if ready.is_empty() {
@@ -310,7 +310,7 @@ pub struct Row {
     pub late_share: Option<f64>,
     /// Beside `useful_share`.
     pub wasted_share: Option<f64>,
-    /// What the trace's scores were worth, by horizon; the first is the control. Empty for what is no cache.
+    /// What guesses were worth; the first is the control. Empty for what is no cache.
     pub foresight: Vec<Recall>,
     /// Virtual time in which decoding did nothing but wait; `None` where no time passes.
     pub stall_ms: Option<f64>,

@@ -1,10 +1,10 @@
-//! How much of what a replayed run wanted its trace's scores foretold, and how much of what was not in memory: the most
-//! that a prefetcher which goes by these scores can read in time.
+//! How much of what a replayed run wanted was foretold, and how much of what was not in memory: by the trace's scores, which
+//! no cache changes, and by the prefetcher that ran.
 //!
-//! Horizon 0 is a control: each layer's own choices, offered as its guesses. It finds all of them, or the measure is wrong.
-//! Of a layer that nothing foretold (the first, without scores) only the control says something.
+//! A control stands beside them: each layer's own choices, offered as its guesses. It finds all of them, or the measure is
+//! wrong.
 //!
-//! Must not know: clocks, prefetchers.
+//! Must not know: clocks, how prefetchers guess.
 
 use serde::Serialize;
 
@@ -13,69 +13,98 @@ use crate::{
     trace::{
         LayerEvent, Phase,
         file::Header,
-        foresight::{Foresight, Guesses, OwnChoices},
+        foresight::{Foresight, Guesses, List, OwnChoices, Scores},
     },
 };
+
+/// Layers that guesses reach ahead, at most.
+pub const AHEAD: usize = 1;
 
 /// Ranks that are looked at: so many for each expert that a token uses.
 const RANKS: usize = 3;
 
-/// Horizons: the control and those for which a trace may have scores.
-pub const HORIZONS: usize = 2;
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Quality {
-    found: [Foresight; HORIZONS],
-    /// From horizon 1 on.
-    guesses: [Guesses; HORIZONS - 1],
+    own: Foresight,
+    /// By horizon, from 1.
+    scores: [(Guesses<Scores>, Foresight); AHEAD],
+    prefetch: [(Guesses<List>, Foresight); AHEAD],
 }
 
 impl Quality {
     /// Of a trace with such a header.
     pub fn new(header: &Header) -> Self {
-        let ranks = header.lookahead_ranks.min(RANKS * header.n_expert_used);
-        // As many choices as an event may have.
-        let found = std::array::from_fn(|horizon| Foresight::new(if horizon == 0 { header.n_expert } else { ranks }));
-        Self { found, guesses: std::array::from_fn(|i| Guesses::new(1 + i as u16)) }
+        let (most, used) = (header.n_expert, header.n_expert_used);
+        let ranks = (RANKS * used).min(most);
+        let scored = ranks.min(header.lookahead_ranks);
+        Self {
+            own: Foresight::new(most),
+            scores: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(scored))),
+            prefetch: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(ranks))),
+        }
     }
 
-    /// An event, and those of its choices that were not in a slot.
-    pub fn add(&mut self, event: LayerEvent<'_>, absent: &[ExpertId]) {
+    /// An event, those of its choices that were not in a slot, and what the prefetcher then guessed.
+    pub fn add(&mut self, event: LayerEvent<'_>, absent: &[ExpertId], guessed: &[ExpertId]) {
         if event.phase != Phase::Decode {
             return;
         }
         let absent = |expert| absent.iter().any(|id| id.expert == expert);
-        let [control, found @ ..] = &mut self.found;
-        control.add(event, &OwnChoices(event), absent);
-        for (found, guesses) in found.iter_mut().zip(&mut self.guesses) {
+        self.own.add(event, &OwnChoices(event), absent);
+        for ((guesses, found), scores) in self.scores.iter_mut().zip([event.lookahead]) {
             if let Some(scores) = guesses.of(event) {
                 found.add(event, scores, absent);
             }
-            guesses.learn(event);
+            guesses.learn(event, |kept| kept.set(scores));
+        }
+        for ((guesses, found), layer) in self.prefetch.iter_mut().zip(event.layer + 1..) {
+            if let Some(list) = guesses.of(event) {
+                found.add(event, list, absent);
+            }
+            guesses.learn(event, |kept| kept.set(guessed.iter().filter(|id| id.layer == layer).map(|id| id.expert)));
         }
     }
 
-    /// What each horizon found; none for one without guesses.
+    /// What each source of guesses found; none that made no guesses.
     pub fn recall(&self) -> Vec<Recall> {
-        let recall = |(horizon, found): (usize, &Foresight)| {
-            let ranks = 1..=found.ranks().len();
-            Recall {
-                horizon,
-                wanted: found.wanted(),
-                absent: found.absent(),
-                recall: ranks.clone().filter_map(|n| found.recall(n)).collect(),
-                recall_on_misses: ranks.filter_map(|n| found.absent_recall(n)).collect(),
-            }
-        };
-        self.found.iter().enumerate().map(recall).filter(|r| r.wanted > 0).collect()
+        let own = std::iter::once((Source::Own, 0, &self.own));
+        let scores = (1..).zip(&self.scores).map(|(horizon, (_, found))| (Source::Scores, horizon, found));
+        let prefetch = (1..).zip(&self.prefetch).map(|(horizon, (_, found))| (Source::Prefetch, horizon, found));
+        let all = own.chain(scores).chain(prefetch).filter(|(.., found)| found.wanted() > 0);
+        all.map(|(by, horizon, found)| Recall::new(by, horizon, found)).collect()
     }
 }
 
-/// What the guesses of one horizon were worth while decoding. The fields are the JSON's keys.
+/// Who guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Nobody: the control.
+    Own,
+    /// The trace's scores.
+    Scores,
+    /// The prefetcher that ran.
+    Prefetch,
+}
+
+impl Source {
+    /// As JSON and CSV have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Own => "own",
+            Source::Scores => "scores",
+            Source::Prefetch => "prefetch",
+        }
+    }
+}
+
+/// What guesses were worth while decoding. The fields are the JSON's keys.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recall {
-    /// Layers ahead; 0 is the control.
+    /// Who guessed.
+    pub by: Source,
+    /// Layers ahead; 0 for the control.
     pub horizon: usize,
     /// Choices of the layers and tokens that were guessed at.
     pub wanted: u64,
@@ -85,4 +114,18 @@ pub struct Recall {
     pub recall: Vec<f64>,
     /// The same share of `absent`; empty where nothing was.
     pub recall_on_misses: Vec<f64>,
+}
+
+impl Recall {
+    fn new(by: Source, horizon: usize, found: &Foresight) -> Self {
+        let ranks = 1..=found.ranks().len();
+        Self {
+            by,
+            horizon,
+            wanted: found.wanted(),
+            absent: found.absent(),
+            recall: ranks.clone().filter_map(|n| found.recall(n)).collect(),
+            recall_on_misses: ranks.filter_map(|n| found.absent_recall(n)).collect(),
+        }
+    }
 }

@@ -100,60 +100,74 @@ impl Ranking for OwnChoices<'_> {
     }
 }
 
-/// The scores of one horizon, for the layers that they are of.
+/// What events say of later layers, kept until these run.
 #[derive(Clone, Debug)]
-pub struct Guesses {
+pub struct Guesses<R> {
     horizon: u16,
-    /// What the last events foretold, each where its target's number leaves it. (horizon)
-    last: Vec<Scores>,
+    /// Whose choices they are of (a token's position and a layer), each where that layer's number leaves it. (horizon)
+    last: Vec<(Option<(u32, u16)>, R)>,
 }
 
-impl Guesses {
+impl<R: Ranking + Default + Clone> Guesses<R> {
     /// Of layers that are `horizon` ahead, one or more.
     pub fn new(horizon: u16) -> Self {
-        Self { horizon, last: vec![Scores::default(); usize::from(horizon)] }
-    }
-
-    fn place(&self, layer: u16) -> usize {
-        usize::from(layer % self.horizon)
+        Self { horizon, last: vec![(None, R::default()); usize::from(horizon)] }
     }
 
     /// The guesses for this event; `None` if no event of its token made any for it.
-    pub fn of(&self, event: LayerEvent<'_>) -> Option<&Scores> {
-        let scores = &self.last[self.place(event.layer)];
-        (event.phase == Phase::Decode && scores.of == Some((event.first_token, event.layer))).then_some(scores)
+    pub fn of(&self, event: LayerEvent<'_>) -> Option<&R> {
+        let (of, guesses) = &self.last[usize::from(event.layer % self.horizon)];
+        (event.phase == Phase::Decode && *of == Some((event.first_token, event.layer))).then_some(guesses)
     }
 
-    /// Keeps what this event foretells.
-    pub fn learn(&mut self, event: LayerEvent<'_>) {
-        let scores = match self.horizon {
-            1 => event.lookahead,
-            _ => &[],
-        };
-        let place = self.place(event.layer);
-        let last = &mut self.last[place];
-        last.of = (!scores.is_empty()).then_some((event.first_token, event.layer + self.horizon));
-        last.scores.clear();
-        last.scores.extend_from_slice(scores);
+    /// Keeps what this event foretells: `fill` puts it in the place of older guesses.
+    pub fn learn(&mut self, event: LayerEvent<'_>, fill: impl FnOnce(&mut R)) {
+        let (of, guesses) = &mut self.last[usize::from(event.layer % self.horizon)];
+        fill(guesses);
+        *of = (guesses.named() > 0).then_some((event.first_token, event.layer + self.horizon));
     }
 }
 
-/// An event's scores of a later layer.
+/// Experts, the best first.
 #[derive(Clone, Debug, Default)]
-pub struct Scores {
-    /// Whose choices they are of: a token's position and a layer.
-    of: Option<(u32, u16)>,
-    /// (n_expert)
-    scores: Vec<f32>,
+pub struct List(Vec<u16>);
+
+impl List {
+    /// Becomes this list.
+    pub fn set(&mut self, experts: impl Iterator<Item = u16>) {
+        self.0.clear();
+        self.0.extend(experts);
+    }
+}
+
+impl Ranking for List {
+    fn named(&self) -> usize {
+        self.0.len()
+    }
+    fn rank(&self, expert: u16) -> Option<usize> {
+        self.0.iter().position(|&e| e == expert)
+    }
+}
+
+/// A score for each expert, or none at all. (n_expert or 0)
+#[derive(Clone, Debug, Default)]
+pub struct Scores(Vec<f32>);
+
+impl Scores {
+    /// Becomes these scores.
+    pub fn set(&mut self, scores: &[f32]) {
+        self.0.clear();
+        self.0.extend_from_slice(scores);
+    }
 }
 
 /// By score; of equal ones the lower number ranks higher. Experts without a score (negative infinity) have no rank.
 impl Ranking for Scores {
     fn named(&self) -> usize {
-        self.scores.iter().map(|s| u32::from(*s > f32::NEG_INFINITY)).sum::<u32>() as usize
+        self.0.iter().map(|s| u32::from(*s > f32::NEG_INFINITY)).sum::<u32>() as usize
     }
     fn rank(&self, expert: u16) -> Option<usize> {
-        let (before, from) = self.scores.split_at(usize::from(expert));
+        let (before, from) = self.0.split_at(usize::from(expert));
         let score = *from.first().filter(|s| **s > f32::NEG_INFINITY)?;
         // Sums of u32: `filter().count()` takes 35 ns for 128 experts, this 14.
         let ahead: u32 = before.iter().map(|s| u32::from(*s >= score)).sum();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     LayerEvent, Phase,
     file::TraceReader,
-    foresight::{Foresight, Guesses, Rank},
+    foresight::{Foresight, Guesses, Rank, Scores},
     pairs::{Pair, Pairs},
     segment::Segments,
 };
@@ -101,7 +101,7 @@ pub fn stats(path: &Path) -> Result<TraceStats> {
     // Made when a layer first runs: a header may claim many.
     let mut layers: Vec<Option<Tally>> = (0..n_layer).map(|_| None).collect();
     let (mut events, mut prompt_tokens, mut decode_tokens) = (0, 0, 0);
-    let mut guesses = Guesses::new(1);
+    let mut guesses = Guesses::<Scores>::new(1);
     while let Some(event) = trace.next_event()? {
         events += 1;
         let layer = usize::from(event.layer);
@@ -118,7 +118,7 @@ pub fn stats(path: &Path) -> Result<TraceStats> {
             tally.ahead.add(event, guesses, |_| false);
         }
         tally.add(event);
-        guesses.learn(event);
+        guesses.learn(event, |scores| scores.set(event.lookahead));
     }
     let damage = trace.damage().map(str::to_owned);
     let layers = layers.into_iter().map(|tally| tally.unwrap_or_else(empty).finish()).collect();
