@@ -133,10 +133,14 @@ impl NewFile {
     fn draft(path: &Path, replace: bool) -> Result<Self> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let named = || -> Result<Draft> {
-            let mut builder = tempfile::Builder::new();
+            let builder = tempfile::Builder::new();
             // As for any new file; what the user masks is taken off.
             #[cfg(unix)]
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let builder = {
+                let mut builder = builder;
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+                builder
+            };
             Ok(Draft::Named(builder.tempfile_in(folder).map_err(|e| Error::io(path, "create", e))?))
         };
         #[cfg(target_os = "linux")]

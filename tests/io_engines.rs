@@ -270,7 +270,7 @@ fn where_a_file_cannot_be_read_past_the_page_cache_the_error_names_it() {
     let path = Path::new("/proc/version");
     let files: Files = [(path.to_owned(), Arc::new(File::open(path).unwrap()))].into_iter().collect();
     let text = IoKind::Direct.build(files, 1).err().expect("refused").to_string();
-    assert!(text.contains("O_DIRECT on /proc/version: "), "{text}");
+    assert!(text.contains("past the page cache on /proc/version: "), "{text}");
 }
 
 /// A read path whose reads wait until the test lets them go, and which keeps their order.

@@ -157,8 +157,15 @@ impl std::ops::DerefMut for Slice {
 }
 
 /// The system's page size in bytes.
+#[cfg(unix)]
 pub fn page_bytes() -> usize {
     rustix::param::page_size()
+}
+
+/// The system's page size in bytes: Windows has this one on every machine that Rust compiles for.
+#[cfg(not(unix))]
+pub fn page_bytes() -> usize {
+    4096
 }
 
 impl IoBuf {

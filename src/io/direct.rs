@@ -1,4 +1,5 @@
-//! Reads past the page cache (`O_DIRECT`): the drive writes into the slot itself.
+//! Reads past the page cache: the drive writes into the slot itself. Linux's `O_DIRECT`, macOS's `F_NOCACHE`, Windows'
+//! `FILE_FLAG_NO_BUFFERING`; only the first is tested, the others are known to compile.
 //!
 //! Through the page cache every byte is copied once, and under a memory limit the kernel has to reclaim a page for each
 //! page read. Past it neither happens: 2 to 2.5 times the rate on a cloud disk (`benches/RESULTS.tsv`).
@@ -6,9 +7,9 @@
 //! The drive moves whole blocks, while GGUF aligns to 32 bytes. Both ends of a read are widened to blocks and the slot is
 //! laid out so that the blocks have room ([`IoBuf::place`]); adjacent extents become one read.
 //!
-//! Must not know: experts. Linux only; elsewhere it says so.
+//! Must not know: experts.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::{
     Extents, Files, IoBuf, ReadError, ReadPath,
@@ -31,8 +32,9 @@ impl DirectFiles {
     pub fn open(files: &Files) -> io::Result<Self> {
         let (mut list, mut largest) = (Vec::with_capacity(files.len()), 1);
         for (path, file) in files.iter() {
-            let failed = |e: io::Error| io::Error::new(e.kind(), format!("O_DIRECT on {}: {e}", path.display()));
-            let direct = reopen(file).map_err(failed)?;
+            let failed =
+                |e: io::Error| io::Error::new(e.kind(), format!("past the page cache on {}: {e}", path.display()));
+            let direct = reopen(path, file).map_err(failed)?;
             largest = block_of(&direct).map_err(failed)?.max(largest);
             list.push(direct);
         }
@@ -47,16 +49,45 @@ impl DirectFiles {
 
 /// The same file, past the page cache. By descriptor, since the path may lead to another file by now.
 #[cfg(target_os = "linux")]
-fn reopen(file: &File) -> io::Result<File> {
+fn reopen(_: &Path, file: &File) -> io::Result<File> {
     use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
     let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-#[cfg(not(target_os = "linux"))]
-fn reopen(_: &File) -> io::Result<File> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "known on Linux only"))
+/// The same file, past the page cache. Opened anew, since a copy of a descriptor shares its flags.
+#[cfg(target_vendor = "apple")]
+fn reopen(path: &Path, file: &File) -> io::Result<File> {
+    use std::os::unix::fs::MetadataExt;
+    let direct = File::open(path)?;
+    is_same(&direct, file, |m| (m.dev(), m.ino()))?;
+    rustix::fs::fcntl_nocache(&direct, true)?;
+    Ok(direct)
+}
+
+/// The same file, past the page cache.
+#[cfg(windows)]
+fn reopen(path: &Path, file: &File) -> io::Result<File> {
+    use std::os::windows::fs::{MetadataExt, OpenOptionsExt};
+    const FILE_FLAG_NO_BUFFERING: u32 = 0x2000_0000;
+    let direct = std::fs::OpenOptions::new().read(true).custom_flags(FILE_FLAG_NO_BUFFERING).open(path)?;
+    is_same(&direct, file, |m| (m.creation_time(), m.last_write_time(), m.file_size()))?;
+    Ok(direct)
+}
+
+/// The path may lead to another file by now.
+#[cfg(any(target_vendor = "apple", windows))]
+fn is_same<T: PartialEq>(a: &File, b: &File, place: fn(&std::fs::Metadata) -> T) -> io::Result<()> {
+    if place(&a.metadata()?) == place(&b.metadata()?) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "another file is at its path by now"))
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
+fn reopen(_: &Path, _: &File) -> io::Result<File> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "not known on this system"))
 }
 
 /// The smallest block in which the file can be read: what the system says (Linux 6.1), or what a trial shows.
@@ -119,9 +150,9 @@ fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, to, offset)
 }
 
-#[cfg(not(unix))]
-fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<usize> {
-    Err(io::ErrorKind::Unsupported.into())
+#[cfg(windows)]
+fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, to, offset)
 }
 
 /// See the module.

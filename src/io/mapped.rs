@@ -8,9 +8,13 @@
 //! fails is an ordinary error; for the short rest, [`Mapped::new`] installs a handler that prints one sentence and ends
 //! the process with status 1.
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::path::PathBuf;
+#[cfg(unix)]
+use std::sync::OnceLock;
 
-use memmap2::{Advice, Mmap, MmapOptions};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{Mmap, MmapOptions};
 
 use super::{
     Extent, Extents, Files, IoBuf, ReadError, ReadPath,
@@ -41,7 +45,7 @@ impl Mapped {
         options.offset(extent.offset - skip as u64).len(skip + extent.len);
         // SAFETY: the mapping is read-only and private to us. The file's owner may still write to it, or truncate it:
         // weights are plain bytes for which every value is valid, and a truncation ends in `explain_sigbus`.
-        let map = unsafe { options.map(file)? };
+        let map = unsafe { options.map(&**file)? };
         populate(&map)?;
         Ok((map, skip, extent.len))
     }
@@ -79,6 +83,7 @@ impl ReadPath for Mapped {
 }
 
 /// Prepared before any mapping exists, since a signal handler must not allocate.
+#[cfg(unix)]
 static SIGBUS_MESSAGE: OnceLock<Vec<u8>> = OnceLock::new();
 
 #[cfg(unix)]

@@ -109,6 +109,7 @@ fn file_pages(stat: &str) -> Option<u64> {
 
 /// From this size on, anonymous memory is asked for in huge pages: experts are read from end to end, and with 4 KiB
 /// pages a token of a large model misses the TLB at every page. Below it, rounding to 2 MiB would cost more than it gives.
+#[cfg(target_os = "linux")]
 const HUGE_BYTES: usize = 32 << 20;
 
 /// Anonymous memory, in huge pages where it is large.
