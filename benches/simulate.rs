@@ -29,7 +29,7 @@ const RANKS: usize = 24;
 
 fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, futures: &[Arc<Future>]) -> u64 {
     let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), SHAPE.layers, SHAPE.experts);
-    let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500 };
+    let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
     let compute = Compute::default();
     let setting = Setting { policy, scope, slots: &slots, prefetch: PrefetchKind::Off, drive, compute };
     let outcome = simulate::replay(trace, &setting, futures).expect("the trace is sound");

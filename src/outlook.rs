@@ -151,7 +151,7 @@ mod tests {
     /// The two budgets that [`VISIBLE`] was fitted on, by hit rates as they were measured.
     #[test]
     fn measured_rates_lie_within_the_error() {
-        let drive = Drive { latency_ns: 0, bytes_per_us: 1980 };
+        let drive = Drive { latency_ns: 0, bytes_per_us: 1980, depth: 1 };
         let expert = 2_654_208.0;
         let token = Token { touched: 573e6, experts: 80.0 * expert, n_experts: 80.0 };
         let rates = Rates { memory: 573e6 * 66.1, drive };

@@ -393,6 +393,21 @@ fn the_simulated_drive_finishes_what_it_has_begun() {
     assert_eq!(times, [(0, 100), (3, 200), (2, 300), (1, 400)]);
 }
 
+#[test]
+fn a_deep_simulated_drive_overlaps_latencies_and_moves_bytes_in_turn() {
+    let mut sim = SimIo::new(100, 1000).with_depth(2);
+    for tag in 0..4 {
+        simulate(&mut sim, tag, 30, Priority::Prefetch);
+    }
+    sim.advance(10);
+    simulate(&mut sim, 4, 30, Priority::Demand);
+    sim.promote(1); // begun at 0
+    sim.promote(3);
+    let times: Vec<_> = std::iter::from_fn(|| Some((sim.wait()?.tag, sim.now_ns()))).collect();
+    // 4 and 3 start when 0 and 1 are done, at 130 and 160; 2 follows when 4 is.
+    assert_eq!(times, [(0, 130), (1, 160), (4, 260), (3, 290), (2, 390)]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn mapped_pages_are_given_back() {

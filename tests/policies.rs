@@ -265,7 +265,7 @@ fn counts_survive_long_runs() {
 }
 
 fn setting(policy: SimPolicy, scope: Scope, slots: &[usize]) -> Setting<'_> {
-    let drive = Drive { latency_ns: 1000, bytes_per_us: 1000 };
+    let drive = Drive { latency_ns: 1000, bytes_per_us: 1000, depth: 1 };
     Setting { policy, scope, slots, prefetch: PrefetchKind::Off, drive, compute: Compute::default() }
 }
 

@@ -30,7 +30,8 @@ use hotset::{
     },
 };
 
-const DRIVE: Drive = Drive { latency_ns: 3_000, bytes_per_us: 4 };
+const DRIVES: [Drive; 2] =
+    [Drive { latency_ns: 3_000, bytes_per_us: 4, depth: 1 }, Drive { latency_ns: 9_000, bytes_per_us: 6, depth: 3 }];
 const EVENT_NS: u64 = 20_000;
 
 /// [`SimIo`]'s time, the file's bytes.
@@ -113,9 +114,9 @@ fn header(gguf: &Gguf) -> Header {
 }
 
 /// What a live run counted, the slots that it had, and when it ended. The layers' counts add up.
-fn live(model: &Path, trace: &Path, options: Options) -> (CacheStats, Vec<LayerHits>, Vec<usize>, u64) {
+fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheStats, Vec<LayerHits>, Vec<usize>, u64) {
     let gguf = Gguf::open(model).unwrap();
-    let sim = SimIo::new(DRIVE.latency_ns, DRIVE.bytes_per_us);
+    let sim = SimIo::new(drive.latency_ns, drive.bytes_per_us).with_depth(drive.depth);
     let clock = sim.clock();
     if trace.exists() {
         std::fs::remove_file(trace).unwrap();
@@ -162,14 +163,15 @@ fn a_replay_equals_the_live_run() {
         };
         for memory in budgets(&model, base) {
             for &policy in PolicyKind::ALL {
-                for &prefetch in PrefetchKind::ALL {
+                for (&prefetch, drive) in PrefetchKind::ALL.iter().flat_map(|kind| DRIVES.map(|drive| (kind, drive))) {
                     let options = Options { memory_bytes: Some(memory), policy, prefetch, ..base };
-                    let (stats, live_layers, slots, end_ns) = live(&model, &trace, options);
+                    let (stats, live_layers, slots, end_ns) = live(&model, &trace, drive, options);
                     let compute = Compute { shared_ns: EVENT_NS, ..Compute::default() };
                     let policy = SimPolicy::Live(policy);
-                    let setting = Setting { policy, scope, slots: &slots, prefetch, drive: DRIVE, compute };
+                    let setting = Setting { policy, scope, slots: &slots, prefetch, drive, compute };
                     let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
-                    let what = format!("{} {} {} in {memory}", scope.name(), policy.name(), prefetch.name());
+                    let what =
+                        format!("{} {} {} in {memory} on {drive:?}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");
                     assert_eq!(detail.layers, live_layers, "{what}: layer by layer");
                     assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");

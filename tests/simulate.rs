@@ -77,8 +77,8 @@ fn with_scores(ranks: usize) -> Header {
 fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind) -> (CacheStats, Detail) {
     let futures = simulate::futures(trace, scope).unwrap();
     let slots = simulate::slots(scope, 5, SHAPE.layers, SHAPE.experts);
-    let drive = Drive { latency_ns: 2000, bytes_per_us: 1000 };
-    let compute = Compute { layer_ns: 1000, shared_ns: 0, expert_ns: 500 };
+    let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
+    let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
     let setting = Setting { policy, scope, slots: &slots, prefetch, drive, compute };
     let (outcome, detail) = simulate::replay_in_detail(trace, &setting, &futures).unwrap();
     (outcome.stats, detail)
@@ -151,7 +151,7 @@ fn recall_on_misses_by_hand() {
         scope: Scope::Layer,
         slots: &[2, 2],
         prefetch: PrefetchKind::Off,
-        drive: Drive { latency_ns: 1, bytes_per_us: 1 },
+        drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
         compute: Compute::default(),
     };
     let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();

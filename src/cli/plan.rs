@@ -349,7 +349,7 @@ fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
     match best {
         // Latency is in the rate already: reads were of an expert's size.
         Some(r) => {
-            let drive = Drive { latency_ns: 0, bytes_per_us: ((r.gb_s * 1e3) as u64).max(1) };
+            let drive = Drive { latency_ns: 0, bytes_per_us: ((r.gb_s * 1e3) as u64).max(1), depth: 1 };
             (drive, format!("the model's own, tried with {} {}", r.io, r.depth))
         }
         None => usual("the model's own could not be tried"),

@@ -46,7 +46,7 @@ pub struct Sweep {
     /// Which experts are read before they are asked for
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Vec<PrefetchKind>,
-    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500)
+    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500), perhaps :N requests at a time; 1 else
     #[arg(long, requires = "trace", value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
     drive: Drive,
     /// Computing of a layer before its experts are known, in microseconds
@@ -55,6 +55,9 @@ pub struct Sweep {
     /// Computing of a layer after that besides its experts (a shared one), in microseconds
     #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
     shared_us: f64,
+    /// Computing of a decoded token outside its MoE layers (dense layers, output), in microseconds
+    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
+    token_us: f64,
     /// Computing of an expert, in microseconds
     #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
     expert_us: f64,
@@ -112,7 +115,12 @@ impl Sweep {
     /// The computing of all runs.
     pub fn compute(&self) -> Compute {
         let ns = |us: f64| (us * 1e3) as u64;
-        Compute { layer_ns: ns(self.layer_us), shared_ns: ns(self.shared_us), expert_ns: ns(self.expert_us) }
+        Compute {
+            layer_ns: ns(self.layer_us),
+            shared_ns: ns(self.shared_us),
+            expert_ns: ns(self.expert_us),
+            token_ns: ns(self.token_us),
+        }
     }
 
     fn jobs(&self, header: &Header) -> Result<Vec<Job>> {
@@ -223,18 +231,23 @@ fn default_counts(used: usize, n_expert: usize) -> Vec<usize> {
 
 /// What good drives of the kind give to reads of an expert's size.
 pub fn drive(text: &str) -> Result<Drive, String> {
-    let (latency_us, bytes_per_us) = match text {
-        "nvme" => (80, 3500),
-        "ufs4" => (120, 2800),
-        "sata" => (120, 520),
+    let (latency_us, bytes_per_us, depth) = match text {
+        "nvme" => (80, 3500, 1),
+        "ufs4" => (120, 2800, 1),
+        "sata" => (120, 520, 1),
         _ => {
-            let wrong = || "expected nvme, ufs4, sata, or microseconds:MB/s such as 80:3500".to_owned();
+            let wrong = || "expected nvme, ufs4, sata, or microseconds:MB/s such as 80:3500, or 80:3500:4".to_owned();
             let (a, b) = text.split_once(':').ok_or_else(wrong)?;
+            let (b, depth) = b.split_once(':').unwrap_or((b, "1"));
             let number = |t: &str| t.parse::<u64>().ok().filter(|n| *n <= 1_000_000_000);
-            (number(a).ok_or_else(wrong)?, number(b).filter(|n| *n > 0).ok_or_else(wrong)?)
+            (
+                number(a).ok_or_else(wrong)?,
+                number(b).filter(|n| *n > 0).ok_or_else(wrong)?,
+                number(depth).filter(|n| (1..=1024).contains(n)).ok_or_else(wrong)? as usize,
+            )
         }
     };
-    Ok(Drive { latency_ns: latency_us * 1000, bytes_per_us })
+    Ok(Drive { latency_ns: latency_us * 1000, bytes_per_us, depth })
 }
 
 fn micros(text: &str) -> Result<f64, String> {

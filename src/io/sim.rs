@@ -28,13 +28,15 @@ impl SimClock {
     }
 }
 
-/// See the module. One request is served at a time, demand before prefetch.
+/// See the module. So many requests are served at a time as the drive is deep, demand before prefetch: their latencies run side
+/// by side, their bytes move one request after another.
 pub struct SimIo {
     latency_ns: u64,
     bytes_per_us: u64,
+    depth: usize,
     clock: SimClock,
-    /// When the drive is through with what it has started.
-    busy_until_ns: u64,
+    /// When the drive is through with each of the last requests that it began, in that order. (up to `depth`)
+    served: VecDeque<u64>,
     demand: VecDeque<(u64, Read)>,
     prefetch: VecDeque<(u64, Read)>,
 }
@@ -45,11 +47,17 @@ impl SimIo {
         Self {
             latency_ns,
             bytes_per_us: bytes_per_us.max(1),
+            depth: 1,
             clock: SimClock::default(),
-            busy_until_ns: 0,
+            served: VecDeque::new(),
             demand: VecDeque::new(),
             prefetch: VecDeque::new(),
         }
+    }
+
+    /// The same drive, serving `depth` requests at a time.
+    pub fn with_depth(self, depth: usize) -> Self {
+        Self { depth: depth.max(1), ..self }
     }
 
     /// Lets virtual time pass, as computing does.
@@ -62,22 +70,50 @@ impl SimIo {
         self.clock.clone()
     }
 
-    /// When the next request starts, when it is done, and whether it is a demand read.
-    fn next(&self) -> Option<(u64, u64, bool)> {
-        let (submitted, read, demand) = match (self.demand.front(), self.prefetch.front()) {
-            // A prefetch that the drive began before the demand read came is finished first.
-            (Some(d), Some(p)) if self.busy_until_ns.max(p.0) < d.0 => (p.0, &p.1, false),
+    /// Of the next request after `demand` and `prefetch` others and what was `served`: when it starts, when it is done, and
+    /// whether it is a demand read.
+    fn nth(&self, served: &VecDeque<u64>, demand: usize, prefetch: usize) -> Option<(u64, u64, bool)> {
+        let place = if served.len() < self.depth { 0 } else { served[0] };
+        let (submitted, read, demand) = match (self.demand.get(demand), self.prefetch.get(prefetch)) {
+            // A prefetch that the drive began before the demand read came keeps its place.
+            (Some(d), Some(p)) if place.max(p.0) < d.0 => (p.0, &p.1, false),
             (Some(d), _) => (d.0, &d.1, true),
             (None, Some(p)) => (p.0, &p.1, false),
             (None, None) => return None,
         };
-        let start = self.busy_until_ns.max(submitted);
-        Some((start, start + self.latency_ns + read.extents.bytes() * 1000 / self.bytes_per_us, demand))
+        let start = place.max(submitted);
+        let moves = (start + self.latency_ns).max(served.back().copied().unwrap_or(0));
+        Some((start, moves + read.extents.bytes() * 1000 / self.bytes_per_us, demand))
+    }
+
+    fn next(&self) -> Option<(u64, u64, bool)> {
+        self.nth(&self.served, 0, 0)
+    }
+
+    /// Prefetches that the drive has begun.
+    fn begun(&self) -> usize {
+        let (mut served, mut n) = (self.served.clone(), [0, 0]);
+        while let Some((start, done, demand)) = self.nth(&served, n[0], n[1])
+            && start < self.clock.now_ns()
+        {
+            self.serve(&mut served, done);
+            n[usize::from(!demand)] += 1;
+        }
+        n[1]
+    }
+
+    fn serve(&self, served: &mut VecDeque<u64>, done: u64) {
+        if served.len() == self.depth {
+            served.pop_front();
+        }
+        served.push_back(done);
     }
 
     fn finish(&mut self) -> Option<Done> {
         let (_, at, demand) = self.next()?;
-        self.busy_until_ns = at;
+        let mut served = std::mem::take(&mut self.served);
+        self.serve(&mut served, at);
+        self.served = served;
         let queue = if demand { &mut self.demand } else { &mut self.prefetch };
         let (_, read) = queue.pop_front()?;
         Some(Done { tag: read.tag, buf: read.buf, result: Ok(()) })
@@ -89,7 +125,7 @@ impl IoEngine for SimIo {
         "sim"
     }
     fn depth(&self) -> usize {
-        1
+        self.depth
     }
     fn layout(&self) -> Layout {
         Layout::Nothing
@@ -100,8 +136,8 @@ impl IoEngine for SimIo {
     }
     fn promote(&mut self, tag: usize) {
         // What the drive has begun goes on as it is.
-        let begun = self.next().is_some_and(|(start, _, demand)| !demand && start < self.clock.now_ns());
-        let waiting = |(i, (_, r)): (usize, &(u64, Read))| (r.tag == tag && !(begun && i == 0)).then_some(i);
+        let begun = self.begun();
+        let waiting = |(i, (_, r)): (usize, &(u64, Read))| (r.tag == tag && i >= begun).then_some(i);
         if let Some(read) = self.prefetch.iter().enumerate().find_map(waiting).and_then(|i| self.prefetch.remove(i)) {
             self.demand.push_back((self.clock.now_ns(), read.1));
         }

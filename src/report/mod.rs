@@ -68,8 +68,11 @@ pub struct Traced {
     pub drive_latency_us: f64,
     /// Bytes of simulated reads in a microsecond (MB/s).
     pub drive_bytes_per_us: u64,
-    /// What computing takes of each layer event before its experts are known, after that, and for each expert.
-    pub compute_us: [f64; 3],
+    /// Simulated reads whose latencies run side by side.
+    pub drive_depth: usize,
+    /// What computing takes of each layer event before its experts are known, after that, for each expert, and for each
+    /// decoded token besides.
+    pub compute_us: [f64; 4],
     /// A row for each policy, size, scope and prefetcher.
     pub curves: Vec<Row>,
     /// Layer by layer, for the policies that are caches; one for each such row of `curves`.
@@ -118,7 +121,9 @@ impl Traced {
             routing: routing::routing(path)?,
             drive_latency_us: drive.latency_ns as f64 / 1e3,
             drive_bytes_per_us: drive.bytes_per_us,
-            compute_us: [compute.layer_ns, compute.shared_ns, compute.expert_ns].map(|ns| ns as f64 / 1e3),
+            drive_depth: drive.depth,
+            compute_us: [compute.layer_ns, compute.shared_ns, compute.expert_ns, compute.token_ns]
+                .map(|ns| ns as f64 / 1e3),
             layers: layers.collect(),
             curves: runs.into_iter().map(|(row, _)| row).collect(),
             header,

@@ -85,16 +85,17 @@ fn of_trace(t: &Traced) -> Vec<Fact> {
         facts.push(("damage", damage.clone()));
     }
     let computing = match t.compute_us {
-        [0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
-        [layer, shared, expert] => format!(
-            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that and {expert} µs \
-                 an expert"
+        [0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
+        [layer, shared, expert, token] => format!(
+            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that, {expert} µs \
+                 an expert and {token} µs a token besides"
         ),
     };
+    let depth = if t.drive_depth == 1 { String::new() } else { format!(", {} reads at a time", t.drive_depth) };
     facts.push((
         "simulated",
         format!(
-            "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s; {computing}; an expert \
+            "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s{depth}; {computing}; an expert \
                  counts once a layer and token; decoding only",
             t.drive_latency_us, t.drive_bytes_per_us
         ),

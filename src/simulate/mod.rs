@@ -67,13 +67,15 @@ impl SimPolicy {
     }
 }
 
-/// A drive that serves one request after another.
+/// A drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drive {
     /// Before the first byte of each request.
     pub latency_ns: u64,
-    /// Then so many bytes a microsecond (MB/s).
+    /// Then so many bytes a microsecond (MB/s), one request's after another's.
     pub bytes_per_us: u64,
+    /// Requests whose latencies run side by side.
+    pub depth: usize,
 }
 
 /// What computing takes.
@@ -85,6 +87,8 @@ pub struct Compute {
     pub shared_ns: u64,
     /// Of each expert that is handed out.
     pub expert_ns: u64,
+    /// Of each decoded token outside its MoE layers (dense layers, output): before the first of these.
+    pub token_ns: u64,
 }
 
 /// One run of the simulator.
@@ -165,7 +169,8 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
     let mut quality = Quality::new(header);
-    let io = SimIo::new(setting.drive.latency_ns, setting.drive.bytes_per_us);
+    let Drive { latency_ns, bytes_per_us, depth } = setting.drive;
+    let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
     let clock = io.clock();
     let mut pools = futures.iter();
     let mut build = |shape: &PoolShape| match setting.policy {
@@ -179,6 +184,9 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     let mut ready: Vec<ExpertId> = Vec::new();
     while let Some(event) = trace.next_event()? {
         let start = clock.now_ns();
+        if event.phase == Phase::Decode && event.layer == 0 {
+            clock.advance(setting.compute.token_ns);
+        }
         clock.advance(setting.compute.layer_ns);
         experts.request(event);
         quality.add(event, experts.cache().absent(), experts.guesses());
