@@ -59,7 +59,7 @@ impl World {
                     .map(|&e| Routed { id: ExpertId { layer: layer as u16, expert: e as u16 }, weight: 0.25 })
                     .collect();
                 let mut scores = vec![0.0; N_EXPERT];
-                if self.experts.wants_lookahead(layer as u16 + 1) && layer + 1 < N_LAYER {
+                if self.experts.horizon(layer as u16) > 0 && layer + 1 < N_LAYER {
                     let named = if knows { self.last[layer + 1].clone() } else { self.dice.choose(N_USED, N_EXPERT) };
                     named.into_iter().for_each(|e| scores[e] = 1.0);
                 } else {
@@ -72,6 +72,7 @@ impl World {
                     layer: layer as u16,
                     routed: &routed,
                     lookahead: &scores,
+                    lookahead2: &[],
                 });
                 let mut ready = Vec::new();
                 loop {

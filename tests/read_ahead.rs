@@ -122,8 +122,15 @@ impl World {
                 );
             }
             let (first_token, n) = (self.token, n_tokens as u32);
-            let layer_event =
-                LayerEvent { phase, first_token, n_tokens: n, layer: layer as u16, routed: &routed, lookahead: &[] };
+            let layer_event = LayerEvent {
+                phase,
+                first_token,
+                n_tokens: n,
+                layer: layer as u16,
+                routed: &routed,
+                lookahead: &[],
+                lookahead2: &[],
+            };
             self.experts.request(layer_event);
             let (mut ready, mut got) = (Vec::new(), Vec::new());
             loop {

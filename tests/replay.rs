@@ -90,8 +90,8 @@ impl TraceSink for Sink {
         self.0.lock().unwrap().record(event);
         self.1.advance(EVENT_NS);
     }
-    fn wants_lookahead(&self) -> bool {
-        true
+    fn horizon(&self) -> u16 {
+        2
     }
 }
 
@@ -109,6 +109,7 @@ fn header(gguf: &Gguf) -> Header {
         weights: true,
         lookahead: "the engine's".to_owned(),
         lookahead_ranks: (2 * c.n_expert_used).min(c.n_expert),
+        lookahead2_ranks: (2 * c.n_expert_used).min(c.n_expert),
         prompts: Vec::new(),
     }
 }

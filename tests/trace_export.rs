@@ -30,6 +30,7 @@ fn events() -> Vec<Event> {
                 layer,
                 routed: routed.collect(),
                 lookahead: Vec::new(),
+                lookahead2: Vec::new(),
             });
         }
         events.extend(decoding(&mut dice, SHAPE).into_iter().map(|mut event| {
@@ -78,20 +79,24 @@ fn session(experts: usize) -> (Header, Vec<Event>) {
                         weight: dice.below(100) as f32 / 7.0,
                     }));
                 }
-                let mut lookahead = Vec::new();
-                if phase == Phase::Decode && layer < 2 {
-                    lookahead = vec![f32::NEG_INFINITY; experts];
-                    dice.choose(4, experts)
-                        .into_iter()
-                        .enumerate()
-                        .for_each(|(i, e)| lookahead[e] = 9.0 - i as f32 / 3.0);
-                }
-                events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead });
+                let mut score = |target: u16| {
+                    let mut scores = Vec::new();
+                    if phase == Phase::Decode && target < shape.layers as u16 {
+                        scores = vec![f32::NEG_INFINITY; experts];
+                        let best = dice.choose(4, experts).into_iter().enumerate();
+                        best.for_each(|(i, e)| scores[e] = 9.0 - i as f32 / 3.0);
+                    }
+                    scores
+                };
+                let (lookahead, lookahead2) = (score(layer + 1), score(layer + 2));
+                events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead, lookahead2 });
             }
             position += n_tokens;
         }
     }
-    (Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) }, events)
+    let header =
+        Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, lookahead2_ranks: 4, ..header(shape) };
+    (header, events)
 }
 
 #[test]

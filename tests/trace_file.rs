@@ -40,8 +40,14 @@ fn rich(seed: u64, experts: usize) -> (Header, Vec<Event>) {
             event.lookahead = vec![f32::NEG_INFINITY; experts];
             dice.choose(4, experts).iter().for_each(|&e| event.lookahead[e] = dice.below(100) as f32 - 50.0);
         }
+        if event.phase == Phase::Decode && dice.below(2) == 0 {
+            event.lookahead2 = vec![f32::NEG_INFINITY; experts];
+            dice.choose(3, experts).iter().for_each(|&e| event.lookahead2[e] = dice.below(100) as f32 - 50.0);
+        }
     }
-    (Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) }, events)
+    let header =
+        Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, lookahead2_ranks: 3, ..header(shape) };
+    (header, events)
 }
 
 #[test]
@@ -54,6 +60,29 @@ fn what_is_written_is_read_back() {
         assert_eq!(TraceReader::open(&path).unwrap().header(), &header);
         assert_eq!(read(&path).unwrap(), (events, None));
     }
+}
+
+/// What older programs can read is written as they read it, and a file says what it is.
+#[test]
+fn only_scores_of_the_layer_after_the_next_need_version_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.trace");
+    let (header, mut events) = rich(5, 8);
+    let version = |header: &Header, events: &[Event]| {
+        write(&path, header.clone(), events);
+        std::fs::read(&path).unwrap()[8]
+    };
+    assert_eq!(version(&header, &events), 2);
+    let old = Header { lookahead2_ranks: 0, ..header };
+    assert_eq!(version(&old, &events), 1);
+    events.iter_mut().for_each(|e| e.lookahead2.clear());
+    assert_eq!(read(&path).unwrap(), (events, None), "what is not wanted is not kept");
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(!String::from_utf8_lossy(&bytes[..1000]).contains("lookahead2"));
+    bytes[8] = 2;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = TraceReader::open(&path).unwrap_err().to_string();
+    assert!(error.ends_with("the trace version: expected 1, as its header says, got 2"), "{error}");
 }
 
 #[test]
@@ -144,7 +173,7 @@ fn wrong_numbers_are_named() {
         std::fs::write(&path, bytes).unwrap();
         read(&path).unwrap_err().to_string()
     };
-    assert!(with(8, 9).ends_with("the trace version is not supported: expected 1, got 9"));
+    assert!(with(8, 9).ends_with("the trace version is not supported: expected 1 or 2, got 9"));
     assert!(with(0, b'h').contains("expected HOTTRACE"));
     assert!(with(15, 0xff).contains("the header's length"));
     assert!(with(20, 0xff).contains("the header's checksum"));

@@ -82,10 +82,12 @@ impl Experts {
         self.cache.get(id)
     }
 
-    /// True where the model should compute [`LayerEvent::lookahead`] for MoE layer `next`: the prefetcher wants it, and
-    /// there is something left to fetch; or the trace wants it.
-    pub fn wants_lookahead(&self, next: u16) -> bool {
-        self.trace.wants_lookahead() || (self.prefetcher.wants_lookahead() && !self.cache.holds_layer(next))
+    /// For how many layers behind MoE layer `layer` the model should compute scores: as far as the prefetcher wants them
+    /// and there is something left to fetch, or as the trace wants them.
+    pub fn horizon(&self, layer: u16) -> u16 {
+        let left = |ahead: &u16| !self.cache.holds_layer(layer + ahead);
+        let wanted = (1..=self.prefetcher.horizon()).rev().find(left);
+        wanted.unwrap_or(0).max(self.trace.horizon())
     }
     /// Uses at most so many slots of each pool from now on. See [`ExpertCache::resize`].
     pub fn resize(&mut self, slots: &[usize]) {

@@ -104,7 +104,7 @@ impl Model {
             match &layer.ffn {
                 Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, x),
                 Ffn::Moe(moe) => {
-                    let ahead = self.weights.layers.get(il + 1);
+                    let ahead = &self.weights.layers[il + 1..];
                     moe::forward(b, c, moe, ahead, batch.phase, pos, &s.norm, &mut s.moe, experts, x)?;
                 }
             }

@@ -48,7 +48,7 @@ pub(super) fn forward(
     b: &mut impl Backend,
     c: &Config,
     w: &MoeWeights,
-    ahead: Option<&Layer>,
+    ahead: &[Layer],
     phase: Phase,
     pos: usize,
     norm: &Rows,
@@ -65,8 +65,8 @@ pub(super) fn forward(
     b.each_row(&mut s.routed, c.n_expert_used, 16 * c.n_expert, |i, routed| {
         route(c, w.index as u16, &scores[i * c.n_expert..(i + 1) * c.n_expert], routed);
     });
-    let next = w.index as u16 + 1;
-    let looks = phase == Phase::Decode && experts.wants_lookahead(next) && look_ahead(b, c, ahead, x, s);
+    let horizon = if phase == Phase::Decode { experts.horizon(w.index as u16) } else { 0 };
+    let scored = look_ahead(b, c, ahead, horizon, x, s);
 
     experts.request(LayerEvent {
         phase,
@@ -74,7 +74,8 @@ pub(super) fn forward(
         n_tokens: n as u32,
         layer: w.index as u16,
         routed: &s.routed,
-        lookahead: if looks { &s.lookahead } else { &[] },
+        lookahead: if scored > 0 { &s.lookahead[0] } else { &[] },
+        lookahead2: if scored > 1 { &s.lookahead[1] } else { &[] },
     });
     if let Some(shared) = &w.shared {
         // Computes while the disk works.
@@ -124,14 +125,18 @@ fn route(c: &Config, layer: u16, probabilities: &[f32], routed: &mut [Routed]) {
     routed.iter_mut().for_each(|r| r.weight *= scale);
 }
 
-/// Estimates the next MoE layer's router scores from the residual stream as it is before this layer's experts. False
-/// where the next layer has no router.
-fn look_ahead(b: &mut impl Backend, c: &Config, ahead: Option<&Layer>, x: &[f32], s: &mut MoeScratch) -> bool {
-    let Some(Layer { ffn: Ffn::Moe(next), ffn_norm, .. }) = ahead else { return false };
-    b.rms_norm(x, ffn_norm, c.rms_eps, s.ahead.start(1));
-    b.prepare(&mut s.ahead);
-    b.matmul(&s.ahead, &mut [Product { w: next.router.view(), y: &mut s.lookahead }]);
-    true
+/// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this
+/// layer's experts. Returns of how many: it ends at a layer without a router.
+fn look_ahead(b: &mut impl Backend, c: &Config, ahead: &[Layer], horizon: u16, x: &[f32], s: &mut MoeScratch) -> usize {
+    let mut scored = 0;
+    for (layer, scores) in ahead.iter().zip(&mut s.lookahead).take(usize::from(horizon)) {
+        let Layer { ffn: Ffn::Moe(moe), ffn_norm, .. } = layer else { break };
+        b.rms_norm(x, ffn_norm, c.rms_eps, s.ahead.start(1));
+        b.prepare(&mut s.ahead);
+        b.matmul(&s.ahead, &mut [Product { w: moe.router.view(), y: scores }]);
+        scored += 1;
+    }
+    scored
 }
 
 /// Sorts the (row, expert) pairs by expert, so that an expert's rows are contiguous in `pairs` from `starts[expert]`.

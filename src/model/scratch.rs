@@ -56,9 +56,9 @@ pub(super) struct AttentionScratch {
 pub(super) struct MoeScratch {
     /// Router scores. (n_batch, n_expert)
     pub scores: Vec<f32>,
-    /// The next layer's scores. (n_expert)
-    pub lookahead: Vec<f32>,
-    /// The input of the next layer's router. (1, n_embd)
+    /// Scores of the next layer, and of the one behind it. (n_expert)
+    pub lookahead: [Vec<f32>; 2],
+    /// The input of the router that is ahead. (1, n_embd)
     pub ahead: Rows,
     /// (n_batch, n_expert_used)
     pub routed: Vec<Routed>,
@@ -96,7 +96,7 @@ impl Scratch {
             embd: vec![0; c.n_embd * 4],
             moe: MoeScratch {
                 scores: vec![0.0; n * c.n_expert],
-                lookahead: vec![0.0; c.n_expert],
+                lookahead: [vec![0.0; c.n_expert], vec![0.0; c.n_expert]],
                 ahead: Rows::new(1, c.n_embd),
                 routed: Vec::with_capacity(n * c.n_expert_used),
                 out: vec![0.0; n * c.n_expert_used * c.n_embd],
@@ -119,7 +119,7 @@ impl Scratch {
         let used = n * c.n_expert_used;
         let floats = n * (c.n_embd * 3 + q + k + v + c.n_expert + c.n_rot + 1)
             + c.n_embd
-            + c.n_expert
+            + 2 * c.n_expert
             + used * c.n_embd
             + shape.n_logits * c.n_vocab;
         let rows = Rows::bytes(n, c.n_embd)

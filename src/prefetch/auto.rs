@@ -110,8 +110,8 @@ impl Prefetcher for Auto {
     fn name(&self) -> &'static str {
         "auto"
     }
-    fn wants_lookahead(&self) -> bool {
-        self.is_on()
+    fn horizon(&self) -> u16 {
+        u16::from(self.is_on())
     }
     fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize {
         if self.is_on() { self.lookahead.observe(event, guesses) } else { 0 }

@@ -38,21 +38,23 @@ impl Prefetcher for Lookahead {
     fn name(&self) -> &'static str {
         "lookahead"
     }
-    fn wants_lookahead(&self) -> bool {
-        true
+    fn horizon(&self) -> u16 {
+        1
     }
     fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize {
         if event.phase != Phase::Decode || event.lookahead.is_empty() {
             return 0;
         }
-        let scores = event.lookahead;
-        self.order.clear();
-        self.order.extend(0..scores.len() as u16);
-        self.order.sort_unstable_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+        rank(event.lookahead, &mut self.order);
         let layer = event.layer + 1;
-        // A trace keeps the best ranks only; the others have no score.
-        let scored = self.order.iter().filter(|&&e| scores[e as usize] > f32::NEG_INFINITY);
-        guesses.extend(scored.take(self.ranks).map(|&expert| ExpertId { layer, expert }));
+        guesses.extend(self.order.iter().take(self.ranks).map(|&expert| ExpertId { layer, expert }));
         self.reads
     }
+}
+
+/// The experts that have a score, best first, of equal ones the lower number: a trace keeps the best ranks only.
+pub(super) fn rank(scores: &[f32], order: &mut Vec<u16>) {
+    order.clear();
+    order.extend((0..scores.len() as u16).filter(|&e| scores[usize::from(e)] > f32::NEG_INFINITY));
+    order.sort_unstable_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]).then(a.cmp(&b)));
 }

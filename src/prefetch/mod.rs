@@ -6,17 +6,22 @@
 use crate::{id::ExpertId, trace::LayerEvent};
 
 mod auto;
+mod history;
 mod lookahead;
+mod lookahead2;
 
 pub use auto::Auto;
+pub use history::History;
 pub use lookahead::Lookahead;
+pub use lookahead2::Lookahead2;
 
 /// Event in, guesses out.
 pub trait Prefetcher: Send {
     /// The name that `--prefetch` takes and statistics print.
     fn name(&self) -> &'static str;
-    /// True where [`LayerEvent::lookahead`] is wanted, so that the model computes it.
-    fn wants_lookahead(&self) -> bool;
+    /// For how many layers ahead scores are wanted, so that the model computes them: 0, 1 ([`LayerEvent::lookahead`]), 2
+    /// (and [`LayerEvent::lookahead2`]).
+    fn horizon(&self) -> u16;
     /// True where the next layer's absent experts may be read while a long prompt, which wants nearly all, is between two
     /// layers.
     fn reads_ahead(&self) -> bool {
@@ -40,8 +45,8 @@ impl Prefetcher for NoPrefetch {
     fn name(&self) -> &'static str {
         "off"
     }
-    fn wants_lookahead(&self) -> bool {
-        false
+    fn horizon(&self) -> u16 {
+        0
     }
     fn reads_ahead(&self) -> bool {
         false
@@ -58,18 +63,30 @@ pub enum PrefetchKind {
     Auto,
     /// The next layer's router on this layer's hidden state.
     Lookahead,
+    /// The next two layers' routers on this layer's hidden state.
+    Lookahead2,
+    /// What followed this layer's experts before.
+    History,
     /// None.
     Off,
 }
 
 impl PrefetchKind {
     /// Every kind, the default first.
-    pub const ALL: &[PrefetchKind] = &[PrefetchKind::Auto, PrefetchKind::Lookahead, PrefetchKind::Off];
+    pub const ALL: &[PrefetchKind] = &[
+        PrefetchKind::Auto,
+        PrefetchKind::Lookahead,
+        PrefetchKind::Lookahead2,
+        PrefetchKind::History,
+        PrefetchKind::Off,
+    ];
     /// The name that [`Prefetcher::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
             PrefetchKind::Auto => "auto",
             PrefetchKind::Lookahead => "lookahead",
+            PrefetchKind::Lookahead2 => "lookahead-2",
+            PrefetchKind::History => "history",
             PrefetchKind::Off => "off",
         }
     }
@@ -78,6 +95,8 @@ impl PrefetchKind {
         match self {
             PrefetchKind::Auto => Box::new(Auto::new(n_expert, n_expert_used)),
             PrefetchKind::Lookahead => Box::new(Lookahead::new(n_expert, n_expert_used)),
+            PrefetchKind::Lookahead2 => Box::new(Lookahead2::new(n_expert, n_expert_used)),
+            PrefetchKind::History => Box::new(History::new(n_expert, n_expert_used)),
             PrefetchKind::Off => Box::new(NoPrefetch),
         }
     }

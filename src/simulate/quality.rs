@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Layers that guesses reach ahead, at most.
-pub const AHEAD: usize = 1;
+pub const AHEAD: usize = 2;
 
 /// Ranks that are looked at: so many for each expert that a token uses.
 const RANKS: usize = 3;
@@ -37,10 +37,10 @@ impl Quality {
     pub fn new(header: &Header) -> Self {
         let (most, used) = (header.n_expert, header.n_expert_used);
         let ranks = (RANKS * used).min(most);
-        let scored = ranks.min(header.lookahead_ranks);
+        let scored = [header.lookahead_ranks, header.lookahead2_ranks].map(|n| n.min(ranks));
         Self {
             own: Foresight::new(most),
-            scores: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(scored))),
+            scores: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(scored[i]))),
             prefetch: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(ranks))),
         }
     }
@@ -52,7 +52,7 @@ impl Quality {
         }
         let absent = |expert| absent.iter().any(|id| id.expert == expert);
         self.own.add(event, &OwnChoices(event), absent);
-        for ((guesses, found), scores) in self.scores.iter_mut().zip([event.lookahead]) {
+        for ((guesses, found), scores) in self.scores.iter_mut().zip([event.lookahead, event.lookahead2]) {
             if let Some(scores) = guesses.of(event) {
                 found.add(event, scores, absent);
             }

@@ -1,12 +1,15 @@
-//! Trace files, version 1: who ran, and every layer event in order.
+//! Trace files, versions 1 and 2: who ran, and every layer event in order.
 //!
 //! ```text
 //! "HOTTRACE"  u32 version  u32 bytes of header  header (JSON, see Header)  u32 CRC-32 of header
 //! then chunks of whole events:  u32 bytes  u32 CRC-32  bytes
-//! event:  u8 flags (1: decode, 2: has lookahead)  u16 layer  u32 first token  u32 tokens  u32 choices
+//! event:  u8 flags (1: decode, 2: has lookahead, 4: has lookahead2)  u16 layer  u32 first token  u32 tokens  u32 choices
 //!         expert of each choice (u8 up to 256 experts, else u16)  weight of each choice (f32, if header.weights)
 //!         if it has lookahead: header.lookahead_ranks times (expert, score f32), best first
+//!         if it has lookahead2: header.lookahead2_ranks times the same
 //! ```
+//!
+//! Version 1 has no lookahead2, and is what is written without.
 //!
 //! All little-endian. Chunks make a file readable while it grows, and bound what a damaged tail costs: reading stops at
 //! the first chunk that is incomplete or fails its check, and [`TraceReader::damage`] says so. Within a sound chunk a
@@ -27,7 +30,8 @@ use super::{LayerEvent, Phase, Routed, TraceSink};
 use crate::{Error, Result, id::ExpertId};
 
 const MAGIC: &[u8; 8] = b"HOTTRACE";
-const VERSION: u32 = 1;
+/// Without and with `lookahead2_ranks`.
+const VERSIONS: [u32; 2] = [1, 2];
 
 /// A header or a chunk has this many bytes at most, so that a damaged length cannot ask for all memory.
 const MAX_BYTES: usize = 64 << 20;
@@ -61,6 +65,9 @@ pub struct Header {
     pub lookahead: String,
     /// How many of a layer's experts have a lookahead score, the best; the others read as minus infinity.
     pub lookahead_ranks: usize,
+    /// The same of the layer after the next.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lookahead2_ranks: usize,
     /// What ran, in order. An event whose first token is 0 in the first layer begins the next one.
     pub prompts: Vec<Prompt>,
 }
@@ -83,7 +90,16 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> String {
     format!("{hash:016x}")
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 impl Header {
+    /// Of the file's layout.
+    fn version(&self) -> u32 {
+        VERSIONS[usize::from(self.lookahead2_ranks > 0)]
+    }
+
     /// # Errors
     /// What cannot be a model's shape.
     fn check(&self, path: &Path) -> Result<()> {
@@ -96,9 +112,10 @@ impl Header {
         if self.n_expert_used > self.n_expert {
             return Err(Error::format(path, "n_expert_used", format!("at most {}", self.n_expert), self.n_expert_used));
         }
-        if self.lookahead_ranks > self.n_expert {
-            let most = format!("at most {}", self.n_expert);
-            return Err(Error::format(path, "lookahead_ranks", most, self.lookahead_ranks));
+        for (what, ranks) in [("lookahead_ranks", self.lookahead_ranks), ("lookahead2_ranks", self.lookahead2_ranks)] {
+            if ranks > self.n_expert {
+                return Err(Error::format(path, what, format!("at most {}", self.n_expert), ranks));
+            }
         }
         if self.expert_bytes.len() != self.n_layer {
             let expected = format!("{} sizes, one a layer", self.n_layer);
@@ -135,7 +152,7 @@ impl TraceWriter {
         let mut file = File::create_new(path).map_err(|e| Error::io(path, "create", e))?;
         let json = serde_json::to_vec(&header).expect("a header is plain text and numbers");
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&header.version().to_le_bytes());
         bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&json);
         bytes.extend_from_slice(&crc32(&json).to_le_bytes());
@@ -169,6 +186,19 @@ impl TraceWriter {
             self.chunk.extend_from_slice(&expert.to_le_bytes());
         }
     }
+
+    /// The best `ranks` experts with their scores, best first.
+    fn scores(&mut self, scores: &[f32], ranks: usize) {
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend(0..scores.len() as u16);
+        order.sort_unstable_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]).then(a.cmp(&b)));
+        for &expert in order.iter().take(ranks) {
+            self.expert(expert);
+            self.chunk.extend_from_slice(&scores[usize::from(expert)].to_le_bytes());
+        }
+        self.order = order;
+    }
 }
 
 impl TraceSink for TraceWriter {
@@ -176,9 +206,10 @@ impl TraceSink for TraceWriter {
         if self.failed.is_some() {
             return;
         }
-        let ranks = self.header.lookahead_ranks;
-        let ahead = !event.lookahead.is_empty() && ranks > 0;
-        self.chunk.push(u8::from(event.phase == Phase::Decode) | (u8::from(ahead) << 1));
+        let horizons =
+            [(event.lookahead, self.header.lookahead_ranks), (event.lookahead2, self.header.lookahead2_ranks)];
+        let [next, second] = horizons.map(|(scores, ranks)| u8::from(!scores.is_empty() && ranks > 0));
+        self.chunk.push(u8::from(event.phase == Phase::Decode) | (next << 1) | (second << 2));
         self.chunk.extend_from_slice(&event.layer.to_le_bytes());
         for n in [event.first_token, event.n_tokens, event.routed.len() as u32] {
             self.chunk.extend_from_slice(&n.to_le_bytes());
@@ -187,24 +218,19 @@ impl TraceSink for TraceWriter {
         if self.header.weights {
             event.routed.iter().for_each(|r| self.chunk.extend_from_slice(&r.weight.to_le_bytes()));
         }
-        if ahead {
-            let scores = event.lookahead;
-            let mut order = std::mem::take(&mut self.order);
-            order.clear();
-            order.extend(0..scores.len() as u16);
-            order.sort_unstable_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]).then(a.cmp(&b)));
-            for &expert in order.iter().take(ranks) {
-                self.expert(expert);
-                self.chunk.extend_from_slice(&scores[usize::from(expert)].to_le_bytes());
-            }
-            self.order = order;
+        for (scores, ranks) in horizons {
+            self.scores(scores, ranks);
         }
         if self.chunk.len() >= CHUNK_BYTES {
             self.failed = self.flush().err();
         }
     }
-    fn wants_lookahead(&self) -> bool {
-        self.header.lookahead_ranks > 0
+    fn horizon(&self) -> u16 {
+        match (self.header.lookahead_ranks, self.header.lookahead2_ranks) {
+            (0, 0) => 0,
+            (_, 0) => 1,
+            _ => 2,
+        }
     }
 }
 
@@ -220,8 +246,8 @@ pub struct TraceReader {
     events: u64,
     damage: Option<String>,
     routed: Vec<Routed>,
-    /// (n_expert)
-    lookahead: Vec<f32>,
+    /// Of the next layer and of the one behind it. (n_expert)
+    lookahead: [Vec<f32>; 2],
 }
 
 impl TraceReader {
@@ -234,7 +260,7 @@ impl TraceReader {
         let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
         let header = read_header(path, &mut file)?;
         header.check(path)?;
-        let lookahead = vec![f32::NEG_INFINITY; header.n_expert];
+        let lookahead = [(); 2].map(|()| vec![f32::NEG_INFINITY; header.n_expert]);
         let (path, chunk, routed) = (path.to_owned(), Vec::new(), Vec::new());
         Ok(Self { path, file, header, chunk, at: 0, events: 0, damage: None, routed, lookahead })
     }
@@ -296,8 +322,9 @@ impl TraceReader {
         let first_token = u32::from_le_bytes(self.number()?);
         let n_tokens = u32::from_le_bytes(self.number()?);
         let n_routed = u32::from_le_bytes(self.number()?) as usize;
-        if flags > 3 {
-            return Err(self.wrong("the flags", "0 to 3", flags));
+        let most = if self.header.lookahead2_ranks > 0 { 7 } else { 3 };
+        if flags > most {
+            return Err(self.wrong("the flags", format!("0 to {most}"), flags));
         }
         if usize::from(layer) >= self.header.n_layer {
             return Err(self.wrong("the layer", format!("a number below {}", self.header.n_layer), layer));
@@ -321,14 +348,10 @@ impl TraceReader {
         }
         self.routed = routed;
         if flags & 2 != 0 {
-            let pairs = self.take(self.header.lookahead_ranks * (width + 4))?;
-            let mut scores = std::mem::take(&mut self.lookahead);
-            scores.fill(f32::NEG_INFINITY);
-            let values = self.chunk[pairs.clone()].chunks_exact(width + 4);
-            for (expert, pair) in self.experts(pairs, width + 4)?.zip(values) {
-                scores[usize::from(expert)] = f32::from_le_bytes(pair[width..].try_into().expect("four bytes"));
-            }
-            self.lookahead = scores;
+            self.scores(0, self.header.lookahead_ranks, width)?;
+        }
+        if flags & 4 != 0 {
+            self.scores(1, self.header.lookahead2_ranks, width)?;
         }
         Ok(Some(LayerEvent {
             phase: if flags & 1 == 0 { Phase::Prompt } else { Phase::Decode },
@@ -336,8 +359,22 @@ impl TraceReader {
             n_tokens,
             layer,
             routed: &self.routed,
-            lookahead: if flags & 2 == 0 { &[] } else { &self.lookahead },
+            lookahead: if flags & 2 == 0 { &[] } else { &self.lookahead[0] },
+            lookahead2: if flags & 4 == 0 { &[] } else { &self.lookahead[1] },
         }))
+    }
+
+    /// Reads a horizon's `ranks`, experts of `width` bytes with their scores.
+    fn scores(&mut self, horizon: usize, ranks: usize, width: usize) -> Result<()> {
+        let pairs = self.take(ranks * (width + 4))?;
+        let mut scores = std::mem::take(&mut self.lookahead[horizon]);
+        scores.fill(f32::NEG_INFINITY);
+        let values = self.chunk[pairs.clone()].chunks_exact(width + 4);
+        for (expert, pair) in self.experts(pairs, width + 4)?.zip(values) {
+            scores[usize::from(expert)] = f32::from_le_bytes(pair[width..].try_into().expect("four bytes"));
+        }
+        self.lookahead[horizon] = scores;
+        Ok(())
     }
 
     /// Reads the next chunk; false at the end or at damage.
@@ -379,8 +416,8 @@ fn read_header(path: &Path, file: &mut BufReader<File>) -> Result<Header> {
         return Err(Error::format(path, "the file", "at least 16 bytes", fixed.len()));
     };
     let (version, bytes) = (u32::from_le_bytes(*version), u32::from_le_bytes(*bytes) as usize);
-    if version != VERSION {
-        return Err(Error::unsupported(path, "the trace version", VERSION, version));
+    if !VERSIONS.contains(&version) {
+        return Err(Error::unsupported(path, "the trace version", "1 or 2", version));
     }
     if bytes > MAX_BYTES {
         return Err(Error::format(path, "the header's length", format!("at most {MAX_BYTES} bytes"), bytes));
@@ -395,7 +432,13 @@ fn read_header(path: &Path, file: &mut BufReader<File>) -> Result<Header> {
         let got = format!("{:08x}", crc32(&json));
         return Err(Error::format(path, "the header's checksum", format!("{crc:08x}"), got));
     }
-    serde_json::from_slice(&json).map_err(|e| Error::format(path, "the header", "the keys of version 1", e))
+    let header: Header = serde_json::from_slice(&json)
+        .map_err(|e| Error::format(path, "the header", format!("the keys of version {version}"), e))?;
+    if header.version() != version {
+        let expected = format!("{}, as its header says", header.version());
+        return Err(Error::format(path, "the trace version", expected, version));
+    }
+    Ok(header)
 }
 
 #[cfg(test)]

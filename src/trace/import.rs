@@ -2,12 +2,13 @@
 //!
 //! `.npz` with `experts` or `ids` (token, MoE layer, k), optionally `n_expert`, `prompt_start` (first token of each
 //! prompt), `probs` (token, MoE layer, expert: the router's probabilities, from which weights come, each row's
-//! renormalised) and `pred_mid_plus1` (token, MoE layer, rank: this layer's router on the state before the previous
-//! layer's experts, best first; the first layer has none); or `.npy` (MoE layer, token, k), as `hotset logits --experts`
+//! renormalised), `pred_mid_plus1` (token, MoE layer, rank: this layer's router on the state before the previous
+//! layer's experts, best first; the first layer has none) and `pred_mid_plus2` (the same on the state before the experts
+//! of the layer before that); or `.npy` (MoE layer, token, k), as `hotset logits --experts`
 //! writes it. 65535 is no entry.
 //!
 //! Each token becomes a decode event, unless the file says that some were prompts: what [`super::export`] writes has also
-//! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score` and `header.json`, and becomes the trace that it was.
+//! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score`, `pred_mid_plus2_score` and `header.json`, and becomes the trace that it was.
 
 use std::{collections::BTreeMap, io::Read, path::Path};
 
@@ -71,8 +72,8 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
     };
     let probs = arrays.get("probs").map(|p| source.floats(p, "probs", n_expert)).transpose()?;
     let weights = arrays.get("weights").map(|w| source.floats(w, "weights", k)).transpose()?;
-    let ahead =
-        arrays.get("pred_mid_plus1").map(|p| source.ranks(p, arrays.get("pred_mid_plus1_score"))).transpose()?;
+    let ahead = [source.ranks(&arrays, 1)?, source.ranks(&arrays, 2)?];
+    let ranks = ahead.each_ref().map(|a| a.as_ref().map_or(0, |a| a.n));
     let starts = arrays.get("prompt_start").map(|p| source.starts(p)).transpose()?.unwrap_or_else(|| vec![0]);
     let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let runs = source.runs(&starts, &arrays)?;
@@ -86,15 +87,22 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
             n_expert_used: k,
             expert_bytes: vec![expert_bytes; n_layer],
             weights: probs.is_some() || weights.is_some(),
-            lookahead: if ahead.is_some() { "pred_mid_plus1, ranks for scores".to_owned() } else { String::new() },
-            lookahead_ranks: ahead.as_ref().map_or(0, |a| a.n),
+            lookahead: match ranks {
+                [0, 0] => String::new(),
+                [_, 0] => "pred_mid_plus1, ranks for scores".to_owned(),
+                [0, _] => "pred_mid_plus2, ranks for scores".to_owned(),
+                _ => "pred_mid_plus1 and pred_mid_plus2, ranks for scores".to_owned(),
+            },
+            lookahead_ranks: ranks[0],
+            lookahead2_ranks: ranks[1],
             prompts: source.prompts(&name, &starts)?,
         })
     };
-    let ranks = ahead.as_ref().map_or(0, |a| a.n);
     let header = match kept {
         Some(mut header) => {
-            let shape = |h: &Header| (h.n_layer, h.n_expert_used, h.n_expert, h.weights, h.lookahead_ranks);
+            let shape = |h: &Header| {
+                (h.n_layer, h.n_expert_used, h.n_expert, h.weights, [h.lookahead_ranks, h.lookahead2_ranks])
+            };
             let (expected, got) = ((n_layer, k, n_expert, probs.is_some() || weights.is_some(), ranks), shape(&header));
             if expected != got {
                 let what = "the shape (layers, used, experts, weights, ranks) in header.json";
@@ -118,7 +126,7 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
 }
 
 /// Names of arrays that mean something here.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "experts",
     "ids",
     "n_expert",
@@ -130,6 +138,8 @@ const KNOWN: [&str; 11] = [
     "batch",
     "position",
     "pred_mid_plus1_score",
+    "pred_mid_plus2",
+    "pred_mid_plus2_score",
 ];
 
 type Arrays = BTreeMap<String, Npy>;
@@ -176,7 +186,8 @@ struct Scores<'a> {
     probs: Option<&'a [f32]>,
     /// (token, layer, k)
     weights: Option<&'a [f32]>,
-    ahead: Option<Ahead<'a>>,
+    /// By horizon, from 1 on.
+    ahead: [Option<Ahead<'a>>; 2],
 }
 
 /// Tokens that ran together.
@@ -223,10 +234,13 @@ impl<'a> Source<'a> {
         npy.f32s()
     }
 
-    fn ranks(&self, npy: &'a Npy, scores: Option<&'a Npy>) -> Result<Ahead<'a>> {
-        let n = self.shaped(npy, "pred_mid_plus1", None)?;
-        let scores = scores.map(|s| self.floats(s, "pred_mid_plus1_score", n)).transpose()?;
-        Ok(Ahead { experts: Ints(npy), scores, n })
+    /// Ranks of the layers that are `horizon` ahead, if there.
+    fn ranks(&self, arrays: &'a Arrays, horizon: u8) -> Result<Option<Ahead<'a>>> {
+        let name = format!("pred_mid_plus{horizon}");
+        let Some(npy) = arrays.get(&name) else { return Ok(None) };
+        let (n, name_of_scores) = (self.shaped(npy, &name, None)?, format!("{name}_score"));
+        let scores = arrays.get(&name_of_scores).map(|s| self.floats(s, &name_of_scores, n)).transpose()?;
+        Ok(Some(Ahead { experts: Ints(npy), scores, n }))
     }
 
     /// A number for each token.
@@ -285,16 +299,18 @@ impl<'a> Source<'a> {
     }
 
     fn write(&self, out: &mut TraceWriter, n_expert: usize, scores: &Scores<'_>, runs: &[Run]) -> Result<u64> {
-        let (mut events, mut routed, mut lookahead) = (0, Vec::new(), Vec::with_capacity(n_expert));
+        let (mut events, mut routed, mut lookahead) = (0, Vec::new(), [Vec::new(), Vec::new()]);
         for Run { tokens, phase, first_token } in runs {
             for layer in 0..self.n_layer {
                 routed.clear();
                 for token in tokens.clone() {
                     self.choices(token, layer, n_expert, scores, &mut routed)?;
                 }
-                lookahead.clear();
-                if let Some(ahead) = scores.ahead.as_ref().filter(|_| layer + 1 < self.n_layer && tokens.len() == 1) {
-                    self.lookahead(tokens.start, layer + 1, n_expert, ahead, &mut lookahead)?;
+                for (target, (ahead, lookahead)) in (layer + 1..).zip(scores.ahead.iter().zip(&mut lookahead)) {
+                    lookahead.clear();
+                    if let Some(ahead) = ahead.as_ref().filter(|_| target < self.n_layer && tokens.len() == 1) {
+                        self.lookahead(tokens.start, target, n_expert, ahead, lookahead)?;
+                    }
                 }
                 if !routed.is_empty() {
                     let (phase, first_token, n_tokens, layer) =
@@ -305,7 +321,8 @@ impl<'a> Source<'a> {
                         n_tokens,
                         layer,
                         routed: &routed,
-                        lookahead: &lookahead,
+                        lookahead: &lookahead[0],
+                        lookahead2: &lookahead[1],
                     });
                     events += 1;
                 }

@@ -47,6 +47,8 @@ pub struct LayerEvent<'a> {
     /// The *next* MoE layer's router scores, estimated from this layer's input. (n_expert) when decoding and
     /// computed, else empty.
     pub lookahead: &'a [f32],
+    /// The same of the MoE layer after the next. (n_expert) when decoding and computed, else empty.
+    pub lookahead2: &'a [f32],
 }
 
 impl LayerEvent<'_> {
@@ -60,9 +62,10 @@ impl LayerEvent<'_> {
 pub trait TraceSink: Send {
     /// Takes note of one event.
     fn record(&mut self, event: LayerEvent<'_>);
-    /// True if every decode event should have its [`LayerEvent::lookahead`], whether a prefetcher wants it or not.
-    fn wants_lookahead(&self) -> bool {
-        false
+    /// For how many layers ahead every decode event should have scores, whether a prefetcher wants them or not: 0, 1
+    /// ([`LayerEvent::lookahead`]), 2 (and [`LayerEvent::lookahead2`]).
+    fn horizon(&self) -> u16 {
+        0
     }
 }
 

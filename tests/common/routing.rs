@@ -31,6 +31,7 @@ pub struct Event {
     pub layer: u16,
     pub routed: Vec<Routed>,
     pub lookahead: Vec<f32>,
+    pub lookahead2: Vec<f32>,
 }
 
 impl Event {
@@ -42,6 +43,7 @@ impl Event {
             layer: self.layer,
             routed: &self.routed,
             lookahead: &self.lookahead,
+            lookahead2: &self.lookahead2,
         }
     }
     pub fn own(event: LayerEvent<'_>) -> Event {
@@ -52,6 +54,7 @@ impl Event {
             layer: event.layer,
             routed: event.routed.to_vec(),
             lookahead: event.lookahead.to_vec(),
+            lookahead2: event.lookahead2.to_vec(),
         }
     }
 }
@@ -68,6 +71,7 @@ pub fn header(shape: Shape) -> Header {
         weights: false,
         lookahead: String::new(),
         lookahead_ranks: 0,
+        lookahead2_ranks: 0,
         prompts: vec![Prompt { name: "none".to_owned(), tokens: shape.tokens, hash: String::new() }],
     }
 }
@@ -99,6 +103,7 @@ pub fn decoding(dice: &mut Dice, shape: Shape) -> Vec<Event> {
                 layer: layer as u16,
                 routed: chosen.iter().map(routed).collect(),
                 lookahead: Vec::new(),
+                lookahead2: Vec::new(),
             });
             last[layer] = chosen;
         }

@@ -152,6 +152,7 @@ impl ExpertCache {
                     layer,
                     routed: &routed,
                     lookahead: &[],
+                    lookahead2: &[],
                 };
                 if !routed.is_empty() {
                     let pool = self.pool_of(ExpertId { layer, expert: 0 });
