@@ -179,6 +179,9 @@ fn wrong_numbers_are_named() {
     assert!(with(20, 0xff).contains("the header's checksum"));
     let bad = Header { n_expert_used: 301, ..header(shape) };
     assert!(TraceWriter::create(&path, bad).unwrap_err().to_string().contains("n_expert_used"));
+    let bad = header(Shape { layers: 65, experts: 1 << 14, ..shape });
+    let e = TraceWriter::create(&path, bad).unwrap_err().to_string();
+    assert!(e.ends_with("n_layer times n_expert: expected at most 1048576, got 1064960"), "{e}");
     let bad = Header { expert_bytes: vec![1], ..header(shape) };
     assert!(TraceWriter::create(&path, bad).unwrap_err().to_string().contains("expert_bytes"));
 }

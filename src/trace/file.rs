@@ -42,6 +42,10 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// Experts a layer, MoE layers and experts of a token at most: more than any model has.
 const MAX_SHAPE: usize = 1 << 14;
 
+/// Experts of all layers at most: whoever replays a trace indexes them all before the first event. Some twenty times as many
+/// as any model has.
+const MAX_EXPERTS: usize = 1 << 20;
+
 /// What a trace says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
@@ -108,6 +112,10 @@ impl Header {
             if !(1..=MAX_SHAPE).contains(&n) {
                 return Err(Error::format(path, what, format!("1 to {MAX_SHAPE}"), n));
             }
+        }
+        let experts = self.n_layer * self.n_expert;
+        if experts > MAX_EXPERTS {
+            return Err(Error::format(path, "n_layer times n_expert", format!("at most {MAX_EXPERTS}"), experts));
         }
         if self.n_expert_used > self.n_expert {
             return Err(Error::format(path, "n_expert_used", format!("at most {}", self.n_expert), self.n_expert_used));
