@@ -38,7 +38,8 @@ fn cells(row: &Row) -> Vec<(String, Value)> {
     cells
 }
 
-fn line(values: &[Value]) -> String {
+/// A line of cells.
+pub fn line(values: &[Value]) -> String {
     let cell = |value: &Value| match value {
         Value::Null => String::new(),
         Value::String(text) if text.contains([',', '"', '\n', '\r']) => format!("\"{}\"", text.replace('"', "\"\"")),

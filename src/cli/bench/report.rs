@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Form, Out, Stop};
+use crate::cli::csv;
 
 /// Generates the row from one list, so that JSON and CSV have the same fields in the same order.
 macro_rules! row {
@@ -207,7 +208,7 @@ impl Report {
             Form::Md => (if first { head(row, "\n", md_line) } else { String::new() }) + &md_line(&cells(row)),
             Form::Csv => {
                 let names = || Row::COLUMNS.iter().map(|&name| json!(name)).collect::<Vec<_>>();
-                (if first { csv_line(&names()) } else { String::new() }) + &csv_line(&row.values())
+                (if first { csv::line(&names()) } else { String::new() }) + &csv::line(&row.values())
             }
             Form::Json => {
                 let object = serde_json::to_string_pretty(row).expect("the row's keys are strings");
@@ -242,18 +243,6 @@ fn md_line(cells: &[String; TABLE.len()]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// RFC 4180; lists with spaces between their items, nothing for null.
-fn csv_line(values: &[Value]) -> String {
-    let cell = |value: &Value| match value {
-        Value::Null => String::new(),
-        Value::String(text) if text.contains([',', '"', '\n']) => format!("\"{}\"", text.replace('"', "\"\"")),
-        Value::String(text) => text.clone(),
-        Value::Array(list) => list.iter().map(Value::to_string).collect::<Vec<_>>().join(" "),
-        other => other.to_string(),
-    };
-    values.iter().map(cell).collect::<Vec<_>>().join(",") + "\n"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,13 +253,5 @@ mod tests {
         assert_eq!((r.median, r.mean, r.min, r.max), (2.5, 2.5, 1.0, 4.0));
         assert!((r.stddev.unwrap() - (5.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert!(Rates::new(&[7.0]).stddev.is_none());
-    }
-
-    #[test]
-    fn csv_is_quoted_where_it_must_be() {
-        assert_eq!(
-            csv_line(&[json!("a,b"), json!("say \"x\""), json!(null), json!([1, 2])]),
-            "\"a,b\",\"say \"\"x\"\"\",,1 2\n"
-        );
     }
 }
