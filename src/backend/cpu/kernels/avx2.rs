@@ -3,6 +3,7 @@
 //! Must not know: loops over rows and tokens.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -329,7 +330,7 @@ macro_rules! unpack {
             avx2! {
                 unsafe fn unpack(bytes: &[u8]) -> Row<Narrow> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
-                    let (runs, scale, min, fine): ([__m256i; 8], __m256, __m256, [[__m256i; 2]; 2]) = $body;
+                    let (runs, scale, min, fine): ([__m256i; 8], __m256, __m256, MaybeUninit<[[__m256i; 2]; 2]>) = $body;
                     Row { w: transpose(runs), scale, min, fine }
                 }
             }
@@ -343,7 +344,7 @@ macro_rules! unpack {
     ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
         unpack!($ty, $form, $bits, false, |$b| {
             let (runs, scale, min) = $body;
-            (runs, scale, min, [none(); 2])
+            (runs, scale, min, MaybeUninit::uninit())
         });
     };
 }
@@ -422,7 +423,7 @@ unpack!(Q2_K, Form::Min, 2, true, |b| {
     let sc = load16(b, 0);
     let low = _mm_and_si128(sc, _mm_set1_epi8(15));
     let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
-    ([y0, y1, y2, y3, y4, y5, y6, y7], half(b, 80), half(b, 82), [per16(low), per16(high)])
+    ([y0, y1, y2, y3, y4, y5, y6, y7], half(b, 80), half(b, 82), MaybeUninit::new([per16(low), per16(high)]))
 });
 
 unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
@@ -440,7 +441,7 @@ unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
         bit2(_mm256_srli_epi16::<5>(mask)),
     ];
     let y = std::array::from_fn(|m| _mm256_or_si256(low[m / 4][m % 4], high[m]));
-    (y, half(b, 108), no_min(), [per16(scales_k3(b, 96)), none()])
+    (y, half(b, 108), no_min(), MaybeUninit::new([per16(scales_k3(b, 96)), none()]))
 });
 
 /// Q4_K's and Q5_K's scales and minimums.
@@ -495,7 +496,7 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
         };
         _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
     });
-    (y, half(b, 208), no_min(), [per16(load16(b, 192)), none()])
+    (y, half(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
 
 impl Lanes for L256 {

@@ -5,6 +5,7 @@
 //! Must not know: loops over rows and tokens.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -248,7 +249,7 @@ macro_rules! unpack {
             avx512! {
                 unsafe fn unpack(bytes: &[u8]) -> Row<Wide> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
-                    let (runs, scale, min, fine): ([__m512i; 4], __m256, __m256, [__m512i; 2]) = $body;
+                    let (runs, scale, min, fine): ([__m512i; 4], __m256, __m256, MaybeUninit<[__m512i; 2]>) = $body;
                     Row { w: transpose(runs), scale, min, fine }
                 }
             }
@@ -258,7 +259,7 @@ macro_rules! unpack {
     ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
         unpack!($ty, $form, $bits, false, |$b| {
             let (runs, scale, min) = $body;
-            (runs, scale, min, [none(); 2])
+            (runs, scale, min, MaybeUninit::uninit())
         });
     };
 }
@@ -306,7 +307,7 @@ unpack!(Q2_K, Form::Min, 2, true, |b| {
     let sc = load16(b, 0);
     let low = _mm_and_si128(sc, _mm_set1_epi8(15));
     let high = _mm_and_si128(_mm_srli_epi16::<4>(sc), _mm_set1_epi8(15));
-    (pairs(load64(b, 16)), half(b, 80), half(b, 82), [per16(low), per16(high)])
+    (pairs(load64(b, 16)), half(b, 80), half(b, 82), MaybeUninit::new([per16(low), per16(high)]))
 });
 
 unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
@@ -319,7 +320,7 @@ unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
         with(c, mask),
         with(d, _mm512_srli_epi16::<1>(mask)),
     ];
-    (runs, half(b, 108), no_min(), [per16(scales_k3(b, 96)), none()])
+    (runs, half(b, 108), no_min(), MaybeUninit::new([per16(scales_k3(b, 96)), none()]))
 });
 
 unpack!(Q4_K, Form::Min, 4, |b| {
@@ -351,7 +352,7 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
         with(high4(even), high),
         with(high4(odd), _mm512_srli_epi16::<2>(high)),
     ];
-    (runs, half(b, 208), no_min(), [per16(load16(b, 192)), none()])
+    (runs, half(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
 
 impl Lanes for L512 {

@@ -95,7 +95,7 @@ pub(super) trait Unpack<R: Registers> {
     const FORM: Form;
     /// Bits that the largest unsigned integer has.
     const BITS: u32;
-    /// Whether each half of a span has a scale of its own: see [`crate::quant::block::Fine`].
+    /// Whether each half of a span has a scale of its own, in [`Row::fine`]: see [`crate::quant::block::Fine`].
     const FINE: bool;
     /// Bytes of 256 weights.
     const BYTES: usize = CHUNK / Self::TYPE.block_len() * Self::TYPE.block_bytes();
@@ -114,8 +114,8 @@ pub(super) struct Row<R: Registers> {
     pub scale: R::H,
     /// Of no meaning unless the form is [`Form::Min`].
     pub min: R::H,
-    /// Of each lane: scale and minimum. Of no meaning unless scales are finer.
-    pub fine: [R::I; 2],
+    /// Of each lane: scale and minimum, where [`Unpack::FINE`]. Unset otherwise, so that nobody copies it.
+    pub fine: MaybeUninit<[R::I; 2]>,
 }
 
 /// Rows that one group of tokens visits before the next group does, whole pairs: with 2048 columns, these tokens' 24 KiB
@@ -185,16 +185,48 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[Ac
         return unsafe { matmul::<S, B>(w, x, y) };
     }
     let n_row = ROWS.min(2 * (AHEAD / n_chunk));
+    let n_group = x.len().div_ceil(S::TOKENS);
     let mut unpacked = [const { MaybeUninit::<Weights<S::R>>::uninit() }; AHEAD];
     for (i, rows) in w.data.chunks(n_row * row_bytes).enumerate() {
+        let n_pair = (rows.len() / row_bytes).div_ceil(2);
+        let mut next = NextRows::of(&w.data[i * n_row * row_bytes + rows.len()..], rows.len(), n_pair * n_group);
         // SAFETY: the caller's promise is the same; `unpack_rows` writes every chunk of the rows that are then read.
         unsafe {
             for (two, out) in pairs(rows, row_bytes).zip(unpacked.chunks_exact_mut(n_chunk)) {
                 unpack_rows::<S, B>(two, out);
             }
-            let unpacked = unpacked[..(rows.len() / row_bytes).div_ceil(2) * n_chunk].assume_init_ref();
-            for_token_groups!(S, tile_unpacked, unpacked.chunks_exact(n_chunk), i * n_row, w.rows, x, y);
+            let unpacked = unpacked[..n_pair * n_chunk].assume_init_ref();
+            let unpacked = || unpacked.chunks_exact(n_chunk);
+            for_token_groups!(S, tile_unpacked, unpacked().inspect(|_| next.ask()), i * n_row, w.rows, x, y);
         }
+    }
+}
+
+/// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
+/// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
+struct NextRows<'a> {
+    rest: &'a [u8],
+    share: usize,
+}
+
+impl<'a> NextRows<'a> {
+    /// The first `len` of `bytes`, in `n` shares.
+    fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
+        NextRows { rest: &bytes[..len.min(bytes.len())], share: len.div_ceil(n).next_multiple_of(64) }
+    }
+
+    #[inline(always)]
+    fn ask(&mut self) {
+        let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
+        #[cfg(target_arch = "x86_64")]
+        for line in now.chunks(64) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = now;
+        self.rest = rest;
     }
 }
 
@@ -203,7 +235,7 @@ pub(super) struct Weights<R: Registers> {
     pub w: [R::W; 2],
     pub scale: R::L,
     pub min: R::L,
-    pub fine: [[R::I; 2]; 2],
+    pub fine: [MaybeUninit<[R::I; 2]>; 2],
 }
 
 #[inline(always)]
@@ -405,14 +437,18 @@ unsafe fn coarse<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots
 }
 
 /// [`coarse`] for spans whose halves have scales of their own, which are applied to whole numbers.
+///
+/// # Safety
+/// The CPU has the instruction set, and `B` is [`Unpack::FINE`].
 #[inline(always)]
 unsafe fn fine<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: [<S::R as Registers>::I; 2]) -> L<S> {
     let offset = const { offset::<S, B>() };
-    // SAFETY: the caller checked the CPU; a chunk has sixteen sums of halves.
+    // SAFETY: the caller checked the CPU; a chunk has sixteen sums of halves; such a type sets `fine`.
     unsafe {
+        let halves = w.fine.map(|fine| fine.assume_init());
         let h = S::R::load(x.h.as_ptr());
         let mut scaled = dots;
-        for (scaled, [scale, _]) in scaled.iter_mut().zip(w.fine) {
+        for (scaled, [scale, _]) in scaled.iter_mut().zip(halves) {
             if offset != 0 {
                 *scaled = S::R::sub(*scaled, S::R::mul(h, S::R::splat(i32::from(offset))));
             }
@@ -420,7 +456,7 @@ unsafe fn fine<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: 
         }
         let mut sum = w.scale.mul(S::R::fold(scaled));
         if matches!(B::FORM, Form::Min) {
-            sum = w.min.fnma(S::R::fold([S::R::mul(h, w.fine[0][1]), S::R::mul(h, w.fine[1][1])]), sum);
+            sum = w.min.fnma(S::R::fold([S::R::mul(h, halves[0][1]), S::R::mul(h, halves[1][1])]), sum);
         }
         sum
     }

@@ -7,6 +7,7 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -406,7 +407,7 @@ macro_rules! unpack {
     ($ty:ident, $form:expr, $bits:literal, |$b:ident| $body:expr) => {
         unpack!($ty, $form, $bits, false, |$b| {
             let (w, scale, min) = $body;
-            (w, scale, min, [none(); 2])
+            (w, scale, min, MaybeUninit::uninit())
         });
     };
 }
@@ -444,14 +445,14 @@ unpack!(MXFP4, Form::Offset(12), 5, |b| {
 unpack!(Q2_K, Form::Min, 2, true, |b| {
     let sc = load16(b, 0);
     let w = std::array::from_fn(|j| spread(load16(b, 16 + 16 * j), down(2, 0), 3));
-    (w, whole(b, 80), whole(b, 82), [per16(low4(sc)), per16(high4(sc))])
+    (w, whole(b, 80), whole(b, 82), MaybeUninit::new([per16(low4(sc)), per16(high4(sc))]))
 });
 
 unpack!(Q3_K, Form::Offset(4), 3, true, |b| {
     let low = std::array::from_fn(|j| spread(load16(b, 32 + 16 * j), down(2, 0), 3));
     let high = std::array::from_fn(|j| spread(load16(b, 16 * (j % 2)), down(1, 2 - 4 * (j / 2) as i8), 4));
     let sc = vsubq_u8(vreinterpretq_u8_u32(words(scales_k3(b, 96))), vdupq_n_u8(32));
-    (or(low, high), whole(b, 108), no_min(), [per16(sc), none()])
+    (or(low, high), whole(b, 108), no_min(), MaybeUninit::new([per16(sc), none()]))
 });
 
 unpack!(Q4_K, Form::Min, 4, |b| {
@@ -474,7 +475,7 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
         [k0, k1, k2, k3]
     });
     let high = std::array::from_fn(|j| spread(load16(b, 128 + 16 * j), down(2, 4), 0x30));
-    (or(low, high), whole(b, 208), no_min(), [per16(load16(b, 192)), none()])
+    (or(low, high), whole(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
 
 impl Lanes for L128 {

@@ -107,8 +107,9 @@ neon! {
             w = w.map(|w| vsubq_u8(w, vdupq_n_u8(offset)));
         }
         let min = if matches!(B::FORM, Form::Min) { pair_scales(two.min) } else { [vdupq_n_f32(0.0); SPANS] };
-        let [[scale_a, min_a], [scale_b, min_b]] = two.fine;
         let fine = if B::FINE {
+            // SAFETY: such a type sets them.
+            let [[scale_a, min_a], [scale_b, min_b]] = two.fine.map(|fine| unsafe { fine.assume_init() });
             [pair_lanes(scale_a, scale_b), pair_lanes(min_a, min_b)]
         } else {
             [[vdupq_n_s32(0); LANES]; 2]
