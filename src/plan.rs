@@ -29,15 +29,23 @@ const PROCESS_SHARE: u64 = 20;
 const PROCESS_GRAIN: u64 = 8 << 20;
 
 /// Scratch gets at most this share of what dense weights and KV cache leave, so that large batches do not eat the slots.
-const SCRATCH_SHARE: u64 = 8;
+const SCRATCH_SHARE: u64 = 6;
+
+/// Tokens of a batch where nobody asked: longer ones do not make the kernels faster.
+const BATCH: usize = 512;
+
+/// The same where experts are read: each is read once a batch, so that a batch twice as long reads half as much. Slots
+/// are what decoding needs, so scratch for more than [`BATCH`] gets a smaller share.
+const READ_BATCH: usize = 2048;
+const READ_BATCH_SHARE: u64 = 16;
 
 /// What the budget has to serve.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
     /// Tokens of context.
     pub n_ctx: usize,
-    /// Tokens that a batch holds if the budget allows.
-    pub n_batch: usize,
+    /// Tokens that a batch holds if the budget allows; `None`: what suits.
+    pub n_batch: Option<usize>,
     /// Rows of logits at once, for each row of a batch or one.
     pub all_logits: bool,
     /// Type of the KV cache.
@@ -121,7 +129,10 @@ impl Plan {
         let least_slots = all(&|max| c.n_expert_used.min(max));
         let process = needs.process_bytes.next_multiple_of(PROCESS_GRAIN) + PROCESS_GRAIN;
         let smallest_bytes = with_process(model_bytes + scratch(1) + least_slots, process);
-        let full_bytes = with_process(model_bytes + scratch(needs.n_batch) + all(&|max| max), process);
+        let full_bytes = with_process(
+            model_bytes + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max),
+            process,
+        );
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
             return Err(Error::request(
@@ -142,9 +153,11 @@ impl Plan {
         let fixed = model_bytes + process_bytes;
         let fits = |n: &usize| {
             let bytes = scratch(*n);
-            fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / SCRATCH_SHARE
+            let share = if needs.n_batch.is_none() && *n > BATCH { READ_BATCH_SHARE } else { SCRATCH_SHARE };
+            fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / share
         };
-        let halves = std::iter::successors(Some(needs.n_batch), |n| (*n > 1).then_some(n / 2));
+        let most = needs.n_batch.unwrap_or(if budget < full_bytes { READ_BATCH } else { BATCH }).min(needs.n_ctx);
+        let halves = std::iter::successors(Some(most), |n| (*n > 1).then_some(n / 2));
         let n_batch = halves.into_iter().find(fits).unwrap_or(1);
         let scratch_bytes = scratch(n_batch);
         let slots = deal(&pools, budget - fixed - scratch_bytes);

@@ -37,8 +37,8 @@ pub struct Options {
     pub process_bytes: Option<u64>,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
-    /// Tokens of a prompt batch, if the budget allows.
-    pub n_batch: usize,
+    /// Tokens of a prompt batch, if the budget allows; `None`: what suits model and budget, see [`Plan`].
+    pub n_batch: Option<usize>,
     /// Whether every row of a batch gets logits.
     pub all_logits: bool,
     /// Type of the KV cache.
@@ -65,7 +65,7 @@ impl Default for Options {
             memory_bytes: None,
             process_bytes: None,
             n_ctx: None,
-            n_batch: 512,
+            n_batch: None,
             all_logits: false,
             kv: GgmlType::F16,
             io: None,
@@ -418,12 +418,12 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
             n_ctx,
         ));
     }
-    if options.n_batch == 0 {
+    if options.n_batch == Some(0) {
         return Err(Error::request("the batch", "at least 1 token", 0));
     }
     let needs = Needs {
         n_ctx,
-        n_batch: options.n_batch.min(n_ctx),
+        n_batch: options.n_batch,
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope,

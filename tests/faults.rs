@@ -268,8 +268,15 @@ fn model() -> Model {
 /// A session with one slot a layer more than experts used, so that most reads happen.
 fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result<Box<dyn IoEngine>>) -> Session {
     let Mode { io, prefetch, scope, .. } = mode;
-    let mut options =
-        Options { io: Some(io), prefetch, scope, n_ctx: Some(32), n_batch: 4, threads: Some(1), ..Options::default() };
+    let mut options = Options {
+        io: Some(io),
+        prefetch,
+        scope,
+        n_ctx: Some(32),
+        n_batch: Some(4),
+        threads: Some(1),
+        ..Options::default()
+    };
     let open = || Gguf::open(path).unwrap();
     let plan = Session::open(open(), &options, &mut |_, _| {}).unwrap().plan().clone();
     let slot = plan.slots_bytes / plan.slots.iter().sum::<usize>() as u64;

@@ -155,8 +155,8 @@ fn offloading_never_changes_a_bit() {
         assert!(all.hits > 0, "{name}: an expert is used again");
         same("one thread", base, 1);
         same("three threads", base, 3);
-        same("batches of 5", Options { n_batch: 5, ..base }, 2);
-        same("batches of 1", Options { n_batch: 1, ..base }, 2);
+        same("batches of 5", Options { n_batch: Some(5), ..base }, 2);
+        same("batches of 1", Options { n_batch: Some(1), ..base }, 2);
     }
 }
 

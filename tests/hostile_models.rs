@@ -330,7 +330,7 @@ fn options_that_make_no_sense() {
     assert!(said(Options { n_ctx: Some(0), ..options() }).contains("1 to 64 tokens"));
     assert!(said(Options { n_ctx: Some(65), ..options() }).contains("got 65"));
     assert!(said(Options { n_ctx: Some(usize::MAX), ..options() }).contains("the context"));
-    assert!(said(Options { n_batch: 0, ..options() }).contains("the batch"));
+    assert!(said(Options { n_batch: Some(0), ..options() }).contains("the batch"));
     // Heads of 16 are no whole block of Q8_0's 32; other types have no code for storing.
     assert!(
         said(Options { kv: GgmlType::Q8_0, ..options() })
@@ -442,7 +442,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
             for layout in [io::Layout::Lines, io::Layout::Blocks(512), io::Layout::Blocks(4096), io::Layout::Pages] {
                 for scope in [Scope::Layer, Scope::Global] {
                     for process_bytes in [0, 24 << 20, 100 << 20] {
-                        let (kv, n_batch, threads) = (GgmlType::F16, 32, 2);
+                        let (kv, n_batch, threads) = (GgmlType::F16, Some(32), 2);
                         let needs = Needs {
                             n_ctx,
                             n_batch,

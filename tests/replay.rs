@@ -159,7 +159,7 @@ fn a_replay_equals_the_live_run() {
             process_bytes: Some(0),
             kv: GgmlType::F32,
             scope,
-            n_batch: 4,
+            n_batch: Some(4),
             ..Options::default()
         };
         for memory in budgets(&model, base) {

@@ -52,9 +52,9 @@ pub fn file_bytes(gguf: &Gguf) -> u64 {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Memory and speed")]
 pub struct Modes {
-    /// Tokens of a prompt batch; a small budget makes it smaller
-    #[arg(long, value_name = "TOKENS", default_value_t = Options::default().n_batch, value_parser = count::<65_536>)]
-    batch: usize,
+    /// Tokens of a prompt batch; a small budget makes it smaller [default: 512; up to 2048 where experts are read]
+    #[arg(long, value_name = "TOKENS", value_parser = count::<65_536>)]
+    batch: Option<usize>,
     /// Type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
     pub kv: GgmlType,

@@ -65,7 +65,8 @@ pub fn run(args: &Args) -> Ended {
     tokens.truncate(windows * args.ctx);
 
     let options = args.engine.options(&gguf, args.ctx)?;
-    let options = Options { all_logits: true, n_batch: options.n_batch.min(args.ctx.div_ceil(2)), ..options };
+    let half = args.ctx.div_ceil(2);
+    let options = Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options };
     let record = Record::new(&gguf);
     let mut session = {
         let bar = Progress::bytes("loading", false);

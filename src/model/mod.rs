@@ -22,7 +22,7 @@ use crate::{
     gguf::{Gguf, TensorReader},
     model::{
         rope::Rope,
-        scratch::AttentionScratch,
+        scratch::AttentionRows,
         weights::{Ffn, Layer},
     },
     quant::{GgmlType, dequantize_row},
@@ -97,7 +97,7 @@ impl Model {
         let rotation = self.rope.rotation(pos, n, &mut s.turns);
 
         for (il, layer) in self.weights.layers.iter().enumerate() {
-            attention(b, c, layer, il, kv, &rotation, &mut s.norm, &mut s.attention, x);
+            attention(b, c, layer, il, kv, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
 
             b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n));
             b.prepare(&mut s.norm);
@@ -134,13 +134,12 @@ fn attention(
     kv: &mut KvCache,
     rotation: &Rotation<'_>,
     norm: &mut Rows,
-    s: &mut AttentionScratch,
+    attended: &mut Rows,
+    memory: &mut [f32],
     x: &mut [f32],
 ) {
     let (n, pos, eps) = (x.len() / c.n_embd, kv.len(), c.rms_eps);
-    let q = &mut s.q[..n * c.n_head * c.n_embd_head_k];
-    let k = &mut s.k[..n * c.n_head_kv * c.n_embd_head_k];
-    let v = &mut s.v[..n * c.n_head_kv * c.n_embd_head_v];
+    let AttentionRows { q, k, v, out } = AttentionRows::of(c, n, memory);
 
     b.rms_norm(x, &layer.attn_norm, eps, norm.start(n));
     b.prepare(norm);
@@ -165,10 +164,9 @@ fn attention(
     let (n_head, n_head_kv, head_k, head_v) = (c.n_head, c.n_head_kv, c.n_embd_head_k, c.n_embd_head_v);
     let scale = 1.0 / (head_k as f32).sqrt();
     let attention = Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos, scale };
-    b.attend(&attention, s.heads.start(n));
-    b.prepare(&mut s.heads);
-    let out = &mut s.out[..n * c.n_embd];
-    b.matmul(&s.heads, &mut [Product { w: layer.wo.view(), y: out }]);
+    b.attend(&attention, attended.start(n));
+    b.prepare(attended);
+    b.matmul(attended, &mut [Product { w: layer.wo.view(), y: out }]);
     add_bias(b, out, &layer.bias[3]);
     b.add_weighted(x, c.n_embd, out, |_| 1.0);
 }

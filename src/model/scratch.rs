@@ -28,7 +28,8 @@ pub struct Scratch {
     pub(super) x: Vec<f32>,
     /// (n_batch, n_embd)
     pub(super) norm: Rows,
-    pub(super) attention: AttentionScratch,
+    /// What attention gives, before its last product. (n_batch, n_head * head_v)
+    pub(super) attended: Rows,
     /// The rotation's cosines and sines. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<f32>,
     /// One row of the token embedding.
@@ -38,18 +39,34 @@ pub struct Scratch {
     pub(super) logits: Vec<f32>,
 }
 
-/// The buffers of an attention.
-pub(super) struct AttentionScratch {
-    /// (n_batch, n_head, head_k)
-    pub q: Vec<f32>,
-    /// (n_batch, n_head_kv, head_k)
-    pub k: Vec<f32>,
-    /// (n_batch, n_head_kv, head_v)
-    pub v: Vec<f32>,
-    /// (n_batch, n_head * head_v)
-    pub heads: Rows,
-    /// (n_batch, n_embd)
-    pub out: Vec<f32>,
+/// The rows of an attention, in memory that its layer's experts write to later.
+pub(super) struct AttentionRows<'a> {
+    /// (n, n_head, head_k)
+    pub q: &'a mut [f32],
+    /// (n, n_head_kv, head_k)
+    pub k: &'a mut [f32],
+    /// (n, n_head_kv, head_v)
+    pub v: &'a mut [f32],
+    /// (n, n_embd)
+    pub out: &'a mut [f32],
+}
+
+impl<'a> AttentionRows<'a> {
+    /// Those of `n` tokens.
+    ///
+    /// # Panics
+    /// If `memory` is less than [`AttentionRows::cols`] for each token.
+    pub fn of(c: &Config, n: usize, memory: &'a mut [f32]) -> Self {
+        let (q, rest) = memory.split_at_mut(n * c.n_head * c.n_embd_head_k);
+        let (k, rest) = rest.split_at_mut(n * c.n_head_kv * c.n_embd_head_k);
+        let (v, rest) = rest.split_at_mut(n * c.n_head_kv * c.n_embd_head_v);
+        AttentionRows { q, k, v, out: &mut rest[..n * c.n_embd] }
+    }
+
+    /// Floats of a token.
+    fn cols(c: &Config) -> usize {
+        (c.n_head + c.n_head_kv) * c.n_embd_head_k + c.n_head_kv * c.n_embd_head_v + c.n_embd
+    }
 }
 
 /// The buffers of a feed-forward part.
@@ -62,7 +79,7 @@ pub(super) struct MoeScratch {
     pub ahead: Rows,
     /// (n_batch, n_expert_used)
     pub routed: Vec<Routed>,
-    /// Experts' outputs in routing order. (n_batch * n_expert_used, n_embd)
+    /// Experts' outputs in routing order, (n_batch * n_expert_used, n_embd); before them [`AttentionRows`].
     pub out: Vec<f32>,
     /// The shared expert's or dense block's output. (n_batch, n_embd)
     pub shared: Vec<f32>,
@@ -80,18 +97,11 @@ impl Scratch {
     /// Allocates.
     pub fn new(c: &Config, shape: ScratchShape) -> Self {
         let n = shape.n_batch;
-        let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
         Self {
             n_batch: n,
             x: vec![0.0; n * c.n_embd],
             norm: Rows::new(n, c.n_embd),
-            attention: AttentionScratch {
-                q: vec![0.0; n * q],
-                k: vec![0.0; n * k],
-                v: vec![0.0; n * v],
-                heads: Rows::new(n, c.n_head * c.n_embd_head_v),
-                out: vec![0.0; n * c.n_embd],
-            },
+            attended: Rows::new(n, c.n_head * c.n_embd_head_v),
             turns: vec![0.0; n * c.n_rot],
             embd: vec![0; c.n_embd * 4],
             moe: MoeScratch {
@@ -99,7 +109,7 @@ impl Scratch {
                 lookahead: [vec![0.0; c.n_expert], vec![0.0; c.n_expert]],
                 ahead: Rows::new(1, c.n_embd),
                 routed: Vec::with_capacity(n * c.n_expert_used),
-                out: vec![0.0; n * c.n_expert_used * c.n_embd],
+                out: vec![0.0; n * wide(c)],
                 shared: vec![0.0; n * c.n_embd],
                 shared_gate: vec![0.0; n],
                 hidden: Hidden::new(max_pairs(c, n), shape.n_ff),
@@ -115,12 +125,10 @@ impl Scratch {
     /// Bytes that [`Scratch::new`] takes, to within a few hundred.
     pub fn bytes(c: &Config, shape: ScratchShape) -> u64 {
         let n = shape.n_batch;
-        let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
         let used = n * c.n_expert_used;
-        let floats = n * (c.n_embd * 3 + q + k + v + c.n_expert + c.n_rot + 1)
+        let floats = n * (c.n_embd * 2 + wide(c) + c.n_expert + c.n_rot + 1)
             + c.n_embd
             + 2 * c.n_expert
-            + used * c.n_embd
             + shape.n_logits * c.n_vocab;
         let rows = Rows::bytes(n, c.n_embd)
             + Rows::bytes(n, c.n_head * c.n_embd_head_v)
@@ -139,6 +147,11 @@ impl Scratch {
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
+}
+
+/// Floats of a token in the widest of the buffers, which attention and experts share.
+fn wide(c: &Config) -> usize {
+    AttentionRows::cols(c).max(c.n_expert_used * c.n_embd)
 }
 
 fn max_pairs(c: &Config, n_batch: usize) -> usize {
