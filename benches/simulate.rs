@@ -19,7 +19,7 @@ use hotset::{
     expert::Scope,
     policy::{Future, PolicyKind},
     prefetch::PrefetchKind,
-    simulate::{self, Compute, Drive, Setting, SimPolicy, SlotSpec},
+    simulate::{self, Compute, Conditions, Drive, Setting, SimPolicy, SlotSpec},
     trace::file::{Header, TraceReader},
 };
 use routing::{Shape, decoding, header, write};
@@ -31,7 +31,13 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, futures: &[
     let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), SHAPE.layers, SHAPE.experts);
     let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
     let compute = Compute::default();
-    let setting = Setting { policy, scope, slots: &slots, prefetch: PrefetchKind::Off, drive, compute };
+    let setting = Setting {
+        policy,
+        scope,
+        slots: &slots,
+        prefetch: PrefetchKind::Off,
+        conditions: Conditions { drive, compute, warmup: 0 },
+    };
     let outcome = simulate::replay(trace, &setting, futures).expect("the trace is sound");
     let total = outcome.stats.total();
     total.hit + total.miss

@@ -13,7 +13,7 @@ use self::read_path::Chosen;
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
@@ -368,6 +368,10 @@ impl<B: Backend> Session<B> {
     /// What the cache counted.
     pub fn stats(&self) -> &CacheStats {
         self.experts.stats()
+    }
+    /// Where decoding's time went.
+    pub fn pace(&self) -> &Pace {
+        self.experts.pace()
     }
     /// What decoding found in each MoE layer. (n_moe_layer)
     pub fn layer_stats(&self) -> &[LayerHits] {

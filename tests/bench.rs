@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::program::command;
+use common::{
+    dice::Dice,
+    program::command,
+    routing::{Shape, decoding, header, write},
+};
 use hotset::io::IoKind;
 use serde_json::Value;
 
@@ -63,6 +67,59 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
     }
     let cached = &self::rows(&["--memory", "80%", "--io", "pread", "--probe", "0.1"])[0];
     assert!(cached["probed_bytes_per_second"].is_null(), "the page cache is no drive");
+}
+
+/// What a decode test says of drive and computing adds up to its time, and `simulate --profile` takes it.
+#[test]
+fn a_decode_test_is_a_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, ok) = bench(&["-o", "json", "--memory", "50%", "--prefetch", "off", "--io", "pread"]);
+    assert!(ok);
+    let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(rows[0]["layer_us"].is_null() && rows[0]["read_mb_s"].is_null(), "a prompt's");
+    let us = |key: &str| rows[1][key].as_f64().unwrap_or_else(|| panic!("{key} of {}", rows[1]));
+    let (layers, used) = (us("n_layer"), us("n_expert_used"));
+    let computing = layers * (us("layer_us") + us("shared_us") + used * us("expert_us")) + us("token_us");
+    let token = 1e6 / us("mean_tok_s") - 1e3 * us("stall_ms_per_token");
+    assert!(computing > 0.0 && computing <= 1.5 * token, "{computing} of {token}");
+    assert!(us("read_latency_us") >= 0.0 && us("read_mb_s") > 0.0 && us("wake_us") >= 0.0 && us("hand_out_us") >= 0.0);
+
+    let (trace, profile) = (folder.path().join("a.trace"), folder.path().join("profile.json"));
+    std::fs::write(&profile, &text).unwrap();
+    let shape = Shape { layers: 3, experts: 16, used: 3, tokens: 40 };
+    write(&trace, header(shape), &decoding(&mut Dice(1), shape));
+    let simulate = |more: &[&str]| {
+        let args = ["simulate", trace.to_str().unwrap(), "--policy", "default", "--slots", "8", "-o", "json"];
+        let output = command(env!("CARGO_BIN_EXE_hotset")).args(args).args(more).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (String::from_utf8(output.stdout).unwrap(), error, output.status.success())
+    };
+    let file = profile.to_str().unwrap();
+    let named = |key: &str, option: &str| [format!("--{option}-us"), us(key).to_string()];
+    let options = ["layer", "shared", "hand-out", "expert", "wake", "token"];
+    let mut options: Vec<_> = options.iter().flat_map(|o| named(&format!("{}_us", o.replace('-', "_")), o)).collect();
+    options.extend(["--drive".to_owned(), "70:900:3".to_owned()]);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let both = [&["--profile", file], &options[12..]].concat();
+    let (by_profile, by_hand) = (simulate(&both), simulate(&options));
+    assert!(by_hand.2 && by_hand.0 == by_profile.0, "{by_hand:?} {by_profile:?}");
+    assert_ne!(simulate(&["--profile", file]).0, by_hand.0, "its own drive");
+    assert_ne!(simulate(&["--profile", file, "--token-us", "9e5"]).0, simulate(&["--profile", file]).0);
+
+    let refused = [
+        ("[]", "one test that decoded"),
+        ("nonsense", "bench -o json"),
+        (&text.replace("\"read_mb_s\"", "\"x\""), "without reads"),
+        (&text.replace("\"layer_us\": null", "\"layer_us\": 1"), "one test that decoded"),
+        (&text.replace("\"layer_us\": ", "\"layer_us\": -"), "profile"),
+    ];
+    for (content, says) in refused {
+        std::fs::write(&profile, content).unwrap();
+        let (_, error, ok) = simulate(&["--profile", file]);
+        assert!(!ok && error.contains(file) | error.contains("--profile") && error.contains(says), "{says}: {error}");
+    }
+    let (_, error, ok) = simulate(&["--profile", "/no/such.json"]);
+    assert!(!ok && error.contains("/no/such.json"), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use hotset::{
     id::ExpertId,
     policy::{PolicyKind, PoolShape},
     prefetch::PrefetchKind,
-    simulate::{self, Compute, Drive, Outcome, Setting, SimPolicy},
+    simulate::{self, Compute, Conditions, Drive, Outcome, Setting, SimPolicy},
     trace::Phase,
 };
 
@@ -266,7 +266,13 @@ fn counts_survive_long_runs() {
 
 fn setting(policy: SimPolicy, scope: Scope, slots: &[usize]) -> Setting<'_> {
     let drive = Drive { latency_ns: 1000, bytes_per_us: 1000, depth: 1 };
-    Setting { policy, scope, slots, prefetch: PrefetchKind::Off, drive, compute: Compute::default() }
+    Setting {
+        policy,
+        scope,
+        slots,
+        prefetch: PrefetchKind::Off,
+        conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
+    }
 }
 
 fn outcome(trace: &Path, policy: SimPolicy, scope: Scope, slots: &[usize]) -> Outcome {

@@ -23,7 +23,7 @@ use hotset::{
     prefetch::PrefetchKind,
     quant::GgmlType,
     session::{Options, Session},
-    simulate::{self, Compute, Drive, Setting, SimPolicy},
+    simulate::{self, Compute, Conditions, Detail, Drive, Setting, SimPolicy},
     trace::{
         LayerEvent, TraceSink,
         file::{Header, TraceWriter},
@@ -114,8 +114,8 @@ fn header(gguf: &Gguf) -> Header {
     }
 }
 
-/// What a live run counted, the slots that it had, and when it ended. The layers' counts add up.
-fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheStats, Vec<LayerHits>, Vec<usize>, u64) {
+/// What a live run counted, where its time went, the slots that it had, and when it ended. The layers' counts add up.
+fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheStats, Detail, Vec<usize>, u64) {
     let gguf = Gguf::open(model).unwrap();
     let sim = SimIo::new(drive.latency_ns, drive.bytes_per_us).with_depth(drive.depth);
     let clock = sim.clock();
@@ -138,7 +138,8 @@ fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheSta
     let sum = |of: fn(&LayerHits) -> u64| layers.iter().map(of).sum::<u64>();
     let sums = (sum(|l| l.hit), sum(|l| l.late), sum(|l| l.miss));
     assert_eq!(sums, (stats.decode.hit, stats.decode.late, stats.decode.miss));
-    (stats, layers, session.plan().slots.clone(), clock.now_ns())
+    let detail = Detail { layers, pace: *session.pace(), foresight: Vec::new() };
+    (stats, detail, session.plan().slots.clone(), clock.now_ns())
 }
 
 fn budgets(model: &Path, options: Options) -> [u64; 3] {
@@ -166,15 +167,22 @@ fn a_replay_equals_the_live_run() {
             for &policy in PolicyKind::ALL {
                 for (&prefetch, drive) in PrefetchKind::ALL.iter().flat_map(|kind| DRIVES.map(|drive| (kind, drive))) {
                     let options = Options { memory_bytes: Some(memory), policy, prefetch, ..base };
-                    let (stats, live_layers, slots, end_ns) = live(&model, &trace, drive, options);
+                    let (stats, lived, slots, end_ns) = live(&model, &trace, drive, options);
                     let compute = Compute { shared_ns: EVENT_NS, ..Compute::default() };
                     let policy = SimPolicy::Live(policy);
-                    let setting = Setting { policy, scope, slots: &slots, prefetch, drive, compute };
+                    let setting = Setting {
+                        policy,
+                        scope,
+                        slots: &slots,
+                        prefetch,
+                        conditions: Conditions { drive, compute, warmup: 0 },
+                    };
                     let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
                     let what =
                         format!("{} {} {} in {memory} on {drive:?}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");
-                    assert_eq!(detail.layers, live_layers, "{what}: layer by layer");
+                    assert_eq!(detail.layers, lived.layers, "{what}: layer by layer");
+                    assert_eq!(detail.pace, lived.pace, "{what}: where time went");
                     assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");
                     stalls += u64::from(stats.decode.stall_ns > 0);
                     late += stats.decode.late;

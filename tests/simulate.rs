@@ -18,7 +18,7 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     simulate::{
-        self, Compute, Detail, Drive, Setting, SimPolicy,
+        self, Compute, Conditions, Detail, Drive, Setting, SimPolicy,
         quality::{Recall, Source},
     },
     trace::{
@@ -79,7 +79,8 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind)
     let slots = simulate::slots(scope, 5, SHAPE.layers, SHAPE.experts);
     let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
     let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
-    let setting = Setting { policy, scope, slots: &slots, prefetch, drive, compute };
+    let setting =
+        Setting { policy, scope, slots: &slots, prefetch, conditions: Conditions { drive, compute, warmup: 0 } };
     let (outcome, detail) = simulate::replay_in_detail(trace, &setting, &futures).unwrap();
     (outcome.stats, detail)
 }
@@ -129,6 +130,69 @@ fn the_control_reads_one_hundred_percent() {
     assert!(runs == 7 * 2 * PrefetchKind::ALL.len() && late > 100, "{runs} {late}");
 }
 
+/// What the simulator was told of drive and computing, its run's pace says again.
+#[test]
+fn a_replay_finds_the_profile_that_it_was_given() {
+    let shape = Shape { layers: 4, experts: 32, used: 6, tokens: 300 };
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("a.trace");
+    let header = Header { expert_bytes: vec![60_000; 4], ..header(shape) };
+    write(&trace, header, &decoding(&mut Dice(5), shape));
+    let drive = Drive { latency_ns: 90_000, bytes_per_us: 600, depth: 8 };
+    let compute = Compute {
+        layer_ns: 41_000,
+        shared_ns: 13_000,
+        hand_out_ns: 7_000,
+        expert_ns: 21_000,
+        wake_ns: 5_000,
+        token_ns: 300_000,
+    };
+    let conditions = Conditions { drive, compute, warmup: 20 };
+    let slots = simulate::slots(Scope::Layer, 16, shape.layers, shape.experts);
+    let policy = SimPolicy::Live(PolicyKind::default());
+    let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch: PrefetchKind::Off, conditions };
+    let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+    let pace = detail.pace;
+    let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
+    near(pace.layers.mean_ns().unwrap(), compute.layer_ns);
+    near(pace.shared.mean_ns().unwrap(), compute.shared_ns);
+    near(pace.hand_outs.fit().unwrap().0, compute.hand_out_ns);
+    near(pace.hand_outs.fit().unwrap().1, compute.expert_ns);
+    near(pace.wake_ns().unwrap(), compute.wake_ns);
+    near(pace.token_ns().unwrap(), compute.token_ns);
+    let (latency, a_byte) = pace.reads.fit().unwrap();
+    near(latency, drive.latency_ns);
+    near(1e6 / a_byte, 1000 * drive.bytes_per_us);
+    assert!(outcome.stats.decode.stall_ns > 0 && outcome.decode_tokens == 280);
+}
+
+/// Counts after a warm-up are those of the whole run less those of the warm-up alone, for every policy.
+#[test]
+fn a_warm_up_runs_and_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trace, start) = (folder.path().join("a.trace"), folder.path().join("b.trace"));
+    let events = scored(7);
+    write(&trace, with_scores(SHAPE.experts), &events);
+    let n = 40;
+    write(&start, with_scores(SHAPE.experts), &events[..n * SHAPE.layers]);
+    for policy in PolicyKind::ALL.iter().map(|&kind| SimPolicy::Live(kind)).chain([SimPolicy::Random]) {
+        let run = |trace: &Path, warmup| {
+            let slots = simulate::slots(Scope::Layer, 5, SHAPE.layers, SHAPE.experts);
+            let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
+            let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
+            let prefetch = PrefetchKind::Lookahead;
+            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch, conditions };
+            simulate::replay(trace, &setting, &[])
+        };
+        let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
+        assert_eq!(rest.stats, all.stats.since(&first.stats), "{}", policy.name());
+        assert_eq!(rest.decode_ns, all.decode_ns - first.decode_ns, "{}", policy.name());
+        assert_eq!(rest.decode_tokens, (SHAPE.tokens - n) as u64);
+        let error = run(&trace, SHAPE.tokens as u64).unwrap_err().to_string();
+        assert!(error.contains("warm-up") && error.contains("120"), "{error}");
+    }
+}
+
 /// Two layers of four experts, one of them a token; the second layer has two slots.
 #[test]
 fn recall_on_misses_by_hand() {
@@ -151,8 +215,11 @@ fn recall_on_misses_by_hand() {
         scope: Scope::Layer,
         slots: &[2, 2],
         prefetch: PrefetchKind::Off,
-        drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
-        compute: Compute::default(),
+        conditions: Conditions {
+            drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
+            compute: Compute::default(),
+            warmup: 0,
+        },
     };
     let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
     let own =
@@ -189,8 +256,11 @@ fn horizons_are_kept_apart() {
         scope: Scope::Layer,
         slots: &slots,
         prefetch: PrefetchKind::Off,
-        drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
-        compute: Compute::default(),
+        conditions: Conditions {
+            drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
+            compute: Compute::default(),
+            warmup: 0,
+        },
     };
     let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
     let found: Vec<_> = detail.foresight.iter().map(|r| (r.by, r.horizon, r.wanted, r.recall[1])).collect();

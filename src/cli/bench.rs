@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use hotset::{
     Result,
     backend::cpu::kernels::Kernels,
-    expert::{CacheStats, ExpertStore},
+    expert::{CacheStats, ExpertStore, Pace},
     gguf::Gguf,
     machine,
     model::Config,
@@ -28,6 +28,7 @@ use super::{
     args::{Memory, Modes, count, file_bytes, kv_name, read_text},
     model_file,
     out::{Out, Progress, note},
+    profile::Profile,
 };
 
 mod bound;
@@ -200,6 +201,8 @@ struct Sums {
     seconds: f64,
     /// Nanoseconds that each decoded token waited for reads.
     token_stalls: Vec<u64>,
+    /// Where decoding's time went.
+    pace: Pace,
 }
 
 impl Sums {
@@ -322,6 +325,7 @@ fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) 
         work(test.work, session, &tokens.take(args.warmup), &mut Vec::new())?;
     }
     let n_stall = if test.work == Work::Decode { args.reps * test.tokens } else { 0 };
+    let pace = *session.pace();
     let mut sums = Sums { token_stalls: Vec::with_capacity(n_stall), ..Sums::default() };
     let bar = Progress::tokens("bench", false);
     for i in 0..args.reps {
@@ -337,6 +341,7 @@ fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) 
         sums.add(list.len(), start.elapsed().as_secs_f64(), &before, session.stats());
         bar.set(((i + 1) * test.tokens) as u64, (args.reps * test.tokens) as u64);
     }
+    sums.pace = session.pace().since(&pace);
     Ok(sums)
 }
 
@@ -395,6 +400,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     let rates = Rates::new(&sums.tok_s);
     let requests = sums.hit + sums.late + sums.miss;
     let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
+    let profile = Profile::of(&sums.pace, test.name(), session.io_depth());
     let a_token = |n: u64| (sums.tokens > 0).then(|| n as f64 / sums.tokens as f64);
     Ok(Row {
         version: env!("CARGO_PKG_VERSION"),
@@ -456,6 +462,14 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         stall_ms_p50: stall(50),
         stall_ms_p95: stall(95),
         stall_ms_p99: stall(99),
+        layer_us: profile.layer_us,
+        shared_us: profile.shared_us,
+        hand_out_us: profile.hand_out_us,
+        expert_us: profile.expert_us,
+        wake_us: profile.wake_us,
+        token_us: profile.token_us,
+        read_latency_us: profile.read_latency_us,
+        read_mb_s: profile.read_mb_s,
         samples_tok_s: sums.tok_s,
     })
 }

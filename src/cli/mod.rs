@@ -16,6 +16,7 @@ mod model_file;
 mod out;
 mod perplexity;
 mod plan;
+mod profile;
 mod repack;
 mod report;
 mod run;

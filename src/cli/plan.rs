@@ -19,7 +19,7 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     session::{Options, make_plan},
-    simulate::{Compute, Drive, Setting, SimPolicy, replay},
+    simulate::{Compute, Conditions, Drive, Setting, SimPolicy, replay},
     trace::file::TraceReader,
 };
 use serde::Serialize;
@@ -154,8 +154,7 @@ impl Case<'_> {
                     scope: Scope::Layer,
                     slots: &slots,
                     prefetch: PrefetchKind::Off,
-                    drive: self.rates.drive,
-                    compute: Compute::default(),
+                    conditions: Conditions { drive: self.rates.drive, compute: Compute::default(), warmup: 0 },
                 };
                 let hits = replay(trace, &setting, &[])?.stats.decode.hit_rate().unwrap_or(0.0);
                 Estimate { low: hits, expected: hits, high: hits }

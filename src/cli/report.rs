@@ -49,8 +49,9 @@ pub fn run(args: &Args) -> Ended {
     let trace = match &args.trace {
         Some(path) => {
             let header = TraceReader::open(path)?.header().clone();
-            let (runs, _) = args.sweep.run(path, &header)?;
-            Some(Traced::new(path, args.sweep.drive(), args.sweep.compute(), runs)?)
+            let conditions = args.sweep.conditions()?;
+            let (runs, _) = args.sweep.run(path, &header, conditions)?;
+            Some(Traced::new(path, conditions, runs)?)
         }
         None => None,
     };

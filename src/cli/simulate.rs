@@ -44,7 +44,7 @@ enum Format {
 pub fn run(args: &Args) -> Ended {
     let header = TraceReader::open(&args.trace)?.header().clone();
     let start = Instant::now();
-    let (runs, effort) = args.sweep.run(&args.trace, &header)?;
+    let (runs, effort) = args.sweep.run(&args.trace, &header, args.sweep.conditions()?)?;
     let seconds = start.elapsed().as_secs_f64();
     let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
     let mut out = Out::new();

@@ -1,7 +1,7 @@
 //! Options and work that `simulate` and `report` share: a trace through every policy and cache size that is asked for.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -15,13 +15,14 @@ use hotset::{
     machine,
     policy::{Future, PolicyKind},
     prefetch::PrefetchKind,
-    simulate::{self, Compute, Drive, Row, Setting, SimPolicy, SlotSpec},
+    simulate::{self, Compute, Conditions, Drive, Row, Setting, SimPolicy, SlotSpec},
     trace::file::Header,
 };
 
 use super::{
     args::{SCOPES, named},
     out::{Progress, note},
+    profile::Profile,
 };
 
 /// What is simulated. The verb has a positional argument `trace`, without which these options mean nothing.
@@ -46,21 +47,35 @@ pub struct Sweep {
     /// Which experts are read before they are asked for
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Vec<PrefetchKind>,
-    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500), perhaps :N requests at a time; 1 else
-    #[arg(long, requires = "trace", value_name = "DRIVE", default_value = "nvme", value_parser = drive)]
-    drive: Drive,
-    /// Computing of a layer before its experts are known, in microseconds
-    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
-    layer_us: f64,
+    /// Take drive and computing as hotset bench measured them: the file is what its -o json wrote, with one decode test.
+    /// Measure with --prefetch off and a budget at which experts miss
+    #[arg(long, requires = "trace", value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500), perhaps :N requests at a time; 1
+    /// else. Default: the profile's, or nvme
+    #[arg(long, requires = "trace", value_name = "DRIVE", value_parser = drive)]
+    drive: Option<Drive>,
+    /// Computing of a layer before its experts are known, in microseconds. Default of this and the next five: the profile's, or 0
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    layer_us: Option<f64>,
     /// Computing of a layer after that besides its experts (a shared one), in microseconds
-    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
-    shared_us: f64,
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    shared_us: Option<f64>,
+    /// Computing of experts that are handed out together, however many, in microseconds
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    hand_out_us: Option<f64>,
+    /// Computing of each of them, in microseconds
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    expert_us: Option<f64>,
+    /// What that takes longer where it was waited for, in microseconds
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    wake_us: Option<f64>,
     /// Computing of a decoded token outside its MoE layers (dense layers, output), in microseconds
-    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
-    token_us: f64,
-    /// Computing of an expert, in microseconds
-    #[arg(long, requires = "trace", value_name = "US", default_value_t = 0.0, value_parser = micros)]
-    expert_us: f64,
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    token_us: Option<f64>,
+    /// Tokens at the start of the trace that run but do not count
+    #[arg(long, requires = "trace", value_name = "TOKENS", default_value_t = 0)]
+    warmup: u64,
 }
 
 /// One run to do.
@@ -98,29 +113,40 @@ impl Sweep {
     ///
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
-    pub fn run(&self, trace: &Path, header: &Header) -> Result<(Vec<Run>, Effort)> {
+    pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort)> {
         let jobs = self.jobs(header)?;
-        let (mut runs, effort) = self.work(trace, header, &jobs)?;
+        let (mut runs, effort) = work(trace, header, conditions, &jobs)?;
         let mut rows: Vec<Row> = runs.iter().map(|(row, _)| row.clone()).collect();
         simulate::compare(&mut rows);
         runs.iter_mut().zip(rows).for_each(|(run, row)| run.0 = row);
         Ok((runs, effort))
     }
 
-    /// The drive of all runs.
-    pub fn drive(&self) -> Drive {
-        self.drive
-    }
-
-    /// The computing of all runs.
-    pub fn compute(&self) -> Compute {
-        let ns = |us: f64| (us * 1e3) as u64;
-        Compute {
-            layer_ns: ns(self.layer_us),
-            shared_ns: ns(self.shared_us),
-            expert_ns: ns(self.expert_us),
-            token_ns: ns(self.token_us),
-        }
+    /// Drive, computing and warm-up of all runs.
+    ///
+    /// # Errors
+    /// A profile that cannot be read, or that saw no reads where no drive is named.
+    pub fn conditions(&self) -> Result<Conditions> {
+        let profile = self.profile.as_deref().map(Profile::read).transpose()?;
+        let measured = profile.as_ref().map_or(Compute::default(), Profile::compute);
+        let drive = match (self.drive, profile) {
+            (Some(drive), _) => drive,
+            (None, None) => NVME,
+            (None, Some(profile)) => profile.drive().ok_or_else(|| {
+                let expected = "a profile of a run that read experts without reading ahead, or --drive beside it";
+                Error::request("--profile", expected, "one without reads")
+            })?,
+        };
+        let or = |us: Option<f64>, ns| us.map_or(ns, |us| (us * 1e3).round() as u64);
+        let compute = Compute {
+            layer_ns: or(self.layer_us, measured.layer_ns),
+            shared_ns: or(self.shared_us, measured.shared_ns),
+            hand_out_ns: or(self.hand_out_us, measured.hand_out_ns),
+            expert_ns: or(self.expert_us, measured.expert_ns),
+            wake_ns: or(self.wake_us, measured.wake_ns),
+            token_ns: or(self.token_us, measured.token_ns),
+        };
+        Ok(Conditions { drive, compute, warmup: self.warmup })
     }
 
     fn jobs(&self, header: &Header) -> Result<Vec<Job>> {
@@ -158,59 +184,53 @@ impl Sweep {
         }
         Ok(counts)
     }
+}
 
-    /// Runs the jobs on all cores; runs in the jobs' order.
-    fn work(&self, trace: &Path, header: &Header, jobs: &[Job]) -> Result<(Vec<Run>, Effort)> {
-        let futures = |scope| -> Result<Vec<Arc<Future>>> {
-            let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
-            if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
-        };
-        let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
-        let threads = machine::cores().threads().min(jobs.len());
-        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
-        let bar = Progress::runs("simulating", false);
-        let one = |job: &Job| {
-            let setting = Setting {
-                policy: job.policy,
-                scope: job.scope,
-                slots: &job.slots,
-                prefetch: job.prefetch,
-                drive: self.drive,
-                compute: self.compute(),
-            };
-            let futures = if job.scope == Scope::Layer { &layer } else { &global };
-            let start = Instant::now();
-            let (outcome, detail) = simulate::replay_in_detail(trace, &setting, futures)?;
-            let total = outcome.stats.total();
-            let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
-            let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight);
-            Ok(((row, detail.layers), effort))
-        };
-        std::thread::scope(|s| {
-            for _ in 0..threads {
-                s.spawn(|| {
-                    while let Some((i, job)) = {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        jobs.get(i).map(|job| (i, job))
-                    } {
-                        let run: Result<(Run, Effort)> = one(job);
-                        let mut done = done.lock().expect("no thread panics while it holds the runs");
-                        done.push((i, run));
-                        bar.set(done.len() as u64, jobs.len() as u64);
-                    }
-                });
-            }
-        });
-        let mut runs = done.into_inner().expect("no thread panicked");
-        runs.sort_by_key(|(i, _)| *i);
-        let (mut all, mut effort) = (Vec::with_capacity(runs.len()), Effort::default());
-        for (_, run) in runs {
-            let (run, one) = run?;
-            all.push(run);
-            effort.add(one);
+/// Runs the jobs on all cores; runs in the jobs' order.
+fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> Result<(Vec<Run>, Effort)> {
+    let futures = |scope| -> Result<Vec<Arc<Future>>> {
+        let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
+        if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
+    };
+    let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
+    let threads = machine::cores().threads().min(jobs.len());
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
+    let bar = Progress::runs("simulating", false);
+    let one = |job: &Job| {
+        let setting =
+            Setting { policy: job.policy, scope: job.scope, slots: &job.slots, prefetch: job.prefetch, conditions };
+        let futures = if job.scope == Scope::Layer { &layer } else { &global };
+        let start = Instant::now();
+        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, futures)?;
+        let total = outcome.stats.total();
+        let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
+        let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight);
+        Ok(((row, detail.layers), effort))
+    };
+    std::thread::scope(|s| {
+        for _ in 0..threads {
+            s.spawn(|| {
+                while let Some((i, job)) = {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    jobs.get(i).map(|job| (i, job))
+                } {
+                    let run: Result<(Run, Effort)> = one(job);
+                    let mut done = done.lock().expect("no thread panics while it holds the runs");
+                    done.push((i, run));
+                    bar.set(done.len() as u64, jobs.len() as u64);
+                }
+            });
         }
-        Ok((all, effort))
+    });
+    let mut runs = done.into_inner().expect("no thread panicked");
+    runs.sort_by_key(|(i, _)| *i);
+    let (mut all, mut effort) = (Vec::with_capacity(runs.len()), Effort::default());
+    for (_, run) in runs {
+        let (run, one) = run?;
+        all.push(run);
+        effort.add(one);
     }
+    Ok((all, effort))
 }
 
 /// [`SHARES`] and the fewest slots that run, and as many more, each halving the widest gap, as make twelve; fewer only
@@ -229,10 +249,13 @@ fn default_counts(used: usize, n_expert: usize) -> Vec<usize> {
     counts
 }
 
+/// The drive where nobody names one.
+const NVME: Drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
+
 /// What good drives of the kind give to reads of an expert's size.
 pub fn drive(text: &str) -> Result<Drive, String> {
     let (latency_us, bytes_per_us, depth) = match text {
-        "nvme" => (80, 3500, 1),
+        "nvme" => return Ok(NVME),
         "ufs4" => (120, 2800, 1),
         "sata" => (120, 520, 1),
         _ => {

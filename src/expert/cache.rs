@@ -229,6 +229,14 @@ impl ExpertCache {
     pub fn absent(&self) -> &[ExpertId] {
         &self.absent
     }
+    /// Bytes of the absent experts of the last request.
+    pub(super) fn absent_bytes(&self) -> u64 {
+        self.absent.iter().map(|id| self.store.layers()[usize::from(id.layer)].expert_bytes()).sum()
+    }
+    /// True if reads are in flight that nobody has asked for.
+    pub(super) fn reads_beside(&self) -> bool {
+        self.prefetches_in_flight + self.kept.in_flight > 0
+    }
     /// True if the expert's bytes are in a slot now.
     pub fn is_resident(&self, id: ExpertId) -> bool {
         self.slot_of(id).is_some_and(|s| matches!(self.slots[s], Slot::Ready(_)))

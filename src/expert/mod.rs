@@ -6,14 +6,17 @@
 
 mod cache;
 mod hot;
+mod pace;
 mod stats;
 mod store;
 
 pub use cache::{ExpertCache, Scope};
 pub use hot::{Hot, HotList};
+pub use pace::{Line, Pace, Times};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
 pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
 
+use self::pace::Pacer;
 use crate::{
     Result,
     id::ExpertId,
@@ -30,17 +33,19 @@ pub struct Experts {
     guesses: Vec<ExpertId>,
     /// The decoded token that runs, and when it began.
     token: Option<(u32, u64)>,
+    pacer: Pacer,
 }
 
 impl Experts {
     /// Puts the parts together.
     pub fn new(cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
-        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256), token: None }
+        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256), token: None, pacer: Pacer::new() }
     }
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
         self.tell_time(event);
+        let late = self.cache.stats().decode.late;
         self.cache.request(event);
         self.guesses.clear();
         let reads = self.prefetcher.observe(event, &mut self.guesses);
@@ -48,6 +53,8 @@ impl Experts {
         let (n_layer, n_expert) = (store.layers().len(), store.n_expert());
         self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
         self.cache.prefetch(&self.guesses, reads);
+        let alone = !self.cache.reads_beside() && self.cache.stats().decode.late == late;
+        self.pacer.requested(event, alone.then(|| self.cache.absent_bytes()), self.cache.io().now_ns());
         self.trace.record(event);
     }
 
@@ -70,7 +77,11 @@ impl Experts {
     /// # Errors
     /// The first read that failed, with path, expert and offset.
     pub fn next_ready(&mut self, ready: &mut Vec<ExpertId>) -> Result<()> {
-        self.cache.next_ready(ready)?;
+        self.pacer.asked(self.cache.io().now_ns());
+        let before = self.cache.stats().decode.stall_ns;
+        self.cache.next_ready(ready).inspect_err(|_| self.pacer.failed())?;
+        let stall = self.cache.stats().decode.stall_ns - before;
+        self.pacer.handed_out(ready.len(), stall, self.cache.io().now_ns());
         if ready.is_empty() && self.prefetcher.reads_ahead() {
             self.cache.read_ahead();
         }
@@ -107,6 +118,10 @@ impl Experts {
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
         self.cache.stats()
+    }
+    /// Where decoding's time went since the start.
+    pub fn pace(&self) -> &Pace {
+        self.pacer.pace()
     }
     /// What runs: read path, policy, prefetcher.
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {

@@ -20,6 +20,16 @@ pub struct PhaseStats {
 }
 
 impl PhaseStats {
+    fn since(&self, before: &PhaseStats) -> PhaseStats {
+        PhaseStats {
+            events: self.events - before.events,
+            hit: self.hit - before.hit,
+            late: self.late - before.late,
+            miss: self.miss - before.miss,
+            demand_bytes: self.demand_bytes - before.demand_bytes,
+            stall_ns: self.stall_ns - before.stall_ns,
+        }
+    }
     /// Share of wanted experts that were in a slot, 0 to 1; `None` before the first request.
     pub fn hit_rate(&self) -> Option<f64> {
         let all = self.hit + self.late + self.miss;
@@ -39,6 +49,10 @@ pub struct LayerHits {
 }
 
 impl LayerHits {
+    /// What came after `before`, an earlier state of the same run.
+    pub fn since(&self, before: &LayerHits) -> LayerHits {
+        LayerHits { hit: self.hit - before.hit, late: self.late - before.late, miss: self.miss - before.miss }
+    }
     /// Share of wanted experts that were in a slot, 0 to 1; `None` before the first request.
     pub fn hit_rate(&self) -> Option<f64> {
         let all = self.hit + self.late + self.miss;
@@ -74,6 +88,22 @@ pub struct CacheStats {
 }
 
 impl CacheStats {
+    /// What came after `before`, an earlier state of the same run.
+    pub fn since(&self, before: &CacheStats) -> CacheStats {
+        CacheStats {
+            prompt: self.prompt.since(&before.prompt),
+            decode: self.decode.since(&before.decode),
+            prefetches: self.prefetches - before.prefetches,
+            prefetch_bytes: self.prefetch_bytes - before.prefetch_bytes,
+            prefetch_useful: self.prefetch_useful - before.prefetch_useful,
+            prefetch_wasted: self.prefetch_wasted - before.prefetch_wasted,
+            warm_reads: self.warm_reads - before.warm_reads,
+            warm_bytes: self.warm_bytes - before.warm_bytes,
+            warm_used: self.warm_used - before.warm_used,
+            evictions: self.evictions - before.evictions,
+            failed_reads: self.failed_reads - before.failed_reads,
+        }
+    }
     /// The counters of `phase`.
     pub fn of(&self, phase: Phase) -> &PhaseStats {
         match phase {

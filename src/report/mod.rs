@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     expert::{LayerHits, Scope},
-    simulate::{Compute, Drive, Row},
+    simulate::{Conditions, Row},
     trace::file::{Header, TraceReader, fnv1a},
 };
 
@@ -70,9 +70,11 @@ pub struct Traced {
     pub drive_bytes_per_us: u64,
     /// Simulated reads whose latencies run side by side.
     pub drive_depth: usize,
-    /// What computing takes of each layer event before its experts are known, after that, for each expert, and for each
-    /// decoded token besides.
-    pub compute_us: [f64; 4],
+    /// What computing takes of each layer event before its experts are known, after that, for each hand-out of experts, for
+    /// each expert in it, for a hand-out after a wait, and for each decoded token besides.
+    pub compute_us: [f64; 6],
+    /// Tokens at the start that do not count.
+    pub warmup: u64,
     /// A row for each policy, size, scope and prefetcher.
     pub curves: Vec<Row>,
     /// Layer by layer, for the policies that are caches; one for each such row of `curves`.
@@ -103,7 +105,8 @@ impl Traced {
     ///
     /// # Errors
     /// A trace that cannot be read.
-    pub fn new(path: &Path, drive: Drive, compute: Compute, runs: Vec<(Row, Vec<LayerHits>)>) -> Result<Self> {
+    pub fn new(path: &Path, conditions: Conditions, runs: Vec<(Row, Vec<LayerHits>)>) -> Result<Self> {
+        let Conditions { drive, compute, warmup } = conditions;
         let header = TraceReader::open(path)?.header().clone();
         let column = |layers: &[LayerHits], of: fn(&LayerHits) -> u64| layers.iter().map(of).collect();
         let layers = runs.iter().filter(|(_, layers)| !layers.is_empty()).map(|(row, layers)| LayerCounts {
@@ -122,8 +125,16 @@ impl Traced {
             drive_latency_us: drive.latency_ns as f64 / 1e3,
             drive_bytes_per_us: drive.bytes_per_us,
             drive_depth: drive.depth,
-            compute_us: [compute.layer_ns, compute.shared_ns, compute.expert_ns, compute.token_ns]
-                .map(|ns| ns as f64 / 1e3),
+            compute_us: [
+                compute.layer_ns,
+                compute.shared_ns,
+                compute.hand_out_ns,
+                compute.expert_ns,
+                compute.wake_ns,
+                compute.token_ns,
+            ]
+            .map(|ns| ns as f64 / 1e3),
+            warmup,
             layers: layers.collect(),
             curves: runs.into_iter().map(|(row, _)| row).collect(),
             header,

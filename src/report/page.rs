@@ -85,18 +85,20 @@ fn of_trace(t: &Traced) -> Vec<Fact> {
         facts.push(("damage", damage.clone()));
     }
     let computing = match t.compute_us {
-        [0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
-        [layer, shared, expert, token] => format!(
-            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that, {expert} µs \
-                 an expert and {token} µs a token besides"
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
+        [layer, shared, hand_out, expert, wake, token] => format!(
+            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that, {hand_out} µs \
+                 and {expert} µs an expert for those that are computed together, {wake} µs more after a wait, and {token} µs \
+                 a token besides"
         ),
     };
+    let warmup = if t.warmup == 0 { String::new() } else { format!(", without the first {} tokens", t.warmup) };
     let depth = if t.drive_depth == 1 { String::new() } else { format!(", {} reads at a time", t.drive_depth) };
     facts.push((
         "simulated",
         format!(
             "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s{depth}; {computing}; an expert \
-                 counts once a layer and token; decoding only",
+                 counts once a layer and token; decoding only{warmup}",
             t.drive_latency_us, t.drive_bytes_per_us
         ),
     ));

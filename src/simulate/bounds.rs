@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, pool_of};
+use super::{Outcome, Setting, WarmUp, pool_of};
 use crate::{
     Result,
-    expert::{CacheStats, PhaseStats, Scope},
+    expert::{CacheStats, PhaseStats},
     policy::Future,
     trace::{LayerEvent, Phase, file::TraceReader},
 };
@@ -41,21 +41,20 @@ fn count(outcome: &mut Outcome, event: LayerEvent<'_>, hit: u64, wanted: u64, ex
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn belady_bypass(
-    trace: &mut TraceReader,
-    scope: Scope,
-    slots: &[usize],
-    futures: &[Arc<Future>],
-) -> Result<Outcome> {
+pub fn belady_bypass(trace: &mut TraceReader, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
+    let Setting { scope, slots, .. } = *setting;
     let bytes = trace.header().expert_bytes.clone();
     let mut pools: Vec<Pool> = futures.iter().map(|f| Pool::new(f)).collect();
-    let (mut outcome, mut keys) = (Outcome::default(), Vec::new());
+    let (mut outcome, mut keys, mut warmup) = (Outcome::default(), Vec::new(), WarmUp::new(setting.conditions.warmup));
     while let Some(event) = trace.next_event()? {
         let i = pool_of(scope, event.layer);
         distinct(event, &futures[i], &mut keys);
         let hit = pools[i].run(&futures[i], &keys, slots[i]);
-        count(&mut outcome, event, hit, keys.len() as u64, bytes[usize::from(event.layer)]);
+        if warmup.is_over(event) {
+            count(&mut outcome, event, hit, keys.len() as u64, bytes[usize::from(event.layer)]);
+        }
     }
+    warmup.finish()?;
     Ok(outcome)
 }
 
@@ -97,12 +96,8 @@ impl Pool {
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn static_oracle(
-    trace: &mut TraceReader,
-    scope: Scope,
-    slots: &[usize],
-    futures: &[Arc<Future>],
-) -> Result<Outcome> {
+pub fn static_oracle(trace: &mut TraceReader, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
+    let Setting { scope, slots, .. } = *setting;
     let bytes = trace.header().expert_bytes.clone();
     // Whether a pool holds each expert.
     let held = |(future, &slots): (&Arc<Future>, &usize)| {
@@ -114,12 +109,15 @@ pub fn static_oracle(
     };
     let held: Vec<Vec<bool>> = futures.iter().zip(slots).map(held).collect();
     let mut seen: Vec<Vec<bool>> = held.iter().map(|h| vec![false; h.len()]).collect();
-    let (mut outcome, mut keys) = (Outcome::default(), Vec::new());
+    let (mut outcome, mut keys, mut warmup) = (Outcome::default(), Vec::new(), WarmUp::new(setting.conditions.warmup));
     while let Some(event) = trace.next_event()? {
         let i = pool_of(scope, event.layer);
         distinct(event, &futures[i], &mut keys);
         let hit = keys.iter().filter(|&&key| held[i][key] && std::mem::replace(&mut seen[i][key], true)).count();
-        count(&mut outcome, event, hit as u64, keys.len() as u64, bytes[usize::from(event.layer)]);
+        if warmup.is_over(event) {
+            count(&mut outcome, event, hit as u64, keys.len() as u64, bytes[usize::from(event.layer)]);
+        }
     }
+    warmup.finish()?;
     Ok(outcome)
 }

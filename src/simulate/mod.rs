@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Scope},
+    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
     policy::{Belady, Future, PolicyKind, PoolShape, Random},
@@ -85,10 +85,31 @@ pub struct Compute {
     pub layer_ns: u64,
     /// Of each layer event after that (a shared expert), while its reads are under way.
     pub shared_ns: u64,
-    /// Of each expert that is handed out.
+    /// Of each hand-out of experts, however many: the threads are called together.
+    pub hand_out_ns: u64,
+    /// Of each expert in it.
     pub expert_ns: u64,
+    /// Of each hand-out that had to be waited for: the threads are woken up.
+    pub wake_ns: u64,
     /// Of each decoded token outside its MoE layers (dense layers, output): before the first of these.
     pub token_ns: u64,
+}
+
+impl Compute {
+    fn hand_out(&self, experts: usize, after_a_wait: bool) -> u64 {
+        self.hand_out_ns + experts as u64 * self.expert_ns + if after_a_wait { self.wake_ns } else { 0 }
+    }
+}
+
+/// What the runs of a sweep have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// Where experts are read from.
+    pub drive: Drive,
+    /// What computing takes.
+    pub compute: Compute,
+    /// Tokens at the start, prompts' and decoded ones, that run but do not count.
+    pub warmup: u64,
 }
 
 /// One run of the simulator.
@@ -102,10 +123,8 @@ pub struct Setting<'a> {
     pub slots: &'a [usize],
     /// What is read ahead.
     pub prefetch: PrefetchKind,
-    /// Where experts are read from.
-    pub drive: Drive,
-    /// What computing takes.
-    pub compute: Compute,
+    /// Drive, computing, warm-up.
+    pub conditions: Conditions,
 }
 
 /// What a run came to.
@@ -130,6 +149,35 @@ impl TraceSink for Computing {
     }
 }
 
+/// Tells which events count: all after the warm-up.
+struct WarmUp {
+    tokens: u64,
+    seen: u64,
+    over: bool,
+}
+
+impl WarmUp {
+    fn new(tokens: u64) -> Self {
+        Self { tokens, seen: 0, over: tokens == 0 }
+    }
+
+    /// Whether the trace's next event counts.
+    fn is_over(&mut self, event: LayerEvent<'_>) -> bool {
+        if event.layer == 0 {
+            self.over = self.seen >= self.tokens;
+            self.seen += u64::from(event.n_tokens);
+        }
+        self.over
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.over {
+            return Ok(());
+        }
+        Err(Error::request("the warm-up", format!("fewer tokens than the trace's {}", self.seen), self.tokens))
+    }
+}
+
 /// Replays a trace.
 ///
 /// `futures` are those of [`futures`] for the setting's scope, needed where [`SimPolicy::needs_future`].
@@ -140,11 +188,16 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> R
     replay_in_detail(trace, setting, futures).map(|(outcome, _)| outcome)
 }
 
+/// What a replay had counted at some time.
+type Before = (CacheStats, Vec<LayerHits>, Pace);
+
 /// What [`replay_in_detail`] tells beside the outcome; nothing for the bounds that are no caches.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Detail {
     /// What decoding found in each layer. (n_moe_layer or 0)
     pub layers: Vec<LayerHits>,
+    /// Where decoding's time went.
+    pub pace: Pace,
     /// What guesses were worth; the first is the control.
     pub foresight: Vec<Recall>,
 }
@@ -160,16 +213,16 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
-            return bounds::belady_bypass(&mut trace, setting.scope, setting.slots, futures).map(no_cache);
+            return bounds::belady_bypass(&mut trace, setting, futures).map(no_cache);
         }
         SimPolicy::StaticOracle => {
-            return bounds::static_oracle(&mut trace, setting.scope, setting.slots, futures).map(no_cache);
+            return bounds::static_oracle(&mut trace, setting, futures).map(no_cache);
         }
         SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
     let mut quality = Quality::new(header);
-    let Drive { latency_ns, bytes_per_us, depth } = setting.drive;
+    let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
     let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
     let clock = io.clock();
     let mut pools = futures.iter();
@@ -179,25 +232,36 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
         _ => Box::new(Belady::new(pools.next().expect("a future for each pool").clone(), shape.slots)),
     };
     let cache = ExpertCache::with_policies(store, setting.scope, setting.slots, &mut build, Box::new(io))?;
-    let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), setting.compute.shared_ns)));
-    let mut outcome = Outcome::default();
+    let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
+    let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
+    // What it had counted when the warm-up was over.
+    let mut before: Option<Before> = None;
     let mut ready: Vec<ExpertId> = Vec::new();
     while let Some(event) = trace.next_event()? {
-        let start = clock.now_ns();
-        if event.phase == Phase::Decode && event.layer == 0 {
-            clock.advance(setting.compute.token_ns);
+        let (start, counts) = (clock.now_ns(), warmup.is_over(event));
+        if counts && before.is_none() {
+            before = Some((*experts.stats(), experts.cache().by_layer().to_vec(), *experts.pace()));
         }
-        clock.advance(setting.compute.layer_ns);
+        if event.phase == Phase::Decode && event.layer == 0 {
+            clock.advance(compute.token_ns);
+        }
+        clock.advance(compute.layer_ns);
         experts.request(event);
-        quality.add(event, experts.cache().absent(), experts.guesses());
+        if counts {
+            quality.add(event, experts.cache().absent(), experts.guesses());
+        }
         loop {
+            let before = experts.stats().total().stall_ns;
             experts.next_ready(&mut ready)?;
             if ready.is_empty() {
                 break;
             }
-            clock.advance(ready.len() as u64 * setting.compute.expert_ns);
+            clock.advance(compute.hand_out(ready.len(), experts.stats().total().stall_ns > before));
         }
         let ns = clock.now_ns() - start;
+        if !counts {
+            continue;
+        }
         if event.phase == Phase::Prompt {
             outcome.prompt_ns += ns;
         } else {
@@ -205,8 +269,13 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
             outcome.decode_tokens += u64::from(event.layer == 0) * u64::from(event.n_tokens);
         }
     }
-    outcome.stats = *experts.stats();
-    Ok((outcome, Detail { layers: experts.cache().by_layer().to_vec(), foresight: quality.recall() }))
+    warmup.finish()?;
+    let mut layers = experts.cache().by_layer().to_vec();
+    let (stats, layers_before, pace) =
+        before.unwrap_or_else(|| (CacheStats::default(), layers.clone(), Pace::default()));
+    layers.iter_mut().zip(&layers_before).for_each(|(layer, before)| *layer = layer.since(before));
+    outcome.stats = experts.stats().since(&stats);
+    Ok((outcome, Detail { layers, pace: experts.pace().since(&pace), foresight: quality.recall() }))
 }
 
 /// When each expert of each pool is used, for the oracles.

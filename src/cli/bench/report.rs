@@ -83,6 +83,14 @@ row! {
     stall_ms_p50: Option<f64>,
     stall_ms_p95: Option<f64>,
     stall_ms_p99: Option<f64>,
+    layer_us: Option<f64>,
+    shared_us: Option<f64>,
+    hand_out_us: Option<f64>,
+    expert_us: Option<f64>,
+    wake_us: Option<f64>,
+    token_us: Option<f64>,
+    read_latency_us: Option<f64>,
+    read_mb_s: Option<f64>,
     samples_tok_s: Vec<f64>,
 }
 

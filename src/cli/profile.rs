@@ -1,0 +1,88 @@
+//! What `hotset bench` measured of a drive and of computing, for `simulate` and `report`.
+
+use std::path::Path;
+
+use hotset::{
+    Error, Result,
+    expert::Pace,
+    simulate::{Compute, Drive},
+};
+use serde::Deserialize;
+
+use super::args::read_text;
+
+/// A row of `bench -o json`, as far as it is a profile. `None`: not measured.
+#[derive(Debug, Default, Deserialize, PartialEq)]
+pub struct Profile {
+    pub test: String,
+    pub io_depth: usize,
+    pub layer_us: Option<f64>,
+    pub shared_us: Option<f64>,
+    pub hand_out_us: Option<f64>,
+    pub expert_us: Option<f64>,
+    pub wake_us: Option<f64>,
+    pub token_us: Option<f64>,
+    pub read_latency_us: Option<f64>,
+    pub read_mb_s: Option<f64>,
+}
+
+impl Profile {
+    /// Of the repetitions of a test with so many reads in flight.
+    pub fn of(pace: &Pace, test: String, io_depth: usize) -> Self {
+        let us = |ns: f64| ns / 1e3;
+        let (hand_outs, reads) = (pace.hand_outs.fit(), pace.reads.fit());
+        Self {
+            test,
+            io_depth,
+            layer_us: pace.layers.mean_ns().map(us),
+            shared_us: pace.shared.mean_ns().map(us),
+            hand_out_us: hand_outs.map(|(at_0, _)| us(at_0)),
+            expert_us: hand_outs.map(|(_, each)| us(each)),
+            wake_us: pace.wake_ns().map(us),
+            token_us: pace.token_ns().map(us),
+            read_latency_us: reads.map(|(at_0, _)| us(at_0)),
+            read_mb_s: reads.filter(|(_, a_byte)| *a_byte > 0.0).map(|(_, a_byte)| 1e3 / a_byte),
+        }
+    }
+
+    /// That of the one test in the file that decoded.
+    ///
+    /// # Errors
+    /// A file that is not what bench writes as JSON, or has another number of such tests.
+    pub fn read(path: &Path) -> Result<Self> {
+        let wrong = |got: String| Error::format(path, "the profile", "what hotset bench -o json writes", got);
+        let rows: Vec<Self> = serde_json::from_str(&read_text(path)?).map_err(|e| wrong(e.to_string()))?;
+        let mut decoded: Vec<Self> = rows.into_iter().filter(|row| row.layer_us.is_some()).collect();
+        let Some(profile) = decoded.pop().filter(|_| decoded.is_empty()) else {
+            let tests: Vec<_> = decoded.iter().map(|row| row.test.as_str()).collect();
+            let got =
+                if tests.is_empty() { "none, or several".to_owned() } else { format!("also {}", tests.join(", ")) };
+            return Err(Error::format(path, "the profile", "one test that decoded some tokens", got));
+        };
+        let all = [profile.layer_us, profile.shared_us, profile.hand_out_us, profile.expert_us, profile.wake_us];
+        let all = all.into_iter().chain([profile.token_us, profile.read_latency_us, profile.read_mb_s]);
+        match all.flatten().find(|us| !(0.0..=1e9).contains(us)) {
+            Some(us) => Err(wrong(format!("{us}, which is no time"))),
+            None => Ok(profile),
+        }
+    }
+
+    pub fn compute(&self) -> Compute {
+        let ns = |us: Option<f64>| (us.unwrap_or(0.0) * 1e3).round() as u64;
+        Compute {
+            layer_ns: ns(self.layer_us),
+            shared_ns: ns(self.shared_us),
+            hand_out_ns: ns(self.hand_out_us),
+            expert_ns: ns(self.expert_us),
+            wake_ns: ns(self.wake_us),
+            token_ns: ns(self.token_us),
+        }
+    }
+
+    /// `None` where it saw no reads.
+    pub fn drive(&self) -> Option<Drive> {
+        let (latency_us, mb_s) = self.read_latency_us.zip(self.read_mb_s)?;
+        let bytes_per_us = mb_s.round().max(1.0) as u64;
+        Some(Drive { latency_ns: (latency_us * 1e3).round() as u64, bytes_per_us, depth: self.io_depth.max(1) })
+    }
+}
