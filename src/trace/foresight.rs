@@ -151,27 +151,36 @@ impl Ranking for List {
 
 /// A score for each expert, or none at all. (n_expert or 0)
 #[derive(Clone, Debug, Default)]
-pub struct Scores(Vec<f32>);
+pub struct Scores {
+    of: Vec<f32>,
+    named: usize,
+}
 
 impl Scores {
     /// Becomes these scores.
     pub fn set(&mut self, scores: &[f32]) {
-        self.0.clear();
-        self.0.extend_from_slice(scores);
+        self.of.clear();
+        self.of.extend_from_slice(scores);
+        self.named = count(scores, |s| s > f32::NEG_INFINITY);
     }
 }
 
 /// By score; of equal ones the lower number ranks higher. Experts without a score (negative infinity) have no rank.
 impl Ranking for Scores {
     fn named(&self) -> usize {
-        self.0.iter().map(|s| u32::from(*s > f32::NEG_INFINITY)).sum::<u32>() as usize
+        self.named
     }
     fn rank(&self, expert: u16) -> Option<usize> {
-        let (before, from) = self.0.split_at(usize::from(expert));
-        let score = *from.first().filter(|s| **s > f32::NEG_INFINITY)?;
-        // Sums of u32: `filter().count()` takes 35 ns for 128 experts, this 14.
-        let ahead: u32 = before.iter().map(|s| u32::from(*s >= score)).sum();
-        let further: u32 = from.iter().map(|s| u32::from(*s > score)).sum();
-        Some((ahead + further) as usize)
+        let expert = usize::from(expert);
+        let score = *self.of.get(expert).filter(|s| **s > f32::NEG_INFINITY)?;
+        // Over all of them both times, as equal ones are rare: a number that no vector divides would cost more.
+        let equal_before =
+            if count(&self.of, |s| s == score) == 1 { 0 } else { count(&self.of[..expert], |s| s == score) };
+        Some(count(&self.of, |s| s > score) + equal_before)
     }
+}
+
+/// How many are so. A sum of `u32` is vectorised, `filter().count()` is not: 14 ns for 128 scores, 35 with it.
+fn count(scores: &[f32], so: impl Fn(f32) -> bool) -> usize {
+    scores.iter().map(|s| u32::from(so(*s))).sum::<u32>() as usize
 }
