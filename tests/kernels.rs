@@ -6,7 +6,7 @@
 use half::f16;
 use hotset::backend::cpu::kernels::{Isa, Kernels};
 use hotset::quant::act::{ActChunk, TINY, quantize_row};
-use hotset::quant::{ActRow, Acts, GgmlType, QMat, dot};
+use hotset::quant::{ActRow, Acts, GgmlType, QMat, dequantize_row, dot};
 use proptest::prelude::*;
 
 const TYPES: [GgmlType; 16] = {
@@ -226,6 +226,21 @@ proptest! {
                 prop_assert_eq!(got.s.map(f32::to_bits), want.s.map(f32::to_bits));
                 prop_assert_eq!(got.h, want.h);
             }
+        }
+    }
+
+    #[test]
+    fn rows_of_q8_0_are_unpacked_to_the_same_bits(blocks in 0usize..12, seed: u64) {
+        let random = &mut Random(seed);
+        let size = [Size::Usual, Size::Small, Size::Large][seed as usize % 3];
+        let bytes = &weights(GgmlType::Q8_0, 1, blocks * 32, size, random)[1..];
+        let mut want = vec![0.0; blocks * 32];
+        dequantize_row(GgmlType::Q8_0, bytes, &mut want);
+        for kernels in available() {
+            let mut got = vec![1.0; want.len()];
+            kernels.from_q8_0(bytes, &mut got);
+            let same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+            prop_assert!(same, "{}", kernels.isa().name());
         }
     }
 

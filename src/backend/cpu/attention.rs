@@ -197,13 +197,18 @@ impl<'a> Side<'a> {
     }
 
     /// Rows `start..start + n`, dequantised into `plain` if they are neither floats nor halves.
-    fn rows<'s>(&'s self, start: usize, n: usize, plain: &'s mut [f32]) -> CachedRows<'s> {
+    fn rows<'s>(&'s self, k: &Kernels, start: usize, n: usize, plain: &'s mut [f32]) -> CachedRows<'s> {
         let bytes = &self.bytes[start * self.row_bytes..][..n * self.row_bytes];
         match self.ty {
             // SAFETY: every bit pattern is a valid float, and `align_to` checks the alignment.
             GgmlType::F32 => CachedRows::F32(aligned(unsafe { bytes.align_to::<f32>() })),
             // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
             GgmlType::F16 => CachedRows::F16(aligned(unsafe { bytes.align_to::<f16>() })),
+            GgmlType::Q8_0 => {
+                let plain = &mut plain[..n * self.cols];
+                k.from_q8_0(bytes, plain);
+                CachedRows::F32(plain)
+            }
             ty => {
                 let plain = &mut plain[..n * self.cols];
                 for (bytes, x) in bytes.chunks_exact(self.row_bytes).zip(plain.chunks_exact_mut(self.cols)) {
@@ -216,7 +221,7 @@ impl<'a> Side<'a> {
 
     /// Rows `start..start + n` to columns of floats.
     fn turn(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
-        match self.rows(start, n, plain) {
+        match self.rows(k, start, n, plain) {
             CachedRows::F32(x) => k.turn(x, self.cols, out),
             CachedRows::F16(x) => k.turn_f16(x, self.cols, out),
         }
@@ -224,7 +229,7 @@ impl<'a> Side<'a> {
 
     /// Rows `start..start + n` to padded rows of floats.
     fn widen(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
-        match self.rows(start, n, plain) {
+        match self.rows(k, start, n, plain) {
             CachedRows::F32(x) => k.widen(x, self.cols, out),
             CachedRows::F16(x) => k.widen_f16(x, self.cols, out),
         }

@@ -528,6 +528,14 @@ impl Lanes for L256 {
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller gives sixteen elements.
+        let x = unsafe { _mm_loadu_si128(p.cast()) };
+        let widen = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+        L256(widen(x), widen(_mm_srli_si128::<8>(x)))
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller gives room for sixteen elements.
         unsafe {

@@ -374,6 +374,10 @@ impl Lanes for L512 {
             let x = unsafe { _mm256_loadu_si256(p.cast()) };
             L512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))))
         }
+        unsafe fn load_i8(p: *const i8) -> Self {
+            // SAFETY: the caller gives sixteen elements.
+            L512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(p.cast()) })))
+        }
         unsafe fn store(self, p: *mut f32) {
             // SAFETY: the caller gives room for sixteen elements.
             unsafe { _mm512_storeu_ps(p, self.0) }

@@ -257,6 +257,14 @@ impl Kernels {
         unsafe { (self.ops.to_f16)(x, y) }
     }
 
+    /// The elements of a row of `Q8_0`, as [`crate::quant::dequantize_row`].
+    pub fn from_q8_0(&self, x: &[u8], y: &mut [f32]) {
+        let (bytes, elements) = ops::Q8_0;
+        assert!(x.len().is_multiple_of(bytes) && x.len() / bytes * elements == y.len(), "blocks and elements");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.from_q8_0)(x, y) }
+    }
+
     /// `x[i] *= a`.
     pub fn scale(&self, a: f32, x: &mut [f32]) {
         // SAFETY: `for_isa` checked the CPU.

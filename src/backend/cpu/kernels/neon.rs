@@ -497,6 +497,13 @@ impl Lanes for L128 {
             let x = std::array::from_fn(|j| unsafe { vld1_u16(p.add(4 * j).cast()) });
             L128(x.map(|x| vreinterpretq_f32_u32(vshll_n_u16::<16>(x))))
         }
+        unsafe fn load_i8(p: *const i8) -> Self {
+            // SAFETY: the caller gives sixteen elements.
+            let x = unsafe { vld1q_s8(p) };
+            let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+            let x = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
+            L128(x.map(|x| vcvtq_f32_s32(vmovl_s16(x))))
+        }
         unsafe fn store(self, p: *mut f32) {
             for (j, x) in self.0.into_iter().enumerate() {
                 // SAFETY: the caller gives room for sixteen elements.

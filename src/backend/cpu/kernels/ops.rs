@@ -23,6 +23,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn load_f16(p: *const f16) -> Self;
     unsafe fn load_bf16(p: *const bf16) -> Self;
+    unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn store_f16(self, p: *mut f16);
     unsafe fn add(self, b: Self) -> Self;
@@ -83,6 +84,7 @@ pub(super) struct Ops {
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
     pub to_f16: unsafe fn(&[f32], &mut [f16]),
+    pub from_q8_0: unsafe fn(&[u8], &mut [f32]),
     pub scale: unsafe fn(f32, &mut [f32]),
     pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
     pub max: unsafe fn(&[f32]) -> f32,
@@ -107,6 +109,7 @@ macro_rules! ops_table {
                 dot(a: &[f32], b: &[f32]) -> f32 = dot::<$lanes, f32>;
                 axpy(a: f32, x: &[f32], y: &mut [f32]) -> () = axpy::<$lanes>;
                 to_f16(x: &[f32], y: &mut [half::f16]) -> () = to_f16::<$lanes>;
+                from_q8_0(x: &[u8], y: &mut [f32]) -> () = from_q8_0::<$lanes>;
                 scale(a: f32, x: &mut [f32]) -> () = scale::<$lanes>;
                 scale_mul(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) -> () = scale_mul::<$lanes>;
                 max(x: &[f32]) -> f32 = max::<$lanes>;
@@ -121,8 +124,8 @@ macro_rules! ops_table {
                 rotate(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) -> () = rotate::<$lanes>;
             }
             ops::Ops {
-                quantize_row, dot, axpy, to_f16, scale, scale_mul, max, exp_sum, silu_mul, turn, turn_f16,
-                widen, widen_f16, scores, accumulate, rotate,
+                quantize_row, dot, axpy, to_f16, from_q8_0, scale, scale_mul, max, exp_sum, silu_mul, turn,
+                turn_f16, widen, widen_f16, scores, accumulate, rotate,
             }
         };
     };
@@ -363,6 +366,21 @@ pub(super) unsafe fn to_f16<L: Lanes>(x: &[f32], y: &mut [f16]) {
                 rest.copy_from_slice(&padded[..rest.len()]);
             }
         });
+    }
+}
+
+/// Bytes and elements of a block of [`crate::quant::GgmlType::Q8_0`]: its scale, a half, and as many bytes as elements.
+pub(super) const Q8_0: (usize, usize) = (2 + 2 * LANES, 2 * LANES);
+
+#[inline(always)]
+pub(super) unsafe fn from_q8_0<L: Lanes>(x: &[u8], y: &mut [f32]) {
+    let (blocks, rows) = (x.as_chunks::<{ Q8_0.0 }>().0, y.as_chunks_mut::<{ Q8_0.1 }>().0);
+    for (block, y) in blocks.iter().zip(rows) {
+        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        for i in [0, LANES] {
+            // SAFETY: the caller checked the CPU; the block and the row have sixteen elements from `i` on.
+            unsafe { L::splat(d).mul(L::load_i8(block.as_ptr().add(2 + i).cast())).store(y.as_mut_ptr().add(i)) }
+        }
     }
 }
 

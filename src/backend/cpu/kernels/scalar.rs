@@ -42,6 +42,10 @@ impl Lanes for [f32; LANES] {
         // SAFETY: the caller gives sixteen elements.
         unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(bf16::to_f32)
     }
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller gives sixteen elements.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller gives room for sixteen elements.
         unsafe { p.cast::<Self>().write_unaligned(self) }
