@@ -15,6 +15,7 @@ use crate::{
     human_bytes,
     io::Layout,
     model::{self, Config, KvCache, Scratch, ScratchShape},
+    prefetch::PrefetchKind,
     quant::GgmlType,
 };
 
@@ -52,6 +53,8 @@ pub struct Needs {
     pub kv: GgmlType,
     /// How slots are shared.
     pub scope: Scope,
+    /// Who guesses what is read ahead.
+    pub prefetch: PrefetchKind,
     /// Whether experts are kept; if not, there are no more slots than a token's layer uses.
     pub keeps: bool,
     /// How slots lie in memory, which decides what one takes.
@@ -71,7 +74,7 @@ pub struct Plan {
     pub dense_bytes: u64,
     /// KV cache.
     pub kv_bytes: u64,
-    /// Buffers of a forward pass.
+    /// Buffers of a forward pass, and what a prefetcher learns.
     pub scratch_bytes: u64,
     /// What the program itself is charged.
     pub process_bytes: u64,
@@ -114,9 +117,10 @@ impl Plan {
         let shape =
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
         let attention = attention_bytes(needs.threads, c.n_embd_head_k, c.n_embd_head_v);
-        let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention;
-
         let n_layer = store.layers().len();
+        let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch);
+        let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention + learnt(n_batch);
+
         let slot = |layers| needs.layout.slot_bytes(&store.slot_parts(layers));
         // (bytes of a slot, slots that make sense) of each pool
         let pools: Vec<(u64, usize)> = match needs.scope {

@@ -431,6 +431,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope,
+        prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
         process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),

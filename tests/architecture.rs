@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["error", "quant"]),
     ("model", &["backend", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
     ("repack", &["error", "expert", "gguf", "model", "quant"]),
-    ("plan", &["backend", "error", "expert", "gguf", "io", "model", "quant"]),
+    ("plan", &["backend", "error", "expert", "gguf", "io", "model", "prefetch", "quant"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
     ("report", &["error", "expert", "policy", "simulate", "trace"]),

@@ -19,6 +19,7 @@ use hotset::{
     io::{self, IoKind},
     model::Config,
     plan::{Needs, Plan},
+    prefetch::PrefetchKind,
     quant::GgmlType,
     session::{Options, Session},
 };
@@ -449,6 +450,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                             all_logits: true,
                             kv,
                             scope,
+                            prefetch: if process_bytes == 0 { PrefetchKind::History } else { PrefetchKind::Auto },
                             keeps: true,
                             layout,
                             process_bytes,
@@ -460,7 +462,13 @@ fn the_smallest_budget_is_named_to_the_byte() {
                         let smallest = plan(least).unwrap();
                         let pools = if scope == Scope::Global { 1 } else { N_LAYER };
                         assert_eq!((smallest.smallest_bytes, &smallest.slots), (least, &vec![N_USED; pools]));
-                        keeps_its_promise(&plan(u64::MAX).unwrap());
+                        let most = plan(u64::MAX).unwrap();
+                        keeps_its_promise(&most);
+                        let unlearnt = Needs { prefetch: PrefetchKind::Off, ..needs };
+                        let unlearnt = Plan::new(&gguf, &config, &store, unlearnt, Some(u64::MAX)).unwrap();
+                        let learnt = needs.prefetch.bytes(N_LAYER, N_EXPERT, N_USED, most.n_batch);
+                        assert_eq!(most.scratch_bytes - unlearnt.scratch_bytes, learnt);
+                        assert_eq!(learnt > 0, needs.prefetch == PrefetchKind::History);
                         for more in [0, 1, 50_000, 500_000, 5_000_000] {
                             keeps_its_promise(&plan(least + more).unwrap());
                         }

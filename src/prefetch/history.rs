@@ -97,6 +97,12 @@ impl History {
         }
     }
 
+    /// See [`super::PrefetchKind::bytes`].
+    pub fn bytes(n_layer: usize, n_expert: usize, n_expert_used: usize, n_batch: usize) -> u64 {
+        let (rows, last) = (n_layer * n_expert * size_of::<Row>(), n_batch * n_expert_used * size_of::<u16>());
+        (rows + last) as u64
+    }
+
     /// What this event chose behind what the layer before did, token by token.
     fn learn(&mut self, event: LayerEvent<'_>) {
         let follows = event.layer.checked_sub(1).filter(|before| self.of == Some((event.first_token, *before)));
@@ -155,5 +161,35 @@ impl Prefetcher for History {
         guesses.extend(self.order.iter().take(self.ranks).map(|&expert| ExpertId { layer, expert }));
         let likely = self.order.iter().take(self.reads).take_while(|&&e| votes[usize::from(e)] >= self.likely);
         likely.count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{id::ExpertId, trace::Routed};
+
+    #[test]
+    fn it_holds_what_the_plan_leaves_for_it() {
+        let (n_layer, n_expert, n_tokens) = (5u16, 12, 6);
+        let mut history = History::new(n_expert, 2);
+        for first_token in [0, n_tokens] {
+            for layer in 0..n_layer {
+                let chosen = (0..2 * n_tokens as u16).map(|i| ExpertId { layer, expert: i % 12 });
+                let routed: Vec<_> = chosen.map(|id| Routed { id, weight: 0.5 }).collect();
+                history.learn(LayerEvent {
+                    phase: Phase::Prompt,
+                    first_token,
+                    n_tokens,
+                    layer,
+                    routed: &routed,
+                    lookahead: &[],
+                    lookahead2: &[],
+                });
+            }
+        }
+        let rows: usize = history.rows.iter().map(|rows| rows.capacity() * size_of::<Row>()).sum();
+        let held = rows + history.last.capacity() * size_of::<u16>();
+        assert_eq!(held as u64, History::bytes(n_layer.into(), n_expert, 2, n_tokens as usize));
     }
 }

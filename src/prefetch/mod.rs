@@ -90,6 +90,14 @@ impl PrefetchKind {
             PrefetchKind::Off => "off",
         }
     }
+    /// What it comes to hold, bytes: of so many layers of `n_expert` experts, where a batch has `n_batch` tokens of
+    /// `n_expert_used` choices. 0 for what does not grow with the model's layers.
+    pub fn bytes(self, n_layer: usize, n_expert: usize, n_expert_used: usize, n_batch: usize) -> u64 {
+        match self {
+            PrefetchKind::History => History::bytes(n_layer, n_expert, n_expert_used, n_batch),
+            _ => 0,
+        }
+    }
     /// A fresh prefetcher for a model that uses `n_expert_used` experts of `n_expert` a layer.
     pub fn build(self, n_expert: usize, n_expert_used: usize) -> Box<dyn Prefetcher> {
         match self {
