@@ -6,9 +6,11 @@
 //! models with many small experts (Qwen3-30B, Gemma-4; first uses left out). Both start at what the experts of the token
 //! before are worth and end at 1, and are laid over the slots between "as many as a token uses" and "all".
 //!
-//! **Time.** A token computes for as long as memory gives the bytes that it touches, and reads for as long as the drive
-//! gives the bytes that are missing. Perfect overlap takes the longer of the two, none takes the sum; on our machines the
-//! shorter one counted for [`VISIBLE`] (10 layers of Qwen3-30B's shape, 25 and 50 % of the experts, `benches/RESULTS.tsv`).
+//! **Time.** A token computes for as long as the bytes that it touches take to be read and multiplied, and some time more a
+//! layer ([`LAYER_SECONDS`]). It reads for as long as the drive gives the bytes that are missing, and waits for the drive
+//! once in each layer that misses anything, since a layer's reads are asked for together. Perfect overlap takes the longer
+//! of the two, none takes the sum; on our machines the shorter one counted for [`VISIBLE`] (10 layers of Qwen3-30B's shape,
+//! 25 and 50 % of the experts, `benches/RESULTS.tsv`).
 //!
 //! Must not know: files, clocks.
 
@@ -19,11 +21,11 @@ use crate::simulate::Drive;
 /// Part of the shorter of computing and reading that does not hide behind the longer.
 pub const VISIBLE: f64 = 0.45;
 
-/// Reads that a drive serves at once: its latency counts once for so many.
-const AT_ONCE: f64 = 4.0;
+/// What a layer takes besides its products: attention at short context, norms, the router's top k, hand-outs to threads.
+pub const LAYER_SECONDS: f64 = 30e-6;
 
-/// What may be wrong with a memory rate: machines with neighbours gave between this and 1 over it of their median.
-const MEMORY_ERROR: f64 = 0.8;
+/// What may be wrong with computing: machines with neighbours gave between this and 1 over it of their median.
+const COMPUTE_ERROR: f64 = 0.8;
 
 /// Hits with as many slots as a token uses experts, then the way from there to 1 at shares of the other slots.
 struct Curve {
@@ -74,8 +76,8 @@ pub fn hit_rate(slots: f64, n_expert: usize, n_expert_used: usize) -> Estimate {
 /// What a machine gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Of memory, in bytes a second, with all compute threads.
-    pub memory: f64,
+    /// Bytes of weights a second that are read from memory and multiplied, with all compute threads.
+    pub weights: f64,
     /// Of the drive.
     pub drive: Drive,
 }
@@ -87,22 +89,26 @@ pub struct Token {
     pub touched: f64,
     /// Of these, bytes of routed experts.
     pub experts: f64,
-    /// Routed experts, over all layers.
-    pub n_experts: f64,
+    /// Layers that have experts.
+    pub n_layer: f64,
+    /// Experts that each of them uses.
+    pub n_expert_used: f64,
 }
 
-/// Tokens a second with that share of hits.
+/// Tokens a second with that share of hits. The lower bound overlaps nothing, the upper one everything, latencies too:
+/// reads that were foreseen wait for nobody.
 pub fn decode(token: Token, rates: Rates, hits: Estimate) -> Estimate {
-    let seconds = |hits: f64, memory: f64, visible: f64| {
-        let compute = token.touched / memory;
-        let latency = token.n_experts * (1.0 - hits) * rates.drive.latency_ns as f64 / AT_ONCE / 1e9;
-        let read = latency + token.experts * (1.0 - hits) / (rates.drive.bytes_per_us as f64 * 1e6);
-        compute.max(read) + visible * compute.min(read)
+    let compute = token.touched / rates.weights + token.n_layer * LAYER_SECONDS;
+    let moved = |hits: f64| token.experts * (1.0 - hits) / (rates.drive.bytes_per_us as f64 * 1e6);
+    let waits = |hits: f64| {
+        let missing = 1.0 - hits.powf(token.n_expert_used);
+        token.n_layer * missing * rates.drive.latency_ns as f64 / 1e9
     };
+    let seconds = |compute: f64, read: f64, visible: f64| compute.max(read) + visible * compute.min(read);
     Estimate {
-        low: 1.0 / seconds(hits.low, rates.memory * MEMORY_ERROR, 1.0),
-        expected: 1.0 / seconds(hits.expected, rates.memory, VISIBLE),
-        high: 1.0 / seconds(hits.high, rates.memory / MEMORY_ERROR, 0.0),
+        low: 1.0 / seconds(compute / COMPUTE_ERROR, moved(hits.low) + waits(hits.low), 1.0),
+        expected: 1.0 / seconds(compute, moved(hits.expected) + waits(hits.expected), VISIBLE),
+        high: 1.0 / seconds(compute * COMPUTE_ERROR, moved(hits.high), 0.0),
     }
 }
 
@@ -152,13 +158,25 @@ mod tests {
     #[test]
     fn measured_rates_lie_within_the_error() {
         let drive = Drive { latency_ns: 0, bytes_per_us: 1980, depth: 1 };
-        let expert = 2_654_208.0;
-        let token = Token { touched: 573e6, experts: 80.0 * expert, n_experts: 80.0 };
-        let rates = Rates { memory: 573e6 * 66.1, drive };
+        let token = Token { touched: 573e6, experts: 80.0 * 2_654_208.0, n_layer: 10.0, n_expert_used: 8.0 };
+        let rates = Rates { weights: 573e6 * 66.1, drive };
         for (hits, measured) in [(0.628, 22.2), (0.900, 48.9)] {
             let e = decode(token, rates, Estimate { low: hits, expected: hits, high: hits });
             assert!((e.expected / measured - 1.0).abs() < 0.05, "{e:?} against {measured}");
             assert!(e.low < measured && measured < e.high, "{e:?} against {measured}");
         }
+    }
+
+    #[test]
+    fn a_layer_waits_once_for_all_that_it_misses() {
+        let token = Token { touched: 1.0, experts: 1.0, n_layer: 3.0, n_expert_used: 2.0 };
+        let drive = Drive { latency_ns: 1_000_000, bytes_per_us: 1000, depth: 1 };
+        let rates = Rates { weights: 1e9, drive };
+        let at = |hits| decode(token, rates, Estimate { low: hits, expected: hits, high: hits });
+        let slowest = 1.0 / at(0.0).expected;
+        assert!((slowest / (3.0 * 1e-3 + VISIBLE * 3.0 * LAYER_SECONDS) - 1.0).abs() < 1e-3, "{slowest}");
+        let half = 1.0 / at(0.5f64.sqrt()).expected;
+        assert!((half / (1.5 * 1e-3 + VISIBLE * 3.0 * LAYER_SECONDS) - 1.0).abs() < 1e-3, "{half}");
+        assert!(at(1.0).high > at(1.0).expected && at(1.0).expected > at(1.0).low);
     }
 }

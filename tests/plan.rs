@@ -66,9 +66,25 @@ fn more_memory_is_never_worse() {
         (column("decode_tok_s", "low"), column("decode_tok_s", "expected"), column("decode_tok_s", "high"));
     assert!((0..rows.len()).all(|i| low[i] < expected[i] && expected[i] < high[i]));
     assert_eq!(column("hit_rate", "low").last(), Some(&1.0), "with all of it nothing is missing");
-    // In memory a token takes as long as its bytes at the rate that was given.
-    let whole = 30e9 / bytes("token_bytes") as f64;
+    // In memory a token takes as long as its bytes at the rate that was given, and something a layer.
+    let gguf = Gguf::open(Path::new(MODEL)).unwrap();
+    let layers = hotset::model::Config::new(&gguf).unwrap().moe_layers.len() as f64;
+    let whole = 1.0 / (bytes("token_bytes") as f64 / 30e9 + layers * hotset::outlook::LAYER_SECONDS);
     assert!((expected.last().unwrap() / whole - 1.0).abs() < 1e-9, "{} and {whole}", expected.last().unwrap());
+}
+
+/// Without rates the types of the model are tried, and the drive that it is on.
+#[test]
+fn rates_are_tried_where_none_are_given() {
+    let output = hotset(&["plan", "-o", "json", MODEL]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outlook: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let weights = outlook["weights_rate_is"].as_str().unwrap();
+    assert!(weights.starts_with("measured here: ") && weights.contains("Q4_0 "), "{weights}");
+    assert!(outlook["weights_bytes_per_second"].as_f64().unwrap() > 1e6);
+    assert!(
+        outlook["drive_mb_per_second"].as_u64().unwrap() > 0 && outlook["drive_latency_us"].as_f64().unwrap() >= 0.0
+    );
 }
 
 #[test]

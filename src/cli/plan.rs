@@ -5,16 +5,17 @@ use std::{fmt::Write, path::PathBuf, process::ExitCode, time::Duration};
 use clap::ValueEnum;
 use hotset::{
     Error, Result,
+    backend::cpu::{Cpu, WeightRate},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes,
     id::ExpertId,
     io::{
-        Layout,
-        probe::{Limits, probe},
+        IoKind, Layout,
+        probe::{Limits, probe, steady},
     },
     machine,
-    model::{Config, resident_bytes},
+    model::{Config, Touched, resident_bytes, touched},
     outlook::{Estimate, Rates, Token, decode, hit_rate},
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -43,10 +44,11 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
     ctx: Option<usize>,
     /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500). Default: the model's own is tried
-    /// for a second; where its data is not there yet, nvme
+    /// for two seconds; where its data is not there yet, nvme
     #[arg(long, value_name = "DRIVE", value_parser = drive)]
     drive: Option<Drive>,
-    /// What reading memory gives with all cores, in GB/s. Default: tried here
+    /// How fast weights are read from memory and multiplied with all cores, in GB/s: elsewhere about what memory gives.
+    /// Default: the model's types are tried here
     #[arg(long, value_name = "GB/S", value_parser = rate)]
     memory_rate: Option<f64>,
     /// A trace of this model (`hotset trace`): hit rates are simulated on it instead of guessed
@@ -68,8 +70,12 @@ fn rate(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected GB/s, 0.1 to 100000".to_owned())
 }
 
-/// How long the model's drive is tried.
-const PROBE: Limits = Limits { time: Duration::from_secs(1), bytes: 4 << 30 };
+/// How long the model's drive is tried to find the best way of reading, and then for its rate and for its latency.
+const PROBE: Limits = Limits { time: Duration::from_millis(600), bytes: 4 << 30 };
+const STEADY: Limits = Limits { time: Duration::from_millis(700), bytes: 4 << 30 };
+
+/// A type's rate is not tried if it is a smaller part of what a token touches.
+const SMALL_PART: f64 = 0.02;
 
 /// Shares of the experts that get a row, in percent, besides the smallest budget.
 const SHARES: [f64; 6] = [12.5, 25.0, 37.5, 50.0, 75.0, 100.0];
@@ -83,8 +89,8 @@ struct Outlook {
     model: String,
     n_ctx: usize,
     threads: usize,
-    memory_bytes_per_second: f64,
-    memory_rate_is: &'static str,
+    weights_bytes_per_second: f64,
+    weights_rate_is: String,
     drive_latency_us: f64,
     drive_mb_per_second: u64,
     drive_is: String,
@@ -185,15 +191,20 @@ impl Outlook {
         }
         let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes()).sum();
         let experts = (expert_bytes * config.n_expert_used as u64) as f64;
-        let n_experts = (store.layers().len() * config.n_expert_used) as f64;
-        let token = Token { touched: resident_bytes(&gguf) as f64 + experts, experts, n_experts };
+        let n_layer = store.layers().len();
+        let token = Token {
+            touched: resident_bytes(&gguf) as f64 + experts,
+            experts,
+            n_layer: n_layer as f64,
+            n_expert_used: config.n_expert_used as f64,
+        };
         let threads = machine::cores().threads();
-        let (memory, memory_rate_is) = match args.memory_rate {
-            Some(gb_s) => (gb_s * 1e9, "given"),
-            None => (machine::memory_rate(threads), "measured here"),
+        let (weights, weights_rate_is) = match args.memory_rate {
+            Some(gb_s) => (gb_s * 1e9, "given".to_owned()),
+            None => weights_rate(touched(&gguf, &config), threads)?,
         };
         let (drive, drive_is) = drive_of(args, &gguf, &store);
-        let case = Case { gguf: &gguf, config: &config, store: &store, args, token, rates: Rates { memory, drive } };
+        let case = Case { gguf: &gguf, config: &config, store: &store, args, token, rates: Rates { weights, drive } };
 
         let (_, whole) = case.slots(u64::MAX)?;
         let (smallest, full) = (whole.smallest_bytes, whole.full_bytes);
@@ -225,8 +236,8 @@ impl Outlook {
             model: args.file.display().to_string(),
             n_ctx: whole.n_ctx,
             threads,
-            memory_bytes_per_second: memory,
-            memory_rate_is,
+            weights_bytes_per_second: weights,
+            weights_rate_is,
             drive_latency_us: drive.latency_ns as f64 / 1e3,
             drive_mb_per_second: drive.bytes_per_us,
             drive_is,
@@ -255,9 +266,9 @@ impl Outlook {
         );
         let _ = writeln!(
             text,
-            "memory {:.1} GB/s ({}, {} thread{}), drive {} MB/s after {} µs ({})\nhit rates are {}",
-            self.memory_bytes_per_second / 1e9,
-            self.memory_rate_is,
+            "weights {:.1} GB/s ({}; {} thread{})\ndrive {} MB/s after {:.0} µs ({})\nhit rates are {}",
+            self.weights_bytes_per_second / 1e9,
+            self.weights_rate_is,
             self.threads,
             if self.threads == 1 { "" } else { "s" },
             self.drive_mb_per_second,
@@ -343,14 +354,36 @@ fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
     let ids = (0..n_layer as u16)
         .flat_map(|layer| (0..store.n_expert() as u16).map(move |expert| ExpertId { layer, expert }));
     let reads: Vec<_> = ids.map(|id| store.extents(id)).collect();
-    let found = probe(store.files(), &reads, &store.slot_parts(0..n_layer), PROBE);
-    let best = found.rates.iter().max_by(|a, b| a.gb_s.total_cmp(&b.gb_s)).filter(|r| r.gb_s > 0.0);
-    match best {
-        // Latency is in the rate already: reads were of an expert's size.
-        Some(r) => {
-            let drive = Drive { latency_ns: 0, bytes_per_us: ((r.gb_s * 1e3) as u64).max(1), depth: 1 };
-            (drive, format!("the model's own, tried with {} {}", r.io, r.depth))
-        }
-        None => usual("the model's own could not be tried"),
+    let parts = store.slot_parts(0..n_layer);
+    let found = probe(store.files(), &reads, &parts, PROBE);
+    // What the page cache holds is no figure of the drive.
+    let past_it = found.rates.iter().filter(|r| r.io != IoKind::Pread.name());
+    let best = past_it.max_by(|a, b| a.gb_s.total_cmp(&b.gb_s)).or(found.rates.first());
+    let kind = best.and_then(|r| Some((IoKind::ALL.iter().copied().find(|kind| kind.name() == r.io)?, r.depth)));
+    let steady = |how| steady(store.files(), &reads, &parts, how, STEADY).ok();
+    let Some(((kind, depth), together)) = kind.and_then(|how| Some((how, steady(how)?))) else {
+        return usual("the model's own could not be tried");
+    };
+    // A read alone takes its latency and its bytes.
+    let mean = reads.iter().map(|r| r.bytes() as f64).sum::<f64>() / reads.len().max(1) as f64;
+    let alone = steady((kind, 1)).unwrap_or(together).min(together);
+    let latency_ns = (mean / alone - mean / together).round() as u64;
+    let drive = Drive { latency_ns, bytes_per_us: ((together * 1e3) as u64).max(1), depth: 1 };
+    (drive, format!("the model's own, tried with {} {depth} and 1", kind.name()))
+}
+
+/// Bytes a second of a mixture of types, and how that came about.
+fn weights_rate(mut types: Vec<Touched>, threads: usize) -> Result<(f64, String)> {
+    let (mut cpu, mut rate) = (Cpu::new(threads)?, WeightRate::new());
+    let all: f64 = types.iter().map(|t| t.bytes).sum();
+    types.retain(|t| t.bytes >= SMALL_PART * all);
+    types.sort_by(|a, b| b.bytes.total_cmp(&a.bytes));
+    let (mut bytes, mut seconds, mut names) = (0.0, 0.0, Vec::new());
+    for t in types {
+        // The experts' parts of a tensor are handed out together.
+        let Some(per_second) = rate.of(&mut cpu, t.ty, (t.bytes / t.tensors) as usize) else { continue };
+        (bytes, seconds) = (bytes + t.bytes, seconds + t.bytes / per_second);
+        names.push(format!("{} {:.1}", t.ty, per_second / 1e9));
     }
+    Ok((bytes / f64::max(seconds, 1e-9), format!("measured here: {}", names.join(", "))))
 }

@@ -5,7 +5,6 @@
 
 mod cgroup;
 mod cores;
-mod memory_rate;
 
 use std::{fs, path::Path};
 
@@ -13,7 +12,6 @@ use memmap2::MmapMut;
 
 use cgroup::Version;
 pub use cores::{Cores, cores};
-pub use memory_rate::memory_rate;
 
 /// Bytes of memory that this process may still take: what the machine has available, or what its cgroup leaves.
 pub fn available_bytes() -> Option<u64> {

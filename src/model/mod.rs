@@ -13,7 +13,7 @@ mod weights;
 pub use config::Config;
 pub use kv_cache::{KV_TYPES, KvCache, KvView};
 pub use scratch::{Scratch, ScratchShape};
-pub use weights::{Weights, is_expert, resident_bytes};
+pub use weights::{Touched, Weights, is_expert, resident_bytes, touched};
 
 use crate::{
     Result,

@@ -6,7 +6,7 @@ use memmap2::MmapMut;
 use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
-    gguf::Gguf,
+    gguf::{Gguf, TensorType},
     machine::anonymous,
     quant::{FfnMats, GgmlType, QMat, dequantize_row},
 };
@@ -107,6 +107,35 @@ pub fn resident_bytes(gguf: &Gguf) -> u64 {
     let tied = gguf.tensor("output.weight").is_none();
     let dense = gguf.tensors().iter().filter(|t| !is_expert(&t.name) && (tied || t.name != "token_embd.weight"));
     dense.filter_map(|t| t.bytes).map(|b| b.next_multiple_of(4096)).sum()
+}
+
+/// Weights of one type that a token touches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Touched {
+    /// The type.
+    pub ty: GgmlType,
+    /// In all.
+    pub bytes: f64,
+    /// Of so many tensors.
+    pub tensors: f64,
+}
+
+/// What a token touches of each type: what [`resident_bytes`] counts and its share of the routed experts. Types of which the
+/// size is not known are left out.
+pub fn touched(gguf: &Gguf, c: &Config) -> Vec<Touched> {
+    let tied = gguf.tensor("output.weight").is_none();
+    let mut types: Vec<Touched> = Vec::new();
+    for t in gguf.tensors().iter().filter(|t| tied || t.name != "token_embd.weight") {
+        let (TensorType::Ggml(ty), Some(bytes)) = (t.ty, t.bytes) else { continue };
+        let share = if is_expert(&t.name) { c.n_expert_used as f64 / c.n_expert.max(1) as f64 } else { 1.0 };
+        let at = types.iter().position(|known| known.ty == ty).unwrap_or_else(|| {
+            types.push(Touched { ty, bytes: 0.0, tensors: 0.0 });
+            types.len() - 1
+        });
+        types[at].bytes += bytes as f64 * share;
+        types[at].tensors += 1.0;
+    }
+    types
 }
 
 /// True for the tensors of routed experts: `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps`, `ffn_gate_up_exps`, and

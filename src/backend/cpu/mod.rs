@@ -8,6 +8,7 @@
 mod attention;
 pub mod kernels;
 mod pool;
+mod rate;
 mod rows;
 mod sync;
 
@@ -15,6 +16,7 @@ use std::{ops::Range, sync::Mutex};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
+pub use rate::WeightRate;
 
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{

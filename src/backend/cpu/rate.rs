@@ -1,0 +1,84 @@
+//! How many bytes of weights a second one token's products take: out of memory, on all threads, with their hand-outs.
+
+use std::time::{Duration, Instant};
+
+use super::Cpu;
+use crate::{
+    backend::{Backend, Product, Rows},
+    quant::{GgmlType, QMat},
+};
+
+/// Width of the matrices: a multiple of every block.
+const COLS: usize = 2048;
+
+/// Weights in all: more than caches hold.
+const BYTES: usize = 128 << 20;
+
+/// Passes, of which the fastest counts: neighbours make products slower, never faster. Nothing but the first counts once
+/// [`MOST`] is over.
+const PASSES: usize = 4;
+const MOST: Duration = Duration::from_millis(300);
+
+/// Every byte of the weights: as scales (halves, or exponents of MXFP4) small numbers, in all types.
+const FILL: u8 = 0x1c;
+
+/// Matrices to measure with. 128 MiB while it lives.
+pub struct WeightRate {
+    weights: Vec<u8>,
+    rows: Rows,
+    y: Vec<f32>,
+}
+
+impl WeightRate {
+    /// Makes the weights.
+    pub fn new() -> Self {
+        let mut rows = Rows::new(1, COLS);
+        rows.start(1).fill(1.0);
+        Self { weights: vec![FILL; BYTES], rows, y: Vec::new() }
+    }
+
+    /// Bytes a second of type `ty` in products of about `product` bytes each, which is what is handed out to threads at once. `None` for a type that has no kernels. Takes some tenths of a second.
+    pub fn of(&mut self, cpu: &mut Cpu, ty: GgmlType, product: usize) -> Option<f64> {
+        let row_bytes = ty.is_computable().then(|| ty.row_bytes(COLS as u64))?? as usize;
+        let n_row = (product / row_bytes).clamp(1, BYTES / row_bytes);
+        self.y.resize(n_row, 0.0);
+        cpu.prepare(&mut self.rows);
+        let (start, mut best) = (Instant::now(), 0f64);
+        for _ in 0..PASSES {
+            let (pass, mut bytes) = (Instant::now(), 0);
+            for data in self.weights.chunks_exact(n_row * row_bytes) {
+                let w = QMat { ty, rows: n_row, cols: COLS, data };
+                cpu.matmul(&self.rows, &mut [Product { w, y: &mut self.y }]);
+                bytes += data.len();
+            }
+            best = best.max(bytes as f64 / pass.elapsed().as_secs_f64().max(1e-9));
+            if start.elapsed() > MOST {
+                break;
+            }
+        }
+        Some(best)
+    }
+}
+
+impl Default for WeightRate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No pass of so many bytes is quicker than a cache or slower than a disk.
+    #[test]
+    fn every_type_with_kernels_has_a_rate() {
+        let (mut cpu, mut rate) = (Cpu::new(1).unwrap(), WeightRate::new());
+        for ty in [GgmlType::F32, GgmlType::Q4_0] {
+            let rate = rate.of(&mut cpu, ty, 1 << 20).unwrap();
+            assert!((1e7..1e12).contains(&rate), "{ty} {rate}");
+        }
+        let without = GgmlType::ALL.iter().find(|ty| !ty.is_computable());
+        assert!(without.is_none_or(|ty| rate.of(&mut cpu, *ty, 1 << 20).is_none()));
+    }
+}
