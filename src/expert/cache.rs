@@ -533,7 +533,10 @@ impl ExpertCache {
         self.index[at] = slot as u32;
         self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand });
         let pool = self.pool_of(id);
-        self.pools[pool].policy.insert(id);
+        match cause {
+            Cause::Kept => self.pools[pool].policy.warm(id),
+            _ => self.pools[pool].policy.insert(id),
+        }
         match cause {
             Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
             Cause::Guess | Cause::Ahead => self.stats.prefetch_bytes += extents.bytes(),

@@ -83,6 +83,10 @@ impl CachePolicy for LfuAdaptive {
     fn insert(&mut self, id: ExpertId) {
         self.residents.insert(id);
     }
+    fn warm(&mut self, id: ExpertId) {
+        self.insert(id);
+        self.recency.put_behind(self.residents.shape().key(id));
+    }
     fn touch(&mut self, routed: Routed) {
         self.recency.touch(self.residents.shape().key(routed.id));
     }

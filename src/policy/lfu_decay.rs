@@ -52,6 +52,10 @@ impl CachePolicy for LfuDecay {
     fn insert(&mut self, id: ExpertId) {
         self.residents.insert(id);
     }
+    fn warm(&mut self, id: ExpertId) {
+        self.insert(id);
+        self.recency.put_behind(self.residents.shape().key(id));
+    }
     fn touch(&mut self, routed: Routed) {
         self.recency.touch(self.residents.shape().key(routed.id));
     }
@@ -68,13 +72,22 @@ impl CachePolicy for LfuDecay {
 /// When each expert of a pool was last used, in uses.
 pub(super) struct Recency {
     uses: u64,
+    behind: u64,
     /// (experts of the pool)
     last: Vec<u64>,
 }
 
+/// Uses count upwards from here. Neither end is ever reached.
+const MIDDLE: u64 = 1 << 63;
+
 impl Recency {
     pub(super) fn new(experts: usize) -> Self {
-        Self { uses: 0, last: vec![0; experts] }
+        Self { uses: MIDDLE, behind: MIDDLE, last: vec![0; experts] }
+    }
+    /// As if it had been used before all that ever were.
+    pub(super) fn put_behind(&mut self, key: usize) {
+        self.behind -= 1;
+        self.last[key] = self.behind;
     }
     pub(super) fn touch(&mut self, key: usize) {
         self.uses += 1;

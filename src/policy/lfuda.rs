@@ -42,6 +42,10 @@ impl CachePolicy for Lfuda {
         let key = self.residents.insert(id);
         self.values[key] = self.counts[key] + self.age;
     }
+    fn warm(&mut self, id: ExpertId) {
+        self.insert(id);
+        self.recency.put_behind(self.residents.shape().key(id));
+    }
     fn touch(&mut self, routed: Routed) {
         let key = self.residents.shape().key(routed.id);
         self.counts[key] += 1;

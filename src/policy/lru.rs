@@ -28,6 +28,11 @@ impl CachePolicy for Lru {
     fn insert(&mut self, id: ExpertId) {
         self.order.put(id, ());
     }
+    /// Behind all others: nobody has used it yet.
+    fn warm(&mut self, id: ExpertId) {
+        self.order.put(id, ());
+        self.order.demote(&id);
+    }
     fn touch(&mut self, routed: Routed) {
         self.order.promote(&routed.id);
     }

@@ -66,6 +66,11 @@ pub trait CachePolicy: Send {
     fn observe(&mut self, _event: LayerEvent<'_>) {}
     /// `id` became a resident.
     fn insert(&mut self, id: ExpertId);
+    /// `id` became a resident by a warm start, after experts that the last run used more often: of what nobody here has used
+    /// it is worth least.
+    fn warm(&mut self, id: ExpertId) {
+        self.insert(id);
+    }
     /// A layer routed to the resident `routed.id`.
     fn touch(&mut self, _routed: Routed) {}
     /// Removes and returns the least valuable resident for which `keep` is false; `None` if there is none.

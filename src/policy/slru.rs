@@ -54,6 +54,11 @@ impl CachePolicy for Slru {
         let key = self.residents.insert(id);
         self.set(key, Stage::Unused);
     }
+    /// Behind those that came before: the experts of a warm start are residents without a use.
+    fn warm(&mut self, id: ExpertId) {
+        self.insert(id);
+        self.recency.put_behind(self.residents.shape().key(id));
+    }
     fn touch(&mut self, routed: Routed) {
         let key = self.residents.shape().key(routed.id);
         self.recency.touch(key);
