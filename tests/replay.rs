@@ -142,7 +142,9 @@ fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheSta
     (stats, detail, session.plan().slots.clone(), clock.now_ns())
 }
 
+/// Budgets in which every prefetcher has room for what it learns.
 fn budgets(model: &Path, options: Options) -> [u64; 3] {
+    let options = Options { prefetch: PrefetchKind::History, ..options };
     let session = Session::open(Gguf::open(model).unwrap(), &options, &mut |_, _| {}).unwrap();
     let (least, full) = (session.plan().smallest_bytes, session.plan().full_bytes);
     [least, least + (full - least) / 4, least + (full - least) / 2]
