@@ -227,7 +227,9 @@ impl<B: Backend> Session<B> {
     /// A warm start: reads the listed experts into free slots while the drive is idle, and takes them for used. The list
     /// is for this model, from [`Session::hot`] of an earlier run.
     pub fn warm(&mut self, list: &HotList) {
-        self.experts.warm(list);
+        if self.keeps() {
+            self.experts.warm(list);
+        }
     }
 
     /// Experts that are pinned now: as many as [`Session::pin`] was given, or fewer if slots were given back.
@@ -389,9 +391,14 @@ impl<B: Backend> Session<B> {
     pub fn io_reason(&self) -> Option<&str> {
         self.io_reason.as_deref()
     }
-    /// What runs: (read path, policy, prefetcher).
+    /// What runs: (read path, policy, prefetcher); no policy where no experts are kept.
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
-        self.experts.modes()
+        let (io, policy, prefetch) = self.experts.modes();
+        (io, if self.keeps() { policy } else { "none" }, prefetch)
+    }
+    /// Whether experts are kept for the next token, which [`IoKind::PageCache`] leaves to the system.
+    fn keeps(&self) -> bool {
+        self.experts.cache().io().name() != IoKind::PageCache.name()
     }
     /// Share of the decoded tokens for which experts were read ahead, where that follows what it measures.
     pub fn prefetch_share(&self) -> Option<f64> {

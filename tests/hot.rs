@@ -231,6 +231,8 @@ fn the_second_run_starts_with_what_the_first_one_used() {
     let (second, stats, said) = run(folder.path(), &[]);
     assert!(stats["warm_reads"].as_u64() > Some(0) && stats["warm_used"].as_u64() > Some(0), "{stats}");
     assert!(second == text && said.contains("read before they were asked for"), "{said}");
+    let (third, stats, said) = run(folder.path(), &["--io", "page-cache"]);
+    assert!(third == text && stats["warm_reads"] == 0 && said.contains("policy none"), "it keeps nothing: {said}");
     // One file for the model; broken, it is as good as none, and replaced.
     let files: Vec<_> = fs::read_dir(&kept).unwrap().map(|f| f.unwrap().path()).collect();
     assert_eq!(files.len(), 1);

@@ -5,7 +5,7 @@
 use hotset::{
     Result,
     backend::cpu::{Cpu, kernels::Kernels},
-    expert::{CacheStats, PhaseStats},
+    expert::{CacheStats, PhaseStats, Scope},
     gguf::Gguf,
     human_bytes, machine,
     plan::Plan,
@@ -305,11 +305,11 @@ impl Stats {
         let share = self.prefetch_share.map_or(String::new(), |s| format!(" (on for {:.0} % of tokens)", 100.0 * s));
         plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
         plain(format_args!(
-            "ran      reads {} {} at a time, policy {} per {}, prefetch {}{share}; {} on {} thread{} ({})",
+            "ran      reads {} {} at a time, policy {}, {}, prefetch {}{share}; {} on {} thread{} ({})",
             self.io,
             self.io_depth,
             self.policy,
-            self.scope,
+            Scope::of_slots(self.scope),
             self.prefetch,
             self.isa,
             self.threads,
@@ -339,9 +339,9 @@ pub fn print_plan(session: &Session<Cpu>) {
     plain(format_args!("range    smallest budget {}, full budget {}", b(plan.smallest_bytes), b(plan.full_bytes)));
     let slots: Vec<_> = plan.slots.iter().map(usize::to_string).collect();
     plain(format_args!(
-        "slots    {} per {}, of {} experts a layer in {} layers",
+        "slots    {} ({}), of {} experts a layer in {} layers",
         slots.join(" "),
-        plan.scope.name(),
+        Scope::of_slots(plan.scope.name()),
         session.config().n_expert,
         session.config().moe_layers.len()
     ));

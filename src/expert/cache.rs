@@ -41,6 +41,10 @@ impl Scope {
             Scope::Global => "global",
         }
     }
+    /// Whose a slot is, by that name.
+    pub fn of_slots(name: &str) -> &'static str {
+        if name == Scope::Layer.name() { "slots per layer" } else { "slots for all layers" }
+    }
 }
 
 /// Prefetches in flight at most: enough to keep a drive busy, few enough that a demand read waits for one at most.

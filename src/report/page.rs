@@ -2,7 +2,7 @@
 //! policy that lets a browser load none.
 
 use super::{Made, Report, Run, Traced, curves, html::escape, timeline};
-use crate::human_bytes;
+use crate::{expert::Scope, human_bytes};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -115,8 +115,14 @@ fn of_run(r: &Run) -> Vec<Fact> {
     facts.push((
         "ran",
         format!(
-            "reads {} {} at a time{reason}; policy {} per {}; prefetch {}; {} on {} threads",
-            r.io, r.io_depth, r.policy, r.scope, r.prefetch, r.isa, r.threads
+            "reads {} {} at a time{reason}; policy {}, {}; prefetch {}; {} on {} threads",
+            r.io,
+            r.io_depth,
+            r.policy,
+            Scope::of_slots(&r.scope),
+            r.prefetch,
+            r.isa,
+            r.threads
         ),
     ));
     facts.push((

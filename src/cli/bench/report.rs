@@ -1,6 +1,6 @@
 //! What `hotset bench` measured, as text, JSON, CSV or Markdown. One row a test, printed as soon as it is there.
 
-use hotset::human_bytes;
+use hotset::{expert::Scope, human_bytes};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -181,14 +181,14 @@ fn heading(row: &Row) -> [String; 2] {
             row.n_expert,
         ),
         format!(
-            "hotset {}: {}, KV cache {}, reads {} {} at a time, policy {} per {}, prefetch {}; {} tokens, {} to warm up",
+            "hotset {}: {}, KV cache {}, reads {} {} at a time, policy {}, {}, prefetch {}; {} tokens, {} to warm up",
             row.version,
             row.isa,
             row.kv,
             row.io,
             row.io_depth,
             row.policy,
-            row.scope,
+            Scope::of_slots(row.scope),
             row.prefetch,
             row.tokens,
             row.warmup,
