@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
-const TOKENS: usize = 32;
+const TOKENS: usize = 96;
 
 /// Products that share an input: query, key and value.
 const MAX_PRODUCTS: usize = 4;

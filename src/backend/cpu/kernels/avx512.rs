@@ -2,7 +2,7 @@
 //!
 //! Two of AVX2's registers of 32 weights lie in one here: run `v` below run `v + 4`.
 //!
-//! Must not know: loops over rows and tokens.
+//! Must not know: loops over rows and tokens, but for those of [`panel`].
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -14,11 +14,11 @@ use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
 use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
-use crate::quant::GgmlType;
-use crate::quant::act::{ActChunk, LANES};
+use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::{
     IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
+use crate::quant::{GgmlType, QMat};
 
 /// Runs `$item` once for the attribute that all functions here have.
 macro_rules! avx512 {
@@ -28,6 +28,8 @@ macro_rules! avx512 {
         $item
     )* };
 }
+
+mod panel;
 
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
@@ -55,7 +57,7 @@ struct Wide;
 #[derive(Clone, Copy)]
 struct L512(__m512);
 
-/// 256 weights, register `k` having word `k` of each lane's four.
+/// 256 weights: run `v` of 32 below run `v + 4` as they are read, then register `k` having word `k` of each lane's four.
 type W512 = [__m512i; 4];
 
 impl Registers for Wide {
@@ -90,6 +92,9 @@ impl Registers for Wide {
             // SAFETY: the caller gives eight elements.
             L512(_mm512_broadcast_f32x8(unsafe { _mm256_loadu_ps(p) }))
         }
+        unsafe fn ordered(runs: W512) -> W512 {
+            transpose(runs)
+        }
         unsafe fn sums(l: L512) -> [f32; 2] {
             let four = _mm512_add_ps(l.0, _mm512_shuffle_f32x4::<0b10_11_00_01>(l.0, l.0));
             let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
@@ -103,6 +108,12 @@ impl Simd for Avx512 {
     type R = Wide;
     const TOKENS: usize = 8;
     const SIGNED_OFFSET: u8 = 128;
+    const MANY_TOKENS: usize = panel::MANY_TOKENS;
+    #[inline(always)]
+    unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { panel::matmul::<B>(w, x, y) }
+    }
     avx512! {
         unsafe fn from_signed(w: W512) -> W512 {
             w.map(|w| _mm512_xor_si512(w, _mm512_set1_epi8(-128)))
@@ -250,7 +261,7 @@ macro_rules! unpack {
                 unsafe fn unpack(bytes: &[u8]) -> Row<Wide> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
                     let (runs, scale, min, fine): ([__m512i; 4], __m256, __m256, MaybeUninit<[__m512i; 2]>) = $body;
-                    Row { w: transpose(runs), scale, min, fine }
+                    Row { w: runs, scale, min, fine }
                 }
             }
         }

@@ -30,7 +30,7 @@ pub(super) enum Form {
 /// # Safety
 /// Every method: the CPU has the instruction set.
 pub(super) trait Registers: Sized {
-    /// 256 weights of a row in the order of [`ActChunk`].
+    /// 256 weights of a row.
     type W: Copy;
     /// Sixteen whole numbers, one for each of [`ActChunk`]'s lanes.
     type I: Copy;
@@ -46,6 +46,11 @@ pub(super) trait Registers: Sized {
     unsafe fn splat(x: i32) -> Self::I;
     unsafe fn mul(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
+    /// Weights as [`Unpack::unpack`] leaves them, in the order of [`ActChunk`].
+    #[inline(always)]
+    unsafe fn ordered(w: Self::W) -> Self::W {
+        w
+    }
     /// Two rows' numbers with the halves of each span added, as floats.
     unsafe fn fold(rows: [Self::I; 2]) -> Self::L;
     /// Two rows' spans.
@@ -67,6 +72,8 @@ pub(super) trait Simd {
     type R: Registers;
     /// Tokens that share an unpacked pair of chunks: as many as registers hold.
     const TOKENS: usize;
+    /// From this many tokens on, [`Simd::matmul_many`] pays.
+    const MANY_TOKENS: usize = MANY_TOKENS;
     /// What [`Simd::from_signed`] adds.
     const SIGNED_OFFSET: u8;
     /// Makes signed weights fit for [`Simd::dot`].
@@ -123,7 +130,7 @@ pub(super) struct Row<R: Registers> {
 pub(super) const ROWS: usize = 32;
 
 /// From this many tokens on, unpacking rows ahead to memory pays: 10 to 25 % at 64 tokens of 2048, nothing at 16.
-pub(super) const MANY_TOKENS: usize = 32;
+const MANY_TOKENS: usize = 32;
 
 /// Pairs of chunks that are unpacked ahead: 112 KiB.
 pub(super) const AHEAD: usize = 128;
@@ -204,19 +211,19 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[Ac
 
 /// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
 /// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
-struct NextRows<'a> {
+pub(super) struct NextRows<'a> {
     rest: &'a [u8],
     share: usize,
 }
 
 impl<'a> NextRows<'a> {
     /// The first `len` of `bytes`, in `n` shares.
-    fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
+    pub(super) fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
         NextRows { rest: &bytes[..len.min(bytes.len())], share: len.div_ceil(n).next_multiple_of(64) }
     }
 
     #[inline(always)]
-    fn ask(&mut self) {
+    pub(super) fn ask(&mut self) {
         let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
         #[cfg(target_arch = "x86_64")]
         for line in now.chunks(64) {
@@ -242,7 +249,8 @@ pub(super) struct Weights<R: Registers> {
 unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
     // SAFETY: the caller checked the CPU.
     unsafe {
-        let [a, b] = [B::unpack(bytes[0]), B::unpack(bytes[1])];
+        let [mut a, mut b] = [B::unpack(bytes[0]), B::unpack(bytes[1])];
+        (a.w, b.w) = (S::R::ordered(a.w), S::R::ordered(b.w));
         let w = if matches!(B::FORM, Form::Signed) { [S::from_signed(a.w), S::from_signed(b.w)] } else { [a.w, b.w] };
         Weights { w, scale: S::R::join([a.scale, b.scale]), min: S::R::join([a.min, b.min]), fine: [a.fine, b.fine] }
     }
@@ -409,7 +417,7 @@ unsafe fn step<S: Simd, B: Unpack<S::R>, const T: usize>(w: &Weights<S::R>, x: [
 }
 
 /// What the form takes from each integer.
-const fn offset<S: Simd, B: Unpack<S::R>>() -> u8 {
+pub(super) const fn offset<S: Simd, B: Unpack<S::R>>() -> u8 {
     match B::FORM {
         Form::Offset(offset) => offset,
         Form::Min => 0,
@@ -544,7 +552,7 @@ macro_rules! matmul_table {
         {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
             unsafe {
-                if x.len() < driver::MANY_TOKENS {
+                if x.len() < <$simd as driver::Simd>::MANY_TOKENS {
                     driver::matmul::<$simd, B>(w, x, y)
                 } else {
                     quantized_ahead::<B>(w, x, y)
