@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::driver::{Form, MANY_TOKENS, Registers, Row, Simd, Unpack, matmul, matmul_ahead, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
@@ -30,6 +30,7 @@ macro_rules! avx512 {
 }
 
 mod panel;
+mod sixteen;
 
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
@@ -112,7 +113,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
         // SAFETY: the caller's promise is the same.
-        unsafe { panel::matmul::<B>(w, x, y) }
+        unsafe {
+            if !B::FINE {
+                panel::matmul::<B>(w, x, y)
+            } else if x.len() >= MANY_TOKENS {
+                matmul_ahead::<Self, B>(w, x, y)
+            } else {
+                matmul::<Self, B>(w, x, y)
+            }
+        }
     }
     avx512! {
         unsafe fn from_signed(w: W512) -> W512 {

@@ -130,7 +130,7 @@ pub(super) struct Row<R: Registers> {
 pub(super) const ROWS: usize = 32;
 
 /// From this many tokens on, unpacking rows ahead to memory pays: 10 to 25 % at 64 tokens of 2048, nothing at 16.
-const MANY_TOKENS: usize = 32;
+pub(super) const MANY_TOKENS: usize = 32;
 
 /// Pairs of chunks that are unpacked ahead: 112 KiB.
 pub(super) const AHEAD: usize = 128;
@@ -226,10 +226,10 @@ impl<'a> NextRows<'a> {
     pub(super) fn ask(&mut self) {
         let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
         #[cfg(target_arch = "x86_64")]
-        for line in now.chunks(64) {
+        for line in (0..now.len()).step_by(64) {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(now.as_ptr().wrapping_add(line).cast()) }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = now;

@@ -6,6 +6,9 @@
 //! rows, as [`driver`](super::super::driver) has them, reach 290. What it costs is to turn sixteen rows by sixteen words,
 //! which takes as long as some eight tokens: hence not for few ([`MANY_TOKENS`]).
 //!
+//! Types whose scales are finer than a span ([`Unpack::FINE`]) stay with the driver: two products of integers more for
+//! each span, and sums that no longer fit the registers, made Q2_K and Q3_K prompts a third slower here.
+//!
 //! The bits are the driver's: each span is summed over chunks in order, and spans as [`sum_lanes`] adds them.
 //!
 //! Must not know: how a type's bytes are read.
@@ -15,11 +18,12 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::super::driver::{Form, NextRows, Registers, Unpack, offset};
-use super::{Avx512, Simd, Wide};
-use crate::quant::act::{ActChunk, ActRow, LANES, SPAN, SPANS, span_of};
-use crate::quant::block::CHUNK;
+use super::super::driver::{Form, NextRows, Unpack, offset};
+use super::sixteen::{Cells, unpack};
+use super::{Avx512, Wide};
 use crate::quant::QMat;
+use crate::quant::act::{ActChunk, ActRow, LANES, SPAN, SPANS};
+use crate::quant::block::CHUNK;
 
 /// From this many tokens on, turning rows pays.
 pub(super) const MANY_TOKENS: usize = 12;
@@ -33,10 +37,7 @@ const GROUPS: usize = 2;
 /// Tokens that share each weight, so that two groups' sums and integers take 24 of 32 registers.
 const TOKENS: usize = 6;
 
-/// The same where halves of spans have integers of their own.
-const FINE_TOKENS: usize = 4;
-
-/// Chunks of columns that are unpacked at once: 80 KiB of a panel, and 32 more where scales are fine.
+/// Chunks of columns that are unpacked at once: 80 KiB of a panel.
 const CHUNKS: usize = 8;
 
 /// Words of four weights in a span.
@@ -51,19 +52,54 @@ struct Cell {
     min: __m512,
 }
 
-/// The scales of a span's halves in sixteen rows, and their minima.
-type FineCell = [[__m512i; 2]; 2];
-
 /// Some rows by up to [`CHUNKS`] chunks: (SPANS, chunks, groups).
 struct Panel {
     cells: [MaybeUninit<Cell>; SPANS * CHUNKS * GROUPS],
-    /// Written where [`Unpack::FINE`].
-    fine: [MaybeUninit<FineCell>; SPANS * CHUNKS * GROUPS],
+}
+
+/// Up to as many rows as a panel has: `n` of them, the first being row `first` of the matrix.
+struct Strip<'a> {
+    bytes: &'a [u8],
+    first: usize,
+    n: usize,
+}
+
+/// A chunk's cells in a panel: `at` for the first span, every `step`th for the others.
+struct Place<'a> {
+    panel: &'a mut Panel,
+    at: usize,
+    step: usize,
+}
+
+impl Place<'_> {
+    #[inline(always)]
+    fn cell(&mut self, s: usize) -> *mut Cell {
+        self.panel.cells[self.at + s * self.step].as_mut_ptr()
+    }
+}
+
+// SAFETY of all: the cell is one of the panel's, by its bounds check, and fields may be written before others are.
+impl Cells for Place<'_> {
+    #[inline(always)]
+    fn word(&mut self, s: usize, k: usize, weights: __m512i) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.cell(s)).w[k]).write(weights) }
+    }
+    #[inline(always)]
+    fn scale(&mut self, s: usize, scales: __m512) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.cell(s)).scale).write(scales) }
+    }
+    #[inline(always)]
+    fn min(&mut self, s: usize, minima: __m512) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.cell(s)).min).write(minima) }
+    }
 }
 
 /// What the dot products start from: minus the offset of a type's integers times the sum of the activations, for each
 /// lane of [`ActChunk`]; spans' sums are in their first lane.
-type Starts<const T: usize> = [[[i32; LANES]; CHUNKS]; T];
+type Starts<const T: usize> = [[MaybeUninit<__m512i>; CHUNKS]; T];
 
 /// Sums of a batch, (BATCH, SPANS, GROUPS): kept between blocks of columns.
 type Sums = [MaybeUninit<__m512>; BATCH * SPANS * GROUPS];
@@ -77,151 +113,95 @@ avx512! {
     /// [`super::super::MatMul`].
     #[doc(hidden)]
     pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
-        let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _], fine: [const { MaybeUninit::uninit() }; _] };
+        let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
         let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
         for (x, y) in x.chunks(BATCH).zip(y.chunks(BATCH)) {
-            let n_tile = n_chunk.div_ceil(CHUNKS) * x.len().div_ceil(tokens::<B>());
-            for (i, rows) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {
-                let mut next = NextRows::of(&w.data[i * GROUPS * LANES * row_bytes + rows.len()..], rows.len(), n_tile);
-                let n_row = rows.len() / row_bytes;
+            let n_step = n_chunk * SPANS * x.len().div_ceil(TOKENS);
+            for (i, bytes) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {
+                let first = i * GROUPS * LANES;
+                let strip = Strip { bytes, first, n: bytes.len() / row_bytes };
+                let mut next = NextRows::of(&w.data[first * row_bytes + bytes.len()..], bytes.len(), n_step);
                 // SAFETY: the caller's promise is the same.
                 unsafe {
-                    if n_row > LANES {
-                        panel_times::<B, 2>(&mut panel, rows, n_row, x, &mut sums, &mut next);
-                        store::<2>(&sums, y, i * GROUPS * LANES, n_row);
+                    if strip.n > LANES {
+                        strip_times::<B, 2>(&strip, x, y, &mut panel, &mut sums, &mut next);
                     } else {
-                        panel_times::<B, 1>(&mut panel, rows, n_row, x, &mut sums, &mut next);
-                        store::<1>(&sums, y, i * GROUPS * LANES, n_row);
+                        strip_times::<B, 1>(&strip, x, y, &mut panel, &mut sums, &mut next);
                     }
                 }
             }
         }
     }
 
-    /// `R` groups of rows times all tokens, to `sums`.
+    /// `R` groups of rows times all tokens.
     ///
     /// # Safety
-    /// Each token has as many chunks as a row.
-    unsafe fn panel_times<B: Unpack<Wide>, const R: usize>(
-        panel: &mut Panel,
-        rows: &[u8],
-        n_row: usize,
+    /// Each token has as many chunks as a row, and each `y` room for the rows.
+    unsafe fn strip_times<B: Unpack<Wide>, const R: usize>(
+        rows: &Strip<'_>,
         x: &[ActRow<'_>],
+        y: &[*mut f32],
+        panel: &mut Panel,
         sums: &mut Sums,
         next: &mut NextRows<'_>,
     ) {
-        let row_bytes = rows.len() / n_row;
+        let n_row = rows.n;
+        let row_bytes = rows.bytes.len() / n_row;
         let n_chunk = row_bytes.div_ceil(B::BYTES);
         for first in (0..n_chunk).step_by(CHUNKS) {
             let n = CHUNKS.min(n_chunk - first);
             for r in 0..R {
+                // The last row stands for those that are missing.
+                let mut at: [&[u8]; LANES] = [&[]; LANES];
+                for (i, at) in at.iter_mut().enumerate() {
+                    *at = &rows.bytes[(r * LANES + i).min(n_row - 1) * row_bytes..][..row_bytes][first * B::BYTES..];
+                }
                 for c in 0..n {
-                    let bytes = (first + c) * B::BYTES..row_bytes.min((first + c + 1) * B::BYTES);
-                    // The last row stands for those that are missing.
-                    let row = |i: usize| &rows[(r * LANES + i).min(n_row - 1) * row_bytes..][bytes.clone()];
-                    if bytes.len() == B::BYTES {
-                        unpack::<B>(panel, c * R + r, n * R, row);
+                    let mut place = Place { panel, at: c * R + r, step: n * R };
+                    if at[0].len() >= B::BYTES {
+                        unpack::<B>(&at, &mut place);
+                        at.iter_mut().for_each(|at| *at = &at[B::BYTES..]);
                     } else {
-                        let mut padded = [[0; 2 * CHUNK]; LANES];
                         // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
-                        padded.iter_mut().enumerate().for_each(|(i, p)| p[..bytes.len()].copy_from_slice(row(i)));
-                        unpack::<B>(panel, c * R + r, n * R, |i| &padded[i][..B::BYTES]);
+                        let mut padded = [[0; 2 * CHUNK]; LANES];
+                        padded.iter_mut().zip(at).for_each(|(p, at)| p[..at.len()].copy_from_slice(at));
+                        unpack::<B>(&padded.each_ref().map(|p| &p[..]), &mut place);
                     }
                 }
             }
             let mut t = 0;
             while t < x.len() {
                 let left = x.len() - t;
-                let count = left.div_ceil(left.div_ceil(tokens::<B>()));
-                let (x, sums) = (&x[t..t + count], &mut sums[t * SPANS * R..(t + count) * SPANS * R]);
-                next.ask();
-                // SAFETY: `unpack` wrote every cell of `n` chunks and `R` groups; the caller answers for the chunks.
+                let count = left.div_ceil(left.div_ceil(TOKENS));
+                let (x, y) = (&x[t..t + count], &y[t..t + count]);
+                let sums = &mut sums[t * SPANS * R..(t + count) * SPANS * R];
+                let last = first + n == n_chunk;
+                if last {
+                    for y in y {
+                        let line = y.wrapping_add(rows.first).cast::<i8>();
+                        // Outputs are cold: 33 MB of a layer's experts for 512 tokens.
+                        _mm_prefetch::<_MM_HINT_ET0>(line);
+                        _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(64));
+                    }
+                }
+                // SAFETY: [`unpack`] wrote every cell of `n` chunks and `R` groups; the caller answers for the chunks.
                 unsafe {
                     match count {
-                        6 if !B::FINE => tile::<B, R, 6>(panel, n, x, first, sums),
-                        5 if !B::FINE => tile::<B, R, 5>(panel, n, x, first, sums),
-                        4 => tile::<B, R, 4>(panel, n, x, first, sums),
-                        3 => tile::<B, R, 3>(panel, n, x, first, sums),
-                        2 => tile::<B, R, 2>(panel, n, x, first, sums),
-                        1 => tile::<B, R, 1>(panel, n, x, first, sums),
-                        _ => unreachable!("groups of at most `tokens`"),
+                        6 => tile::<B, R, 6>(panel, n, x, first, sums, next),
+                        5 => tile::<B, R, 5>(panel, n, x, first, sums, next),
+                        4 => tile::<B, R, 4>(panel, n, x, first, sums, next),
+                        3 => tile::<B, R, 3>(panel, n, x, first, sums, next),
+                        2 => tile::<B, R, 2>(panel, n, x, first, sums, next),
+                        1 => tile::<B, R, 1>(panel, n, x, first, sums, next),
+                        _ => unreachable!("groups of at most TOKENS"),
+                    }
+                    if last {
+                        store::<R>(sums, y, rows.first, n_row);
                     }
                 }
                 t += count;
             }
-        }
-    }
-
-    /// Writes a chunk of sixteen rows to cell `at` and every `step`th after it.
-    fn unpack<'a, B: Unpack<Wide>>(panel: &mut Panel, at: usize, step: usize, row: impl Fn(usize) -> &'a [u8]) {
-        let mut w = [[const { MaybeUninit::uninit() }; LANES]; 4];
-        let mut floats = [const { MaybeUninit::uninit() }; LANES]; // scales of eight spans, then minima
-        let mut fine = [[const { MaybeUninit::uninit() }; LANES]; 2];
-        for i in 0..LANES {
-            // SAFETY: the CPU has the features, or this would not run; types with fine scales set them.
-            unsafe {
-                let row = B::unpack(row(i));
-                let runs = if matches!(B::FORM, Form::Signed) { Avx512::from_signed(row.w) } else { row.w };
-                for v in 0..4 {
-                    w[v][i].write(runs[v]);
-                }
-                floats[i].write(_mm512_castps_si512(Wide::join([row.scale, row.min]).0));
-                if B::FINE {
-                    let [scale, min] = row.fine.assume_init();
-                    fine[0][i].write(scale);
-                    fine[1][i].write(min);
-                }
-            }
-        }
-        let cells = &mut panel.cells;
-        for (v, w) in w.iter().enumerate() {
-            turn(w, |i, words| {
-                let cell = cells[at + (v + i / WORDS * 4) * step].as_mut_ptr();
-                // SAFETY: a place in the panel, in bounds.
-                unsafe { (&raw mut (*cell).w[i % WORDS]).write(words) }
-            });
-        }
-        turn(&floats, |i, floats| {
-            let cell = cells[at + i % SPANS * step].as_mut_ptr();
-            let floats = _mm512_castsi512_ps(floats);
-            // SAFETY: a place in the panel, in bounds.
-            unsafe { if i < SPANS { (&raw mut (*cell).scale).write(floats) } else { (&raw mut (*cell).min).write(floats) } }
-        });
-        if B::FINE {
-            for (i, fine) in fine.iter().enumerate().take(if matches!(B::FORM, Form::Min) { 2 } else { 1 }) {
-                turn(fine, |p, scales| {
-                    let cell = panel.fine[at + span_of(p) * step].as_mut_ptr();
-                    // SAFETY: a place in the panel, in bounds.
-                    unsafe { (&raw mut (*cell)[i][p / 4 % 2]).write(scales) }
-                });
-            }
-        }
-    }
-
-    /// Sixteen rows by sixteen words; `out` gets words `i` of all rows.
-    fn turn(rows: &[MaybeUninit<__m512i>; LANES], mut out: impl FnMut(usize, __m512i)) {
-        // Pairs of words, then of pairs, inside 128-bit parts; then the parts themselves, twice.
-        let quads: [[__m512i; 4]; 4] = std::array::from_fn(|i| {
-            // SAFETY: `unpack` wrote all rows.
-            let [a, b, c, d] = std::array::from_fn(|j| unsafe { rows[4 * i + j].assume_init() });
-            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ef, gh),
-                _mm512_unpackhi_epi64(ef, gh),
-            ]
-        });
-        for k in 0..4 {
-            let even = |i: usize| _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[i][k], quads[i + 1][k]);
-            let odd = |i: usize| _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[i][k], quads[i + 1][k]);
-            let [a, b, c, d] = [even(0), even(2), odd(0), odd(2)];
-            out(k, _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b));
-            out(4 + k, _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d));
-            out(8 + k, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b));
-            out(12 + k, _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d));
         }
     }
 
@@ -236,10 +216,11 @@ avx512! {
         x: &[ActRow<'_>],
         first: usize,
         sums: &mut [MaybeUninit<__m512>],
+        next: &mut NextRows<'_>,
     ) {
         let x: [&[ActChunk]; T] = std::array::from_fn(|t| &x[t].chunks[first..first + n]);
         assert!(n <= CHUNKS && sums.len() == T * SPANS * R, "a tile of a panel");
-        let mut starts: Starts<T> = [[[0; LANES]; CHUNKS]; T];
+        let mut starts: Starts<T> = [const { [const { MaybeUninit::uninit() }; _] }; T];
         set_starts::<B, T>(&mut starts, x);
         for s in 0..SPANS {
             let mut acc = [[_mm512_setzero_ps(); R]; T];
@@ -250,18 +231,15 @@ avx512! {
                 }
             }
             for c in 0..n {
+                // Little by little: loads of the panel wait while many lines are on their way.
+                next.ask();
                 // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
                 unsafe {
                     let at = (s * n + c) * R;
                     let cells: [&Cell; R] = std::array::from_fn(|r| panel.cells.get_unchecked(at + r).assume_init_ref());
                     let x: [&ActChunk; T] = std::array::from_fn(|t| x[t].get_unchecked(c));
-                    let starts: [&[i32; LANES]; T] = std::array::from_fn(|t| starts[t].get_unchecked(c));
-                    if B::FINE {
-                        let fine = std::array::from_fn(|r| panel.fine.get_unchecked(at + r).assume_init_ref());
-                        step_fine::<B, R, T>(cells, fine, x, starts, s, &mut acc);
-                    } else {
-                        step::<B, R, T>(cells, x, starts, s, &mut acc);
-                    }
+                    let starts: [*const i32; T] = std::array::from_fn(|t| starts[t].get_unchecked(c).as_ptr().cast());
+                    step::<B, R, T>(cells, x, starts, s, &mut acc);
                 }
             }
             for (i, acc) in acc.as_flattened().iter().enumerate() {
@@ -270,6 +248,7 @@ avx512! {
         }
     }
 
+    /// Nothing where the type has no offset.
     fn set_starts<B: Unpack<Wide>, const T: usize>(starts: &mut Starts<T>, x: [&[ActChunk]; T]) {
         let offset = i32::from(const { offset::<Avx512, B>() });
         if offset == 0 {
@@ -277,9 +256,11 @@ avx512! {
         }
         for (starts, x) in starts.iter_mut().zip(x) {
             for (start, x) in starts.iter_mut().zip(x) {
-                for p in 0..LANES {
-                    start[p] = -offset * if B::FINE { x.h[p] } else { x.h[p] + x.h[p ^ 4] };
-                }
+                // SAFETY: sixteen elements.
+                let h = unsafe { _mm512_loadu_si512(x.h.as_ptr().cast()) };
+                // Lanes `p` and `p ^ 4` have the halves of a span.
+                let sums = _mm512_add_epi32(h, _mm512_shuffle_i32x4::<0b10_11_00_01>(h, h));
+                start.write(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-offset)));
             }
         }
     }
@@ -315,7 +296,7 @@ avx512! {
     unsafe fn step<B: Unpack<Wide>, const R: usize, const T: usize>(
         cells: [&Cell; R],
         x: [&ActChunk; T],
-        starts: [&[i32; LANES]; T],
+        starts: [*const i32; T],
         s: usize,
         acc: &mut [[__m512; R]; T],
     ) {
@@ -324,7 +305,7 @@ avx512! {
             let mut dots: [[__m512i; R]; T] = [[_mm512_setzero_si512(); R]; T];
             if const { offset::<Avx512, B>() } != 0 {
                 for t in 0..T {
-                    dots[t] = [_mm512_set1_epi32(*starts[t].get_unchecked(lane(s))); R];
+                    dots[t] = [_mm512_set1_epi32(*starts[t].add(lane(s))); R];
                 }
             }
             dot::<R, T>(cells, x, s, 0..WORDS, &mut dots);
@@ -341,52 +322,11 @@ avx512! {
         }
     }
 
-    /// [`step`] for spans whose halves have scales of their own.
-    ///
-    /// # Safety
-    /// `s` is below [`SPANS`].
-    unsafe fn step_fine<B: Unpack<Wide>, const R: usize, const T: usize>(
-        cells: [&Cell; R],
-        fine: [&FineCell; R],
-        x: [&ActChunk; T],
-        starts: [&[i32; LANES]; T],
-        s: usize,
-        acc: &mut [[__m512; R]; T],
-    ) {
-        // SAFETY: the caller answers for `s`, so its lanes are two of sixteen.
-        unsafe {
-            let mut scaled = [[_mm512_setzero_si512(); R]; T];
-            for half in 0..2 {
-                let start = |t: usize| _mm512_set1_epi32(*starts[t].get_unchecked(lane(s) + 4 * half));
-                let mut dots: [[__m512i; R]; T] = std::array::from_fn(|t| [start(t); R]);
-                dot::<R, T>(cells, x, s, WORDS / 2 * half..WORDS / 2 * (half + 1), &mut dots);
-                for t in 0..T {
-                    for r in 0..R {
-                        let product = _mm512_mullo_epi32(dots[t][r], fine[r][0][half]);
-                        scaled[t][r] = if half == 0 { product } else { _mm512_add_epi32(scaled[t][r], product) };
-                    }
-                }
-            }
-            for t in 0..T {
-                let h = [0, 4].map(|half| _mm512_set1_epi32(*x[t].h.get_unchecked(lane(s) + half)));
-                for r in 0..R {
-                    let mut sum = _mm512_mul_ps(cells[r].scale, _mm512_cvtepi32_ps(scaled[t][r]));
-                    if matches!(B::FORM, Form::Min) {
-                        let [a, b] = [0, 1].map(|half| _mm512_mullo_epi32(h[half], fine[r][1][half]));
-                        sum = _mm512_fnmadd_ps(cells[r].min, _mm512_cvtepi32_ps(_mm512_add_epi32(a, b)), sum);
-                    }
-                    let d = _mm512_set1_ps(*x[t].d.get_unchecked(s));
-                    acc[t][r] = _mm512_fmadd_ps(sum, d, acc[t][r]);
-                }
-            }
-        }
-    }
-
     /// Adds the spans of each token and row, and writes `n_row` rows from `row` on.
     ///
     /// # Safety
     /// Each `y` has room for the rows; the sums of as many tokens are written.
-    unsafe fn store<const R: usize>(sums: &Sums, y: &[*mut f32], row: usize, n_row: usize) {
+    unsafe fn store<const R: usize>(sums: &[MaybeUninit<__m512>], y: &[*mut f32], row: usize, n_row: usize) {
         for (y, spans) in y.iter().zip(sums.chunks_exact(SPANS * R)) {
             for r in 0..R {
                 // SAFETY: the caller answers for the sums.
@@ -399,9 +339,4 @@ avx512! {
             }
         }
     }
-}
-
-/// Tokens of a tile.
-const fn tokens<B: Unpack<Wide>>() -> usize {
-    if B::FINE { FINE_TOKENS } else { TOKENS }
 }

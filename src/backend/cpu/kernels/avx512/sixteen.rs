@@ -1,0 +1,238 @@
+//! A chunk of sixteen rows, from their bytes to a lane each.
+//!
+//! Bytes are turned before they become weights: a turn moves words of four bytes, whatever they mean, and there are half as
+//! many words of packed nibbles as of weights. Sixteen bytes of each row are loaded into their 128-bit place, so that only
+//! words inside 128 bits are left to turn.
+//!
+//! Types whose scales are finer than a span have none of this: [`super::panel`] says why.
+//!
+//! Must not know: panels, tokens.
+
+#![expect(clippy::needless_range_loop, reason = "words, halves and rows are numbers of places in several registers")]
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::super::bytes::MXFP4_UNSIGNED;
+use super::super::driver::{Form, Registers, Unpack};
+use super::{Avx512, Simd, Wide, high4, look_up, low4};
+use crate::quant::GgmlType;
+use crate::quant::act::{LANES, SPANS};
+use crate::quant::block::IQ4_VALUES;
+
+/// Where a chunk of sixteen rows goes.
+pub(super) trait Cells {
+    /// Four weights of each row: word `k` of span `s`.
+    fn word(&mut self, s: usize, k: usize, weights: __m512i);
+    /// Each row's scale of span `s`.
+    fn scale(&mut self, s: usize, scales: __m512);
+    /// Each row's minimum of span `s`, where the form is [`Form::Min`].
+    fn min(&mut self, s: usize, minima: __m512);
+}
+
+/// [`Unpack::BYTES`] bytes of each of sixteen rows, and perhaps more.
+type Rows<'a> = [&'a [u8]; LANES];
+
+avx512! {
+    /// Reads a chunk of sixteen rows, the first [`Unpack::BYTES`] bytes of each.
+    pub(super) fn unpack<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+        assert!(rows.iter().all(|row| row.len() >= B::BYTES), "a chunk of each row");
+        match B::TYPE {
+            GgmlType::Q4_0 => nibbles::<B>(rows, 18, 2, out, |x| x),
+            GgmlType::Q4_1 => nibbles::<B>(rows, 20, 4, out, |x| x),
+            GgmlType::IQ4_NL => nibbles::<B>(rows, 18, 2, out, |x| signed(look_up(IQ4_VALUES, x))),
+            GgmlType::IQ4_XS => nibbles::<B>(rows, 16, 8, out, |x| signed(look_up(IQ4_VALUES, x))),
+            GgmlType::MXFP4 => nibbles::<B>(rows, 17, 1, out, |x| look_up(MXFP4_UNSIGNED, x)),
+            GgmlType::Q8_0 => {
+                for s in 0..SPANS {
+                    for half in 0..2 {
+                        let words = four::<B>(rows, 34 * s + 2 + 16 * half);
+                        (0..4).for_each(|k| out.word(s, 4 * half + k, signed(words[k])));
+                    }
+                }
+                scales_by_row::<B>(rows, out);
+            }
+            GgmlType::Q4_K => {
+                for s in (0..SPANS).step_by(2) {
+                    for half in 0..2 {
+                        let words = four::<B>(rows, 16 + 16 * s + 16 * half);
+                        for k in 0..4 {
+                            out.word(s, 4 * half + k, low4(words[k]));
+                            out.word(s + 1, 4 * half + k, high4(words[k]));
+                        }
+                    }
+                }
+                scales_k4::<B>(rows, out);
+            }
+            GgmlType::Q5_K => {
+                let high: [_; 2] = std::array::from_fn(|half| four::<B>(rows, 16 + 16 * half));
+                for s in (0..SPANS).step_by(2) {
+                    for half in 0..2 {
+                        let words = four::<B>(rows, 48 + 16 * s + 16 * half);
+                        for k in 0..4 {
+                            let fifth = |s: usize| bits(high[half][k], s, 1, 4);
+                            out.word(s, 4 * half + k, _mm512_or_si512(low4(words[k]), fifth(s)));
+                            out.word(s + 1, 4 * half + k, _mm512_or_si512(high4(words[k]), fifth(s + 1)));
+                        }
+                    }
+                }
+                scales_k4::<B>(rows, out);
+            }
+            _ => {
+                words_by_row::<B>(rows, out);
+                scales_by_row::<B>(rows, out);
+            }
+        }
+    }
+
+    /// Eight blocks of 32 weights, `stride` bytes apart: 16 bytes from `first` on, low nibbles before high ones.
+    fn nibbles<B: Unpack<Wide>>(
+        rows: &Rows<'_>,
+        stride: usize,
+        first: usize,
+        out: &mut impl Cells,
+        value: impl Fn(__m512i) -> __m512i,
+    ) {
+        for s in 0..SPANS {
+            let words = four::<B>(rows, stride * s + first);
+            for k in 0..4 {
+                out.word(s, k, value(low4(words[k])));
+                out.word(s, k + 4, value(high4(words[k])));
+            }
+        }
+        scales_by_row::<B>(rows, out);
+    }
+
+    /// `n` bits of each byte from bit `from` on, moved to bit `to`.
+    fn bits(x: __m512i, from: usize, n: usize, to: usize) -> __m512i {
+        // Bits of the neighbouring byte, which 16-bit shifts bring, are masked.
+        let moved = if from >= to {
+            _mm512_srl_epi16(x, _mm_cvtsi64_si128((from - to) as i64))
+        } else {
+            _mm512_sll_epi16(x, _mm_cvtsi64_si128((to - from) as i64))
+        };
+        _mm512_and_si512(moved, _mm512_set1_epi8((((1 << n) - 1) << to) as i8))
+    }
+
+    /// [`Simd::from_signed`] of 64 weights.
+    fn signed(x: __m512i) -> __m512i {
+        _mm512_xor_si512(x, _mm512_set1_epi8(-128))
+    }
+
+    /// Words of sixteen bytes of each row, from `at` on: the first ones of all rows, the second ones, …
+    fn four<B: Unpack<Wide>>(rows: &Rows<'_>, at: usize) -> [__m512i; 4] {
+        assert!(at + 16 <= B::BYTES, "bytes of a chunk");
+        // SAFETY: rows have `BYTES` bytes, by the first line of `unpack`.
+        let load = |i: usize| unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
+        // No `from_fn` here: it is not always inlined, which cost 4 % of a prompt.
+        let mut parts = [_mm512_setzero_si512(); 4];
+        for (i, parts) in parts.iter_mut().enumerate() {
+            *parts = _mm512_castsi128_si512(load(i));
+            *parts = _mm512_inserti32x4::<1>(*parts, load(4 + i));
+            *parts = _mm512_inserti32x4::<2>(*parts, load(8 + i));
+            *parts = _mm512_inserti32x4::<3>(*parts, load(12 + i));
+        }
+        turn4(parts)
+    }
+
+    /// Four by four words in each 128-bit part.
+    fn turn4([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ef, gh),
+            _mm512_unpackhi_epi64(ef, gh),
+        ]
+    }
+
+    /// The halves in each word's lower two bytes.
+    fn lower_halves(x: __m512i) -> __m512 {
+        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x))
+    }
+
+    /// The halves in each word's upper two bytes.
+    fn upper_halves(x: __m512i) -> __m512 {
+        lower_halves(_mm512_srli_epi32::<16>(x))
+    }
+
+    /// Scales and minima of Q4_K and Q5_K: two halves and twelve bytes of six bits each.
+    fn scales_k4<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+        let [both, a, b, c] = four::<B>(rows, 0);
+        let (d, dmin) = (lower_halves(both), upper_halves(both));
+        let low6 = |x| _mm512_and_si512(x, _mm512_set1_epi8(63));
+        let top2 = |x| bits(x, 6, 2, 4);
+        let scales = [low6(a), _mm512_or_si512(low4(c), top2(a))];
+        let minima = [low6(b), _mm512_or_si512(high4(c), top2(b))];
+        let float = |four: __m512i, s: usize| {
+            let byte = _mm512_srlv_epi32(four, _mm512_set1_epi32(8 * (s as i32 % 4)));
+            _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(255)))
+        };
+        for s in 0..SPANS {
+            out.scale(s, _mm512_mul_ps(d, float(scales[s / 4], s)));
+            out.min(s, _mm512_mul_ps(dmin, float(minima[s / 4], s)));
+        }
+    }
+
+    /// Scales as a row has them, turned.
+    fn scales_by_row<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+        let mut floats = [const { MaybeUninit::uninit() }; LANES]; // scales of eight spans, then minima
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: the CPU has the features, or this would not run.
+            let both = unsafe {
+                let row = B::unpack(&row[..B::BYTES]);
+                Wide::join([row.scale, row.min])
+            };
+            floats[i].write(_mm512_castps_si512(both.0));
+        }
+        let min = matches!(B::FORM, Form::Min);
+        // SAFETY: every row has been written.
+        unsafe {
+            turn(&floats, |i, floats| match i {
+                0..SPANS => out.scale(i, _mm512_castsi512_ps(floats)),
+                _ if min => out.min(i - SPANS, _mm512_castsi512_ps(floats)),
+                _ => {}
+            });
+        }
+    }
+
+    /// Weights as a row has them, turned.
+    fn words_by_row<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+        let mut runs = [[const { MaybeUninit::uninit() }; LANES]; 4];
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: the CPU has the features, or this would not run.
+            let row = unsafe {
+                let w = B::unpack(&row[..B::BYTES]).w;
+                if matches!(B::FORM, Form::Signed) { Avx512::from_signed(w) } else { w }
+            };
+            for (runs, run) in runs.iter_mut().zip(row) {
+                runs[i].write(run);
+            }
+        }
+        for (v, runs) in runs.iter().enumerate() {
+            // SAFETY: every row has been written.
+            unsafe { turn(runs, |i, words| out.word(v + i / 8 * 4, i % 8, words)) }
+        }
+    }
+
+    /// Sixteen rows by sixteen words; `out` gets words `i` of all rows.
+    ///
+    /// # Safety
+    /// All rows are written.
+    unsafe fn turn(rows: &[MaybeUninit<__m512i>; LANES], mut out: impl FnMut(usize, __m512i)) {
+        // SAFETY: the caller's promise.
+        let row = |i: usize| unsafe { rows[i].assume_init() };
+        let quads: [_; 4] = std::array::from_fn(|i| turn4([row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)]));
+        for k in 0..4 {
+            // The 128-bit parts themselves, twice.
+            let even = |i: usize| _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[i][k], quads[i + 1][k]);
+            let odd = |i: usize| _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[i][k], quads[i + 1][k]);
+            let [a, b, c, d] = [even(0), even(2), odd(0), odd(2)];
+            out(k, _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b));
+            out(4 + k, _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d));
+            out(8 + k, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b));
+            out(12 + k, _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d));
+        }
+    }
+}
