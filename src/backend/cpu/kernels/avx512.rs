@@ -233,7 +233,7 @@ avx512! {
         _mm512_setzero_si512()
     }
 
-    /// Runs of 32 weights as they lie in the file, to the order of [`ActChunk`].
+    /// Four by four words in each 128-bit part: runs of 32 weights as they lie in the file, to the order of [`ActChunk`].
     fn transpose([a, b, c, d]: [__m512i; 4]) -> W512 {
         let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
         let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));

@@ -2,12 +2,13 @@
 //!
 //! With a row in each lane, eight dot products leave whole spans of sixteen rows, which nothing has to fold; an activation
 //! is a broadcast, which costs no more than the load; and two groups of rows by six tokens keep every sum in a register.
-//! On Zen 5 that is 385 G multiplications/s a core of the 480 that `vpdpbusd` alone does (Q4_K, from the caches); pairs of
-//! rows, as [`driver`](super::super::driver) has them, reach 290. What it costs is to turn sixteen rows by sixteen words,
-//! which takes as long as some eight tokens: hence not for few ([`MANY_TOKENS`]).
+//! On Zen 5 the inner loop does 366 G multiplications/s a core; its multiplications and float operations share two ports,
+//! which allow 381 (Q4_K). With unpacking it is 319 at 64 tokens from the caches, where pairs of rows, as
+//! [`driver`](super::super::driver) has them, reach 292. What it costs is to turn sixteen rows by sixteen words, which takes
+//! as long as some eight tokens: hence not for few ([`MANY_TOKENS`]).
 //!
 //! Types whose scales are finer than a span ([`Unpack::FINE`]) stay with the driver: two products of integers more for
-//! each span, and sums that no longer fit the registers, made Q2_K and Q3_K prompts a third slower here.
+//! each span, and sums that no longer fit the registers: prompts of a model of Q2_K, Q3_K and Q4_K fell to 0.7 with them.
 //!
 //! The bits are the driver's: each span is summed over chunks in order, and spans as [`sum_lanes`] adds them.
 //!
@@ -29,7 +30,7 @@ use crate::quant::block::CHUNK;
 pub(super) const MANY_TOKENS: usize = 12;
 
 /// Tokens that share an unpacked panel: their activations, 295 KiB at 2048 columns, and the panel stay in the L2 cache.
-pub(super) const BATCH: usize = 96;
+const BATCH: usize = 96;
 
 /// Groups of sixteen rows that share each activation.
 const GROUPS: usize = 2;
@@ -111,7 +112,6 @@ const fn lane(s: usize) -> usize {
 
 avx512! {
     /// [`super::super::MatMul`].
-    #[doc(hidden)]
     pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];

@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 
 use super::super::bytes::MXFP4_UNSIGNED;
 use super::super::driver::{Form, Registers, Unpack};
-use super::{Avx512, Simd, Wide, high4, look_up, low4};
+use super::{Avx512, Simd, Wide, high4, look_up, low4, transpose};
 use crate::quant::GgmlType;
 use crate::quant::act::{LANES, SPANS};
 use crate::quant::block::IQ4_VALUES;
@@ -132,19 +132,7 @@ avx512! {
             *parts = _mm512_inserti32x4::<2>(*parts, load(8 + i));
             *parts = _mm512_inserti32x4::<3>(*parts, load(12 + i));
         }
-        turn4(parts)
-    }
-
-    /// Four by four words in each 128-bit part.
-    fn turn4([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
-        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-        let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-        [
-            _mm512_unpacklo_epi64(ab, cd),
-            _mm512_unpackhi_epi64(ab, cd),
-            _mm512_unpacklo_epi64(ef, gh),
-            _mm512_unpackhi_epi64(ef, gh),
-        ]
+        transpose(parts)
     }
 
     /// The halves in each word's lower two bytes.
@@ -223,9 +211,9 @@ avx512! {
     unsafe fn turn(rows: &[MaybeUninit<__m512i>; LANES], mut out: impl FnMut(usize, __m512i)) {
         // SAFETY: the caller's promise.
         let row = |i: usize| unsafe { rows[i].assume_init() };
-        let quads: [_; 4] = std::array::from_fn(|i| turn4([row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)]));
+        let quads: [_; 4] = std::array::from_fn(|i| transpose([row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)]));
+        // Words inside 128-bit parts are in place; now the parts themselves, twice.
         for k in 0..4 {
-            // The 128-bit parts themselves, twice.
             let even = |i: usize| _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[i][k], quads[i + 1][k]);
             let odd = |i: usize| _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[i][k], quads[i + 1][k]);
             let [a, b, c, d] = [even(0), even(2), odd(0), odd(2)];
