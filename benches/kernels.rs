@@ -114,7 +114,7 @@ fn cache(c: &mut Criterion) {
                 group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
                 group.bench_function(format!("{ty}/{}/{tokens}", kernels.isa().name()), |b| {
                     // SAFETY: each pointer has `rows` floats behind it and no other user.
-                    b.iter(|| unsafe { kernels.matmul(w, &x, &y) });
+                    b.iter(|| unsafe { kernels.matmul(w, &x, &y, &[]) });
                 });
             }
         }
@@ -142,7 +142,7 @@ fn prompt(c: &mut Criterion) {
                     let y: Vec<_> = y.chunks_mut(PIECE).map(|y| y.as_mut_ptr()).collect();
                     for piece in range {
                         // SAFETY: each pointer has `PIECE` floats behind it and no other user.
-                        unsafe { best.matmul(w.slice(PIECE * piece..PIECE * (piece + 1)), &x, &y) };
+                        unsafe { best.matmul(w.slice(PIECE * piece..PIECE * (piece + 1)), &x, &y, &[]) };
                     }
                 });
             });

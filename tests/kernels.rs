@@ -125,7 +125,7 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
         let mut y = vec![vec![f32::MAX; rows + 2]; tokens];
         let at: Vec<_> = y.iter_mut().map(|y| y[1..].as_mut_ptr()).collect();
         // SAFETY: each pointer has `rows` floats behind it and no other user.
-        unsafe { kernels.matmul(w, &x, &at) };
+        unsafe { kernels.matmul(w, &x, &at, &[]) };
         assert!(y.iter().all(|y| y[0] == f32::MAX && y[rows + 1] == f32::MAX), "{name} wrote out of bounds");
         expect(&y.iter().flat_map(|y| y[1..=rows].to_vec()).collect::<Vec<_>>(), "at once");
 
@@ -142,7 +142,7 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
                 let x = &x[t..tokens.min(t + cut)];
                 let at: Vec<_> = y[t * rows..].chunks_mut(rows).map(|y| y[from..].as_mut_ptr()).take(x.len()).collect();
                 // SAFETY: each pointer has `to - from` floats behind it and no other user.
-                unsafe { kernels.matmul(w.slice(from..to), x, &at) };
+                unsafe { kernels.matmul(w.slice(from..to), x, &at, w.data) };
             }
         }
         expect(&y, "in pieces");

@@ -88,7 +88,8 @@ fn rows_of<'a>(w: &QMat<'a>, range: &Range<usize>) -> QMat<'a> {
     QMat { rows: range.len(), data: &w.data[range.start * bytes..range.end * bytes], ..*w }
 }
 
-/// `y(t)[range] = w[range] · x(t)` for tokens `t` below `n`, where `y(t)` is the start of token t's output.
+/// `y(t)[range] = w[range] · x(t)` for tokens `t` below `n`, where `y(t)` is the start of token t's output; `then` as in
+/// [`kernels::MatMul`].
 ///
 /// # Safety
 /// Each `y(t)` is valid for `w.rows` floats, of which nobody else uses those in `range` meanwhile.
@@ -96,6 +97,7 @@ unsafe fn product<'x>(
     kernels: &Kernels,
     w: &QMat<'_>,
     range: Range<usize>,
+    then: &[u8],
     n: usize,
     x: impl Fn(usize) -> ActRow<'x>,
     y: impl Fn(usize) -> *mut f32,
@@ -110,7 +112,7 @@ unsafe fn product<'x>(
             out[t] = y(first + t).wrapping_add(range.start);
         }
         // SAFETY: the caller's `y(t)` have `w.rows` floats, of which `range` is this call's alone.
-        unsafe { kernels.matmul(part, &rows[..tile], &out[..tile]) };
+        unsafe { kernels.matmul(part, &rows[..tile], &out[..tile], if first + tile == n { then } else { part.data }) };
     }
 }
 
@@ -143,17 +145,23 @@ impl Backend for Cpu {
         }
         let (kernels, products, work) = (&self.kernels, &*products, Phase::new(n_pieces));
         assert!(products.len() <= MAX_PRODUCTS, "at most {MAX_PRODUCTS} products share an input");
+        let threads = self.pool.threads();
+        let piece_at = |mut at: usize| {
+            let which = products.iter().position(|p| {
+                let pieces = p.w.rows.div_ceil(piece);
+                let here = at < pieces;
+                at -= if here { 0 } else { pieces };
+                here
+            })?;
+            Some((which, at * piece..((at + 1) * piece).min(products[which].w.rows)))
+        };
         let body = |worker: Worker<'_>| {
-            work.work(worker, |mut at| {
-                let mut which = 0;
-                while at >= products[which].w.rows.div_ceil(piece) {
-                    at -= products[which].w.rows.div_ceil(piece);
-                    which += 1;
-                }
+            work.work(worker, |at| {
+                let (which, range) = piece_at(at).expect("a piece of one of the products");
                 let (w, y) = (&products[which].w, &outs[which]);
-                let range = at * piece..((at + 1) * piece).min(w.rows);
+                let then = piece_at(at + threads).map_or(&[][..], |(which, range)| rows_of(&products[which].w, &range).data);
                 // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
-                unsafe { product(kernels, w, range, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
+                unsafe { product(kernels, w, range, then, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
             });
         };
         if bytes * n < ALONE_BYTES { body(Worker::alone()) } else { self.pool.run(&body) }
@@ -184,17 +192,22 @@ impl Backend for Cpu {
         let up = Out(hidden.up.as_mut_ptr()); // (n, n_ff)
         let out = Out(out.as_mut_ptr());
         let kernels = &self.kernels;
+        let up_at = |at: usize| (at % ups * up_piece)..(at % ups * up_piece + up_piece).min(n_ff);
+        let down_at = |at: usize| (at % downs * down_piece)..(at % downs * down_piece + down_piece).min(n_embd);
+        // What a thread reads after piece `at`, if the others take one each meanwhile.
+        let then_gate = |at: usize| jobs.get((at + threads) / ups).map_or(&[][..], |j| rows_of(&j.mats.gate, &up_at(at + threads)).data);
+        let then_down = |at: usize| jobs.get((at + threads) / downs).map_or(&[][..], |j| rows_of(&j.mats.down, &down_at(at + threads)).data);
         self.pool.run(&|worker: Worker<'_>| {
             up_work.work(worker, |at| {
-                let job = &jobs[at / ups];
-                let range = at % ups * up_piece..(at % ups * up_piece + up_piece).min(n_ff);
+                let (job, range) = (&jobs[at / ups], up_at(at));
+                let then_up = rows_of(&job.mats.up, &range).data;
                 let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
                 let to = |base: &Out<f32>, t: usize| base.at((job.hidden + t) * n_ff);
                 // SAFETY: `gate` and `up` hold n rows of n_ff (asserted); a job's hidden rows are its own, pieces are
                 // disjoint in `range`.
                 unsafe {
-                    product(kernels, &job.mats.gate, range.clone(), job.pairs.len(), x, |t| to(&gate, t));
-                    product(kernels, &job.mats.up, range.clone(), job.pairs.len(), x, |t| to(&up, t));
+                    product(kernels, &job.mats.gate, range.clone(), then_up, job.pairs.len(), x, |t| to(&gate, t));
+                    product(kernels, &job.mats.up, range.clone(), then_gate(at), job.pairs.len(), x, |t| to(&up, t));
                     for t in 0..job.pairs.len() {
                         let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
                         let u = std::slice::from_raw_parts(to(&up, t).add(range.start), range.len());
@@ -210,8 +223,7 @@ impl Backend for Cpu {
                 }
             });
             down_work.work(worker, |at| {
-                let job = &jobs[at / downs];
-                let range = at % downs * down_piece..(at % downs * down_piece + down_piece).min(n_embd);
+                let (job, range) = (&jobs[at / downs], down_at(at));
                 // SAFETY: all writes to `gate` and `acts` lie in an earlier phase, and both hold n rows.
                 let h = |t: usize| unsafe {
                     let i = job.hidden + t;
@@ -222,7 +234,7 @@ impl Backend for Cpu {
                 };
                 let y = |t: usize| out.at(pairs[job.pairs.start + t].out as usize * n_embd);
                 // SAFETY: the rows were asserted to lie in `out`; each pair has its own, pieces are disjoint.
-                unsafe { product(kernels, &job.mats.down, range, job.pairs.len(), h, y) };
+                unsafe { product(kernels, &job.mats.down, range, then_down(at), job.pairs.len(), h, y) };
             });
         });
     }

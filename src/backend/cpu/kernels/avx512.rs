@@ -111,13 +111,13 @@ impl Simd for Avx512 {
     const SIGNED_OFFSET: u8 = 128;
     const MANY_TOKENS: usize = panel::MANY_TOKENS;
     #[inline(always)]
-    unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         // SAFETY: the caller's promise is the same.
         unsafe {
             if !B::FINE {
-                panel::matmul::<B>(w, x, y)
+                panel::matmul::<B>(w, x, y, then)
             } else if x.len() >= MANY_TOKENS {
-                matmul_ahead::<Self, B>(w, x, y)
+                matmul_ahead::<Self, B>(w, x, y, then)
             } else {
                 matmul::<Self, B>(w, x, y)
             }

@@ -82,12 +82,12 @@ pub(super) trait Simd {
     unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
     /// [`super::MatMul`] for many tokens; a set that multiplies matrices has its own.
     #[inline(always)]
-    unsafe fn matmul_many<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+    unsafe fn matmul_many<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
     where
         Self: Sized,
     {
         // SAFETY: the caller's promise is the same.
-        unsafe { matmul_ahead::<Self, B>(w, x, y) }
+        unsafe { matmul_ahead::<Self, B>(w, x, y, then) }
     }
 }
 
@@ -185,7 +185,7 @@ fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
 
 /// [`matmul`] for many tokens: rows are unpacked once, to memory.
 #[inline(always)]
-pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > AHEAD || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
@@ -196,7 +196,8 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[Ac
     let mut unpacked = [const { MaybeUninit::<Weights<S::R>>::uninit() }; AHEAD];
     for (i, rows) in w.data.chunks(n_row * row_bytes).enumerate() {
         let n_pair = (rows.len() / row_bytes).div_ceil(2);
-        let mut next = NextRows::of(&w.data[i * n_row * row_bytes + rows.len()..], rows.len(), n_pair * n_group);
+        let rest = &w.data[i * n_row * row_bytes + rows.len()..];
+        let mut next = NextRows::of(if rest.is_empty() { then } else { rest }, rows.len(), n_pair * n_group);
         // SAFETY: the caller's promise is the same; `unpack_rows` writes every chunk of the rows that are then read.
         unsafe {
             for (two, out) in pairs(rows, row_bytes).zip(unpacked.chunks_exact_mut(n_chunk)) {
@@ -546,7 +547,7 @@ macro_rules! matmul_table {
         use $crate::backend::cpu::kernels::{MatMul, N_TYPE, driver, scalar};
         use $crate::quant::{ActRow, GgmlType, QMat};
         #[$feature]
-        unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+        unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
         where
             B: driver::Unpack<<$simd as driver::Simd>::R>,
         {
@@ -555,25 +556,26 @@ macro_rules! matmul_table {
                 if x.len() < <$simd as driver::Simd>::MANY_TOKENS {
                     driver::matmul::<$simd, B>(w, x, y)
                 } else {
-                    quantized_ahead::<B>(w, x, y)
+                    quantized_ahead::<B>(w, x, y, then)
                 }
             }
         }
         // Apart, so that only it has the large stack frame.
         #[$feature]
         #[inline(never)]
-        unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32])
+        unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
         where
             B: driver::Unpack<<$simd as driver::Simd>::R>,
         {
             // SAFETY: as above.
-            unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y) }
+            unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y, then) }
         }
         #[$feature]
         unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(
             w: QMat<'_>,
             x: &[ActRow<'_>],
             y: &[*mut f32],
+            _then: &[u8],
         ) {
             // SAFETY: as above.
             unsafe { driver::matmul_float::<driver::L<$simd>, E>(w, x, y) }

@@ -34,10 +34,12 @@ pub use tile::TILE;
 
 /// `y[t][r] = dot(row r of w, x[t])` for every row and token, where `y[t]` points to `w.rows` floats.
 ///
+/// `then` is a hint: the weights that the same thread reads next, which may be asked of memory meanwhile.
+///
 /// # Safety
 /// The CPU has the kernel's instruction set; each `y[t]` is valid for writing `w.rows` floats and nobody else uses
 /// them meanwhile.
-pub type MatMul = unsafe fn(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]);
+pub type MatMul = unsafe fn(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]);
 
 /// An instruction set that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,14 +199,14 @@ impl Kernels {
         self.isa
     }
 
-    /// `y[t][r] = dot(row r of w, x[t])` for every row and token.
+    /// `y[t][r] = dot(row r of w, x[t])` for every row and token; `then` as in [`MatMul`].
     ///
     /// # Panics
     /// Where the lengths of `x` do not fit `w`, or the type is not computable.
     ///
     /// # Safety
     /// Each `y[t]` is valid for writing `w.rows` floats, and nobody else uses them meanwhile.
-    pub unsafe fn matmul(&self, w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    pub unsafe fn matmul(&self, w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         assert!(w.ty.is_computable(), "{} is not computable: whoever opened the file checks that", w.ty);
         assert_eq!(w.data.len(), w.rows * w.row_bytes(), "bytes of {} rows of {} {}", w.rows, w.cols, w.ty);
         assert_eq!(x.len(), y.len(), "tokens in and out");
@@ -214,14 +216,14 @@ impl Kernels {
             assert!(fits, "activations do not fit a row of {} {}", w.cols, w.ty);
         }
         // SAFETY: `for_isa` checked the CPU; the caller answers for `y`; the lengths were checked above.
-        unsafe { self.matmul[w.ty.id() as usize](w, x, y) }
+        unsafe { self.matmul[w.ty.id() as usize](w, x, y, then) }
     }
 
     /// [`Kernels::matmul`] for one token.
     pub fn matvec(&self, w: QMat<'_>, x: ActRow<'_>, y: &mut [f32]) {
         assert_eq!(w.rows, y.len(), "rows and outputs");
         // SAFETY: `y` is borrowed for writing and has `w.rows` floats.
-        unsafe { self.matmul(w, &[x], &[y.as_mut_ptr()]) }
+        unsafe { self.matmul(w, &[x], &[y.as_mut_ptr()], &[]) }
     }
 
     /// Quantises a row of activations, with the bits of [`crate::quant::act::quantize_row`].

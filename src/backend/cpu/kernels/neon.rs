@@ -201,7 +201,7 @@ impl Simd for I8mm {
     }
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
-    unsafe fn matmul_many<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    unsafe fn matmul_many<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], _then: &[u8]) {
         // SAFETY: the caller's promise is the same.
         unsafe { i8mm::matmul::<B>(w, x, y) }
     }

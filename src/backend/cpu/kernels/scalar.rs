@@ -15,7 +15,7 @@ pub(super) const KERNELS: Kernels = Kernels { isa: Isa::Scalar, matmul: [matmul;
 
 /// # Safety
 /// As [`super::MatMul`].
-pub(super) unsafe fn matmul(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], _then: &[u8]) {
     for r in 0..w.rows {
         for (x, y) in x.iter().zip(y) {
             // SAFETY: the caller gives `w.rows` floats behind each pointer.

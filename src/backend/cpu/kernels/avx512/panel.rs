@@ -112,7 +112,7 @@ const fn lane(s: usize) -> usize {
 
 avx512! {
     /// [`super::super::MatMul`].
-    pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+    pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
         let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
@@ -121,7 +121,8 @@ avx512! {
             for (i, bytes) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {
                 let first = i * GROUPS * LANES;
                 let strip = Strip { bytes, first, n: bytes.len() / row_bytes };
-                let mut next = NextRows::of(&w.data[first * row_bytes + bytes.len()..], bytes.len(), n_step);
+                let rest = &w.data[first * row_bytes + bytes.len()..];
+                let mut next = NextRows::of(if rest.is_empty() { then } else { rest }, bytes.len(), n_step);
                 // SAFETY: the caller's promise is the same.
                 unsafe {
                     if strip.n > LANES {
@@ -218,7 +219,12 @@ avx512! {
         sums: &mut [MaybeUninit<__m512>],
         next: &mut NextRows<'_>,
     ) {
-        let x: [&[ActChunk]; T] = std::array::from_fn(|t| &x[t].chunks[first..first + n]);
+        // No `from_fn` here: it is not inlined, and copies what it returns.
+        let mut chunks: [&[ActChunk]; T] = [&[]; T];
+        for (chunks, x) in chunks.iter_mut().zip(x) {
+            *chunks = &x.chunks[first..first + n];
+        }
+        let x = chunks;
         assert!(n <= CHUNKS && sums.len() == T * SPANS * R, "a tile of a panel");
         let mut starts: Starts<T> = [const { [const { MaybeUninit::uninit() }; _] }; T];
         set_starts::<B, T>(&mut starts, x);

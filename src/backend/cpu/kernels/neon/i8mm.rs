@@ -260,7 +260,7 @@ pub(super) unsafe fn matmul<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > MAX_CHUNKS || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
-        return unsafe { driver::matmul_ahead::<I8mm, B>(w, x, y) };
+        return unsafe { driver::matmul_ahead::<I8mm, B>(w, x, y, &[]) };
     }
     let n_row = ROWS.min(2 * (AHEAD / n_chunk));
     let mut row_pairs = [const { MaybeUninit::<RowPair>::uninit() }; AHEAD];
