@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
-const TOKENS: usize = 96;
+const TOKENS: usize = 144;
 
 /// Products that share an input: query, key and value.
 const MAX_PRODUCTS: usize = 4;
@@ -159,7 +159,8 @@ impl Backend for Cpu {
             work.work(worker, |at| {
                 let (which, range) = piece_at(at).expect("a piece of one of the products");
                 let (w, y) = (&products[which].w, &outs[which]);
-                let then = piece_at(at + threads).map_or(&[][..], |(which, range)| rows_of(&products[which].w, &range).data);
+                let then =
+                    piece_at(at + threads).map_or(&[][..], |(which, range)| rows_of(&products[which].w, &range).data);
                 // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
                 unsafe { product(kernels, w, range, then, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
             });
@@ -195,8 +196,12 @@ impl Backend for Cpu {
         let up_at = |at: usize| (at % ups * up_piece)..(at % ups * up_piece + up_piece).min(n_ff);
         let down_at = |at: usize| (at % downs * down_piece)..(at % downs * down_piece + down_piece).min(n_embd);
         // What a thread reads after piece `at`, if the others take one each meanwhile.
-        let then_gate = |at: usize| jobs.get((at + threads) / ups).map_or(&[][..], |j| rows_of(&j.mats.gate, &up_at(at + threads)).data);
-        let then_down = |at: usize| jobs.get((at + threads) / downs).map_or(&[][..], |j| rows_of(&j.mats.down, &down_at(at + threads)).data);
+        let then_gate = |at: usize| {
+            jobs.get((at + threads) / ups).map_or(&[][..], |j| rows_of(&j.mats.gate, &up_at(at + threads)).data)
+        };
+        let then_down = |at: usize| {
+            jobs.get((at + threads) / downs).map_or(&[][..], |j| rows_of(&j.mats.down, &down_at(at + threads)).data)
+        };
         self.pool.run(&|worker: Worker<'_>| {
             up_work.work(worker, |at| {
                 let (job, range) = (&jobs[at / ups], up_at(at));

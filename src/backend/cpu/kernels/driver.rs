@@ -185,7 +185,12 @@ fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
 
 /// [`matmul`] for many tokens: rows are unpacked once, to memory.
 #[inline(always)]
-pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
+pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
+    w: QMat<'_>,
+    x: &[ActRow<'_>],
+    y: &[*mut f32],
+    then: &[u8],
+) {
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > AHEAD || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.

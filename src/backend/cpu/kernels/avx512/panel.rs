@@ -20,17 +20,17 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::driver::{Form, NextRows, Unpack, offset};
-use super::sixteen::{Cells, unpack};
+use super::sixteen::{Cells, Rows, unpack};
 use super::{Avx512, Wide};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPAN, SPANS};
 use crate::quant::block::CHUNK;
 
 /// From this many tokens on, turning rows pays.
-pub(super) const MANY_TOKENS: usize = 12;
+pub(super) const MANY_TOKENS: usize = 8;
 
-/// Tokens that share an unpacked panel: their activations, 295 KiB at 2048 columns, and the panel stay in the L2 cache.
-const BATCH: usize = 96;
+/// Tokens that share an unpacked panel: their activations, 432 KiB at 2048 columns, and the panel stay in the L2 cache.
+const BATCH: usize = 144;
 
 /// Groups of sixteen rows that share each activation.
 const GROUPS: usize = 2;
@@ -65,21 +65,27 @@ struct Strip<'a> {
     n: usize,
 }
 
-/// A chunk's cells in a panel: `at` for the first span, every `step`th for the others.
+/// A chunk's cells in a panel: every `step`th from its first span's on.
 struct Place<'a> {
-    panel: &'a mut Panel,
-    at: usize,
+    cells: &'a mut [MaybeUninit<Cell>],
     step: usize,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    #[inline(always)]
+    fn new(panel: &'a mut Panel, at: usize, step: usize) -> Self {
+        Place { cells: &mut panel.cells[at..=at + (SPANS - 1) * step], step }
+    }
+
     #[inline(always)]
     fn cell(&mut self, s: usize) -> *mut Cell {
-        self.panel.cells[self.at + s * self.step].as_mut_ptr()
+        assert!(s < SPANS); // a constant, once inlined
+        // SAFETY: there is a cell for each span, by `new`.
+        unsafe { self.cells.get_unchecked_mut(s * self.step).as_mut_ptr() }
     }
 }
 
-// SAFETY of all: the cell is one of the panel's, by its bounds check, and fields may be written before others are.
+// SAFETY of all: the cell is one of the panel's, and fields may be written before others are.
 impl Cells for Place<'_> {
     #[inline(always)]
     fn word(&mut self, s: usize, k: usize, weights: __m512i) {
@@ -104,6 +110,14 @@ type Starts<const T: usize> = [[MaybeUninit<__m512i>; CHUNKS]; T];
 
 /// Sums of a batch, (BATCH, SPANS, GROUPS): kept between blocks of columns.
 type Sums = [MaybeUninit<__m512>; BATCH * SPANS * GROUPS];
+
+/// Keeps loads that stand behind it from being moved before it: gathered in front of the products, as the compiler would
+/// have them, they drive the sums out of the registers.
+#[inline(always)]
+fn keep_order() {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("", options(nostack, preserves_flags)) }
+}
 
 /// The first lane of [`ActChunk`] that has a half of span `s`: see [`crate::quant::act::LANE_GROUP`].
 const fn lane(s: usize) -> usize {
@@ -153,21 +167,20 @@ avx512! {
         for first in (0..n_chunk).step_by(CHUNKS) {
             let n = CHUNKS.min(n_chunk - first);
             for r in 0..R {
-                // The last row stands for those that are missing.
-                let mut at: [&[u8]; LANES] = [&[]; LANES];
-                for (i, at) in at.iter_mut().enumerate() {
-                    *at = &rows.bytes[(r * LANES + i).min(n_row - 1) * row_bytes..][..row_bytes][first * B::BYTES..];
-                }
+                let group = &rows.bytes[r * LANES * row_bytes..n_row.min((r + 1) * LANES) * row_bytes];
                 for c in 0..n {
-                    let mut place = Place { panel, at: c * R + r, step: n * R };
-                    if at[0].len() >= B::BYTES {
-                        unpack::<B>(&at, &mut place);
-                        at.iter_mut().for_each(|at| *at = &at[B::BYTES..]);
+                    let mut place = Place::new(panel, c * R + r, n * R);
+                    let at = (first + c) * B::BYTES;
+                    if at + B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
+                        unpack(&Rows::<B>::new(&group[at..], row_bytes), &mut place);
                     } else {
                         // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
                         let mut padded = [[0; 2 * CHUNK]; LANES];
-                        padded.iter_mut().zip(at).for_each(|(p, at)| p[..at.len()].copy_from_slice(at));
-                        unpack::<B>(&padded.each_ref().map(|p| &p[..]), &mut place);
+                        for (p, row) in padded.iter_mut().zip(group.chunks_exact(row_bytes)) {
+                            let bytes = &row[at..row_bytes.min(at + B::BYTES)];
+                            p[..bytes.len()].copy_from_slice(bytes);
+                        }
+                        unpack(&Rows::<B>::new(padded.as_flattened(), 2 * CHUNK), &mut place);
                     }
                 }
             }
@@ -176,8 +189,10 @@ avx512! {
                 let left = x.len() - t;
                 let count = left.div_ceil(left.div_ceil(TOKENS));
                 let (x, y) = (&x[t..t + count], &y[t..t + count]);
-                let sums = &mut sums[t * SPANS * R..(t + count) * SPANS * R];
                 let last = first + n == n_chunk;
+                // What need not wait for another block of columns stays in the L1 cache.
+                let kept = if n == n_chunk { 0 } else { t };
+                let sums = &mut sums[kept * SPANS * R..(kept + count) * SPANS * R];
                 if last {
                     for y in y {
                         let line = y.wrapping_add(rows.first).cast::<i8>();
@@ -292,6 +307,7 @@ avx512! {
                     dots[t][r] = _mm512_dpbusd_epi32(dots[t][r], cells[r].w[k], word);
                 }
             }
+            keep_order();
         }
     }
 
@@ -325,6 +341,7 @@ avx512! {
                     acc[t][r] = _mm512_fmadd_ps(sum, _mm512_set1_ps(*d), acc[t][r]);
                 }
             }
+            keep_order();
         }
     }
 

@@ -11,6 +11,7 @@
 #![expect(clippy::needless_range_loop, reason = "words, halves and rows are numbers of places in several registers")]
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::super::bytes::MXFP4_UNSIGNED;
@@ -30,13 +31,42 @@ pub(super) trait Cells {
     fn min(&mut self, s: usize, minima: __m512);
 }
 
-/// [`Unpack::BYTES`] bytes of each of sixteen rows, and perhaps more.
-type Rows<'a> = [&'a [u8]; LANES];
+/// [`Unpack::BYTES`] bytes of each of sixteen rows, `stride` bytes apart: one base and one distance stay in registers where
+/// sixteen slices do not.
+pub(super) struct Rows<'a, B> {
+    bytes: &'a [u8],
+    stride: usize,
+    of: PhantomData<B>,
+}
+
+impl<'a, B: Unpack<Wide>> Rows<'a, B> {
+    /// # Panics
+    /// Where `bytes` ends before the last row's do.
+    #[inline(always)]
+    pub fn new(bytes: &'a [u8], stride: usize) -> Self {
+        assert!((LANES - 1) * stride + B::BYTES <= bytes.len(), "a chunk of each row");
+        Rows { bytes, stride, of: PhantomData }
+    }
+
+    /// Byte `at` of row `i`.
+    ///
+    /// # Safety
+    /// `i` is below sixteen, and `at` no further than the row's bytes.
+    #[inline(always)]
+    unsafe fn at(&self, i: usize, at: usize) -> *const u8 {
+        // SAFETY: by `new`.
+        unsafe { self.bytes.as_ptr().add(i * self.stride).add(at) }
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize) -> &'a [u8] {
+        &self.bytes[i * self.stride..][..B::BYTES]
+    }
+}
 
 avx512! {
     /// Reads a chunk of sixteen rows, the first [`Unpack::BYTES`] bytes of each.
-    pub(super) fn unpack<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
-        assert!(rows.iter().all(|row| row.len() >= B::BYTES), "a chunk of each row");
+    pub(super) fn unpack<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
         match B::TYPE {
             GgmlType::Q4_0 => nibbles::<B>(rows, 18, 2, out, |x| x),
             GgmlType::Q4_1 => nibbles::<B>(rows, 20, 4, out, |x| x),
@@ -87,7 +117,7 @@ avx512! {
 
     /// Eight blocks of 32 weights, `stride` bytes apart: 16 bytes from `first` on, low nibbles before high ones.
     fn nibbles<B: Unpack<Wide>>(
-        rows: &Rows<'_>,
+        rows: &Rows<'_, B>,
         stride: usize,
         first: usize,
         out: &mut impl Cells,
@@ -120,10 +150,10 @@ avx512! {
     }
 
     /// Words of sixteen bytes of each row, from `at` on: the first ones of all rows, the second ones, …
-    fn four<B: Unpack<Wide>>(rows: &Rows<'_>, at: usize) -> [__m512i; 4] {
+    fn four<B: Unpack<Wide>>(rows: &Rows<'_, B>, at: usize) -> [__m512i; 4] {
         assert!(at + 16 <= B::BYTES, "bytes of a chunk");
-        // SAFETY: rows have `BYTES` bytes, by the first line of `unpack`.
-        let load = |i: usize| unsafe { _mm_loadu_si128(rows[i].as_ptr().add(at).cast()) };
+        // SAFETY: rows have `BYTES` bytes, by `Rows::new`.
+        let load = |i: usize| unsafe { _mm_loadu_si128(rows.at(i, at).cast()) };
         // No `from_fn` here: it is not always inlined, which cost 4 % of a prompt.
         let mut parts = [_mm512_setzero_si512(); 4];
         for (i, parts) in parts.iter_mut().enumerate() {
@@ -146,7 +176,7 @@ avx512! {
     }
 
     /// Scales and minima of Q4_K and Q5_K: two halves and twelve bytes of six bits each.
-    fn scales_k4<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+    fn scales_k4<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
         let [both, a, b, c] = four::<B>(rows, 0);
         let (d, dmin) = (lower_halves(both), upper_halves(both));
         let low6 = |x| _mm512_and_si512(x, _mm512_set1_epi8(63));
@@ -164,12 +194,12 @@ avx512! {
     }
 
     /// Scales as a row has them, turned.
-    fn scales_by_row<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+    fn scales_by_row<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
         let mut floats = [const { MaybeUninit::uninit() }; LANES]; // scales of eight spans, then minima
-        for (i, row) in rows.iter().enumerate() {
+        for i in 0..LANES {
             // SAFETY: the CPU has the features, or this would not run.
             let both = unsafe {
-                let row = B::unpack(&row[..B::BYTES]);
+                let row = B::unpack(rows.row(i));
                 Wide::join([row.scale, row.min])
             };
             floats[i].write(_mm512_castps_si512(both.0));
@@ -186,12 +216,12 @@ avx512! {
     }
 
     /// Weights as a row has them, turned.
-    fn words_by_row<B: Unpack<Wide>>(rows: &Rows<'_>, out: &mut impl Cells) {
+    fn words_by_row<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
         let mut runs = [[const { MaybeUninit::uninit() }; LANES]; 4];
-        for (i, row) in rows.iter().enumerate() {
+        for i in 0..LANES {
             // SAFETY: the CPU has the features, or this would not run.
             let row = unsafe {
-                let w = B::unpack(&row[..B::BYTES]).w;
+                let w = B::unpack(rows.row(i)).w;
                 if matches!(B::FORM, Form::Signed) { Avx512::from_signed(w) } else { w }
             };
             for (runs, run) in runs.iter_mut().zip(row) {
