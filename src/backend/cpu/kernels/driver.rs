@@ -484,13 +484,20 @@ pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow
         let mut t = 0;
         while t < x.len() {
             let n = if x.len() - t >= 4 { 4 } else { 1 };
-            for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
-                let (x, y, r) = (&x[t..t + n], &y[t..t + n], i * ROWS + r);
-                // SAFETY: the caller's promise is the same; `r` is a row of `w`.
-                unsafe {
+            let (x, y) = (&x[t..t + n], &y[t..t + n]);
+            // Two rows share each load of an activation where registers hold their sums.
+            let pairs = if L::WIDE && n == 4 { rows.len() / row_bytes / 2 } else { 0 };
+            let (two_by_two, others) = rows.split_at(2 * pairs * row_bytes);
+            // SAFETY: the caller's promise is the same; the rows are of `w`.
+            unsafe {
+                for (r, two) in two_by_two.chunks_exact(2 * row_bytes).enumerate() {
+                    let (a, b) = two.split_at(row_bytes);
+                    tile_float::<L, E, 2, 4>([a, b], x, y, i * ROWS + 2 * r);
+                }
+                for (r, row) in others.chunks_exact(row_bytes).enumerate() {
                     match n {
-                        4 => tile_float::<L, E, 4>(row, x, y, r),
-                        _ => tile_float::<L, E, 1>(row, x, y, r),
+                        4 => tile_float::<L, E, 1, 4>([row], x, y, i * ROWS + 2 * pairs + r),
+                        _ => tile_float::<L, E, 1, 1>([row], x, y, i * ROWS + 2 * pairs + r),
                     }
                 }
             }
@@ -499,49 +506,69 @@ pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow
     }
 }
 
-/// One row times `T` tokens.
+/// `R` rows times `T` tokens, for the rows from `r` on.
 #[inline(always)]
-unsafe fn tile_float<L: Lanes, E: Element, const T: usize>(row: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize) {
-    let n = row.len() / size_of::<E>();
+unsafe fn tile_float<L: Lanes, E: Element, const R: usize, const T: usize>(
+    rows: [&[u8]; R],
+    x: &[ActRow<'_>],
+    y: &[*mut f32],
+    r: usize,
+) {
+    let n = rows[0].len() / size_of::<E>();
     assert!(x.iter().all(|x| x.x.len() == n), "the table's door checked the lengths");
+    assert!(rows.iter().all(|row| row.len() == n * size_of::<E>()), "rows of a matrix");
     let whole = n / (2 * LANES) * (2 * LANES);
-    // SAFETY: the caller checked the CPU; `row` and each `x` have `n` elements, lanes load at any alignment, and
-    // `y` has room for row `r`.
+    // SAFETY: the caller checked the CPU; rows and each `x` have `n` elements, lanes load at any alignment, and
+    // `y` has room for the rows.
     unsafe {
-        let mut acc = [[L::splat(0.0); 2]; T];
-        let w = row.as_ptr().cast::<E>();
+        let mut acc = [[[L::splat(0.0); 2]; T]; R];
         for i in (0..whole).step_by(2 * LANES) {
-            add_run(w.add(i), std::array::from_fn(|t| x[t].x.as_ptr().add(i)), &mut acc);
+            let mut run = [std::ptr::null(); T];
+            for t in 0..T {
+                run[t] = x[t].x.as_ptr().add(i);
+            }
+            add_run(rows.map(|row| row.as_ptr().cast::<E>().add(i)), run, &mut acc);
         }
         if whole < n {
             // Zero times minus zero is minus zero, which adds to nothing.
-            let (mut last_w, mut last_x) = ([E::ZERO; 2 * LANES], [[-0.0; 2 * LANES]; T]);
-            // By bytes: a row may lie at any address.
-            let rest = &row[whole * size_of::<E>()..];
-            last_w.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(rest.as_ptr(), rest.len());
+            let (mut last_w, mut last_x) = ([[E::ZERO; 2 * LANES]; R], [[-0.0; 2 * LANES]; T]);
+            for (last, row) in last_w.iter_mut().zip(rows) {
+                // By bytes: a row may lie at any address.
+                let rest = &row[whole * size_of::<E>()..];
+                last.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(rest.as_ptr(), rest.len());
+            }
             for t in 0..T {
                 last_x[t][..n - whole].copy_from_slice(&x[t].x[whole..]);
             }
-            add_run(last_w.as_ptr(), std::array::from_fn(|t| last_x[t].as_ptr()), &mut acc);
+            add_run(last_w.each_ref().map(|w| w.as_ptr()), last_x.each_ref().map(|x| x.as_ptr()), &mut acc);
         }
-        for t in 0..T {
-            *y[t].add(r) = acc[t][0].add(acc[t][1]).sum();
+        for (i, acc) in acc.into_iter().enumerate() {
+            for (acc, y) in acc.into_iter().zip(y) {
+                *y.add(r + i) = acc[0].add(acc[1]).sum();
+            }
         }
     }
 }
 
-/// 32 elements of a row times those of `T` tokens, onto their two sets of lanes.
+/// 32 elements of `R` rows times those of `T` tokens, onto their two sets of lanes.
 ///
 /// # Safety
 /// The CPU has the instruction set; all pointers are valid for 32 elements.
 #[inline(always)]
-unsafe fn add_run<L: Lanes, E: Element, const T: usize>(w: *const E, x: [*const f32; T], acc: &mut [[L; 2]; T]) {
+unsafe fn add_run<L: Lanes, E: Element, const R: usize, const T: usize>(
+    w: [*const E; R],
+    x: [*const f32; T],
+    acc: &mut [[[L; 2]; T]; R],
+) {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        let w: [L; 2] = [E::load(w), E::load(w.add(LANES))];
+        let w: [[L; 2]; R] = w.map(|w| [E::load(w), E::load(w.add(LANES))]);
         for t in 0..T {
-            acc[t][0] = w[0].fma(L::load(x[t]), acc[t][0]);
-            acc[t][1] = w[1].fma(L::load(x[t].add(LANES)), acc[t][1]);
+            let x = [L::load(x[t]), L::load(x[t].add(LANES))];
+            for (acc, w) in acc.iter_mut().zip(&w) {
+                acc[t][0] = w[0].fma(x[0], acc[t][0]);
+                acc[t][1] = w[1].fma(x[1], acc[t][1]);
+            }
         }
     }
 }
