@@ -103,11 +103,11 @@ fn a_decode_test_is_a_profile() {
     };
     let file = profile.to_str().unwrap();
     let named = |key: &str, option: &str| [format!("--{option}-us"), us(key).to_string()];
-    let options = ["layer", "shared", "hand-out", "expert", "wake", "token"];
+    let options = ["layer", "layer-wait", "shared", "hand-out", "expert", "wake", "token"];
     let mut options: Vec<_> = options.iter().flat_map(|o| named(&format!("{}_us", o.replace('-', "_")), o)).collect();
     options.extend(["--drive".to_owned(), "70:900:3".to_owned()]);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    let both = [&["--profile", file], &options[12..]].concat();
+    let both = [&["--profile", file], &options[14..]].concat();
     let (by_profile, by_hand) = (simulate(&both), simulate(&options));
     assert!(by_hand.2 && by_hand.0 == by_profile.0, "{by_hand:?} {by_profile:?}");
     assert_ne!(simulate(&["--profile", file]).0, by_hand.0, "its own drive");

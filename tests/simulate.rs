@@ -141,6 +141,7 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let drive = Drive { latency_ns: 90_000, bytes_per_us: 600, depth: 8 };
     let compute = Compute {
         layer_ns: 41_000,
+        layer_wait_ns: 60_000,
         shared_ns: 13_000,
         hand_out_ns: 7_000,
         expert_ns: 21_000,
@@ -154,7 +155,9 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
     let pace = detail.pace;
     let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
-    near(pace.layers.mean_ns().unwrap(), compute.layer_ns);
+    let (layer, each) = pace.layers.fit_added().unwrap();
+    near(layer, compute.layer_ns);
+    near(1e6 * each, compute.layer_wait_ns);
     near(pace.shared.mean_ns().unwrap(), compute.shared_ns);
     near(pace.hand_outs.fit().unwrap().0, compute.hand_out_ns);
     near(pace.hand_outs.fit().unwrap().1, compute.expert_ns);

@@ -463,6 +463,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         stall_ms_p95: stall(95),
         stall_ms_p99: stall(99),
         layer_us: profile.layer_us,
+        layer_wait_us: profile.layer_wait_us,
         shared_us: profile.shared_us,
         hand_out_us: profile.hand_out_us,
         expert_us: profile.expert_us,

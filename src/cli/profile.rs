@@ -17,6 +17,8 @@ pub struct Profile {
     pub test: String,
     pub io_depth: usize,
     pub layer_us: Option<f64>,
+    /// For each millisecond of waiting.
+    pub layer_wait_us: Option<f64>,
     pub shared_us: Option<f64>,
     pub hand_out_us: Option<f64>,
     pub expert_us: Option<f64>,
@@ -30,11 +32,12 @@ impl Profile {
     /// Of the repetitions of a test with so many reads in flight.
     pub fn of(pace: &Pace, test: String, io_depth: usize) -> Self {
         let us = |ns: f64| ns / 1e3;
-        let (hand_outs, reads) = (pace.hand_outs.fit(), pace.reads.fit());
+        let (layers, hand_outs, reads) = (pace.layers.fit_added(), pace.hand_outs.fit(), pace.reads.fit());
         Self {
             test,
             io_depth,
-            layer_us: pace.layers.mean_ns().map(us),
+            layer_us: layers.map(|(at_0, _)| us(at_0)),
+            layer_wait_us: layers.map(|(_, each)| each * 1e3),
             shared_us: pace.shared.mean_ns().map(us),
             hand_out_us: hand_outs.map(|(at_0, _)| us(at_0)),
             expert_us: hand_outs.map(|(_, each)| us(each)),
@@ -59,8 +62,9 @@ impl Profile {
                 if tests.is_empty() { "none, or several".to_owned() } else { format!("also {}", tests.join(", ")) };
             return Err(Error::format(path, "the profile", "one test that decoded some tokens", got));
         };
-        let all = [profile.layer_us, profile.shared_us, profile.hand_out_us, profile.expert_us, profile.wake_us];
-        let all = all.into_iter().chain([profile.token_us, profile.read_latency_us, profile.read_mb_s]);
+        let all = [profile.layer_us, profile.layer_wait_us, profile.shared_us, profile.hand_out_us, profile.expert_us];
+        let others = [profile.wake_us, profile.token_us, profile.read_latency_us, profile.read_mb_s];
+        let all = all.into_iter().chain(others);
         match all.flatten().find(|us| !(0.0..=1e9).contains(us)) {
             Some(us) => Err(wrong(format!("{us}, which is no time"))),
             None => Ok(profile),
@@ -71,6 +75,7 @@ impl Profile {
         let ns = |us: Option<f64>| (us.unwrap_or(0.0) * 1e3).round() as u64;
         Compute {
             layer_ns: ns(self.layer_us),
+            layer_wait_ns: ns(self.layer_wait_us),
             shared_ns: ns(self.shared_us),
             hand_out_ns: ns(self.hand_out_us),
             expert_ns: ns(self.expert_us),

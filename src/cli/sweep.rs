@@ -55,9 +55,13 @@ pub struct Sweep {
     /// else. Default: the profile's, or nvme
     #[arg(long, requires = "trace", value_name = "DRIVE", value_parser = drive)]
     drive: Option<Drive>,
-    /// Computing of a layer before its experts are known, in microseconds. Default of this and the next five: the profile's, or 0
+    /// Computing of a layer before its experts are known, in microseconds. Default of this and the next six: the profile's, or 0
     #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
     layer_us: Option<f64>,
+    /// What that takes longer for each millisecond of waiting for the layer before it, in microseconds: threads have gone to
+    /// sleep and caches grown cold
+    #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
+    layer_wait_us: Option<f64>,
     /// Computing of a layer after that besides its experts (a shared one), in microseconds
     #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
     shared_us: Option<f64>,
@@ -140,6 +144,7 @@ impl Sweep {
         let or = |us: Option<f64>, ns| us.map_or(ns, |us| (us * 1e3).round() as u64);
         let compute = Compute {
             layer_ns: or(self.layer_us, measured.layer_ns),
+            layer_wait_ns: or(self.layer_wait_us, measured.layer_wait_ns),
             shared_ns: or(self.shared_us, measured.shared_ns),
             hand_out_ns: or(self.hand_out_us, measured.hand_out_ns),
             expert_ns: or(self.expert_us, measured.expert_ns),

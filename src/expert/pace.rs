@@ -59,6 +59,15 @@ impl Line {
             x_ns: self.x_ns - before.x_ns,
         }
     }
+    /// The mean size and time; `None` of none.
+    fn mean(&self) -> Option<(f64, f64)> {
+        (self.n > 0).then(|| (self.x as f64 / self.n as f64, self.ns as f64 / self.n as f64))
+    }
+    /// [`Line::fit`] of times that size only adds to: flat where there is but one size, or none has any.
+    pub fn fit_added(&self) -> Option<(f64, f64)> {
+        let (_, ns) = self.mean()?;
+        if self.n * self.xx == self.x * self.x { Some((ns, 0.0)) } else { self.fit() }
+    }
     /// Nanoseconds at size 0 and for each 1 of size, neither below 0: the line goes through the origin where it would be,
     /// and where there is but one size. `None` of none.
     pub fn fit(&self) -> Option<(f64, f64)> {
@@ -76,17 +85,17 @@ impl Line {
     }
     /// How far the times lie above a line in the mean; `None` of none.
     fn above(&self, (at_0, slope): (f64, f64)) -> Option<f64> {
-        (self.n > 0).then(|| (self.ns as f64 - slope * self.x as f64) / self.n as f64 - at_0)
+        self.mean().map(|(x, ns)| ns - slope * x - at_0)
     }
 }
 
 /// See the module. Of decoding, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
-    /// From a layer's last expert to the next layer's reads.
-    pub layers: Times,
-    /// From a token's last expert to the next token's first reads.
-    pub tokens: Times,
+    /// From a layer's last expert to the next layer's reads, after so many nanoseconds of waiting for that layer's.
+    pub layers: Line,
+    /// From a token's last expert to the next token's first reads, after as many for its last layer's.
+    pub tokens: Line,
     /// From a layer's reads to its first expert.
     pub shared: Times,
     /// Of so many experts at once that were at hand.
@@ -111,7 +120,7 @@ impl Pace {
     }
     /// What a token takes outside its MoE layers, its first layer's attention not counted; `None` without two in a row.
     pub fn token_ns(&self) -> Option<f64> {
-        Some((self.tokens.mean_ns()? - self.layers.mean_ns().unwrap_or(0.0)).max(0.0))
+        Some(self.tokens.above(self.layers.fit_added().unwrap_or_default())?.max(0.0))
     }
     /// What a hand-out takes longer after a wait than without; `None` without both kinds.
     pub fn wake_ns(&self) -> Option<f64> {
@@ -140,6 +149,8 @@ pub(super) struct Pacer {
     /// Up to here time has been told what it was.
     mark: u64,
     token: u32,
+    /// Nanoseconds that the event waited.
+    stall: u64,
     /// Bytes of the event's reads, if they are the only ones in flight, and when they were submitted.
     reads: Option<(u64, u64)>,
     /// The end of the last wait, if its experts are the last that were handed out.
@@ -148,7 +159,7 @@ pub(super) struct Pacer {
 
 impl Pacer {
     pub(super) fn new() -> Self {
-        Self { pace: Pace::default(), at: At::Elsewhere, mark: 0, token: 0, reads: None, waited: None }
+        Self { pace: Pace::default(), at: At::Elsewhere, mark: 0, token: 0, stall: 0, reads: None, waited: None }
     }
 
     pub(super) fn pace(&self) -> &Pace {
@@ -163,14 +174,14 @@ impl Pacer {
         }
         if self.at == At::Through {
             match event.layer {
-                0 if event.first_token == self.token + 1 => self.pace.tokens.add(now - self.mark),
-                1.. if event.first_token == self.token => self.pace.layers.add(now - self.mark),
+                0 if event.first_token == self.token + 1 => self.pace.tokens.add(self.stall, now - self.mark),
+                1.. if event.first_token == self.token => self.pace.layers.add(self.stall, now - self.mark),
                 _ => {}
             }
         }
         (self.at, self.mark, self.token) = (At::Asked, now, event.first_token);
         self.reads = alone.filter(|bytes| *bytes > 0).map(|bytes| (bytes, now));
-        self.waited = None;
+        (self.waited, self.stall) = (None, 0);
     }
 
     /// The next experts are asked for.
@@ -191,6 +202,7 @@ impl Pacer {
             return;
         }
         self.mark += stall;
+        self.stall += stall;
         if n > 0 {
             self.at = At::HandOut(n as u64, stall > 0);
             self.waited = (stall > 0).then_some(now);
@@ -225,6 +237,10 @@ mod tests {
         assert_eq!(line(&[(2, 1), (4, 5)]).fit(), Some((0.0, 1.0)), "through the origin");
         assert_eq!(line(&[(2, 5), (4, 1)]).fit(), Some((3.0, 0.0)), "flat");
         assert_eq!(line(&[]).fit(), None);
+        assert_eq!(line(&[(1, 12), (3, 16), (5, 20)]).fit_added(), Some((10.0, 2.0)));
+        assert_eq!(line(&[(4, 8), (4, 12)]).fit_added(), Some((10.0, 0.0)), "one size");
+        assert_eq!(line(&[(0, 8), (0, 12)]).fit_added(), Some((10.0, 0.0)), "no size");
+        assert_eq!(line(&[]).fit_added(), None);
         assert_eq!(line(&[(1, 15), (3, 19)]).above((10.0, 2.0)), Some(3.0));
     }
 

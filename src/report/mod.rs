@@ -70,9 +70,10 @@ pub struct Traced {
     pub drive_bytes_per_us: u64,
     /// Simulated reads whose latencies run side by side.
     pub drive_depth: usize,
-    /// What computing takes of each layer event before its experts are known, after that, for each hand-out of experts, for
+    /// What computing takes of each layer event before its experts are known, what that takes longer for each
+    /// millisecond of waiting for the one before, what it takes after that, for each hand-out of experts, for
     /// each expert in it, for a hand-out after a wait, and for each decoded token besides.
-    pub compute_us: [f64; 6],
+    pub compute_us: [f64; 7],
     /// Tokens at the start that do not count.
     pub warmup: u64,
     /// A row for each policy, size, scope and prefetcher.
@@ -127,6 +128,7 @@ impl Traced {
             drive_depth: drive.depth,
             compute_us: [
                 compute.layer_ns,
+                compute.layer_wait_ns,
                 compute.shared_ns,
                 compute.hand_out_ns,
                 compute.expert_ns,

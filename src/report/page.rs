@@ -85,9 +85,10 @@ fn of_trace(t: &Traced) -> Vec<Fact> {
         facts.push(("damage", damage.clone()));
     }
     let computing = match t.compute_us {
-        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
-        [layer, shared, hand_out, expert, wake, token] => format!(
-            "computing takes {layer} µs a layer before its experts are known, {shared} µs after that, {hand_out} µs \
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
+        [layer, layer_wait, shared, hand_out, expert, wake, token] => format!(
+            "computing takes {layer} µs a layer before its experts are known and {layer_wait} µs more for each millisecond that \
+                 was waited for the layer before, {shared} µs after that, {hand_out} µs \
                  and {expert} µs an expert for those that are computed together, {wake} µs more after a wait, and {token} µs \
                  a token besides"
         ),

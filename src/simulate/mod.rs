@@ -83,6 +83,9 @@ pub struct Drive {
 pub struct Compute {
     /// Of each layer event before its experts are known (attention): only prefetches are under way.
     pub layer_ns: u64,
+    /// Of each decoded layer event besides, for each millisecond of waiting in the event before it: threads have gone to
+    /// sleep and caches grown cold.
+    pub layer_wait_ns: u64,
     /// Of each layer event after that (a shared expert), while its reads are under way.
     pub shared_ns: u64,
     /// Of each hand-out of experts, however many: the threads are called together.
@@ -96,6 +99,9 @@ pub struct Compute {
 }
 
 impl Compute {
+    fn layer(&self, waited_ns: u64) -> u64 {
+        self.layer_ns + (u128::from(self.layer_wait_ns) * u128::from(waited_ns) / 1_000_000) as u64
+    }
     fn hand_out(&self, experts: usize, after_a_wait: bool) -> u64 {
         self.hand_out_ns + experts as u64 * self.expert_ns + if after_a_wait { self.wake_ns } else { 0 }
     }
@@ -237,6 +243,7 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     // What it had counted when the warm-up was over.
     let mut before: Option<Before> = None;
     let mut ready: Vec<ExpertId> = Vec::new();
+    let mut waited = 0; // in the decoded event before
     while let Some(event) = trace.next_event()? {
         let (start, counts) = (clock.now_ns(), warmup.is_over(event));
         if counts && before.is_none() {
@@ -245,7 +252,8 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
         if event.phase == Phase::Decode && event.layer == 0 {
             clock.advance(compute.token_ns);
         }
-        clock.advance(compute.layer_ns);
+        clock.advance(compute.layer(waited));
+        let stalls = experts.stats().decode.stall_ns;
         experts.request(event);
         if counts {
             quality.add(event, experts.cache().absent(), experts.guesses());
@@ -258,6 +266,7 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
             }
             clock.advance(compute.hand_out(ready.len(), experts.stats().total().stall_ns > before));
         }
+        waited = experts.stats().decode.stall_ns - stalls;
         let ns = clock.now_ns() - start;
         if !counts {
             continue;

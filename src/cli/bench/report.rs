@@ -84,6 +84,7 @@ row! {
     stall_ms_p95: Option<f64>,
     stall_ms_p99: Option<f64>,
     layer_us: Option<f64>,
+    layer_wait_us: Option<f64>,
     shared_us: Option<f64>,
     hand_out_us: Option<f64>,
     expert_us: Option<f64>,
