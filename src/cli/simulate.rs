@@ -1,10 +1,14 @@
 //! `hotset simulate`: hit rates, bytes and predicted speed of every policy and cache size on a recorded run.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use clap::ValueEnum;
 use hotset::{
-    human_bytes, machine,
+    Result, human_bytes, machine,
     simulate::{
         Row,
         quality::{AHEAD, Recall, Source},
@@ -46,6 +50,9 @@ pub fn run(args: &Args) -> Ended {
     let start = Instant::now();
     let (runs, effort) = args.sweep.run(&args.trace, &header, args.sweep.conditions()?)?;
     let seconds = start.elapsed().as_secs_f64();
+    if let Some(damage) = damage(&args.trace)? {
+        note(format_args!("{}: {damage}", args.trace.display()));
+    }
     let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
     let mut out = Out::new();
     out.text(&match args.output {
@@ -60,6 +67,13 @@ pub fn run(args: &Args) -> Ended {
         "{millions:.2} million layer-expert requests in {seconds:.2} s, {a_core:.2} million a second and core{peak}"
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where a trace ends before its file does.
+fn damage(trace: &Path) -> Result<Option<String>> {
+    let mut trace = TraceReader::open(trace)?;
+    while trace.next_event()?.is_some() {}
+    Ok(trace.damage().map(str::to_owned))
 }
 
 /// A scope's and prefetcher's tables: the first one's rows, then what else there is to say of them.
