@@ -113,6 +113,8 @@ fn a_decode_test_is_a_profile() {
     assert_ne!(simulate(&["--profile", file]).0, by_hand.0, "its own drive");
     assert_ne!(simulate(&["--profile", file, "--token-us", "9e5"]).0, simulate(&["--profile", file]).0);
 
+    assert_ne!(simulate(&["--profile", file, "--layer-wait-us", "9e5"]).0, simulate(&["--profile", file]).0);
+
     let whole = std::fs::read(&trace).unwrap();
     std::fs::write(&trace, &whole[..whole.len() / 2]).unwrap();
     let (text_of_half, error, ok) = simulate(&["--profile", file]);

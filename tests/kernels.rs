@@ -176,7 +176,7 @@ fn all_types_on_fixed_shapes() {
         // So long that an odd number of rows would fill what is unpacked ahead.
         assert!(check(ty, 7, 51 * 256, 34, Size::Usual, 7, 7) > 0, "{ty}");
         // More tokens than share what is unpacked, and rows that neither sixteen nor two divides.
-        assert!(check(ty, 51, 768, 101, Size::Usual, 50, 7) > 0, "{ty}");
+        assert!(check(ty, 51, 768, 151, Size::Usual, 50, 7) > 0, "{ty}");
         if k {
             // Longer than what is unpacked ahead.
             assert!(check(ty, 2, 257 * 256, 33, Size::Usual, 16, 7) > 0, "{ty}");

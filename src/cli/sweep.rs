@@ -58,8 +58,8 @@ pub struct Sweep {
     /// Computing of a layer before its experts are known, in microseconds. Default of this and the next six: the profile's, or 0
     #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
     layer_us: Option<f64>,
-    /// What that takes longer for each millisecond of waiting for the layer before it, in microseconds: threads have gone to
-    /// sleep and caches grown cold
+    /// What that takes longer for each millisecond of waiting for the layer before it, in microseconds: threads may have
+    /// gone to sleep, caches grown cold
     #[arg(long, requires = "trace", value_name = "US", value_parser = micros)]
     layer_wait_us: Option<f64>,
     /// Computing of a layer after that besides its experts (a shared one), in microseconds

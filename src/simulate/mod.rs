@@ -83,8 +83,8 @@ pub struct Drive {
 pub struct Compute {
     /// Of each layer event before its experts are known (attention): only prefetches are under way.
     pub layer_ns: u64,
-    /// Of each decoded layer event besides, for each millisecond of waiting in the event before it: threads have gone to
-    /// sleep and caches grown cold.
+    /// Of each decoded layer event besides, for each millisecond of waiting in the event before it, as measured: threads
+    /// may have gone to sleep, caches grown cold.
     pub layer_wait_ns: u64,
     /// Of each layer event after that (a shared expert), while its reads are under way.
     pub shared_ns: u64,

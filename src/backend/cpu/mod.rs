@@ -82,6 +82,24 @@ fn piece(rows: usize, threads: usize) -> usize {
     rows.div_ceil(threads * 4).clamp(8, 256)
 }
 
+/// A matrix's rows in pieces.
+#[derive(Clone, Copy)]
+struct Pieces {
+    rows: usize,
+    each: usize,
+}
+
+impl Pieces {
+    fn count(self) -> usize {
+        self.rows.div_ceil(self.each)
+    }
+
+    /// The rows of piece `i`.
+    fn range(self, i: usize) -> Range<usize> {
+        i * self.each..((i + 1) * self.each).min(self.rows)
+    }
+}
+
 /// Rows `range` of `w`.
 fn rows_of<'a>(w: &QMat<'a>, range: &Range<usize>) -> QMat<'a> {
     let bytes = w.row_bytes();
@@ -147,20 +165,19 @@ impl Backend for Cpu {
         assert!(products.len() <= MAX_PRODUCTS, "at most {MAX_PRODUCTS} products share an input");
         let threads = self.pool.threads();
         let piece_at = |mut at: usize| {
-            let which = products.iter().position(|p| {
-                let pieces = p.w.rows.div_ceil(piece);
-                let here = at < pieces;
-                at -= if here { 0 } else { pieces };
-                here
-            })?;
-            Some((which, at * piece..((at + 1) * piece).min(products[which].w.rows)))
+            for (p, out) in products.iter().zip(&outs) {
+                let pieces = Pieces { rows: p.w.rows, each: piece };
+                if at < pieces.count() {
+                    return Some((&p.w, pieces.range(at), out));
+                }
+                at -= pieces.count();
+            }
+            None
         };
         let body = |worker: Worker<'_>| {
             work.work(worker, |at| {
-                let (which, range) = piece_at(at).expect("a piece of one of the products");
-                let (w, y) = (&products[which].w, &outs[which]);
-                let then =
-                    piece_at(at + threads).map_or(&[][..], |(which, range)| rows_of(&products[which].w, &range).data);
+                let (w, range, y) = piece_at(at).expect("a piece of one of the products");
+                let then = piece_at(at + threads).map_or(&[][..], |(w, range, _)| rows_of(w, &range).data);
                 // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
                 unsafe { product(kernels, w, range, then, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
             });
@@ -181,38 +198,33 @@ impl Backend for Cpu {
         }
         assert!(n <= hidden.pairs(n_ff), "{n} pairs of width {n_ff} fit");
 
+        // After a piece, a thread takes that which is so many further on, if the others take one each meanwhile.
         let threads = self.pool.threads();
-        let (up_piece, down_piece) = (piece(n_ff * jobs.len(), threads), piece(n_embd * jobs.len(), threads));
-        let (ups, downs) = (n_ff.div_ceil(up_piece), n_embd.div_ceil(down_piece)); // pieces a job
+        let pieces = |rows| Pieces { rows, each: piece(rows * jobs.len(), threads) };
+        let (ups, downs) = (pieces(n_ff), pieces(n_embd)); // of a job
         let chunks = n_ff.div_ceil(CHUNK); // a row's
-        let up_work = Phase::new(jobs.len() * ups);
+        let up_work = Phase::new(jobs.len() * ups.count());
         let act_work = Phase::new(n);
-        let down_work = Phase::new(jobs.len() * downs);
+        let down_work = Phase::new(jobs.len() * downs.count());
         let acts = Out(hidden.rows.acts.reset(n, n_ff).as_mut_ptr()); // (n, chunks)
         let gate = Out(hidden.rows.x.as_mut_ptr()); // (n, n_ff)
         let up = Out(hidden.up.as_mut_ptr()); // (n, n_ff)
         let out = Out(out.as_mut_ptr());
         let kernels = &self.kernels;
-        let up_at = |at: usize| (at % ups * up_piece)..(at % ups * up_piece + up_piece).min(n_ff);
-        let down_at = |at: usize| (at % downs * down_piece)..(at % downs * down_piece + down_piece).min(n_embd);
-        // What a thread reads after piece `at`, if the others take one each meanwhile.
-        let then_gate = |at: usize| {
-            jobs.get((at + threads) / ups).map_or(&[][..], |j| rows_of(&j.mats.gate, &up_at(at + threads)).data)
-        };
-        let then_down = |at: usize| {
-            jobs.get((at + threads) / downs).map_or(&[][..], |j| rows_of(&j.mats.down, &down_at(at + threads)).data)
-        };
+        let piece_at = |of: Pieces, at: usize| Some((jobs.get(at / of.count())?, of.range(at % of.count())));
         self.pool.run(&|worker: Worker<'_>| {
             up_work.work(worker, |at| {
-                let (job, range) = (&jobs[at / ups], up_at(at));
+                let (job, range) = piece_at(ups, at).expect("a piece of a job");
                 let then_up = rows_of(&job.mats.up, &range).data;
+                let then =
+                    piece_at(ups, at + threads).map_or(&[][..], |(job, range)| rows_of(&job.mats.gate, &range).data);
                 let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
                 let to = |base: &Out<f32>, t: usize| base.at((job.hidden + t) * n_ff);
                 // SAFETY: `gate` and `up` hold n rows of n_ff (asserted); a job's hidden rows are its own, pieces are
                 // disjoint in `range`.
                 unsafe {
                     product(kernels, &job.mats.gate, range.clone(), then_up, job.pairs.len(), x, |t| to(&gate, t));
-                    product(kernels, &job.mats.up, range.clone(), then_gate(at), job.pairs.len(), x, |t| to(&up, t));
+                    product(kernels, &job.mats.up, range.clone(), then, job.pairs.len(), x, |t| to(&up, t));
                     for t in 0..job.pairs.len() {
                         let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
                         let u = std::slice::from_raw_parts(to(&up, t).add(range.start), range.len());
@@ -228,7 +240,9 @@ impl Backend for Cpu {
                 }
             });
             down_work.work(worker, |at| {
-                let (job, range) = (&jobs[at / downs], down_at(at));
+                let (job, range) = piece_at(downs, at).expect("a piece of a job");
+                let then =
+                    piece_at(downs, at + threads).map_or(&[][..], |(job, range)| rows_of(&job.mats.down, &range).data);
                 // SAFETY: all writes to `gate` and `acts` lie in an earlier phase, and both hold n rows.
                 let h = |t: usize| unsafe {
                     let i = job.hidden + t;
@@ -239,7 +253,7 @@ impl Backend for Cpu {
                 };
                 let y = |t: usize| out.at(pairs[job.pairs.start + t].out as usize * n_embd);
                 // SAFETY: the rows were asserted to lie in `out`; each pair has its own, pieces are disjoint.
-                unsafe { product(kernels, &job.mats.down, range, then_down(at), job.pairs.len(), h, y) };
+                unsafe { product(kernels, &job.mats.down, range, then, job.pairs.len(), h, y) };
             });
         });
     }

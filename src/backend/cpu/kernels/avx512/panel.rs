@@ -125,7 +125,7 @@ const fn lane(s: usize) -> usize {
 }
 
 avx512! {
-    /// [`super::super::MatMul`].
+    /// [`super::super::MatMul`]. Takes some 230 KiB of stack: a panel and a batch's sums.
     pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
