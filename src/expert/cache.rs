@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Error, Result,
     id::ExpertId,
-    io::{Done, IoBuf, IoEngine, Priority, Read},
+    io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
     policy::{CachePolicy, PolicyKind, PoolShape},
     quant::FfnMats,
     trace::{LayerEvent, Phase, Routed},
@@ -54,6 +54,10 @@ const MAX_PREFETCHES: usize = 8;
 /// when they have been computed, and an engine without threads is looked after only between hand-outs: all of a layer's
 /// residents at once left the drive idle meanwhile.
 const PROMPT_GROUP: usize = 4;
+
+/// Slots of each pool that have pages before a read needs them: as many again as have been used, and at least what a token
+/// wants of a layer in most models.
+const TOUCH_AHEAD: usize = 8;
 
 enum Slot {
     Free(IoBuf),
@@ -101,6 +105,8 @@ struct Pool {
     parked: Vec<u32>,
     /// How many should be parked.
     park: usize,
+    /// The first of its slots among all.
+    first: usize,
     n_slot: usize,
 }
 
@@ -125,6 +131,8 @@ pub struct ExpertCache {
     io: Box<dyn IoEngine>,
     pools: Vec<Pool>,
     slots: Vec<Slot>,
+    /// Gone once slots have been given back.
+    toucher: Option<Toucher>,
     /// (slots)
     tenants: Vec<Option<Tenant>>,
     /// Slot of each expert, or [`NONE`]. (n_moe_layer, n_expert)
@@ -176,20 +184,23 @@ impl ExpertCache {
         let n_pool = if scope == Scope::Global { 1 } else { n_layer };
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
         let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
-        let (mut pools, mut all) = (Vec::with_capacity(n_pool), Vec::new());
+        let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
+        let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {
             let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
             let shape =
                 PoolShape { layers: members.start as u16..members.end as u16, n_expert: store.n_expert(), slots: n };
             let parts = store.slot_parts(members);
-            let first = all.len() as u32;
-            all.extend(IoBuf::many(io.layout(), &parts, n).map_err(refused)?.into_iter().map(Slot::Free));
+            bufs.push(IoBuf::many(io.layout(), &parts, n).map_err(refused)?);
             // Popped from the end: slot 0 first.
-            let free = (first..all.len() as u32).rev().collect();
-            pools.push(Pool { policy: policy(&shape), free, parked: Vec::with_capacity(n), park: 0, n_slot: n });
+            let free = (first as u32..(first + n) as u32).rev().collect();
+            pools.push(Pool { policy: policy(&shape), free, parked: Vec::with_capacity(n), park: 0, first, n_slot: n });
+            first += n;
         }
+        let toucher = Toucher::start(&bufs);
+        let all: Vec<_> = bufs.into_iter().flatten().map(Slot::Free).collect();
         let n_expert = store.n_expert();
-        Ok(Self {
+        let cache = Self {
             index: vec![NONE; n_layer * n_expert],
             wanted: Vec::with_capacity(n_expert),
             absent: Vec::with_capacity(n_expert),
@@ -199,6 +210,7 @@ impl ExpertCache {
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
+            toucher,
             pools,
             store,
             io,
@@ -206,7 +218,9 @@ impl ExpertCache {
             phase: Phase::Prompt,
             stats: CacheStats::default(),
             by_layer: vec![LayerHits::default(); n_layer],
-        })
+        };
+        (0..cache.pools.len()).for_each(|pool| cache.touch_ahead(pool, 0));
+        Ok(cache)
     }
 
     /// Where the experts lie.
@@ -267,8 +281,19 @@ impl ExpertCache {
                 pool.free.extend(pool.parked.pop());
             }
         }
+        if self.pools.iter().any(|pool| pool.park > 0) {
+            // Before memory goes back, or it would get pages again.
+            self.toucher = None;
+        }
         self.mark_pins();
         self.park();
+    }
+
+    /// Has pages made for the slots that come after a pool's first `n`.
+    fn touch_ahead(&self, pool: usize, n: usize) {
+        if let Some(toucher) = &self.toucher {
+            toucher.reach(pool, n + n.max(TOUCH_AHEAD));
+        }
     }
 
     /// Slots in use or free to be used, of all pools.
@@ -299,6 +324,9 @@ impl ExpertCache {
         self.phase = event.phase;
         self.wanted.clear();
         self.before_rolling(event);
+        if rolling::wants_all(event, self.store.n_expert()) {
+            (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
+        }
         self.park();
         let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
         self.pools[pool].policy.observe(event);
@@ -537,6 +565,11 @@ impl ExpertCache {
         self.index[at] = slot as u32;
         self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand });
         let pool = self.pool_of(id);
+        let Pool { first, n_slot, .. } = self.pools[pool];
+        // Not one that another pool has lent.
+        if (first..first + n_slot).contains(&slot) {
+            self.touch_ahead(pool, slot + 1 - first);
+        }
         match cause {
             Cause::Kept => self.pools[pool].policy.warm(id),
             _ => self.pools[pool].policy.insert(id),

@@ -156,6 +156,48 @@ impl std::ops::DerefMut for Slice {
     }
 }
 
+/// The place of a buffer that is memory of our own, which it keeps. Nobody reads or writes by it.
+pub(super) struct Region {
+    base: *mut u8,
+    len: usize,
+    _arena: Arc<MmapMut>,
+}
+
+// SAFETY: it only names a place; see `populate`.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Gets pages for all of it. What it holds stays.
+    ///
+    /// # Errors
+    /// If the system has no memory left, or no such call.
+    #[cfg(target_os = "linux")]
+    pub fn populate(&self) -> std::io::Result<()> {
+        // SAFETY: the memory is kept, and the call changes no byte that was written, whoever writes meanwhile.
+        Ok(unsafe { rustix::mm::madvise(self.base.cast(), self.len, rustix::mm::Advice::LinuxPopulateWrite) }?)
+    }
+
+    /// As on Linux, but never there.
+    #[cfg(not(target_os = "linux"))]
+    pub fn populate(&self) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// Bytes that have pages.
+    #[cfg(all(test, target_os = "linux"))]
+    pub fn held(&self) -> usize {
+        use std::os::unix::fs::FileExt;
+        let page = page_bytes();
+        let mut entries = vec![0; self.len / page * 8];
+        let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+        pagemap.read_exact_at(&mut entries, (self.base as usize / page * 8) as u64).unwrap();
+        // Bit 63 of an entry: the page is present.
+        entries.as_chunks::<8>().0.iter().filter(|e| u64::from_le_bytes(**e) >> 63 == 1).count() * page
+    }
+}
+
 /// The system's page size in bytes.
 #[cfg(unix)]
 pub fn page_bytes() -> usize {
@@ -255,6 +297,16 @@ impl IoBuf {
             end = Some((e.file, past));
         }
         Ok(runs)
+    }
+
+    /// Where it lies, if it is memory of our own.
+    pub(super) fn region(&self) -> Option<Region> {
+        match &self.memory {
+            Memory::Owned(Slice { base, len, _arena }) => {
+                Some(Region { base: *base, len: *len, _arena: _arena.clone() })
+            }
+            Memory::Mapped(_) => None,
+        }
     }
 
     /// All memory of our own, for [`Run::at`].

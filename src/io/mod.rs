@@ -11,6 +11,7 @@ mod mapped;
 mod pread;
 pub mod probe;
 mod sim;
+mod touch;
 #[cfg(target_os = "linux")]
 mod uring;
 
@@ -21,6 +22,7 @@ pub use mapped::Mapped;
 pub use pread::Pread;
 pub use probe::{Limits, Rate, Rates, probe};
 pub use sim::{SimClock, SimIo};
+pub use touch::Toucher;
 #[cfg(target_os = "linux")]
 pub use uring::Uring;
 

@@ -105,6 +105,14 @@ fn file_pages(stat: &str) -> Option<u64> {
     Some(number("inactive_file ")? + number("active_file ").unwrap_or(0))
 }
 
+/// Makes the calling thread give way to every other one that has something to do. Where the system does not let us, it
+/// stays as it is.
+pub fn yield_to_all() {
+    // On Linux a priority is a thread's; elsewhere it is the whole process's.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, 19);
+}
+
 /// From this size on, anonymous memory is asked for in huge pages: experts are read from end to end, and with 4 KiB
 /// pages a token of a large model misses the TLB at every page. Below it, rounding to 2 MiB would cost more than it gives.
 #[cfg(target_os = "linux")]

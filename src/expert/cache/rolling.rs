@@ -55,11 +55,16 @@ impl Rolling {
     }
 }
 
+/// True of a chunk that wants nearly all of `n_expert` experts of every layer.
+pub(super) fn wants_all(event: LayerEvent<'_>, n_expert: usize) -> bool {
+    event.phase == Phase::Prompt && event.routed.len() >= CHOICES * n_expert
+}
+
 impl ExpertCache {
     /// Takes note of a long prompt's event; at any other, what rolls goes home.
     pub(super) fn before_rolling(&mut self, event: LayerEvent<'_>) {
         let n_expert = self.store.n_expert();
-        let long = event.phase == Phase::Prompt && event.routed.len() >= CHOICES * n_expert;
+        let long = wants_all(event, n_expert);
         self.rolling.layer = (long && self.rolling.fits).then_some(event.layer);
         if !long {
             return self.settle();
