@@ -53,8 +53,8 @@ pub struct Options {
     pub policy: PolicyKind,
     /// Prefetcher.
     pub prefetch: PrefetchKind,
-    /// How slots are shared.
-    pub scope: Scope,
+    /// How slots are shared; `None`: a pool for each layer, or one for all where the budget is too small for that.
+    pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
     pub threads: Option<usize>,
 }
@@ -73,7 +73,7 @@ impl Default for Options {
             io_memory: None,
             policy: PolicyKind::default(),
             prefetch: PrefetchKind::Auto,
-            scope: Scope::Layer,
+            scope: None,
             threads: None,
         }
     }
@@ -85,7 +85,7 @@ fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
         return *options;
     }
-    Options { scope: Scope::Global, policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
+    Options { scope: Some(Scope::Global), policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
 }
 
 /// The longest context that is set up unasked.
@@ -437,7 +437,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         n_batch: options.n_batch,
         all_logits: options.all_logits,
         kv: options.kv,
-        scope: options.scope,
+        scope: options.scope.unwrap_or(Scope::Layer),
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
@@ -450,5 +450,14 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         (None, Some(free)) => (free / 5 * 4).min(plan.full_bytes),
         (None, None) => plan.full_bytes,
     };
-    Plan::new(gguf, config, store, needs, Some(budget))
+    if options.scope.is_some() {
+        return Plan::new(gguf, config, store, needs, Some(budget));
+    }
+    // A token needs slots for one layer at a time only: one pool for all layers does with much less, but hits less as well.
+    let one_pool = Needs { scope: Scope::Global, ..needs };
+    let smallest_bytes = Plan::new(gguf, config, store, one_pool, None)?.smallest_bytes.min(plan.smallest_bytes);
+    let needs = if budget < plan.smallest_bytes { one_pool } else { needs };
+    let mut plan = Plan::new(gguf, config, store, needs, Some(budget))?;
+    plan.smallest_bytes = smallest_bytes;
+    Ok(plan)
 }

@@ -189,15 +189,39 @@ fn unknown_values_are_wrong_usage() {
     assert_eq!(hotset(&["run", MODEL, PROMPT, "--threads", "0"]).status.code(), Some(2));
 }
 
+/// The number of bytes that a refusal names.
+fn named(sentence: &str) -> u64 {
+    sentence.split("at least ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_budget_too_small_for_a_pool_a_layer_has_one_for_all_layers() {
+    let refused = |more: &[&str]| {
+        refusal(&hotset(&[&["run", MODEL, PROMPT, "-n", "8", "--prefetch", "off", "--memory", "1"], more].concat()))
+    };
+    let (layer, global) = (refused(&["--scope", "layer"]), refused(&["--scope", "global"]));
+    assert_eq!(refused(&[]), global);
+    assert!(named(&global) < named(&layer), "{global}; {layer}");
+    let run = |bytes: u64| {
+        let args = ["-n", "8", "--prefetch", "off", "--memory", &bytes.to_string()];
+        let (text, stats) = run_with_stats(&args);
+        (text, stats["scope"].as_str().unwrap().to_owned(), stats["memory"]["smallest_bytes"].as_u64().unwrap())
+    };
+    let (text, scope, smallest) = run(named(&layer));
+    assert_eq!((&*scope, smallest), ("layer", named(&global)));
+    for bytes in [named(&layer) - 1, named(&global)] {
+        assert_eq!(run(bytes), (text.clone(), "global".to_owned(), smallest));
+    }
+}
+
 #[test]
 fn the_smallest_budget_that_an_error_names_works() {
     for mode in [&["--io", "pread"][..], &["--io", "mapped", "--kv", "q8_0"], &["--scope", "global"]] {
         let args = [&["run", MODEL, PROMPT, "-n", "8", "--memory"][..], &["1"], mode].concat();
         let sentence = refusal(&hotset(&args));
-        let smallest = sentence.split("at least ").nth(1).unwrap().split(' ').next().unwrap();
+        let smallest = named(&sentence);
         let with = |bytes: u64| [&args[..6], &[&*bytes.to_string()], mode].concat().join("\n");
         let run = |bytes: u64| hotset(&with(bytes).split('\n').collect::<Vec<_>>());
-        let smallest: u64 = smallest.parse().unwrap();
         assert!(run(smallest).status.success(), "{mode:?}");
         assert!(refusal(&run(smallest - 1)).contains(&smallest.to_string()));
     }

@@ -271,7 +271,7 @@ fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result
     let mut options = Options {
         io: Some(io),
         prefetch,
-        scope,
+        scope: Some(scope),
         n_ctx: Some(32),
         n_batch: Some(4),
         threads: Some(1),

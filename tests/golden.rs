@@ -136,7 +136,7 @@ fn offloading_never_changes_a_bit() {
         for io in common::read_paths() {
             for &prefetch in PrefetchKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let mode = Options { io: Some(*io), prefetch, scope, ..base };
+                    let mode = Options { io: Some(*io), prefetch, scope: Some(scope), ..base };
                     let least = smallest(name, mode).max(least);
                     for percent in [0, 25, 50] {
                         let budget = least + (full - least) * percent / 100;

@@ -382,7 +382,7 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
         for path in [&whole, &split, &old, &fused, &mixed] {
             for &io in common::read_paths() {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let options = Options { io: Some(io), scope, ..options() };
+                    let options = Options { io: Some(io), scope: Some(scope), ..options() };
                     let least = open_with(path, options).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
                         let session = open_with(path, Options { memory_bytes, ..options }).unwrap();
@@ -493,8 +493,9 @@ fn a_session_opens_with_the_budget_that_the_error_names() {
     let expected = logits(open(&path).unwrap()).unwrap();
     for &io in common::read_paths() {
         for scope in [Scope::Layer, Scope::Global] {
-            let with =
-                |bytes| open_with(&path, Options { memory_bytes: Some(bytes), io: Some(io), scope, ..options() });
+            let with = |bytes| {
+                open_with(&path, Options { memory_bytes: Some(bytes), io: Some(io), scope: Some(scope), ..options() })
+            };
             // What the process holds is charged, and other tests run beside this one: the number may grow once or twice.
             let mut least = 0;
             let session = (0..100).find_map(|_| with(least).map_err(|e| least = named(&e.to_string())).ok());
@@ -513,7 +514,8 @@ fn global_slots_hold_the_largest_of_each_part() {
     }
     let folder = Folder::new();
     let path = folder.write(&tiny);
-    let session = open_with(&path, Options { io: Some(IoKind::Pread), scope: Scope::Global, ..options() }).unwrap();
+    let session =
+        open_with(&path, Options { io: Some(IoKind::Pread), scope: Some(Scope::Global), ..options() }).unwrap();
     let plan = session.plan();
     let part = 4 * (N_EMBD * N_FF) as usize;
     let slot = io::Layout::Lines.slot_bytes(&[part, part, part]);

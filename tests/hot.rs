@@ -185,8 +185,14 @@ fn warm_start(policy: PolicyKind) {
 fn no_bit_of_the_output_changes() {
     let model = ref_model("qwen3moe");
     let tokens: Vec<u32> = golden("qwen3moe", "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
-    let base =
-        Options { n_ctx: Some(64), process_bytes: Some(0), kv: GgmlType::F32, n_batch: Some(4), ..Options::default() };
+    let base = Options {
+        n_ctx: Some(64),
+        process_bytes: Some(0),
+        kv: GgmlType::F32,
+        n_batch: Some(4),
+        scope: Some(Scope::Layer),
+        ..Options::default()
+    };
     let open = |options: &Options| Session::open(Gguf::open(&model).unwrap(), options, &mut |_, _| {}).unwrap();
     let run = |session: &mut Session| {
         let mut logits = session.feed(&tokens[..8], &mut |_| {}).unwrap().to_vec();

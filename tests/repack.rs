@@ -120,7 +120,7 @@ fn a_repacked_model_gives_the_same_bits_on_every_read_path() {
             assert_eq!(report.bytes, fs::metadata(&out).unwrap().len());
             for &io in common::read_paths() {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let options = Options { io: Some(io), scope, ..options() };
+                    let options = Options { io: Some(io), scope: Some(scope), ..options() };
                     let least = open(&out, options).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
                         let session = open(&out, Options { memory_bytes, ..options }).unwrap();

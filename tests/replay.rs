@@ -161,7 +161,7 @@ fn a_replay_equals_the_live_run() {
             n_ctx: Some(64),
             process_bytes: Some(0),
             kv: GgmlType::F32,
-            scope,
+            scope: Some(scope),
             n_batch: Some(4),
             ..Options::default()
         };

@@ -73,7 +73,7 @@ pub struct Modes {
     /// Which experts are read before they are asked for; default: auto
     #[arg(long, value_name = "GUESS", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Option<PrefetchKind>,
-    /// Slots: a pool for each layer, or one for all; default: layer
+    /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that
     #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
     scope: Option<Scope>,
 }
@@ -105,7 +105,7 @@ impl Modes {
             io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
             policy: self.policy.unwrap_or(default.policy),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
-            scope: self.scope.unwrap_or(default.scope),
+            scope: self.scope,
             threads: None,
         })
     }

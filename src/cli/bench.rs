@@ -34,7 +34,7 @@ use super::{
 mod bound;
 mod report;
 
-use bound::Bounds;
+use bound::{Bounds, drive};
 use report::{Rates, Report, Row};
 
 /// Measure speed
@@ -289,7 +289,7 @@ fn setup(
         let needed = sums.needed_bytes();
         let mut row = row(args, test, &session, &facts, sums, peak)?;
         if row.bytes_read_per_token > Some(0.0) && !args.probe.is_zero() {
-            row.probed_bytes_per_second = bounds.drive(row.io, row.io_depth, &store, args.probe);
+            row.probed_bytes_per_second = drive(row.io, row.io_depth, &store, args.probe);
             // Its buffers are not the session's.
             peak_is_ours &= machine::reset_peak_rss();
         }

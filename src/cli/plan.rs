@@ -102,6 +102,8 @@ struct Outlook {
     /// What `--memory auto` would take here.
     here_bytes: Option<u64>,
     smallest_bytes: u64,
+    /// With one pool for all layers.
+    one_pool_bytes: u64,
     /// From here on expected decoding reaches 80 % of what it does with everything in memory.
     sensible_bytes: u64,
     full_bytes: u64,
@@ -143,10 +145,15 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
+    fn plan(&self, scope: Scope, memory_bytes: u64) -> Result<hotset::plan::Plan> {
+        let memory_bytes = Some(memory_bytes);
+        let options = Options { n_ctx: self.args.ctx, memory_bytes, scope: Some(scope), ..Options::default() };
+        make_plan(self.gguf, self.config, self.store, &options, Layout::Lines)
+    }
+
     /// Slots of each layer in a budget; without one, all that make sense.
     fn slots(&self, memory_bytes: u64) -> Result<(Vec<usize>, hotset::plan::Plan)> {
-        let options = Options { n_ctx: self.args.ctx, memory_bytes: Some(memory_bytes), ..Options::default() };
-        let plan = make_plan(self.gguf, self.config, self.store, &options, Layout::Lines)?;
+        let plan = self.plan(Scope::Layer, memory_bytes)?;
         Ok((plan.slots.clone(), plan))
     }
 
@@ -250,6 +257,7 @@ impl Outlook {
             available_bytes: available,
             here_bytes: here,
             smallest_bytes: smallest,
+            one_pool_bytes: case.plan(Scope::Global, u64::MAX)?.smallest_bytes,
             sensible_bytes: sensible,
             full_bytes: full,
             rows,
@@ -301,8 +309,10 @@ impl Outlook {
         }
         let _ = writeln!(
             text,
-            "\nsmallest {}; sensible from {} on ({:.0} % of the rate with everything in memory); all of it {}",
+            "\nsmallest {} ({} with one pool for all layers); sensible from {} on ({:.0} % of the rate with everything in \
+             memory); all of it {}",
             human_bytes(self.smallest_bytes),
+            human_bytes(self.one_pool_bytes),
             human_bytes(self.sensible_bytes),
             100.0 * SENSIBLE,
             human_bytes(self.full_bytes)

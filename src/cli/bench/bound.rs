@@ -1,7 +1,8 @@
 //! What a row is measured against: the drive's own rate, and the rate of a token whose reads hide behind its arithmetic.
 //!
 //! A token that computes for `t` with every expert in memory, and needs `b` bytes of experts that were not there, takes at
-//! least `max(t, b / d)` on a drive of `d` bytes a second. `t` is that of an earlier row of the same run.
+//! least `max(t, b / d)` on a drive of `d` bytes a second. `t` is that of the last row before it that had all in memory, and
+//! the drive is read right after each row: machines with neighbours change within minutes.
 
 use std::time::Duration;
 
@@ -19,35 +20,28 @@ use super::report::Row;
 /// Hits of a row in memory, at least. The others were experts that no token had asked for before.
 const IN_MEMORY: f64 = 0.95;
 
-/// What is known so far of the drive and of the model in memory.
+/// What is known so far of the model in memory.
 #[derive(Default)]
 pub struct Bounds {
-    /// Of a read path with so many reads in flight; `None` where it could not be probed.
-    drives: Vec<((&'static str, usize), Option<f64>)>,
     /// (test, threads, seconds a token without stalls) of rows in memory.
     in_memory: Vec<(String, usize, f64)>,
 }
 
-impl Bounds {
-    /// Bytes a second that the drive gives on a path past the page cache with an expert a read, from reading for `time`.
-    /// Found out once.
-    pub fn drive(&mut self, io: &'static str, depth: usize, store: &ExpertStore, time: Duration) -> Option<f64> {
-        if let Some((_, rate)) = self.drives.iter().find(|(of, _)| *of == (io, depth)) {
-            return *rate;
-        }
-        // What comes from the page cache may be faster than any drive.
-        let kind = *[IoKind::Direct, IoKind::Uring].iter().find(|kind| kind.name() == io)?;
-        let n_layer = store.layers().len();
-        let id = |layer, expert| ExpertId { layer: layer as u16, expert: expert as u16 };
-        let ids = (0..n_layer).flat_map(|l| (0..store.n_expert()).map(move |e| id(l, e)));
-        let reads: Vec<Extents> = ids.map(|id| store.extents(id)).collect();
-        let limits = Limits { time, bytes: u64::MAX };
-        let rate = steady(store.files(), &reads, &store.slot_parts(0..n_layer), (kind, depth), limits);
-        let rate = rate.ok().map(|gb_s| gb_s * 1e9);
-        self.drives.push(((io, depth), rate));
-        rate
-    }
+/// Bytes a second that the drive gives on a path past the page cache with an expert a read, from reading for `time`; `None`
+/// where it cannot be probed.
+pub fn drive(io: &str, depth: usize, store: &ExpertStore, time: Duration) -> Option<f64> {
+    // What comes from the page cache may be faster than any drive.
+    let kind = *[IoKind::Direct, IoKind::Uring].iter().find(|kind| kind.name() == io)?;
+    let n_layer = store.layers().len();
+    let id = |layer, expert| ExpertId { layer: layer as u16, expert: expert as u16 };
+    let ids = (0..n_layer).flat_map(|l| (0..store.n_expert()).map(move |e| id(l, e)));
+    let reads: Vec<Extents> = ids.map(|id| store.extents(id)).collect();
+    let limits = Limits { time, bytes: u64::MAX };
+    let rate = steady(store.files(), &reads, &store.slot_parts(0..n_layer), (kind, depth), limits);
+    rate.ok().map(|gb_s| gb_s * 1e9)
+}
 
+impl Bounds {
     /// Completes a row whose token needed `needed_bytes` that were not in memory.
     pub fn complete(&mut self, row: &mut Row, needed_bytes: Option<f64>) {
         row.read_share_of_probed =
@@ -58,7 +52,7 @@ impl Bounds {
             return;
         }
         let same = |(test, threads, _): &&(String, usize, f64)| *test == row.test && *threads == row.threads;
-        let Some(&(.., seconds)) = self.in_memory.iter().find(same) else { return };
+        let Some(&(.., seconds)) = self.in_memory.iter().rfind(same) else { return };
         let Some((needed, drive)) = needed_bytes.zip(row.probed_bytes_per_second) else { return };
         let bound = 1.0 / seconds.max(needed / drive);
         (row.bound_tok_s, row.share_of_bound) = (Some(bound), Some(row.median_tok_s / bound));
