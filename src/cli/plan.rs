@@ -324,7 +324,7 @@ impl Outlook {
             human_bytes(self.token_expert_bytes)
         );
         if self.here_bytes.is_none() {
-            let _ = writeln!(text, "this machine has too little memory free for the smallest budget");
+            let _ = writeln!(text, "this machine has too little memory free for a pool of slots a layer");
         }
         text
     }

@@ -157,6 +157,7 @@ impl std::ops::DerefMut for Slice {
 }
 
 /// The place of a buffer that is memory of our own, which it keeps. Nobody reads or writes by it.
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux can be asked for pages"))]
 pub(super) struct Region {
     base: *mut u8,
     len: usize,

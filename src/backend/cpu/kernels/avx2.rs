@@ -60,6 +60,7 @@ impl Registers for Narrow {
     type I = [__m256i; 2];
     type H = __m256;
     type L = L256;
+    // SAFETY of all: [`Registers`] makes the caller promise the CPU's features, and what `load` and `twice` read.
     avx2! {
         unsafe fn load(p: *const i32) -> [__m256i; 2] {
             // SAFETY: the caller gives sixteen elements.
