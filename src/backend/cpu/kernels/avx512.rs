@@ -31,6 +31,7 @@ macro_rules! avx512 {
 
 mod panel;
 mod sixteen;
+mod step;
 
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {

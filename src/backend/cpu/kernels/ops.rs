@@ -265,7 +265,7 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
         let (mut largest, mut odd) = (zero, zero);
         for row in rows {
             largest = row.max(row.mul(L::splat(-1.0))).max(largest);
-            odd = row.mul(zero).add(odd);
+            odd = row.fma(zero, odd);
         }
         if odd.sum() != 0.0 {
             // An infinity or NaN somewhere.
@@ -277,21 +277,21 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
         for row in &mut rows {
             *row = row.mul(inverse);
         }
-        let (mut best, mut step, mut scale) = (L::splat(-1.0), zero, zero);
+        let (mut best, mut step) = ((zero, L::splat(1.0)), zero);
         for candidate in STEPS {
             let candidate = L::splat(candidate);
             let (mut xq, mut qq) = (zero, zero);
             for row in rows {
                 let q = row.mul(candidate).round();
-                xq = xq.add(row.mul(q));
-                qq = qq.add(q.mul(q));
+                xq = row.fma(q, xq);
+                qq = q.fma(q, qq);
             }
             let (xq, qq) = (xq.add(xq.partner()), qq.add(qq.partner()));
-            let gain = xq.mul(xq).div(qq);
-            step = gain.where_greater(best, candidate, step);
-            scale = gain.where_greater(best, xq.div(qq), scale);
-            best = gain.where_greater(best, gain, best);
+            let (gain, least) = (xq.mul(xq).mul(best.1), best.0.mul(best.0).mul(qq));
+            step = gain.where_greater(least, candidate, step);
+            best = (gain.where_greater(least, xq, best.0), gain.where_greater(least, qq, best.1));
         }
+        let scale = best.0.div(best.1);
         let mut sum = zero;
         for (rows, bytes) in rows.as_chunks::<4>().0.iter().zip(out.q.as_chunks_mut::<64>().0) {
             let mut words = [0u32; LANES];

@@ -19,11 +19,12 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::super::driver::{Form, NextRows, Unpack, offset};
+use super::super::driver::{NextRows, Unpack, offset};
 use super::sixteen::{Cells, Rows, unpack};
+use super::step::{Cell, step};
 use super::{Avx512, Wide};
 use crate::quant::QMat;
-use crate::quant::act::{ActChunk, ActRow, LANES, SPAN, SPANS};
+use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
 
 /// From this many tokens on, turning rows pays.
@@ -39,19 +40,7 @@ const GROUPS: usize = 2;
 const TOKENS: usize = 6;
 
 /// Chunks of columns that are unpacked at once: 80 KiB of a panel.
-const CHUNKS: usize = 8;
-
-/// Words of four weights in a span.
-const WORDS: usize = SPAN / 4;
-
-/// A span of sixteen rows, each in its lane.
-#[repr(C, align(64))]
-struct Cell {
-    w: [__m512i; WORDS],
-    scale: __m512,
-    /// Of no meaning unless the form is [`Form::Min`].
-    min: __m512,
-}
+pub(super) const CHUNKS: usize = 8;
 
 /// Some rows by up to [`CHUNKS`] chunks: (SPANS, chunks, groups).
 struct Panel {
@@ -110,19 +99,6 @@ type Starts<const T: usize> = [[MaybeUninit<__m512i>; CHUNKS]; T];
 
 /// Sums of a batch, (BATCH, SPANS, GROUPS): kept between blocks of columns.
 type Sums = [MaybeUninit<__m512>; BATCH * SPANS * GROUPS];
-
-/// Keeps loads that stand behind it from being moved before it: gathered in front of the products, as the compiler would
-/// have them, they drive the sums out of the registers.
-#[inline(always)]
-fn keep_order() {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("", options(nostack, preserves_flags)) }
-}
-
-/// The first lane of [`ActChunk`] that has a half of span `s`: see [`crate::quant::act::LANE_GROUP`].
-const fn lane(s: usize) -> usize {
-    s + (s & 4)
-}
 
 avx512! {
     /// [`super::super::MatMul`]. Takes some 230 KiB of stack: a panel and a batch's sums.
@@ -256,11 +232,9 @@ avx512! {
                 next.ask();
                 // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
                 unsafe {
-                    let at = (s * n + c) * R;
-                    let cells: [&Cell; R] = std::array::from_fn(|r| panel.cells.get_unchecked(at + r).assume_init_ref());
+                    let cells = &*panel.cells.as_ptr().add((s * n + c) * R).cast::<[Cell; R]>();
                     let x: [&ActChunk; T] = std::array::from_fn(|t| x[t].get_unchecked(c));
-                    let starts: [*const i32; T] = std::array::from_fn(|t| starts[t].get_unchecked(c).as_ptr().cast());
-                    step::<B, R, T>(cells, x, starts, s, &mut acc);
+                    step::<B, R, T>(cells, x, starts.as_ptr().cast::<__m512i>().add(c).cast(), s, &mut acc);
                 }
             }
             for (i, acc) in acc.as_flattened().iter().enumerate() {
@@ -283,65 +257,6 @@ avx512! {
                 let sums = _mm512_add_epi32(h, _mm512_shuffle_i32x4::<0b10_11_00_01>(h, h));
                 start.write(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-offset)));
             }
-        }
-    }
-
-    /// Words `words` of span `s`, added to `dots`.
-    ///
-    /// # Safety
-    /// `s` is below [`SPANS`].
-    unsafe fn dot<const R: usize, const T: usize>(
-        cells: [&Cell; R],
-        x: [&ActChunk; T],
-        s: usize,
-        words: std::ops::Range<usize>,
-        dots: &mut [[__m512i; R]; T],
-    ) {
-        for k in words {
-            for t in 0..T {
-                // Word `k` of a span is word `k % 4` of its half `k / 4`, which is four lanes further on.
-                let at = 64 * (k % 4) + 4 * (lane(s) + 4 * (k / 4));
-                // SAFETY: four of the chunk's 256 bytes, at a multiple of four.
-                let word = _mm512_set1_epi32(unsafe { x[t].q.as_ptr().add(at).cast::<i32>().read() });
-                for r in 0..R {
-                    dots[t][r] = _mm512_dpbusd_epi32(dots[t][r], cells[r].w[k], word);
-                }
-            }
-            keep_order();
-        }
-    }
-
-    /// Span `s` of a chunk, as [`crate::quant::dot`] has it.
-    ///
-    /// # Safety
-    /// `s` is below [`SPANS`].
-    unsafe fn step<B: Unpack<Wide>, const R: usize, const T: usize>(
-        cells: [&Cell; R],
-        x: [&ActChunk; T],
-        starts: [*const i32; T],
-        s: usize,
-        acc: &mut [[__m512; R]; T],
-    ) {
-        // SAFETY: the caller answers for `s`, so its lane is one of sixteen.
-        unsafe {
-            let mut dots: [[__m512i; R]; T] = [[_mm512_setzero_si512(); R]; T];
-            if const { offset::<Avx512, B>() } != 0 {
-                for t in 0..T {
-                    dots[t] = [_mm512_set1_epi32(*starts[t].add(lane(s))); R];
-                }
-            }
-            dot::<R, T>(cells, x, s, 0..WORDS, &mut dots);
-            for t in 0..T {
-                let (d, total) = (x[t].d.get_unchecked(s), x[t].s.get_unchecked(s));
-                for r in 0..R {
-                    let mut sum = _mm512_mul_ps(cells[r].scale, _mm512_cvtepi32_ps(dots[t][r]));
-                    if matches!(B::FORM, Form::Min) {
-                        sum = _mm512_fnmadd_ps(cells[r].min, _mm512_set1_ps(*total), sum);
-                    }
-                    acc[t][r] = _mm512_fmadd_ps(sum, _mm512_set1_ps(*d), acc[t][r]);
-                }
-            }
-            keep_order();
         }
     }
 
