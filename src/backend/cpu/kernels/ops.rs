@@ -310,7 +310,8 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
         }
         let (mut s, mut d) = ([0.0; LANES], [0.0; LANES]);
         sum.store(s.as_mut_ptr());
-        out.h = s.map(|sum| sum as i32);
+        // SAFETY: at most sixteen times 127 in magnitude. Saturating casts would be done one by one.
+        out.h = s.map(|sum: f32| sum.to_int_unchecked());
         sum.add(sum.partner()).store(s.as_mut_ptr());
         largest.mul(scale).zero_below(largest, TINY).store(d.as_mut_ptr());
         for p in 0..LANES {

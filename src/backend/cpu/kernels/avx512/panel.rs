@@ -147,6 +147,13 @@ avx512! {
                 for c in 0..n {
                     let mut place = Place::new(panel, c * R + r, n * R);
                     let at = (first + c) * B::BYTES;
+                    // Sixteen rows are sixteen streams, more than the hardware follows from L2 to L1.
+                    let ahead = if c + 1 < n { at + B::BYTES } else { LANES * row_bytes + first * B::BYTES };
+                    for row in 0..LANES {
+                        for line in (0..B::BYTES + 63).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(row * row_bytes + ahead + line).cast());
+                        }
+                    }
                     if at + B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
                         unpack(&Rows::<B>::new(&group[at..], row_bytes), &mut place);
                     } else {
