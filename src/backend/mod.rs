@@ -8,13 +8,15 @@
 use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat};
 
 pub mod cpu;
+mod floats;
 mod reference;
+pub use floats::Floats;
 pub use reference::Reference;
 
 /// Activations on their way into matrix products: some rows of equal width, exact and (after [`Backend::prepare`])
 /// quantised.
 pub struct Rows {
-    x: Vec<f32>,
+    x: Floats,
     acts: Acts,
     n: usize,
     cols: usize,
@@ -23,7 +25,7 @@ pub struct Rows {
 impl Rows {
     /// Room for `n` rows of `cols`.
     pub fn new(n: usize, cols: usize) -> Self {
-        Self { x: vec![0.0; n * cols], acts: Acts::with_capacity(n, cols), n: 0, cols }
+        Self { x: Floats::zeros(n * cols), acts: Acts::with_capacity(n, cols), n: 0, cols }
     }
     /// Bytes that [`Rows::new`] takes.
     pub fn bytes(n: usize, cols: usize) -> u64 {
@@ -86,13 +88,13 @@ pub struct FfnJob<'a> {
 /// Scratch of [`Backend::ffn`]: hidden rows of at most `pairs` pairs.
 pub struct Hidden {
     rows: Rows,
-    up: Vec<f32>,
+    up: Floats,
 }
 
 impl Hidden {
     /// Room for `pairs` rows of up to `n_ff`.
     pub fn new(pairs: usize, n_ff: usize) -> Self {
-        Self { rows: Rows::new(pairs, n_ff), up: vec![0.0; pairs * n_ff] }
+        Self { rows: Rows::new(pairs, n_ff), up: Floats::zeros(pairs * n_ff) }
     }
     /// Bytes that [`Hidden::new`] takes.
     pub fn bytes(pairs: usize, n_ff: usize) -> u64 {

@@ -2,7 +2,7 @@
 
 use super::Config;
 use crate::{
-    backend::{FfnJob, Hidden, Pair, Rows},
+    backend::{FfnJob, Floats, Hidden, Pair, Rows},
     id::ExpertId,
     trace::Routed,
 };
@@ -25,7 +25,7 @@ pub struct ScratchShape {
 pub struct Scratch {
     n_batch: usize,
     /// (n_batch, n_embd)
-    pub(super) x: Vec<f32>,
+    pub(super) x: Floats,
     /// (n_batch, n_embd)
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * head_v)
@@ -36,7 +36,7 @@ pub struct Scratch {
     pub(super) embd: Vec<u8>,
     pub(super) moe: MoeScratch,
     /// (n_logits, n_vocab)
-    pub(super) logits: Vec<f32>,
+    pub(super) logits: Floats,
 }
 
 /// The rows of an attention, in memory that its layer's experts write to later.
@@ -72,7 +72,7 @@ impl<'a> AttentionRows<'a> {
 /// The buffers of a feed-forward part.
 pub(super) struct MoeScratch {
     /// Router scores. (n_batch, n_expert)
-    pub scores: Vec<f32>,
+    pub scores: Floats,
     /// Scores of the next layer, and of the one behind it. (n_expert)
     pub lookahead: [Vec<f32>; 2],
     /// The input of the router that is ahead. (1, n_embd)
@@ -80,9 +80,9 @@ pub(super) struct MoeScratch {
     /// (n_batch, n_expert_used)
     pub routed: Vec<Routed>,
     /// Experts' outputs in routing order, (n_batch * n_expert_used, n_embd); before them [`AttentionRows`].
-    pub out: Vec<f32>,
+    pub out: Floats,
     /// The shared expert's or dense block's output. (n_batch, n_embd)
-    pub shared: Vec<f32>,
+    pub shared: Floats,
     /// (n_batch)
     pub shared_gate: Vec<f32>,
     pub hidden: Hidden,
@@ -99,18 +99,18 @@ impl Scratch {
         let n = shape.n_batch;
         Self {
             n_batch: n,
-            x: vec![0.0; n * c.n_embd],
+            x: Floats::zeros(n * c.n_embd),
             norm: Rows::new(n, c.n_embd),
             attended: Rows::new(n, c.n_head * c.n_embd_head_v),
             turns: vec![0.0; n * c.n_rot],
             embd: vec![0; c.n_embd * 4],
             moe: MoeScratch {
-                scores: vec![0.0; n * c.n_expert],
+                scores: Floats::zeros(n * c.n_expert),
                 lookahead: [vec![0.0; c.n_expert], vec![0.0; c.n_expert]],
                 ahead: Rows::new(1, c.n_embd),
                 routed: Vec::with_capacity(n * c.n_expert_used),
-                out: vec![0.0; n * wide(c)],
-                shared: vec![0.0; n * c.n_embd],
+                out: Floats::zeros(n * wide(c)),
+                shared: Floats::zeros(n * c.n_embd),
                 shared_gate: vec![0.0; n],
                 hidden: Hidden::new(max_pairs(c, n), shape.n_ff),
                 pairs: vec![Pair::default(); n * c.n_expert_used],
@@ -118,7 +118,7 @@ impl Scratch {
                 ready: Vec::with_capacity(c.n_expert),
                 starts: vec![0; c.n_expert + 1],
             },
-            logits: vec![0.0; shape.n_logits * c.n_vocab],
+            logits: Floats::zeros(shape.n_logits * c.n_vocab),
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     kernels::{Kernels, TILE},
 };
 use crate::{
-    backend::Attention,
+    backend::{Attention, Floats},
     quant::{GgmlType, dequantize_row},
 };
 
@@ -24,17 +24,17 @@ const QUERIES: usize = 32;
 #[derive(Default)]
 pub(super) struct Scratch {
     /// The block's queries, scaled. (QUERIES, head_k)
-    q: Vec<f32>,
+    q: Floats,
     /// (head_k, TILE)
-    keys: Vec<f32>,
+    keys: Floats,
     /// (TILE, padded head_v)
-    values: Vec<f32>,
+    values: Floats,
     /// A tile of a quantised cache as floats. (TILE, the wider head)
-    plain: Vec<f32>,
+    plain: Floats,
     /// Scores, then weights. (QUERIES, TILE)
-    scores: Vec<f32>,
+    scores: Floats,
     /// Weighted values so far. (QUERIES, padded head_v)
-    sums: Vec<f32>,
+    sums: Floats,
     /// Largest score and sum of weights so far. (QUERIES)
     running: Vec<(f32, f32)>,
 }
@@ -49,14 +49,14 @@ impl Scratch {
 
     fn reserve(&mut self, a: &Attention<'_>) {
         let wide_v = Kernels::padded(a.head_v);
-        self.q.resize(QUERIES * a.head_k, 0.0);
-        self.keys.resize(TILE * a.head_k, 0.0);
-        self.values.resize(TILE * wide_v, 0.0);
+        self.q.resize(QUERIES * a.head_k);
+        self.keys.resize(TILE * a.head_k);
+        self.values.resize(TILE * wide_v);
         if !matches!(a.ty, GgmlType::F32 | GgmlType::F16) {
-            self.plain.resize(TILE * a.head_k.max(a.head_v), 0.0);
+            self.plain.resize(TILE * a.head_k.max(a.head_v));
         }
-        self.scores.resize(QUERIES * TILE, 0.0);
-        self.sums.resize(QUERIES * wide_v, 0.0);
+        self.scores.resize(QUERIES * TILE);
+        self.sums.resize(QUERIES * wide_v);
         self.running.resize(QUERIES, (0.0, 0.0));
     }
 }
