@@ -215,6 +215,19 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     }
 }
 
+/// Asks memory for bytes, into the L2 cache. A hint: any address will do.
+#[inline(always)]
+pub(super) fn ask_for(at: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, len);
+}
+
 /// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
 /// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
 pub(super) struct NextRows<'a> {
@@ -231,14 +244,7 @@ impl<'a> NextRows<'a> {
     #[inline(always)]
     pub(super) fn ask(&mut self) {
         let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..now.len()).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(now.as_ptr().wrapping_add(line).cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = now;
+        ask_for(now.as_ptr(), now.len());
         self.rest = rest;
     }
 }
