@@ -2,7 +2,8 @@
 //!
 //! `memory/…` reads weights out of DRAM for one token, bytes of weights a second, beside a plain read of as many
 //! bytes (`memory/read`): decoding should be bound by the latter. `cache/…` has weights that fit in L2, as
-//! multiplications a second: prompt processing should be bound by arithmetic. `prompt/…` has weights out of DRAM for as
+//! multiplications a second, beside a plain read of as many bytes (`cache/read`): prompt processing should be bound by
+//! arithmetic. `prompt/…` has weights out of DRAM for as
 //! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out. Choose with a filter:
 //! `cargo bench --bench kernels -- cache/Q4_K`.
 
@@ -100,6 +101,11 @@ fn cache(c: &mut Criterion) {
     let x: Vec<f32> = (0..64 * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
     Kernels::detect().expect("HOTSET_ISA is sound").quantize(&x, 64, COLS, &mut acts);
+    group.throughput(Throughput::Bytes(CACHE_BYTES as u64));
+    group.bench_function("read", |b| {
+        let bytes = vec![1u8; CACHE_BYTES];
+        b.iter(|| std::hint::black_box(read(std::hint::black_box(&bytes))));
+    });
     for ty in types() {
         let (data, rows) = weights(ty, CACHE_BYTES);
         let w = QMat { ty, rows, cols: COLS, data: &data };
