@@ -115,7 +115,7 @@ impl Simd for Avx512 {
     unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         // SAFETY: the caller's promise is the same.
         unsafe {
-            if !B::FINE {
+            if panel::takes::<B>() {
                 panel::matmul::<B>(w, x, y, then)
             } else if x.len() >= MANY_TOKENS {
                 matmul_ahead::<Self, B>(w, x, y, then)

@@ -4,8 +4,6 @@
 //! many words of packed nibbles as of weights. Sixteen bytes of each row are loaded into their 128-bit place, so that only
 //! words inside 128 bits are left to turn.
 //!
-//! Types whose scales are finer than a span have none of this: [`super::panel`] says why.
-//!
 //! Must not know: panels, tokens.
 
 #![expect(clippy::needless_range_loop, reason = "words, halves and rows are numbers of places in several registers")]
@@ -18,7 +16,7 @@ use super::super::bytes::MXFP4_UNSIGNED;
 use super::super::driver::{Form, Registers, Unpack};
 use super::{Avx512, Simd, Wide, high4, look_up, low4, transpose};
 use crate::quant::GgmlType;
-use crate::quant::act::{LANES, SPANS};
+use crate::quant::act::{LANES, SPANS, span_of};
 use crate::quant::block::IQ4_VALUES;
 
 /// Where a chunk of sixteen rows goes.
@@ -29,6 +27,8 @@ pub(super) trait Cells {
     fn scale(&mut self, s: usize, scales: __m512);
     /// Each row's minimum of span `s`, where the form is [`Form::Min`].
     fn min(&mut self, s: usize, minima: __m512);
+    /// Each row's scale of half `half` of span `s`, a whole number, where [`Unpack::FINE`].
+    fn half_scale(&mut self, s: usize, half: usize, scales: __m512);
 }
 
 /// [`Unpack::BYTES`] bytes of each of sixteen rows, `stride` bytes apart: one base and one distance stay in registers where
@@ -108,9 +108,30 @@ avx512! {
                 }
                 scales_k4::<B>(rows, out);
             }
+            GgmlType::Q6_K => {
+                for n in 0..2 {
+                    for half in 0..2 {
+                        let low: [_; 2] = std::array::from_fn(|i| four::<B>(rows, 64 * n + 32 * i + 16 * half));
+                        let high = four::<B>(rows, 128 + 32 * n + 16 * half);
+                        for k in 0..4 {
+                            let mut word = |s: usize, low: __m512i| {
+                                out.word(4 * n + s, 4 * half + k, _mm512_or_si512(low, bits(high[k], 2 * s, 2, 4)));
+                            };
+                            word(0, low4(low[0][k]));
+                            word(1, low4(low[1][k]));
+                            word(2, high4(low[0][k]));
+                            word(3, high4(low[1][k]));
+                        }
+                    }
+                }
+                scales_q6_k::<B>(rows, out);
+            }
             _ => {
                 words_by_row::<B>(rows, out);
                 scales_by_row::<B>(rows, out);
+                if B::FINE {
+                    half_scales_by_row::<B>(rows, out);
+                }
             }
         }
     }
@@ -191,6 +212,32 @@ avx512! {
             out.scale(s, _mm512_mul_ps(d, float(scales[s / 4], s)));
             out.min(s, _mm512_mul_ps(dmin, float(minima[s / 4], s)));
         }
+    }
+
+    /// Scales of Q6_K: sixteen signed bytes, and a half behind them.
+    fn scales_q6_k<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
+        let of_halves = four::<B>(rows, 192);
+        let [.., last] = four::<B>(rows, B::BYTES - 16);
+        let d = upper_halves(last);
+        for s in 0..SPANS {
+            out.scale(s, d);
+            for half in 0..2 {
+                // Byte `2 * s + half`, with its sign.
+                let top = _mm512_sllv_epi32(of_halves[s / 2], _mm512_set1_epi32(24 - 8 * (2 * (s as i32 % 2) + half as i32)));
+                out.half_scale(s, half, _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top)));
+            }
+        }
+    }
+
+    /// Scales of halves as a row has them, turned.
+    fn half_scales_by_row<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
+        let mut lanes = [const { MaybeUninit::uninit() }; LANES];
+        for i in 0..LANES {
+            // SAFETY: the CPU has the features, or this would not run; such a type sets them.
+            lanes[i].write(unsafe { B::unpack(rows.row(i)).fine.assume_init()[0] });
+        }
+        // SAFETY: every row has been written.
+        unsafe { turn(&lanes, |p, scales| out.half_scale(span_of(p), p / 4 % 2, _mm512_cvtepi32_ps(scales))) }
     }
 
     /// Scales as a row has them, turned.

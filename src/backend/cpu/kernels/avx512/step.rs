@@ -1,8 +1,8 @@
 //! A span of some groups of sixteen rows times some tokens: what a prompt spends most of its time in.
 //!
-//! For two groups and four to six tokens, which is nearly always, it is assembly. Its 24 sums and integers and what they are
-//! made of take 30 of 32 registers, and the compiler, which gathers loads ahead of the products that use them, kept half of
-//! the sums in memory, whatever was tried to dissuade it.
+//! For two groups and as many tokens as [`step`] lists, which is nearly always, it is assembly: sums, integers and what they
+//! are made of take 27 to 31 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
+//! half of the sums in memory, whatever was tried to dissuade it; prompts took 6 % longer.
 //!
 //! Must not know: panels, how many spans there are.
 
@@ -23,8 +23,9 @@ pub(super) const WORDS: usize = SPAN / 4;
 pub(super) struct Cell {
     pub w: [__m512i; WORDS],
     pub scale: __m512,
-    /// Of no meaning unless the form is [`Form::Min`].
-    pub min: __m512,
+    /// The minimum first, where the form is [`Form::Min`]; where [`Unpack::FINE`], the scale of each half, a whole number.
+    /// Of no meaning otherwise.
+    pub others: [__m512; 2],
 }
 
 /// Bytes from a token's starts of a chunk to the next one's.
@@ -40,78 +41,142 @@ const fn word(k: usize) -> usize {
     64 * (k % 4) + 16 * (k / 4)
 }
 
-/// [`plain`] for two groups of rows and the tokens listed: for each its number, and names for its pointer, two sums of
-/// integers and two of floats.
+// Parts of the assembly, each for all tokens. `i`, `h` and `f` are sums of integers, of a second half and of floats, 0 and 1
+// the groups of rows; `a`, `b` and `t` hold what two groups and a token have to give.
+
+/// Integers from zero.
+macro_rules! from_zero {
+    ($($i0:ident $i1:ident)*) => { concat!($(
+        "vpxord {", stringify!($i0), "}, {", stringify!($i0), "}, {", stringify!($i0), "}\n",
+        "vpxord {", stringify!($i1), "}, {", stringify!($i1), "}, {", stringify!($i1), "}\n",
+    )*) };
+}
+
+/// Integers from the starts of a half: 0 or 16, four lanes on.
+macro_rules! from_starts {
+    ($half:literal $($t:literal $i0:ident $i1:ident)*) => { concat!($(
+        "vpbroadcastd {", stringify!($i0), "}, [{starts} + {q} + ", $t, " * {start_bytes} + ", $half, "]\n",
+        "vmovdqa64 {", stringify!($i1), "}, {", stringify!($i0), "}\n",
+    )*) };
+}
+
+/// The four words of a half, 0 or 16, added to integers: `j` runs over [`word`]'s first term.
+macro_rules! products {
+    ($half:literal $($x:ident $i0:ident $i1:ident)*) => { concat!(
+        ".irp j, 0, 64, 128, 192\n",
+        "vmovdqa64 {a}, [{cell} + 16 * ", $half, " + \\j]\n",
+        "vmovdqa64 {b}, [{cell} + {cell_bytes} + 16 * ", $half, " + \\j]\n",
+        $(
+            "vpbroadcastd {t}, [{", stringify!($x), "} + {q} + ", $half, " + \\j]\n",
+            "vpdpbusd {", stringify!($i0), "}, {a}, {t}\n",
+            "vpdpbusd {", stringify!($i1), "}, {b}, {t}\n",
+        )*
+        ".endr\n",
+    ) };
+}
+
+/// What the cells have at `$at`, to `a` and `b`.
+macro_rules! load {
+    ($at:literal) => {
+        concat!("vmovaps {a}, [{cell} + ", $at, "]\n", "vmovaps {b}, [{cell} + {cell_bytes} + ", $at, "]\n")
+    };
+}
+
+/// Integers to floats.
+macro_rules! to_floats {
+    ($($i0:ident $i1:ident)*) => { concat!($(
+        "vcvtdq2ps {", stringify!($i0), "}, {", stringify!($i0), "}\n",
+        "vcvtdq2ps {", stringify!($i1), "}, {", stringify!($i1), "}\n",
+    )*) };
+}
+
+/// Times what [`load`] has loaded.
+macro_rules! scale {
+    ($($i0:ident $i1:ident)*) => { concat!($(
+        "vmulps {", stringify!($i0), "}, {", stringify!($i0), "}, {a}\n",
+        "vmulps {", stringify!($i1), "}, {", stringify!($i1), "}, {b}\n",
+    )*) };
+}
+
+/// Adds the second halves times what [`load`] has loaded.
+macro_rules! add_scaled {
+    ($($i0:ident $i1:ident $h0:ident $h1:ident)*) => { concat!($(
+        "vfmadd231ps {", stringify!($i0), "}, {", stringify!($h0), "}, {a}\n",
+        "vfmadd231ps {", stringify!($i1), "}, {", stringify!($h1), "}, {b}\n",
+    )*) };
+}
+
+/// Takes the minima, which [`load`] has loaded, times the spans' sums away.
+macro_rules! less_minima {
+    ($($x:ident $i0:ident $i1:ident)*) => { concat!($(
+        "vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {total}]\n",
+        "vfnmadd231ps {", stringify!($i0), "}, {a}, {t}\n",
+        "vfnmadd231ps {", stringify!($i1), "}, {b}, {t}\n",
+    )*) };
+}
+
+/// Adds everything times the tokens' scales to the sums.
+macro_rules! finish {
+    ($($x:ident $i0:ident $i1:ident $f0:ident $f1:ident)*) => { concat!($(
+        "vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {d}]\n",
+        "vfmadd231ps {", stringify!($f0), "}, {", stringify!($i0), "}, {t}\n",
+        "vfmadd231ps {", stringify!($f1), "}, {", stringify!($i1), "}, {t}\n",
+    )*) };
+}
+
+/// [`plain`] of a form, for two groups of rows and the tokens listed: for each its number, and names for its pointer and
+/// registers.
 macro_rules! in_registers {
-    (min, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
-     $($t:tt $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
+    (min, $of:tt, $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @
-            [$(
-                concat!("vpxord {", stringify!($i0), "}, {", stringify!($i0), "}, {", stringify!($i0), "}"),
-                concat!("vpxord {", stringify!($i1), "}, {", stringify!($i1), "}, {", stringify!($i1), "}"),
-            )*]
+            @ $of,
             [
-                "vmovaps {m0}, [{cell} + {min}]",
-                "vmovaps {m1}, [{cell} + {cell_bytes} + {min}]",
-                $(
-                    concat!("vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {total}]"),
-                    concat!("vfnmadd231ps {", stringify!($i0), "}, {m0}, {t}"),
-                    concat!("vfnmadd231ps {", stringify!($i1), "}, {m1}, {t}"),
-                )*
+                from_zero!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
+                load!("{scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                load!("{others}"), less_minima!($($x $i0 $i1)*),
             ]
-            [
-                m0 = out(zmm_reg) $gone,
-                m1 = out(zmm_reg) $gone,
-                min = const offset_of!(Cell, min),
-                total = const offset_of!(ActChunk, s),
-            ]
-            ($cells, $xs, $starts, $s, $acc, $gone), $($t $x $i0 $i1 $f0 $f1,)*
+            [others = const offset_of!(Cell, others), total = const offset_of!(ActChunk, s),]
+            $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
     (offset, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
-     $($t:tt $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
+     $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @
-            [$(
-                concat!("vpbroadcastd {", stringify!($i0), "}, [{starts} + {q} + ", stringify!($t), " * {start_bytes}]"),
-                concat!("vmovdqa64 {", stringify!($i1), "}, {", stringify!($i0), "}"),
-            )*]
-            []
+            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            [
+                from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
+                load!("{scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+            ]
             [starts = in(reg) $starts, start_bytes = const START_BYTES,]
-            ($cells, $xs, $starts, $s, $acc, $gone), $($t $x $i0 $i1 $f0 $f1,)*
+            $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    // In `.irp`, h and j are the terms of a [`word`]: its weights are 16 h + j bytes from the cell's start.
-    (@ [$($begin:expr,)*] [$($min:expr,)*] [$($operands:tt)*] ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
-       $($t:tt $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
+    (fine, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+     $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
+        in_registers!(
+            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            [
+                from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*),
+                from_starts!("16" $($t $h0 $h1)*), products!("16" $($x $h0 $h1)*),
+                load!("{others}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                load!("{others} + 64"), to_floats!($($h0 $h1)*), add_scaled!($($i0 $i1 $h0 $h1)*),
+                load!("{scale}"), scale!($($i0 $i1)*),
+            ]
+            [
+                starts = in(reg) $starts,
+                start_bytes = const START_BYTES,
+                others = const offset_of!(Cell, others),
+                $($h0 = out(zmm_reg) $gone, $h1 = out(zmm_reg) $gone,)*
+            ]
+            $($t $x $i0 $i1 $f0 $f1,)*
+        )
+    };
+    (@ ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+     [$($lines:expr,)*] [$($operands:tt)*]
+     $($t:literal $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
         asm!(
-            $($begin,)*
-            ".irp h, 0, 16",
-            ".irp j, 0, 64, 128, 192",
-            "vmovdqa64 {a}, [{cell} + 16 * \\h + \\j]",
-            "vmovdqa64 {b}, [{cell} + {cell_bytes} + 16 * \\h + \\j]",
-            $(
-                concat!("vpbroadcastd {t}, [{", stringify!($x), "} + {q} + \\h + \\j]"),
-                concat!("vpdpbusd {", stringify!($i0), "}, {a}, {t}"),
-                concat!("vpdpbusd {", stringify!($i1), "}, {b}, {t}"),
-            )*
-            ".endr",
-            ".endr",
-            "vmovaps {a}, [{cell} + {scale}]",
-            "vmovaps {b}, [{cell} + {cell_bytes} + {scale}]",
-            $(
-                concat!("vcvtdq2ps {", stringify!($i0), "}, {", stringify!($i0), "}"),
-                concat!("vcvtdq2ps {", stringify!($i1), "}, {", stringify!($i1), "}"),
-                concat!("vmulps {", stringify!($i0), "}, {", stringify!($i0), "}, {a}"),
-                concat!("vmulps {", stringify!($i1), "}, {", stringify!($i1), "}, {b}"),
-            )*
-            $($min,)*
-            $(
-                concat!("vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {d}]"),
-                concat!("vfmadd231ps {", stringify!($f0), "}, {", stringify!($i0), "}, {t}"),
-                concat!("vfmadd231ps {", stringify!($f1), "}, {", stringify!($i1), "}, {t}"),
-            )*
+            $($lines,)*
+            finish!($($x $i0 $i1 $f0 $f1)*),
             cell = in(reg) $cells.as_ptr(),
             q = in(reg) 4 * lane($s),
             s = in(reg) $s,
@@ -123,28 +188,28 @@ macro_rules! in_registers {
             t = out(zmm_reg) $gone,
             $($operands)*
             $($x = in(reg) &raw const *$xs[$t],)*
-            $($i0 = out(zmm_reg) $gone,)*
-            $($i1 = out(zmm_reg) $gone,)*
-            $($f0 = inout(zmm_reg) $acc[$t][0],)*
-            $($f1 = inout(zmm_reg) $acc[$t][1],)*
+            $($i0 = out(zmm_reg) $gone, $i1 = out(zmm_reg) $gone,)*
+            $($f0 = inout(zmm_reg) $acc[$t][0], $f1 = inout(zmm_reg) $acc[$t][1],)*
             options(pure, readonly, nostack, preserves_flags)
         )
     };
 }
 
-/// [`in_registers`] for four, five or six tokens.
+/// [`in_registers`] for three to six tokens.
 macro_rules! of_tokens {
-    (6, $form:ident, $of:tt, $($more:tt)*) => { of_tokens!(5, $form, $of, 5 x5 i5 j5 f5 g5, $($more)*) };
-    (5, $form:ident, $of:tt, $($more:tt)*) => { of_tokens!(4, $form, $of, 4 x4 i4 j4 f4 g4, $($more)*) };
-    (4, $form:ident, $of:tt, $($more:tt)*) => {
+    (6, $form:ident, $of:tt, $($more:tt)*) => { of_tokens!(5, $form, $of, 5 x5 i50 i51 h50 h51 f50 f51, $($more)*) };
+    (5, $form:ident, $of:tt, $($more:tt)*) => { of_tokens!(4, $form, $of, 4 x4 i40 i41 h40 h41 f40 f41, $($more)*) };
+    (4, $form:ident, $of:tt, $($more:tt)*) => { of_tokens!(3, $form, $of, 3 x3 i30 i31 h30 h31 f30 f31, $($more)*) };
+    (3, $form:ident, $of:tt, $($more:tt)*) => {
         in_registers!(
-            $form, $of, 0 x0 i0 j0 f0 g0, 1 x1 i1 j1 f1 g1, 2 x2 i2 j2 f2 g2, 3 x3 i3 j3 f3 g3, $($more)*
+            $form, $of, 0 x0 i00 i01 h00 h01 f00 f01, 1 x1 i10 i11 h10 h11 f10 f11, 2 x2 i20 i21 h20 h21 f20 f21, $($more)*
         )
     };
 }
 
 avx512! {
-    /// Span `s` of a chunk, as [`crate::quant::dot`] has it, onto `acc`. `starts` has those of a chunk and the first token.
+    /// Span `s` of a chunk, as [`crate::quant::dot`] has it, onto `acc`. `starts` has those of a chunk and the first token:
+    /// what the integers of each lane of [`ActChunk`] start from; those of whole spans are in their first lane.
     ///
     /// # Safety
     /// `s` is below [`SPANS`](crate::quant::act::SPANS); where the type has an offset, `starts` has sixteen numbers for each
@@ -156,17 +221,19 @@ avx512! {
         s: usize,
         acc: &mut [[__m512; R]; T],
     ) {
-        // Scratch registers need a type, or they are named wrongly.
+        // Registers that only the assembly uses need a type, or they are named wrongly.
         let mut _gone: __m512i;
         // SAFETY: what is read are the cells, the tokens' chunks and the starts, of which the caller says that they are there.
         unsafe {
-            match (R, T, matches!(B::FORM, Form::Min)) {
-                (2, 6, true) => of_tokens!(6, min, (cells, x, starts, s, acc, _gone),),
-                (2, 5, true) => of_tokens!(5, min, (cells, x, starts, s, acc, _gone),),
-                (2, 4, true) => of_tokens!(4, min, (cells, x, starts, s, acc, _gone),),
-                (2, 6, false) => of_tokens!(6, offset, (cells, x, starts, s, acc, _gone),),
-                (2, 5, false) => of_tokens!(5, offset, (cells, x, starts, s, acc, _gone),),
-                (2, 4, false) => of_tokens!(4, offset, (cells, x, starts, s, acc, _gone),),
+            match (R, T, B::FINE, matches!(B::FORM, Form::Min)) {
+                (2, 6, false, true) => of_tokens!(6, min, (cells, x, starts, s, acc, _gone),),
+                (2, 5, false, true) => of_tokens!(5, min, (cells, x, starts, s, acc, _gone),),
+                (2, 4, false, true) => of_tokens!(4, min, (cells, x, starts, s, acc, _gone),),
+                (2, 6, false, false) => of_tokens!(6, offset, (cells, x, starts, s, acc, _gone),),
+                (2, 5, false, false) => of_tokens!(5, offset, (cells, x, starts, s, acc, _gone),),
+                (2, 4, false, false) => of_tokens!(4, offset, (cells, x, starts, s, acc, _gone),),
+                (2, 4, true, false) => of_tokens!(4, fine, (cells, x, starts, s, acc, _gone),),
+                (2, 3, true, false) => of_tokens!(3, fine, (cells, x, starts, s, acc, _gone),),
                 _ => plain::<B, R, T>(cells, x, starts, s, acc),
             }
         }
@@ -186,19 +253,31 @@ avx512! {
         for (t, (x, acc)) in x.into_iter().zip(acc).enumerate() {
             // SAFETY: the caller's promise; a word is four of the chunk's 256 bytes, at a multiple of four.
             unsafe {
-                let start = if const { offset::<Avx512, B>() } == 0 { 0 } else { *starts.add(t * START_BYTES / 4 + lane(s)) };
+                let start = |lane: usize| match const { offset::<Avx512, B>() } {
+                    0 => _mm512_setzero_si512(),
+                    _ => _mm512_set1_epi32(*starts.add(t * START_BYTES / 4 + lane)),
+                };
                 let words = x.q.as_ptr().add(4 * lane(s));
-                let (d, total) = (_mm512_set1_ps(*x.d.get_unchecked(s)), _mm512_set1_ps(*x.s.get_unchecked(s)));
+                let dots = |cell: &Cell, range: std::ops::Range<usize>, mut dots: __m512i| {
+                    for k in range {
+                        let x = _mm512_set1_epi32(words.add(word(k)).cast::<i32>().read());
+                        dots = _mm512_dpbusd_epi32(dots, cell.w[k], x);
+                    }
+                    _mm512_cvtepi32_ps(dots)
+                };
                 for (cell, acc) in cells.iter().zip(acc) {
-                    let mut dots = _mm512_set1_epi32(start);
-                    for (k, w) in cell.w.iter().enumerate() {
-                        dots = _mm512_dpbusd_epi32(dots, *w, _mm512_set1_epi32(words.add(word(k)).cast::<i32>().read()));
-                    }
-                    let mut sum = _mm512_mul_ps(cell.scale, _mm512_cvtepi32_ps(dots));
+                    let mut sum = if B::FINE {
+                        // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
+                        let first = _mm512_mul_ps(cell.others[0], dots(cell, 0..WORDS / 2, start(lane(s))));
+                        _mm512_fmadd_ps(cell.others[1], dots(cell, WORDS / 2..WORDS, start(lane(s) + 4)), first)
+                    } else {
+                        dots(cell, 0..WORDS, start(lane(s)))
+                    };
+                    sum = _mm512_mul_ps(cell.scale, sum);
                     if matches!(B::FORM, Form::Min) {
-                        sum = _mm512_fnmadd_ps(cell.min, total, sum);
+                        sum = _mm512_fnmadd_ps(cell.others[0], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
                     }
-                    *acc = _mm512_fmadd_ps(sum, d, *acc);
+                    *acc = _mm512_fmadd_ps(sum, _mm512_set1_ps(*x.d.get_unchecked(s)), *acc);
                 }
             }
         }
