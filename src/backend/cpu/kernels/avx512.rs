@@ -120,7 +120,7 @@ impl Simd for Avx512 {
             } else if x.len() >= MANY_TOKENS {
                 matmul_ahead::<Self, B>(w, x, y, then)
             } else {
-                matmul::<Self, B>(w, x, y)
+                matmul::<Self, B>(w, x, y, then)
             }
         }
     }

@@ -136,9 +136,9 @@ pub(super) const MANY_TOKENS: usize = 32;
 pub(super) const AHEAD: usize = 128;
 
 /// Runs `$tile::<S, B, n>(…)` for each pair of rows that `$pairs` gives, of which the first has number `$first` of `$n_row`,
-/// and each group of tokens; the last argument tells the first group.
+/// and each group of tokens; the last argument is `$ahead` for the first group.
 macro_rules! for_token_groups {
-    ($simd:ty, $tile:ident, $pairs:expr, $first:expr, $n_row:expr, $x:expr, $y:expr) => {{
+    ($simd:ty, $tile:ident, $pairs:expr, $first:expr, $n_row:expr, $x:expr, $y:expr, $ahead:expr) => {{
         let mut t = 0;
         while t < $x.len() {
             // Groups as equal as can be: one of a single token would wait for each addition.
@@ -148,14 +148,14 @@ macro_rules! for_token_groups {
                 let (x, y) = (&$x[t..t + n], &$y[t..t + n]);
                 let r = $first + 2 * i..$n_row.min($first + 2 * i + 2);
                 match n {
-                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(pair, x, y, r, t == 0),
-                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(pair, x, y, r, t == 0),
-                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(pair, x, y, r, t == 0),
-                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(pair, x, y, r, t == 0),
-                    4 => $tile::<S, B, 4>(pair, x, y, r, t == 0),
-                    3 => $tile::<S, B, 3>(pair, x, y, r, t == 0),
-                    2 => $tile::<S, B, 2>(pair, x, y, r, t == 0),
-                    1 => $tile::<S, B, 1>(pair, x, y, r, t == 0),
+                    8 if <$simd>::TOKENS > 4 => $tile::<S, B, 8>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    7 if <$simd>::TOKENS > 4 => $tile::<S, B, 7>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    6 if <$simd>::TOKENS > 4 => $tile::<S, B, 6>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    5 if <$simd>::TOKENS > 4 => $tile::<S, B, 5>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    4 => $tile::<S, B, 4>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    3 => $tile::<S, B, 3>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    2 => $tile::<S, B, 2>(pair, x, y, r, (t == 0).then_some($ahead)),
+                    1 => $tile::<S, B, 1>(pair, x, y, r, (t == 0).then_some($ahead)),
                     _ => unreachable!("TOKENS is 4 or 8"),
                 }
             }
@@ -166,11 +166,12 @@ macro_rules! for_token_groups {
 
 /// [`super::MatMul`] for a quantised type: each group of tokens unpacks rows anew, in registers.
 #[inline(always)]
-pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
+pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
     let row_bytes = w.row_bytes();
+    let ahead = Ahead::new(w.data, then);
     for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
         // SAFETY: the caller's promise is the same; the rows are of `w`.
-        unsafe { for_token_groups!(S, tile, pairs(rows, row_bytes), i * ROWS, w.rows, x, y) }
+        unsafe { for_token_groups!(S, tile, pairs(rows, row_bytes), i * ROWS, w.rows, x, y, ahead) }
     }
 }
 
@@ -194,7 +195,7 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
     if n_chunk > AHEAD || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
-        return unsafe { matmul::<S, B>(w, x, y) };
+        return unsafe { matmul::<S, B>(w, x, y, then) };
     }
     let n_row = ROWS.min(2 * (AHEAD / n_chunk));
     let n_group = x.len().div_ceil(S::TOKENS);
@@ -210,7 +211,7 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
             }
             let unpacked = unpacked[..n_pair * n_chunk].assume_init_ref();
             let unpacked = || unpacked.chunks_exact(n_chunk);
-            for_token_groups!(S, tile_unpacked, unpacked().inspect(|_| next.ask()), i * n_row, w.rows, x, y);
+            for_token_groups!(S, tile_unpacked, unpacked().inspect(|_| next.ask()), i * n_row, w.rows, x, y, ());
         }
     }
 }
@@ -286,6 +287,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
     let whole = rows.map(|row| row.chunks_exact(B::BYTES));
     let rest = [whole[0].remainder(), whole[1].remainder()];
     assert_eq!(out.len(), rows[0].len().div_ceil(B::BYTES), "room for two rows");
+    let ahead = Ahead::ENDLESS;
     let [a, b] = whole;
     // SAFETY: the caller checked the CPU.
     unsafe {
@@ -293,7 +295,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
             out.write(unpack_rest::<S, B>(rest));
         }
         for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
-            prefetch::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
+            ahead.ask::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
             out.write(unpack::<S, B>([a, b]));
         }
     }
@@ -306,7 +308,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
     x: &[ActRow<'_>],
     y: &[*mut f32],
     r: Range<usize>,
-    first: bool,
+    ahead: Option<Ahead>,
 ) {
     let whole = rows.map(|row| row.chunks_exact(B::BYTES));
     let rest = [whole[0].remainder(), whole[1].remainder()];
@@ -317,8 +319,8 @@ unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
     unsafe {
         let mut acc = [L::<S>::splat(0.0); T];
         for (c, (a, b)) in a.zip(b).enumerate() {
-            if first {
-                prefetch::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
+            if let Some(ahead) = ahead {
+                ahead.ask::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
             }
             step::<S, B, T>(&unpack::<S, B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
@@ -366,25 +368,53 @@ const NEAR: usize = 1024;
 #[cfg(target_arch = "x86_64")]
 const LARGE_CHUNK: usize = 192;
 
-/// Asks for bytes that lie some way behind the two chunks of `B` at `at`. A hint: any address will do.
-#[inline(always)]
-fn prefetch<R: Registers, B: Unpack<R>>(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..2 * B::BYTES).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        let ask = |bytes| at.wrapping_add(bytes + line).cast();
-        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-        unsafe {
-            if B::BYTES > LARGE_CHUNK {
-                _mm_prefetch::<_MM_HINT_T0>(ask(NEAR));
-                _mm_prefetch::<_MM_HINT_T1>(ask(FAR));
-            } else {
-                _mm_prefetch::<_MM_HINT_T0>(ask(PREFETCH_BYTES));
+/// Where to ask for bytes: some way behind those in use, and behind a matrix's end in what the thread reads then. Each piece
+/// of a matrix would begin by waiting for DRAM otherwise, and decoding has a thousand of them a token.
+#[derive(Clone, Copy)]
+struct Ahead {
+    end: *const u8,
+    then: *const u8,
+}
+
+impl Ahead {
+    /// Goes on behind the bytes in use for ever.
+    const ENDLESS: Ahead = Ahead { end: usize::MAX as *const u8, then: std::ptr::null() };
+
+    fn new(now: &[u8], then: &[u8]) -> Self {
+        let end = now.as_ptr_range().end;
+        Ahead { end, then: if then.is_empty() { end } else { then.as_ptr() } }
+    }
+
+    /// Asks for what comes some way behind the two chunks of `B` at `at`. A hint: any address will do.
+    #[inline(always)]
+    fn ask<R: Registers, B: Unpack<R>>(self, at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+            let behind = |bytes: usize| {
+                let at = at.wrapping_add(bytes);
+                if at < self.end { at } else { self.then.wrapping_add(at as usize - self.end as usize) }
+            };
+            let lines = (0..2 * B::BYTES).step_by(64);
+            // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
+            unsafe {
+                if B::BYTES > LARGE_CHUNK {
+                    let (near, far) = (behind(NEAR), behind(FAR));
+                    for line in lines {
+                        _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(line).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(far.wrapping_add(line).cast());
+                    }
+                } else {
+                    let ahead = behind(PREFETCH_BYTES);
+                    for line in lines {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                    }
+                }
             }
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (self.end, self.then, at);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// [`tile`] of unpacked rows.
@@ -394,7 +424,7 @@ unsafe fn tile_unpacked<S: Simd, B: Unpack<S::R>, const T: usize>(
     x: &[ActRow<'_>],
     y: &[*mut f32],
     r: Range<usize>,
-    _first: bool,
+    _ahead: Option<()>,
 ) {
     let x = chunks_of::<T>(x, rows.len());
     // SAFETY: as in `tile`.
@@ -592,7 +622,7 @@ macro_rules! matmul_table {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
             unsafe {
                 if x.len() < <$simd as driver::Simd>::MANY_TOKENS {
-                    driver::matmul::<$simd, B>(w, x, y)
+                    driver::matmul::<$simd, B>(w, x, y, then)
                 } else {
                     quantized_ahead::<B>(w, x, y, then)
                 }
