@@ -1,7 +1,7 @@
 //! Floats that begin at a cache line.
 //!
 //! What the allocator gives for a large buffer begins 16 bytes behind a page, where every register of sixteen floats lies
-//! across two lines and costs two accesses: attention ran at half of what the multipliers do.
+//! across two lines and costs two accesses. Prompts became some 1 % faster.
 
 use std::ops::{Deref, DerefMut};
 

@@ -122,7 +122,7 @@ impl Scratch {
         }
     }
 
-    /// Bytes that [`Scratch::new`] takes, to within a few hundred.
+    /// Bytes that [`Scratch::new`] takes, to within a thousand.
     pub fn bytes(c: &Config, shape: ScratchShape) -> u64 {
         let n = shape.n_batch;
         let used = n * c.n_expert_used;

@@ -141,7 +141,7 @@ fn quantize_span(x: &[f32; SPAN], p: usize, out: &mut ActChunk) {
     }
     let inverse = 1.0 / largest;
     // The largest xq² / qq: of two fractions with positive denominators, that is greater whose numerator times the other's
-    // denominator is. Eight divisions less.
+    // denominator is: one division for a span, not sixteen.
     let (mut best, mut step) = ((0.0, 1.0), 0.0);
     for candidate in STEPS {
         let sums = x.as_chunks::<GROUP>().0.iter().map(|x| {

@@ -60,21 +60,25 @@ impl Registers for Narrow {
     type I = [__m256i; 2];
     type H = __m256;
     type L = L256;
-    // SAFETY of all: [`Registers`] makes the caller promise the CPU's features, and what `load` and `twice` read.
     avx2! {
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Registers`] says.
         unsafe fn load(p: *const i32) -> [__m256i; 2] {
             // SAFETY: the caller gives sixteen elements.
             unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())] }
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn splat(x: i32) -> [__m256i; 2] {
             [_mm256_set1_epi32(x); 2]
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn mul(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])]
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn sub(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn fold(rows: [[__m256i; 2]; 2]) -> L256 {
             // The lower 128 bits of each register have first halves of spans, the upper ones the second halves.
             let [a, b] = rows.map(|[low, high]| {
@@ -84,14 +88,17 @@ impl Registers for Narrow {
             });
             L256(a, b)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn join([a, b]: [__m256; 2]) -> L256 {
             L256(a, b)
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Registers`] says.
         unsafe fn twice(p: *const f32) -> L256 {
             // SAFETY: the caller gives eight elements.
             let x = unsafe { _mm256_loadu_ps(p) };
             L256(x, x)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn sums(l: L256) -> [f32; 2] {
             [l.0, l.1].map(|eight| sum8(eight))
         }
@@ -102,6 +109,7 @@ impl Simd for Avx2 {
     type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
+    // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn from_signed(w: W256) -> W256 {

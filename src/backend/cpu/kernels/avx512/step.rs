@@ -1,7 +1,7 @@
 //! A span of some groups of sixteen rows times some tokens: what a prompt spends most of its time in.
 //!
 //! For two groups and as many tokens as [`step`] lists, which is nearly always, it is assembly: sums, integers and what they
-//! are made of take 27 to 31 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
+//! are made of take up to 27 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
 //! half of the sums in memory, whatever was tried to dissuade it; prompts took 6 % longer.
 //!
 //! Must not know: panels, how many spans there are.
@@ -16,7 +16,7 @@ use super::{Avx512, Wide};
 use crate::quant::act::{ActChunk, SPAN};
 
 /// Words of four weights in a span.
-pub(super) const WORDS: usize = SPAN / 4;
+const WORDS: usize = SPAN / 4;
 
 /// A span of sixteen rows, each in its lane.
 #[repr(C, align(64))]
