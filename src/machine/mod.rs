@@ -113,10 +113,11 @@ pub fn yield_to_all() {
     let _ = rustix::process::setpriority_process(None, 19);
 }
 
-/// From this size on, anonymous memory is asked for in huge pages: experts are read from end to end, and with 4 KiB
-/// pages a token of a large model misses the TLB at every page. Below it, rounding to 2 MiB would cost more than it gives.
+/// From this size on, anonymous memory is asked for in huge pages: weights are read from end to end, and with 4 KiB pages a
+/// token of a large model misses the TLB at every page. Only whole pages inside a mapping are huge, so it takes no more
+/// memory than it would; below this size there are none to speak of.
 #[cfg(target_os = "linux")]
-const HUGE_BYTES: usize = 32 << 20;
+const HUGE_BYTES: usize = 4 << 20;
 
 /// Anonymous memory, in huge pages where it is large.
 ///
