@@ -19,10 +19,11 @@
 //! [`sum_lanes`]: crate::quant::dot::sum_lanes
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::super::driver::{Form, NextRows, Unpack, offset};
-use super::sixteen::{Cells, Rows, unpack};
+use super::sixteen::{Cells, Rows, packed, unpack};
 use super::step::{Cell, step};
 use super::{Avx512, Wide};
 use crate::quant::QMat;
@@ -54,10 +55,10 @@ const fn tokens<B: Unpack<Wide>>() -> usize {
     if B::FINE { FINE_TOKENS } else { TOKENS }
 }
 
-/// Chunks of columns that are unpacked at once: 88 KiB of a panel.
+/// Chunks of columns that are unpacked at once: 96 KiB of a panel, 48 where two spans share a cell.
 pub(super) const CHUNKS: usize = 8;
 
-/// Some rows by up to [`CHUNKS`] chunks: (SPANS, chunks, groups).
+/// Some rows by up to [`CHUNKS`] chunks: (SPANS, chunks, groups), or half as many spans where they share cells.
 struct Panel {
     cells: [MaybeUninit<Cell>; SPANS * CHUNKS * GROUPS],
 }
@@ -70,41 +71,59 @@ struct Strip<'a> {
 }
 
 /// A chunk's cells in a panel: every `step`th from its first span's on.
-struct Place<'a> {
+struct Place<'a, B> {
     cells: &'a mut [MaybeUninit<Cell>],
     step: usize,
+    of: PhantomData<B>,
 }
 
-impl<'a> Place<'a> {
+/// Which of a chunk's cells has span `s`.
+const fn cell_of<B: Unpack<Wide>>(s: usize) -> usize {
+    if packed::<B>() { s / 2 } else { s }
+}
+
+impl<'a, B: Unpack<Wide>> Place<'a, B> {
     #[inline(always)]
     fn new(panel: &'a mut Panel, at: usize, step: usize) -> Self {
-        Place { cells: &mut panel.cells[at..=at + (SPANS - 1) * step], step }
+        Place { cells: &mut panel.cells[at..=at + cell_of::<B>(SPANS - 1) * step], step, of: PhantomData }
     }
 
     #[inline(always)]
     fn cell(&mut self, s: usize) -> *mut Cell {
         assert!(s < SPANS); // a constant, once inlined
         // SAFETY: there is a cell for each span, by `new`.
-        unsafe { self.cells.get_unchecked_mut(s * self.step).as_mut_ptr() }
+        unsafe { self.cells.get_unchecked_mut(cell_of::<B>(s) * self.step).as_mut_ptr() }
     }
 }
 
 // SAFETY of all: the cell is one of the panel's, and fields may be written before others are.
-impl Cells for Place<'_> {
+impl<B: Unpack<Wide>> Cells for Place<'_, B> {
     #[inline(always)]
     fn word(&mut self, s: usize, k: usize, weights: __m512i) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.cell(s)).w[k]).write(weights) }
     }
     #[inline(always)]
+    fn two_words(&mut self, s: usize, k: usize, weights: __m512i) {
+        self.word(s, k, weights);
+    }
+    #[inline(always)]
     fn scale(&mut self, s: usize, scales: __m512) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).scale).write(scales) }
+        // SAFETY: as above; the CPU has the features, or this would not run.
+        unsafe {
+            if packed::<B>() && s % 2 == 1 {
+                // High nibbles stay where they are, sixteen times as large. Exact: no scale of a half is so small.
+                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(1.0 / 16.0));
+                (&raw mut (*self.cell(s)).scale[1]).write(scales);
+            } else {
+                (&raw mut (*self.cell(s)).scale[0]).write(scales);
+            }
+        }
     }
     #[inline(always)]
     fn min(&mut self, s: usize, minima: __m512) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).others[0]).write(minima) }
+        unsafe { (&raw mut (*self.cell(s)).others[if packed::<B>() { s % 2 } else { 0 }]).write(minima) }
     }
     #[inline(always)]
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {
@@ -165,7 +184,7 @@ avx512! {
             for r in 0..R {
                 let group = &rows.bytes[r * LANES * row_bytes..n_row.min((r + 1) * LANES) * row_bytes];
                 for c in 0..n {
-                    let mut place = Place::new(panel, c * R + r, n * R);
+                    let mut place = Place::<B>::new(panel, c * R + r, n * R);
                     let at = (first + c) * B::BYTES;
                     // Sixteen rows are sixteen streams, more than the hardware follows from L2 to L1.
                     let ahead = if c + 1 < n { at + B::BYTES } else { LANES * row_bytes + first * B::BYTES };
@@ -259,7 +278,7 @@ avx512! {
                 next.ask();
                 // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
                 unsafe {
-                    let cells = &*panel.cells.as_ptr().add((s * n + c) * R).cast::<[Cell; R]>();
+                    let cells = &*panel.cells.as_ptr().add((cell_of::<B>(s) * n + c) * R).cast::<[Cell; R]>();
                     let x: [&ActChunk; T] = std::array::from_fn(|t| x[t].get_unchecked(c));
                     step::<B, R, T>(cells, x, starts.as_ptr().cast::<__m512i>().add(c).cast(), s, &mut acc);
                 }

@@ -23,12 +23,19 @@ use crate::quant::block::IQ4_VALUES;
 pub(super) trait Cells {
     /// Four weights of each row: word `k` of span `s`.
     fn word(&mut self, s: usize, k: usize, weights: __m512i);
+    /// Four weights of each row in the low nibbles, and in the high ones those of the next span: where [`packed`].
+    fn two_words(&mut self, s: usize, k: usize, weights: __m512i);
     /// Each row's scale of span `s`.
     fn scale(&mut self, s: usize, scales: __m512);
     /// Each row's minimum of span `s`, where the form is [`Form::Min`].
     fn min(&mut self, s: usize, minima: __m512);
     /// Each row's scale of half `half` of span `s`, a whole number, where [`Unpack::FINE`].
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512);
+}
+
+/// Whether words go two by two: what is stored and read again is nearly half then.
+pub(super) const fn packed<B: Unpack<Wide>>() -> bool {
+    matches!(B::TYPE, GgmlType::Q4_K)
 }
 
 /// [`Unpack::BYTES`] bytes of each of sixteen rows, `stride` bytes apart: one base and one distance stay in registers where
@@ -86,10 +93,7 @@ avx512! {
                 for s in (0..SPANS).step_by(2) {
                     for half in 0..2 {
                         let words = four::<B>(rows, 16 + 16 * s + 16 * half);
-                        for k in 0..4 {
-                            out.word(s, 4 * half + k, low4(words[k]));
-                            out.word(s + 1, 4 * half + k, high4(words[k]));
-                        }
+                        (0..4).for_each(|k| out.two_words(s, 4 * half + k, words[k]));
                     }
                 }
                 scales_k4::<B>(rows, out);

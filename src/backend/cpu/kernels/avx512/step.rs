@@ -12,20 +12,28 @@ use std::mem::offset_of;
 
 use super::super::driver::{Form, Unpack, offset};
 use super::panel::CHUNKS;
+use super::sixteen::packed;
 use super::{Avx512, Wide};
 use crate::quant::act::{ActChunk, SPAN};
 
 /// Words of four weights in a span.
 const WORDS: usize = SPAN / 4;
 
-/// A span of sixteen rows, each in its lane.
+/// A span of sixteen rows, each in its lane; where [`packed`], two spans.
 #[repr(C, align(64))]
 pub(super) struct Cell {
+    /// Where [`packed`], the first span's weights in the low nibbles, the second one's in the high ones.
     pub w: [__m512i; WORDS],
-    pub scale: __m512,
-    /// The minimum first, where the form is [`Form::Min`]; where [`Unpack::FINE`], the scale of each half, a whole number.
-    /// Of no meaning otherwise.
+    /// Of the first span, then of the second, for weights that are sixteen times as large.
+    pub scale: [__m512; 2],
+    /// Minima of the first span and the second, where the form is [`Form::Min`]; where [`Unpack::FINE`], the scale of each
+    /// half, a whole number. Of no meaning otherwise.
     pub others: [__m512; 2],
+}
+
+/// The bits that span `s` has of a [`packed`] byte.
+const fn nibble(s: usize) -> u8 {
+    [0x0f, 0xf0][s % 2]
 }
 
 /// Bytes from a token's starts of a chunk to the next one's.
@@ -60,12 +68,16 @@ macro_rules! from_starts {
     )*) };
 }
 
-/// The four words of a half, 0 or 16, added to integers: `j` runs over [`word`]'s first term.
+/// The four words of a half, 0 or 16, added to integers: `j` runs over [`word`]'s first term. `$of` loads a word.
 macro_rules! products {
-    ($half:literal $($x:ident $i0:ident $i1:ident)*) => { concat!(
+    ($half:literal $($x:ident $i0:ident $i1:ident)*) => { products!("vmovdqa64 {", "}, [", $half $($x $i0 $i1)*) };
+    (nibbles $half:literal $($x:ident $i0:ident $i1:ident)*) => {
+        products!("vpandq {", "}, {mask}, [", $half $($x $i0 $i1)*)
+    };
+    ($of:literal, $from:literal, $half:literal $($x:ident $i0:ident $i1:ident)*) => { concat!(
         ".irp j, 0, 64, 128, 192\n",
-        "vmovdqa64 {a}, [{cell} + 16 * ", $half, " + \\j]\n",
-        "vmovdqa64 {b}, [{cell} + {cell_bytes} + 16 * ", $half, " + \\j]\n",
+        $of, "a", $from, "{cell} + 16 * ", $half, " + \\j]\n",
+        $of, "b", $from, "{cell} + {cell_bytes} + 16 * ", $half, " + \\j]\n",
         $(
             "vpbroadcastd {t}, [{", stringify!($x), "} + {q} + ", $half, " + \\j]\n",
             "vpdpbusd {", stringify!($i0), "}, {a}, {t}\n",
@@ -136,6 +148,24 @@ macro_rules! in_registers {
                 load!("{others}"), less_minima!($($x $i0 $i1)*),
             ]
             [others = const offset_of!(Cell, others), total = const offset_of!(ActChunk, s),]
+            $($t $x $i0 $i1 $f0 $f1,)*
+        )
+    };
+    (packed, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+     $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
+        in_registers!(
+            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            [
+                from_zero!($($i0 $i1)*), products!(nibbles "0" $($x $i0 $i1)*), products!(nibbles "16" $($x $i0 $i1)*),
+                load!("{odd} + {scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                load!("{odd} + {others}"), less_minima!($($x $i0 $i1)*),
+            ]
+            [
+                others = const offset_of!(Cell, others),
+                total = const offset_of!(ActChunk, s),
+                odd = in(reg) size_of::<__m512>() * ($s % 2),
+                mask = in(zmm_reg) _mm512_set1_epi8(nibble($s) as i8),
+            ]
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
@@ -226,6 +256,9 @@ avx512! {
         // SAFETY: what is read are the cells, the tokens' chunks and the starts, of which the caller says that they are there.
         unsafe {
             match (R, T, B::FINE, matches!(B::FORM, Form::Min)) {
+                (2, 6, ..) if packed::<B>() => of_tokens!(6, packed, (cells, x, starts, s, acc, _gone),),
+                (2, 5, ..) if packed::<B>() => of_tokens!(5, packed, (cells, x, starts, s, acc, _gone),),
+                (2, 4, ..) if packed::<B>() => of_tokens!(4, packed, (cells, x, starts, s, acc, _gone),),
                 (2, 6, false, true) => of_tokens!(6, min, (cells, x, starts, s, acc, _gone),),
                 (2, 5, false, true) => of_tokens!(5, min, (cells, x, starts, s, acc, _gone),),
                 (2, 4, false, true) => of_tokens!(4, min, (cells, x, starts, s, acc, _gone),),
@@ -261,10 +294,12 @@ avx512! {
                 let dots = |cell: &Cell, range: std::ops::Range<usize>, mut dots: __m512i| {
                     for k in range {
                         let x = _mm512_set1_epi32(words.add(word(k)).cast::<i32>().read());
-                        dots = _mm512_dpbusd_epi32(dots, cell.w[k], x);
+                        let mask = if packed::<B>() { nibble(s) } else { u8::MAX };
+                        dots = _mm512_dpbusd_epi32(dots, _mm512_and_si512(cell.w[k], _mm512_set1_epi8(mask as i8)), x);
                     }
                     _mm512_cvtepi32_ps(dots)
                 };
+                let odd = if packed::<B>() { s % 2 } else { 0 };
                 for (cell, acc) in cells.iter().zip(acc) {
                     let mut sum = if B::FINE {
                         // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
@@ -273,9 +308,9 @@ avx512! {
                     } else {
                         dots(cell, 0..WORDS, start(lane(s)))
                     };
-                    sum = _mm512_mul_ps(cell.scale, sum);
+                    sum = _mm512_mul_ps(cell.scale[odd], sum);
                     if matches!(B::FORM, Form::Min) {
-                        sum = _mm512_fnmadd_ps(cell.others[0], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
+                        sum = _mm512_fnmadd_ps(cell.others[odd], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
                     }
                     *acc = _mm512_fmadd_ps(sum, _mm512_set1_ps(*x.d.get_unchecked(s)), *acc);
                 }
