@@ -274,6 +274,8 @@ fn results(k: &Kernels, a: &[f32], b: &[f32]) -> Vec<f32> {
     out.extend_from_slice(&y);
     k.scale(0.7, &mut y);
     out.extend_from_slice(&y);
+    k.scaled(-0.3, a, &mut y);
+    out.extend_from_slice(&y);
     k.scale_mul(3.0, a, b, &mut y);
     out.extend_from_slice(&y);
     out.push(k.exp_sum(&mut y, 1.0));
@@ -302,9 +304,10 @@ fn right(a: &[f32], b: &[f32]) {
     for (half, b) in half.iter().zip(b) {
         assert_eq!(*half, f16::from_f32(*b));
     }
-    let (mut axpy, mut scaled, mut product) = (b.to_vec(), b.to_vec(), b.to_vec());
+    let (mut axpy, mut scale, mut scaled, mut product) = (b.to_vec(), b.to_vec(), b.to_vec(), b.to_vec());
     k.axpy(1.5, a, &mut axpy);
-    k.scale(1.5, &mut scaled);
+    k.scale(1.5, &mut scale);
+    k.scaled(2.5, a, &mut scaled);
     k.scale_mul(1.5, a, b, &mut product);
     let mut gate = a.to_vec();
     k.silu_mul(&mut gate, b);
@@ -314,7 +317,8 @@ fn right(a: &[f32], b: &[f32]) {
         close(low[i], 0.6 * a - 0.8 * b, 20.0);
         close(high[i], 0.8 * a + 0.6 * b, 20.0);
         close(axpy[i], 1.5 * a + b, 30.0);
-        close(scaled[i], 1.5 * b, 1.5 * b.abs());
+        close(scale[i], 1.5 * b, 1.5 * b.abs());
+        close(scaled[i], 2.5 * a, 2.5 * a.abs());
         close(product[i], 1.5 * a * b, 1.5 * (a * b).abs());
         close(gate[i], a / (1.0 + (-a).exp()) * b, 2.0 * (a / (1.0 + (-a).exp()) * b).abs());
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
-const QUERIES: usize = 32;
+const QUERIES: usize = 64;
 
 /// What a thread works in. Allocated by its first piece; the same whatever the context.
 #[derive(Default)]
@@ -81,7 +81,7 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
             for i in 0..block.n {
                 // SAFETY: `out` has a row for each query, and a query is in one block only.
                 let out = unsafe { std::slice::from_raw_parts_mut(out.at(block.query(i) * a.head_v), a.head_v) };
-                out.copy_from_slice(&s.sums[i * Kernels::padded(a.head_v)..][..a.head_v]);
+                kernels.scaled(1.0 / s.running[i].1, &s.sums[i * Kernels::padded(a.head_v)..][..a.head_v], out);
             }
         });
     };
@@ -117,12 +117,11 @@ impl Block<'_> {
         self.a.first + (self.first + i) / (self.a.n_head / self.a.n_head_kv) + 1
     }
 
-    /// Leaves the results in `s.sums`.
+    /// Leaves the results in `s.sums`, each yet to be divided by the sum of its weights in `s.running`.
     fn run(&self, k: &Kernels, s: &mut Scratch) {
         let (a, wide_v) = (self.a, Kernels::padded(self.a.head_v));
         for (i, q) in s.q.chunks_exact_mut(a.head_k).enumerate().take(self.n) {
-            q.copy_from_slice(&a.q[self.query(i) * a.head_k..][..a.head_k]);
-            k.scale(a.scale, q);
+            k.scaled(a.scale, &a.q[self.query(i) * a.head_k..][..a.head_k], q);
         }
         s.sums[..self.n * wide_v].fill(0.0);
         s.running[..self.n].fill((f32::NEG_INFINITY, 0.0));
@@ -150,9 +149,6 @@ impl Block<'_> {
             }
             values.widen(k, start, n, &mut s.plain, &mut s.values[..n * wide_v]);
             self.add_values(k, s, skip, seen);
-        }
-        for (sums, (_, sum)) in s.sums.chunks_exact_mut(wide_v).zip(&s.running).take(self.n) {
-            k.scale(1.0 / sum, sums);
         }
     }
 

@@ -273,6 +273,13 @@ impl Kernels {
         unsafe { (self.ops.scale)(a, x) }
     }
 
+    /// `y[i] = a * x[i]`.
+    pub fn scaled(&self, a: f32, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "values and results");
+        // SAFETY: `for_isa` checked the CPU.
+        unsafe { (self.ops.scaled)(a, x, y) }
+    }
+
     /// `y[i] = a * x[i] * w[i]`: what follows the sum of squares in RMS norm.
     pub fn scale_mul(&self, a: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
         assert!(x.len() == y.len() && w.len() == y.len(), "values, weights and results");

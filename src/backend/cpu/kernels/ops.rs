@@ -87,6 +87,7 @@ pub(super) struct Ops {
     pub to_f16: unsafe fn(&[f32], &mut [f16]),
     pub from_q8_0: unsafe fn(&[u8], &mut [f32]),
     pub scale: unsafe fn(f32, &mut [f32]),
+    pub scaled: unsafe fn(f32, &[f32], &mut [f32]),
     pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
     pub max: unsafe fn(&[f32]) -> f32,
     pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
@@ -112,6 +113,7 @@ macro_rules! ops_table {
                 to_f16(x: &[f32], y: &mut [half::f16]) -> () = to_f16::<$lanes>;
                 from_q8_0(x: &[u8], y: &mut [f32]) -> () = from_q8_0::<$lanes>;
                 scale(a: f32, x: &mut [f32]) -> () = scale::<$lanes>;
+                scaled(a: f32, x: &[f32], y: &mut [f32]) -> () = scaled::<$lanes>;
                 scale_mul(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) -> () = scale_mul::<$lanes>;
                 max(x: &[f32]) -> f32 = max::<$lanes>;
                 exp_sum(x: &mut [f32], max: f32) -> f32 = exp_sum::<$lanes>;
@@ -125,8 +127,8 @@ macro_rules! ops_table {
                 rotate(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) -> () = rotate::<$lanes>;
             }
             ops::Ops {
-                quantize_row, dot, axpy, to_f16, from_q8_0, scale, scale_mul, max, exp_sum, silu_mul, turn,
-                turn_f16, widen, widen_f16, scores, accumulate, rotate,
+                quantize_row, dot, axpy, to_f16, from_q8_0, scale, scaled, scale_mul, max, exp_sum, silu_mul,
+                turn, turn_f16, widen, widen_f16, scores, accumulate, rotate,
             }
         };
     };
@@ -393,6 +395,14 @@ pub(super) unsafe fn scale<L: Lanes>(a: f32, x: &mut [f32]) {
     // SAFETY: the caller checked the CPU.
     unsafe {
         by_lanes!(x.len(), |i| store::<WHOLE, L>(L::splat(a).mul(load::<WHOLE, L, _>(x, i, 0.0)), x, i));
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
+    // SAFETY: the caller checked the CPU and that both have as many elements.
+    unsafe {
+        by_lanes!(y.len(), |i| store::<WHOLE, L>(L::splat(a).mul(load::<WHOLE, L, _>(x, i, 0.0)), y, i));
     }
 }
 

@@ -8,7 +8,7 @@
 use super::ops::{Element, Lanes, load};
 use crate::quant::act::LANES;
 
-/// Positions of a tile: keys, values and scores of 32 queries with heads of 128 take 72 KiB then.
+/// Positions of a tile: keys, values and scores of 64 queries with heads of 128 take 80 KiB then.
 pub const TILE: usize = 64;
 
 /// `out[d][p] = x[p][d]` for the positions that `x` (n, dim) has. (dim, TILE)
