@@ -11,7 +11,7 @@ use std::sync::Arc;
 use memmap2::{Mmap, MmapMut};
 
 use super::{Extent, Extents, MAX_EXTENTS, ReadError};
-use crate::machine::anonymous;
+use crate::machine::{Filled, anonymous};
 
 /// Parts start at multiples of this, so that no part's first cache line is shared.
 const PART_ALIGN: usize = 64;
@@ -230,7 +230,7 @@ impl IoBuf {
         }
         let (parts, len) = layout.places(parts);
         let bytes = len.checked_mul(n).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let mut arena = anonymous(bytes)?;
+        let mut arena = anonymous(bytes, Filled::InParts)?;
         let base = arena.as_mut_ptr();
         let arena = Arc::new(arena);
         let slice = |i: usize| Slice { base: base.wrapping_add(i * len), len, _arena: arena.clone() };

@@ -113,20 +113,36 @@ pub fn yield_to_all() {
     let _ = rustix::process::setpriority_process(None, 19);
 }
 
-/// From this size on, anonymous memory is asked for in huge pages: weights are read from end to end, and with 4 KiB pages a
-/// token of a large model misses the TLB at every page. Only whole pages inside a mapping are huge, so it takes no more
-/// memory than it would; below this size there are none to speak of.
-#[cfg(target_os = "linux")]
-const HUGE_BYTES: usize = 4 << 20;
+/// How anonymous memory comes to be used, and so from which size on it is asked for in huge pages: weights are read from end
+/// to end, and with 4 KiB pages a token of a large model misses the TLB at every page.
+#[derive(Clone, Copy, Debug)]
+pub enum Filled {
+    /// All of it: pages inside it are used whole. Small memory has hardly any.
+    AtOnce,
+    /// Part by part, as need be: each might take 2 MiB more than it needs for a while.
+    InParts,
+}
+
+impl Filled {
+    #[cfg(target_os = "linux")]
+    const fn huge_from(self) -> usize {
+        match self {
+            Filled::AtOnce => 4 << 20,
+            Filled::InParts => 32 << 20,
+        }
+    }
+}
 
 /// Anonymous memory, in huge pages where it is large.
 ///
 /// # Errors
 /// If the system refuses it.
-pub fn anonymous(bytes: usize) -> std::io::Result<MmapMut> {
+pub fn anonymous(bytes: usize, filled: Filled) -> std::io::Result<MmapMut> {
     let map = MmapMut::map_anon(bytes.max(1))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = filled;
     #[cfg(target_os = "linux")]
-    if bytes >= HUGE_BYTES {
+    if bytes >= filled.huge_from() {
         // A kernel without huge pages goes on without them.
         let _ = map.advise(memmap2::Advice::HugePage);
     }

@@ -7,7 +7,7 @@ use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
     gguf::{Gguf, TensorType},
-    machine::anonymous,
+    machine::{Filled, anonymous},
     quant::{FfnMats, GgmlType, QMat, dequantize_row},
 };
 
@@ -163,7 +163,7 @@ impl Loader<'_> {
         };
         let bytes = tensor.require_bytes(self.gguf.path_of(tensor))? as usize;
         let refused = |e| Error::request(format!("memory for tensor {name}"), format!("{bytes} bytes"), e);
-        let mut data = anonymous(bytes).map_err(refused)?;
+        let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
         self.gguf.read_tensor(tensor, &mut data[..bytes])?;
         (self.progress)(bytes as u64);
         Ok(Mat { ty, rows, cols, data })
