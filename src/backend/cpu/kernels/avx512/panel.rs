@@ -2,8 +2,8 @@
 //!
 //! With a row in each lane, eight dot products leave whole spans of sixteen rows, which nothing has to fold; an activation
 //! is a broadcast, which costs no more than the load; and two groups of rows by six tokens keep every sum in a register.
-//! On Zen 5 the inner loop ([`step`]) does 366 G multiplications/s a core; its multiplications and float operations share two
-//! ports, which allow 381 (Q4_K). With unpacking it is 326 at 64 tokens from the caches, where pairs of rows, as
+//! On Zen 5 the inner loop ([`step`]) alone does 384 G multiplications/s a core; its multiplications and float operations share
+//! two ports, which allow 393 (Q4_K). With unpacking it is 334 at 64 tokens from the caches, where pairs of rows, as
 //! [`driver`](super::super::driver) has them, reach 292. What it costs is to turn sixteen rows by sixteen words, which takes
 //! as long as some eight tokens: hence not for few ([`MANY_TOKENS`]).
 //!
