@@ -115,6 +115,7 @@ impl Simd for Avx2 {
     unsafe fn from_signed(w: W256) -> W256 {
         w
     }
+    // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
@@ -145,11 +146,13 @@ impl Simd for AvxVnni {
     type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 128;
+    // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     #[inline]
     unsafe fn from_signed(w: W256) -> W256 {
         w.map(|w| _mm256_xor_si256(w, _mm256_set1_epi8(-128)))
     }
+    // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     #[inline]
     unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
@@ -337,6 +340,7 @@ macro_rules! unpack {
             const BITS: u32 = $bits;
             const FINE: bool = $fine;
             avx2! {
+                // SAFETY: needs the CPU's features, as [`Unpack`] says.
                 unsafe fn unpack(bytes: &[u8]) -> Row<Narrow> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
                     let (runs, scale, min, fine): ([__m256i; 8], __m256, __m256, MaybeUninit<[[__m256i; 2]; 2]>) = $body;
@@ -509,17 +513,20 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
 });
 
 impl Lanes for L256 {
+    // SAFETY: needs the CPU's features, as [`Lanes`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn splat(x: f32) -> Self {
         L256(_mm256_set1_ps(x), _mm256_set1_ps(x))
     }
+    // SAFETY: needs the CPU's features, as [`Lanes`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: the caller gives sixteen elements.
         unsafe { L256(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
     }
+    // SAFETY: needs the CPU's features, as [`Lanes`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn load_f16(p: *const f16) -> Self {
@@ -527,6 +534,7 @@ impl Lanes for L256 {
         let (a, b) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
         L256(_mm256_cvtph_ps(a), _mm256_cvtph_ps(b))
     }
+    // SAFETY: needs the CPU's features, as [`Lanes`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn load_bf16(p: *const bf16) -> Self {
