@@ -24,7 +24,7 @@ use std::mem::MaybeUninit;
 
 use super::super::driver::{Form, NextRows, Unpack, offset};
 use super::sixteen::{Cells, Rows, packed, unpack};
-use super::step::{Cell, step};
+use super::step::{Cell, cell_of, in_cell, step};
 use super::{Avx512, Wide};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
@@ -55,19 +55,24 @@ const fn tokens<B: Unpack<Wide>>() -> usize {
     if B::FINE { FINE_TOKENS } else { TOKENS }
 }
 
-/// Chunks of columns that are unpacked at once, at most.
+/// Chunks of columns that are unpacked at once where [`packed`], and so at most.
 pub(super) const CHUNKS: usize = 4;
 
-/// The same for `B`: of a panel that stays in the L1 cache while tokens pass, 24 KiB or 36. With twice as many, which left
-/// it to L2, prompts took 2 to 4 % longer.
+/// The same where each span has a cell.
+const UNPACKED_CHUNKS: usize = 3;
+
+/// The same for `B`: a panel stays in the L1 cache while tokens pass, 24 KiB or 36. With eight of either, which left it to
+/// L2, prompts took 2 to 4 % longer.
 const fn chunks<B: Unpack<Wide>>() -> usize {
-    if packed::<B>() { CHUNKS } else { CHUNKS - 1 }
+    if packed::<B>() { CHUNKS } else { UNPACKED_CHUNKS }
 }
 
 /// Some rows by up to [`chunks`] chunks: (SPANS, chunks, groups), or half as many spans where two share a cell.
 struct Panel {
-    cells: [MaybeUninit<Cell>; SPANS * (CHUNKS - 1) * GROUPS],
+    cells: [MaybeUninit<Cell>; SPANS * UNPACKED_CHUNKS * GROUPS],
 }
+
+const _: () = assert!(SPANS / 2 * CHUNKS <= SPANS * UNPACKED_CHUNKS, "a packed panel has room");
 
 /// Up to as many rows as a panel has: `n` of them, the first being row `first` of the matrix.
 struct Strip<'a> {
@@ -81,11 +86,6 @@ struct Place<'a, B> {
     cells: &'a mut [MaybeUninit<Cell>],
     step: usize,
     of: PhantomData<B>,
-}
-
-/// Which of a chunk's cells has span `s`.
-const fn cell_of<B: Unpack<Wide>>(s: usize) -> usize {
-    if packed::<B>() { s / 2 } else { s }
 }
 
 impl<'a, B: Unpack<Wide>> Place<'a, B> {
@@ -110,26 +110,19 @@ impl<B: Unpack<Wide>> Cells for Place<'_, B> {
         unsafe { (&raw mut (*self.cell(s)).w[k]).write(weights) }
     }
     #[inline(always)]
-    fn two_words(&mut self, s: usize, k: usize, weights: __m512i) {
-        self.word(s, k, weights);
-    }
-    #[inline(always)]
     fn scale(&mut self, s: usize, scales: __m512) {
+        let i = in_cell::<B>(s);
         // SAFETY: as above; the CPU has the features, or this would not run.
         unsafe {
-            if packed::<B>() && s % 2 == 1 {
-                // High nibbles stay where they are, sixteen times as large. Exact: no scale of a half is so small.
-                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(1.0 / 16.0));
-                (&raw mut (*self.cell(s)).scale[1]).write(scales);
-            } else {
-                (&raw mut (*self.cell(s)).scale[0]).write(scales);
-            }
+            // High nibbles stay where they are, sixteen times as large. Exact: no scale of a half is so small.
+            let scales = if i == 1 { _mm512_mul_ps(scales, _mm512_set1_ps(1.0 / 16.0)) } else { scales };
+            (&raw mut (*self.cell(s)).scale[i]).write(scales);
         }
     }
     #[inline(always)]
     fn min(&mut self, s: usize, minima: __m512) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).others[if packed::<B>() { s % 2 } else { 0 }]).write(minima) }
+        unsafe { (&raw mut (*self.cell(s)).others[in_cell::<B>(s)]).write(minima) }
     }
     #[inline(always)]
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {

@@ -21,10 +21,9 @@ use crate::quant::block::IQ4_VALUES;
 
 /// Where a chunk of sixteen rows goes.
 pub(super) trait Cells {
-    /// Four weights of each row: word `k` of span `s`.
+    /// Four weights of each row: word `k` of span `s`. Where [`packed`], these are low nibbles, and the high ones are the next
+    /// span's, which has no words of its own.
     fn word(&mut self, s: usize, k: usize, weights: __m512i);
-    /// Four weights of each row in the low nibbles, and in the high ones those of the next span: where [`packed`].
-    fn two_words(&mut self, s: usize, k: usize, weights: __m512i);
     /// Each row's scale of span `s`.
     fn scale(&mut self, s: usize, scales: __m512);
     /// Each row's minimum of span `s`, where the form is [`Form::Min`].
@@ -93,7 +92,7 @@ avx512! {
                 for s in (0..SPANS).step_by(2) {
                     for half in 0..2 {
                         let words = four::<B>(rows, 16 + 16 * s + 16 * half);
-                        (0..4).for_each(|k| out.two_words(s, 4 * half + k, words[k]));
+                        (0..4).for_each(|k| out.word(s, 4 * half + k, words[k]));
                     }
                 }
                 scales_k4::<B>(rows, out);

@@ -1,7 +1,7 @@
 //! A span of some groups of sixteen rows times some tokens: what a prompt spends most of its time in.
 //!
 //! For two groups and as many tokens as [`step`] lists, which is nearly always, it is assembly: sums, integers and what they
-//! are made of take up to 27 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
+//! are made of take up to 28 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
 //! half of the sums in memory, whatever was tried to dissuade it; prompts took 6 % longer.
 //!
 //! Must not know: panels, how many spans there are.
@@ -29,6 +29,16 @@ pub(super) struct Cell {
     /// Minima of the first span and the second, where the form is [`Form::Min`]; where [`Unpack::FINE`], the scale of each
     /// half, a whole number. Of no meaning otherwise.
     pub others: [__m512; 2],
+}
+
+/// Which of a chunk's cells has span `s`.
+pub(super) const fn cell_of<B: Unpack<Wide>>(s: usize) -> usize {
+    if packed::<B>() { s / 2 } else { s }
+}
+
+/// Which of its cell's spans `s` is.
+pub(super) const fn in_cell<B: Unpack<Wide>>(s: usize) -> usize {
+    if packed::<B>() { s % 2 } else { 0 }
 }
 
 /// The bits that span `s` has of a [`packed`] byte.
@@ -299,7 +309,7 @@ avx512! {
                     }
                     _mm512_cvtepi32_ps(dots)
                 };
-                let odd = if packed::<B>() { s % 2 } else { 0 };
+                let i = in_cell::<B>(s);
                 for (cell, acc) in cells.iter().zip(acc) {
                     let mut sum = if B::FINE {
                         // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
@@ -308,9 +318,9 @@ avx512! {
                     } else {
                         dots(cell, 0..WORDS, start(lane(s)))
                     };
-                    sum = _mm512_mul_ps(cell.scale[odd], sum);
+                    sum = _mm512_mul_ps(cell.scale[i], sum);
                     if matches!(B::FORM, Form::Min) {
-                        sum = _mm512_fnmadd_ps(cell.others[odd], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
+                        sum = _mm512_fnmadd_ps(cell.others[i], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
                     }
                     *acc = _mm512_fmadd_ps(sum, _mm512_set1_ps(*x.d.get_unchecked(s)), *acc);
                 }
