@@ -166,7 +166,9 @@ fn all_types_on_fixed_shapes() {
     for ty in TYPES {
         let k = ty.block_len() == 256;
         for (i, (rows, cols, tokens)) in
-            [(5, 256, 1), (1, 512, 3), (33, 768, 16), (17, 2048, 13), (35, 768, 39)].into_iter().enumerate()
+            [(5, 256, 1), (1, 512, 3), (33, 768, 16), (17, 2048, 13), (35, 768, 39), (18, 2816, 75)]
+                .into_iter()
+                .enumerate()
         {
             let n = check(ty, rows, cols, tokens, Size::Usual, 3, i as u64);
             assert!(n > rows * tokens * 9 / 10, "{ty}: {n} results that say something");
