@@ -9,9 +9,8 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-#[cfg(target_arch = "x86_64")]
-use std::sync::LazyLock;
 
+use super::ahead::{Ahead, NextRows};
 use super::ops::{Element, Lanes};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::CHUNK;
@@ -218,40 +217,6 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     }
 }
 
-/// Asks memory for bytes, into the L2 cache. A hint: any address will do.
-#[inline(always)]
-pub(super) fn ask_for(at: *const u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..len).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, len);
-}
-
-/// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
-/// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
-pub(super) struct NextRows<'a> {
-    rest: &'a [u8],
-    share: usize,
-}
-
-impl<'a> NextRows<'a> {
-    /// The first `len` of `bytes`, in `n` shares.
-    pub(super) fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
-        NextRows { rest: &bytes[..len.min(bytes.len())], share: len.div_ceil(n).next_multiple_of(64) }
-    }
-
-    #[inline(always)]
-    pub(super) fn ask(&mut self) {
-        let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
-        ask_for(now.as_ptr(), now.len());
-        self.rest = rest;
-    }
-}
-
 /// A chunk of two rows, ready to be multiplied: [`Row`]'s fields.
 pub(super) struct Weights<R: Registers> {
     pub w: [R::W; 2],
@@ -297,7 +262,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
             out.write(unpack_rest::<S, B>(rest));
         }
         for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
-            ahead.ask::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
+            ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             out.write(unpack::<S, B>([a, b]));
         }
     }
@@ -322,7 +287,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
         let mut acc = [L::<S>::splat(0.0); T];
         for (c, (a, b)) in a.zip(b).enumerate() {
             if let Some(ahead) = ahead {
-                ahead.ask::<S::R, B>(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES));
+                ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             }
             step::<S, B, T>(&unpack::<S, B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
@@ -351,120 +316,6 @@ unsafe fn finish<S: Simd, const T: usize>(acc: [L<S>; T], y: &[*mut f32], r: Ran
     }
 }
 
-/// How memory is asked for bytes ahead of those in use. The first group of tokens to visit rows asks; nothing else hides
-/// DRAM's latency from it. It asks in the order in which bytes lie (asking for each row of a pair in turn, two streams, halved
-/// the rate of decoding), and counts from the second row's start, since that row's bytes are used while half as many have been
-/// asked for.
-#[derive(Clone, Copy)]
-enum Hint {
-    /// Into L1: other groups of tokens come for the same bytes.
-    #[cfg(target_arch = "x86_64")]
-    Near,
-    /// Used once, past the L3 cache (`prefetchnta`), which would take each line when the L2 cache gives it up, and keep for
-    /// nothing. On a Zen 5 core decoding a model of Q4_0 with a head of Q6_K became 15 % faster, on two cores 6 % where they
-    /// share a link to memory and 13 % where each has its own; 4096 bytes ahead, 4 %. A model that fits in the L3 cache loses
-    /// nothing.
-    #[cfg(target_arch = "x86_64")]
-    Past,
-    /// Used once, into L2. Intel's CPUs bring what `prefetchnta` asks for to L1 alone, which has a third of L2's room for
-    /// requests, and little for their lines: on Emerald Rapids two threads read Q4_K at 7.5 GB/s with `Past`, at 16 with this,
-    /// and one at 6.9 and 11.9, where a plain read gave 15.5 and 9.2 (Q4_0: 10.8 and 21, 7.3 and 10.6; Q6_K: 9.1 and 21, 5.9
-    /// and 13.3).
-    #[cfg(target_arch = "x86_64")]
-    Second,
-    /// The compiler has no stable way to ask here.
-    #[cfg(not(target_arch = "x86_64"))]
-    None,
-}
-
-impl Hint {
-    /// For bytes that are used `once`, or again.
-    #[cfg(target_arch = "x86_64")]
-    fn new(once: bool) -> Hint {
-        static PAST: LazyLock<bool> = LazyLock::new(|| {
-            // The maker's name, as `cpuid` 0 has it: "AuthenticAMD".
-            let maker = std::arch::x86_64::__cpuid(0);
-            [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
-        });
-        match once {
-            false => Hint::Near,
-            true if *PAST => Hint::Past,
-            true => Hint::Second,
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn new(_once: bool) -> Hint {
-        Hint::None
-    }
-
-    /// How far ahead, in bytes: some rows, across the pages at which the hardware's own prefetcher stops.
-    #[inline(always)]
-    const fn distance(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Hint::Near | Hint::Past => 8192,
-            #[cfg(target_arch = "x86_64")]
-            Hint::Second => 4096,
-            #[cfg(not(target_arch = "x86_64"))]
-            Hint::None => 0,
-        }
-    }
-
-    /// Asks for the line at `at`: any address will do.
-    #[inline(always)]
-    fn ask(self, at: *const u8) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-            unsafe {
-                match self {
-                    Hint::Near => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
-                    Hint::Past => _mm_prefetch::<_MM_HINT_NTA>(at.cast()),
-                    Hint::Second => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
-    }
-}
-
-/// Where to ask for bytes: some way behind those in use, and behind a matrix's end in what the thread reads then. Each piece
-/// of a matrix would begin by waiting for DRAM otherwise, and decoding has a thousand of them a token.
-#[derive(Clone, Copy)]
-struct Ahead {
-    end: *const u8,
-    then: *const u8,
-    hint: Hint,
-}
-
-impl Ahead {
-    /// `once`: no other group of tokens comes for the same bytes.
-    fn new(now: &[u8], then: &[u8], once: bool) -> Self {
-        let end = now.as_ptr_range().end;
-        Ahead { end, then: if then.is_empty() { end } else { then.as_ptr() }, hint: Hint::new(once) }
-    }
-
-    /// Goes on behind the bytes in use for ever.
-    fn endless() -> Self {
-        Ahead { end: usize::MAX as *const u8, then: std::ptr::null(), hint: Hint::new(true) }
-    }
-
-    /// Asks for what comes some way behind the two chunks of `B` at `at`.
-    #[inline(always)]
-    fn ask<R: Registers, B: Unpack<R>>(self, at: *const u8) {
-        let mut ahead = at.wrapping_add(self.hint.distance());
-        if ahead >= self.end {
-            ahead = self.then.wrapping_add(ahead as usize - self.end as usize);
-        }
-        for line in (0..2 * B::BYTES).step_by(64) {
-            self.hint.ask(ahead.wrapping_add(line));
-        }
-    }
-}
-
 /// [`tile`] of unpacked rows.
 #[inline(always)]
 unsafe fn tile_unpacked<S: Simd, B: Unpack<S::R>, const T: usize>(
@@ -472,7 +323,7 @@ unsafe fn tile_unpacked<S: Simd, B: Unpack<S::R>, const T: usize>(
     x: &[ActRow<'_>],
     y: &[*mut f32],
     r: Range<usize>,
-    _ahead: Option<()>,
+    _: Option<()>,
 ) {
     let x = chunks_of::<T>(x, rows.len());
     // SAFETY: as in `tile`.

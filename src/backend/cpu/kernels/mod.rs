@@ -5,6 +5,8 @@
 //!
 //! Must not know: threads, models, files.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,7 @@
 
 use half::{bf16, f16};
 
-use super::driver::ask_for;
+use super::ahead::ask_for;
 pub(super) use super::tile::{accumulate, rotate, scores, turn, widen};
 use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY, span_of};
 use crate::quant::block::{CHUNK, GROUP};
