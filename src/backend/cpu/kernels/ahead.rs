@@ -20,10 +20,9 @@ enum Hint {
     /// share a link to memory and 13 % where each has its own; 4096 bytes ahead, 4 %. A model that fits in the L3 cache loses
     /// nothing.
     Past,
-    /// Used once, into L2. Intel's CPUs bring what `prefetchnta` asks for to L1 alone, which has a third of L2's room for
-    /// requests, and little for their lines: on Emerald Rapids two threads read Q4_K at 7.5 GB/s with `Past`, at 16 with this,
-    /// and one at 6.9 and 11.9, where a plain read gave 15.5 and 9.2 (Q4_0: 10.8 and 21, 7.3 and 10.6; Q6_K: 9.1 and 21, 5.9
-    /// and 13.3).
+    /// Used once, into L2. Intel's CPUs bring what `prefetchnta` asks for to L1, not to L2, and L1 is small. On Emerald Rapids
+    /// two threads read Q4_K at 16.1 GB/s with this and at 7.5 with `Past` (15.4 with that 4096 bytes ahead, where a plain read
+    /// gave 15.5), one thread at 11.9 and 6.9 (9.9; 9.2); Q4_0 at 21.1 and 10.8 (16.8; 16.8), Q6_K at 21.2 and 9.1 (12.6; 17.1).
     Second,
 }
 
@@ -66,7 +65,7 @@ impl Hint {
     }
 }
 
-/// Whether AMD made this CPU: the only ones on which [`Hint::Past`] has been seen to win.
+/// Whether AMD made this CPU: [`Hint::Past`] has been seen to win on Zen 5, and nowhere else.
 #[cfg(target_arch = "x86_64")]
 fn is_amd() -> bool {
     static IS_AMD: LazyLock<bool> = LazyLock::new(|| {

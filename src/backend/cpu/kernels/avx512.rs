@@ -68,35 +68,44 @@ impl Registers for Wide {
     type H = __m256;
     type L = L512;
     avx512! {
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Registers`] says.
         unsafe fn load(p: *const i32) -> __m512i {
             // SAFETY: the caller gives sixteen elements.
             unsafe { _mm512_loadu_si512(p.cast()) }
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn splat(x: i32) -> __m512i {
             _mm512_set1_epi32(x)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn mul(a: __m512i, b: __m512i) -> __m512i {
             _mm512_mullo_epi32(a, b)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
             _mm512_sub_epi32(a, b)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn fold([a, b]: [__m512i; 2]) -> L512 {
             // The 128-bit parts 0 and 2 have first halves of spans, 1 and 3 the second ones.
             let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
             let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
             L512(_mm512_cvtepi32_ps(_mm512_add_epi32(first, second)))
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn join([a, b]: [__m256; 2]) -> L512 {
             L512(_mm512_insertf32x8::<1>(_mm512_castps256_ps512(a), b))
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Registers`] says.
         unsafe fn twice(p: *const f32) -> L512 {
             // SAFETY: the caller gives eight elements.
             L512(_mm512_broadcast_f32x8(unsafe { _mm256_loadu_ps(p) }))
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn ordered(runs: W512) -> W512 {
             transpose(runs)
         }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn sums(l: L512) -> [f32; 2] {
             let four = _mm512_add_ps(l.0, _mm512_shuffle_f32x4::<0b10_11_00_01>(l.0, l.0));
             let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
@@ -111,6 +120,7 @@ impl Simd for Avx512 {
     const TOKENS: usize = 8;
     const SIGNED_OFFSET: u8 = 128;
     const MANY_TOKENS: usize = panel::MANY_TOKENS;
+    // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
     #[inline(always)]
     unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         // SAFETY: the caller's promise is the same.
@@ -125,9 +135,11 @@ impl Simd for Avx512 {
         }
     }
     avx512! {
+        // SAFETY: needs the CPU's features, as [`Simd`] says.
         unsafe fn from_signed(w: W512) -> W512 {
             w.map(|w| _mm512_xor_si512(w, _mm512_set1_epi8(-128)))
         }
+        // SAFETY: needs the CPU's features, as [`Simd`] says.
         unsafe fn dot<B: Unpack<Wide>>(w: &W512, x: &ActChunk) -> __m512i {
             let mut sum = _mm512_setzero_si512();
             for (k, w) in w.iter().enumerate() {
@@ -268,6 +280,7 @@ macro_rules! unpack {
             const BITS: u32 = $bits;
             const FINE: bool = $fine;
             avx512! {
+                // SAFETY: needs the CPU's features, as [`Unpack`] says.
                 unsafe fn unpack(bytes: &[u8]) -> Row<Wide> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
                     let (runs, scale, min, fine): ([__m512i; 4], __m256, __m256, MaybeUninit<[__m512i; 2]>) = $body;
@@ -379,66 +392,84 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
 impl Lanes for L512 {
     const WIDE: bool = true;
     avx512! {
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn splat(x: f32) -> Self {
             L512(_mm512_set1_ps(x))
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn load(p: *const f32) -> Self {
             // SAFETY: the caller gives sixteen elements.
             unsafe { L512(_mm512_loadu_ps(p)) }
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn load_f16(p: *const f16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             L512(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) }))
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn load_bf16(p: *const bf16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             let x = unsafe { _mm256_loadu_si256(p.cast()) };
             L512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))))
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn load_i8(p: *const i8) -> Self {
             // SAFETY: the caller gives sixteen elements.
             L512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(p.cast()) })))
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn store(self, p: *mut f32) {
             // SAFETY: the caller gives room for sixteen elements.
             unsafe { _mm512_storeu_ps(p, self.0) }
         }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn store_f16(self, p: *mut f16) {
             // SAFETY: the caller gives room for sixteen elements.
             unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<0>(self.0)) }
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn add(self, b: Self) -> Self {
             L512(_mm512_add_ps(self.0, b.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn mul(self, b: Self) -> Self {
             L512(_mm512_mul_ps(self.0, b.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn div(self, b: Self) -> Self {
             L512(_mm512_div_ps(self.0, b.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             L512(_mm512_fmadd_ps(self.0, b.0, c.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn fnma(self, b: Self, c: Self) -> Self {
             L512(_mm512_fnmadd_ps(self.0, b.0, c.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn max(self, b: Self) -> Self {
             L512(_mm512_max_ps(self.0, b.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn min(self, b: Self) -> Self {
             L512(_mm512_min_ps(self.0, b.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn round(self) -> Self {
             L512(_mm512_roundscale_ps::<8>(self.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn pow2(self) -> Self {
             let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
             L512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(n)))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
             let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, _mm512_set1_ps(limit));
             L512(_mm512_maskz_mov_ps(keep, self.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
             // Pairs of floats, then of pairs, inside 128-bit parts; then the parts themselves, twice.
             let r = rows.map(|r| r.0);
@@ -469,12 +500,15 @@ impl Lanes for L512 {
             }
             out.map(L512)
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn partner(self) -> Self {
             L512(_mm512_shuffle_f32x4::<0b10_11_00_01>(self.0, self.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
             L512(_mm512_mask_mov_ps(old.0, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, b.0), new.0))
         }
+        // SAFETY: needs the CPU's features, as [`Lanes`] says.
         unsafe fn sum(self) -> f32 {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
