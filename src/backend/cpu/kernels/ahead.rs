@@ -67,7 +67,7 @@ impl Hint {
 
 /// Whether AMD made this CPU: [`Hint::Past`] has been seen to win on Zen 5, and nowhere else.
 #[cfg(target_arch = "x86_64")]
-fn is_amd() -> bool {
+pub(super) fn is_amd() -> bool {
     static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
         // The maker's name, as leaf 0 of `cpuid` has it.
         let maker = std::arch::x86_64::__cpuid(0);
@@ -77,7 +77,7 @@ fn is_amd() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn is_amd() -> bool {
+pub(super) fn is_amd() -> bool {
     false
 }
 

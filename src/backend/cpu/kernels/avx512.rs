@@ -9,9 +9,10 @@ use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
+use super::ahead::is_amd;
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
-use super::driver::{Form, MANY_TOKENS, Registers, Row, Simd, Unpack, matmul, matmul_ahead, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
@@ -32,6 +33,8 @@ macro_rules! avx512 {
 mod panel;
 mod sixteen;
 mod step;
+
+use step::{Apart, Together};
 
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
@@ -125,12 +128,10 @@ impl Simd for Avx512 {
     unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         // SAFETY: the caller's promise is the same.
         unsafe {
-            if panel::takes::<B>() {
-                panel::matmul::<B>(w, x, y, then)
-            } else if x.len() >= MANY_TOKENS {
-                matmul_ahead::<Self, B>(w, x, y, then)
+            if matches!(B::TYPE, GgmlType::Q4_K) && is_amd() {
+                panel::matmul::<Together<Q4_K>>(w, x, y, then)
             } else {
-                matmul::<Self, B>(w, x, y, then)
+                panel::matmul::<Apart<B>>(w, x, y, then)
             }
         }
     }

@@ -27,11 +27,10 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::super::ahead::NextRows;
-use super::super::driver::{Form, Unpack, offset};
-use super::sixteen::{Cells, Rows, packed, unpack};
-use super::step::{Cell, cell_of, in_cell, step};
-use super::{Avx512, Wide};
+use super::super::ahead::{NextRows, is_amd};
+use super::super::driver::Unpack;
+use super::sixteen::{Cells, Rows, unpack};
+use super::step::{BIAS, Cell, Plan, Way, step};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
@@ -51,26 +50,21 @@ const TOKENS: usize = 6;
 /// The same where each half of a span has integers of its own.
 const FINE_TOKENS: usize = 4;
 
-/// Whether a type's spans can be multiplied here. Minima of halves would take five operations more.
-pub(super) const fn takes<B: Unpack<Wide>>() -> bool {
-    !(B::FINE && matches!(B::FORM, Form::Min))
+/// Tokens of a group.
+const fn tokens(way: Way) -> usize {
+    if matches!(way, Way::Halves(_)) { FINE_TOKENS } else { TOKENS }
 }
 
-/// Tokens of a group of `B`.
-const fn tokens<B: Unpack<Wide>>() -> usize {
-    if B::FINE { FINE_TOKENS } else { TOKENS }
-}
-
-/// Chunks of columns that are unpacked at once where [`packed`], and so at most.
+/// Chunks of columns that are unpacked at once where [`Way::Packed`], and so at most.
 pub(super) const CHUNKS: usize = 4;
 
 /// The same where each span has a cell.
-const UNPACKED_CHUNKS: usize = 3;
+const UNPACKED_CHUNKS: usize = 2;
 
-/// The same for `B`: a panel stays in the L1 cache while tokens pass, 24 KiB or 36. With eight of either, which left it to
-/// L2, prompts took 2 to 4 % longer.
-const fn chunks<B: Unpack<Wide>>() -> usize {
-    if packed::<B>() { CHUNKS } else { UNPACKED_CHUNKS }
+/// The same: a panel stays in the L1 cache while tokens pass, 24 KiB or 36. With eight of either, which left it to L2,
+/// prompts took 2 to 4 % longer.
+const fn chunks(way: Way) -> usize {
+    if matches!(way, Way::Packed) { CHUNKS } else { UNPACKED_CHUNKS }
 }
 
 /// Some rows by up to [`chunks`] chunks: (SPANS, chunks, groups), or half as many spans where two share a cell.
@@ -88,28 +82,29 @@ struct Strip<'a> {
 }
 
 /// A chunk's cells in a panel: every `step`th from its first span's on.
-struct Place<'a, B> {
+struct Place<'a, P> {
     cells: &'a mut [MaybeUninit<Cell>],
     step: usize,
-    of: PhantomData<B>,
+    of: PhantomData<P>,
 }
 
-impl<'a, B: Unpack<Wide>> Place<'a, B> {
+impl<'a, P: Plan> Place<'a, P> {
     #[inline(always)]
     fn new(panel: &'a mut Panel, at: usize, step: usize) -> Self {
-        Place { cells: &mut panel.cells[at..=at + cell_of::<B>(SPANS - 1) * step], step, of: PhantomData }
+        Place { cells: &mut panel.cells[at..=at + P::WAY.cell_of(SPANS - 1) * step], step, of: PhantomData }
     }
 
     #[inline(always)]
     fn cell(&mut self, s: usize) -> *mut Cell {
         assert!(s < SPANS); // a constant, once inlined
         // SAFETY: there is a cell for each span, by `new`.
-        unsafe { self.cells.get_unchecked_mut(cell_of::<B>(s) * self.step).as_mut_ptr() }
+        unsafe { self.cells.get_unchecked_mut(P::WAY.cell_of(s) * self.step).as_mut_ptr() }
     }
 }
 
 // SAFETY of all: the cell is one of the panel's, and fields may be written before others are.
-impl<B: Unpack<Wide>> Cells for Place<'_, B> {
+impl<P: Plan> Cells for Place<'_, P> {
+    const PACKED: bool = matches!(P::WAY, Way::Packed);
     #[inline(always)]
     fn word(&mut self, s: usize, k: usize, weights: __m512i) {
         // SAFETY: as above.
@@ -117,28 +112,36 @@ impl<B: Unpack<Wide>> Cells for Place<'_, B> {
     }
     #[inline(always)]
     fn scale(&mut self, s: usize, scales: __m512) {
-        let i = in_cell::<B>(s);
+        let i = P::WAY.in_cell(s);
         // SAFETY: as above; the CPU has the features, or this would not run.
         unsafe {
+            let times = |factor: f32| _mm512_mul_ps(scales, _mm512_set1_ps(factor));
             // High nibbles stay where they are, sixteen times as large. Exact: no scale of a half is so small.
-            let scales = if i == 1 { _mm512_mul_ps(scales, _mm512_set1_ps(1.0 / 16.0)) } else { scales };
+            let scales = if i == 1 { times(1.0 / 16.0) } else { scales };
             (&raw mut (*self.cell(s)).scale[i]).write(scales);
+            if P::WAY.is_biased() {
+                (&raw mut (*self.cell(s)).scale[1]).write(times(-BIAS));
+            }
         }
     }
     #[inline(always)]
     fn min(&mut self, s: usize, minima: __m512) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).others[in_cell::<B>(s)]).write(minima) }
+        unsafe { (&raw mut (*self.cell(s)).others[P::WAY.in_cell(s)]).write(minima) }
     }
     #[inline(always)]
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.cell(s)).others[half]).write(scales) }
     }
+    #[inline(always)]
+    fn half_minima(&mut self, s: usize, minima: __m512i) {
+        // SAFETY: as above; the CPU has the features, or this would not run.
+        unsafe { (&raw mut (*self.cell(s)).others[1]).write(_mm512_castsi512_ps(minima)) }
+    }
 }
 
-/// What the dot products start from: minus the offset of a type's integers times the sum of the activations, for each
-/// lane of [`ActChunk`]; spans' sums are in their first lane.
+/// What each token's spans need beside its integers, sixteen numbers a chunk, as [`Way`] has it: see `set_starts`.
 type Starts<const T: usize> = [[MaybeUninit<__m512i>; CHUNKS]; T];
 
 /// Sums of a batch, (BATCH, SPANS, GROUPS): kept between blocks of columns.
@@ -146,12 +149,12 @@ type Sums = [MaybeUninit<__m512>; BATCH * SPANS * GROUPS];
 
 avx512! {
     /// [`super::super::MatMul`]. Takes some 180 KiB of stack: a panel and a batch's sums.
-    pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
+    pub(super) unsafe fn matmul<P: Plan>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
         let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
         for (x, y) in x.chunks(BATCH).zip(y.chunks(BATCH)) {
-            let n_step = n_chunk * SPANS * x.len().div_ceil(tokens::<B>());
+            let n_step = n_chunk.div_ceil(chunks(P::WAY)) * SPANS * x.len().div_ceil(tokens(P::WAY));
             for (i, bytes) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {
                 let first = i * GROUPS * LANES;
                 let strip = Strip { bytes, first, n: bytes.len() / row_bytes };
@@ -160,9 +163,9 @@ avx512! {
                 // SAFETY: the caller's promise is the same.
                 unsafe {
                     if strip.n > LANES {
-                        strip_times::<B, 2>(&strip, x, y, &mut panel, &mut sums, &mut next);
+                        strip_times::<P, 2>(&strip, x, y, &mut panel, &mut sums, &mut next);
                     } else {
-                        strip_times::<B, 1>(&strip, x, y, &mut panel, &mut sums, &mut next);
+                        strip_times::<P, 1>(&strip, x, y, &mut panel, &mut sums, &mut next);
                     }
                 }
             }
@@ -173,7 +176,7 @@ avx512! {
     ///
     /// # Safety
     /// Each token has as many chunks as a row, and each `y` room for the rows.
-    unsafe fn strip_times<B: Unpack<Wide>, const R: usize>(
+    unsafe fn strip_times<P: Plan, const R: usize>(
         rows: &Strip<'_>,
         x: &[ActRow<'_>],
         y: &[*mut f32],
@@ -183,38 +186,35 @@ avx512! {
     ) {
         let n_row = rows.n;
         let row_bytes = rows.bytes.len() / n_row;
-        let n_chunk = row_bytes.div_ceil(B::BYTES);
-        for first in (0..n_chunk).step_by(chunks::<B>()) {
-            let n = chunks::<B>().min(n_chunk - first);
+        let n_chunk = row_bytes.div_ceil(P::B::BYTES);
+        for first in (0..n_chunk).step_by(chunks(P::WAY)) {
+            let n = chunks(P::WAY).min(n_chunk - first);
             for r in 0..R {
                 let group = &rows.bytes[r * LANES * row_bytes..n_row.min((r + 1) * LANES) * row_bytes];
                 for c in 0..n {
-                    let mut place = Place::<B>::new(panel, c * R + r, n * R);
-                    let at = (first + c) * B::BYTES;
-                    // Sixteen rows are sixteen streams, more than the hardware follows from L2 to L1.
-                    let ahead = if c + 1 < n { at + B::BYTES } else { LANES * row_bytes + first * B::BYTES };
-                    for row in 0..LANES {
-                        for line in (0..B::BYTES + 63).step_by(64) {
-                            _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(row * row_bytes + ahead + line).cast());
-                        }
+                    let mut place = Place::<P>::new(panel, c * R + r, n * R);
+                    let at = (first + c) * P::B::BYTES;
+                    if is_amd() {
+                        let ahead = if c + 1 < n { at + P::B::BYTES } else { LANES * row_bytes + first * P::B::BYTES };
+                        ask_for_rows(group.as_ptr().wrapping_add(ahead), row_bytes, P::B::BYTES);
                     }
-                    if at + B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
-                        unpack(&Rows::<B>::new(&group[at..], row_bytes), &mut place);
+                    if at + P::B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
+                        unpack(&Rows::<P::B>::new(&group[at..], row_bytes), &mut place);
                     } else {
                         // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
                         let mut padded = [[0; 2 * CHUNK]; LANES];
                         for (p, row) in padded.iter_mut().zip(group.chunks_exact(row_bytes)) {
-                            let bytes = &row[at..row_bytes.min(at + B::BYTES)];
+                            let bytes = &row[at..row_bytes.min(at + P::B::BYTES)];
                             p[..bytes.len()].copy_from_slice(bytes);
                         }
-                        unpack(&Rows::<B>::new(padded.as_flattened(), 2 * CHUNK), &mut place);
+                        unpack(&Rows::<P::B>::new(padded.as_flattened(), 2 * CHUNK), &mut place);
                     }
                 }
             }
             let mut t = 0;
             while t < x.len() {
                 let left = x.len() - t;
-                let count = left.div_ceil(left.div_ceil(tokens::<B>()));
+                let count = left.div_ceil(left.div_ceil(tokens(P::WAY)));
                 let (x, y) = (&x[t..t + count], &y[t..t + count]);
                 let last = first + n == n_chunk;
                 // What need not wait for another block of columns stays in the L1 cache.
@@ -231,12 +231,12 @@ avx512! {
                 // SAFETY: [`unpack`] wrote every cell of `n` chunks and `R` groups; the caller answers for the chunks.
                 unsafe {
                     match count {
-                        6 => tile::<B, R, 6>(panel, n, x, first, sums, next),
-                        5 => tile::<B, R, 5>(panel, n, x, first, sums, next),
-                        4 => tile::<B, R, 4>(panel, n, x, first, sums, next),
-                        3 => tile::<B, R, 3>(panel, n, x, first, sums, next),
-                        2 => tile::<B, R, 2>(panel, n, x, first, sums, next),
-                        1 => tile::<B, R, 1>(panel, n, x, first, sums, next),
+                        6 => tile::<P, R, 6>(panel, n, x, first, sums, next),
+                        5 => tile::<P, R, 5>(panel, n, x, first, sums, next),
+                        4 => tile::<P, R, 4>(panel, n, x, first, sums, next),
+                        3 => tile::<P, R, 3>(panel, n, x, first, sums, next),
+                        2 => tile::<P, R, 2>(panel, n, x, first, sums, next),
+                        1 => tile::<P, R, 1>(panel, n, x, first, sums, next),
                         _ => unreachable!("groups of at most TOKENS"),
                     }
                     if last {
@@ -248,12 +248,22 @@ avx512! {
         }
     }
 
+    /// Asks for `n` bytes of each of sixteen rows into L1: more streams than AMD's hardware follows from L2. Intel's prompts of
+    /// Q4_0 became 4 to 19 % slower by it, from DRAM too.
+    fn ask_for_rows(first: *const u8, row_bytes: usize, n: usize) {
+        for row in 0..LANES {
+            for line in (0..n + 63).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(row * row_bytes + line).cast());
+            }
+        }
+    }
+
     /// `R` groups of rows times `T` tokens, over the `n` chunks of a panel that are chunk `first` and its successors of a
     /// row: onto `sums`, (T, SPANS, R), or afresh where `first` is 0.
     ///
     /// # Safety
     /// The panel's cells for `n` chunks and `R` groups are written, and `sums` for all chunks before `first`.
-    unsafe fn tile<B: Unpack<Wide>, const R: usize, const T: usize>(
+    unsafe fn tile<P: Plan, const R: usize, const T: usize>(
         panel: &Panel,
         n: usize,
         x: &[ActRow<'_>],
@@ -269,7 +279,7 @@ avx512! {
         let x = chunks;
         assert!(n <= CHUNKS && sums.len() == T * SPANS * R, "a tile of a panel");
         let mut starts: Starts<T> = [const { [const { MaybeUninit::uninit() }; _] }; T];
-        set_starts::<B, T>(&mut starts, x);
+        set_starts::<P, T>(&mut starts, x);
         for s in 0..SPANS {
             let mut acc = [[_mm512_setzero_ps(); R]; T];
             if first > 0 {
@@ -278,15 +288,12 @@ avx512! {
                     *acc = unsafe { sums[(i / R * SPANS + s) * R + i % R].assume_init() };
                 }
             }
-            for c in 0..n {
-                // Little by little: loads of the panel wait while many lines are on their way.
-                next.ask();
-                // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
-                unsafe {
-                    let cells = &*panel.cells.as_ptr().add((cell_of::<B>(s) * n + c) * R).cast::<[Cell; R]>();
-                    let x: [&ActChunk; T] = std::array::from_fn(|t| x[t].get_unchecked(c));
-                    step::<B, R, T>(cells, x, starts.as_ptr().cast::<__m512i>().add(c).cast(), s, &mut acc);
-                }
+            // Little by little: loads of the panel wait while many lines are on their way.
+            next.ask();
+            // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
+            unsafe {
+                let cells = panel.cells.as_ptr().add(P::WAY.cell_of(s) * n * R).cast::<[Cell; R]>();
+                step::<P, R, T>(std::slice::from_raw_parts(cells, n), x, starts.as_ptr().cast(), s, &mut acc);
             }
             for (i, acc) in acc.as_flattened().iter().enumerate() {
                 sums[(i / R * SPANS + s) * R + i % R].write(*acc);
@@ -294,19 +301,26 @@ avx512! {
         }
     }
 
-    /// Nothing where the type has no offset.
-    fn set_starts<B: Unpack<Wide>, const T: usize>(starts: &mut Starts<T>, x: [&[ActChunk]; T]) {
-        let offset = i32::from(const { offset::<Avx512, B>() });
-        if offset == 0 {
-            return;
-        }
+    /// [`Way::Offset`], [`Way::Halves`]: what the integers of whole spans, in the lane of their first half, or of halves start
+    /// from. [`Way::HalfMin`]: sums of activations in both halves, in the lane of the first. Nothing otherwise.
+    fn set_starts<P: Plan, const T: usize>(starts: &mut Starts<T>, x: [&[ActChunk]; T]) {
         for (starts, x) in starts.iter_mut().zip(x) {
             for (start, x) in starts.iter_mut().zip(x) {
                 // SAFETY: sixteen elements.
                 let h = unsafe { _mm512_loadu_si512(x.h.as_ptr().cast()) };
                 // Lanes `p` and `p ^ 4` have the halves of a span.
-                let sums = if B::FINE { h } else { _mm512_add_epi32(h, _mm512_shuffle_i32x4::<0b10_11_00_01>(h, h)) };
-                start.write(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-offset)));
+                let other = _mm512_shuffle_i32x4::<0b10_11_00_01>(h, h);
+                let times = |h, offset: u8| _mm512_mullo_epi32(h, _mm512_set1_epi32(-i32::from(offset)));
+                start.write(match P::WAY {
+                    Way::Min | Way::Packed => return,
+                    Way::Halves(offset) => times(h, offset),
+                    Way::Offset(offset) => {
+                        let bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
+                        _mm512_add_epi32(bias, times(_mm512_add_epi32(h, other), offset))
+                    }
+                    // Below 2^11.
+                    Way::HalfMin => _mm512_mask_blend_epi16(0xaaaa_aaaa, h, _mm512_slli_epi32::<16>(other)),
+                });
             }
         }
     }

@@ -14,28 +14,31 @@ use std::mem::MaybeUninit;
 
 use super::super::bytes::MXFP4_UNSIGNED;
 use super::super::driver::{Form, Registers, Unpack};
-use super::{Avx512, Simd, Wide, high4, look_up, low4, transpose};
+use super::step::Q3_K_OFFSET;
+use super::{Avx512, Simd, Wide, high4, load16, look_up, low4, transpose};
 use crate::quant::GgmlType;
-use crate::quant::act::{LANES, SPANS, span_of};
+use crate::quant::act::{LANES, SPANS};
 use crate::quant::block::IQ4_VALUES;
 
 /// Where a chunk of sixteen rows goes.
 pub(super) trait Cells {
-    /// Four weights of each row: word `k` of span `s`. Where [`packed`], these are low nibbles, and the high ones are the next
-    /// span's, which has no words of its own.
+    /// Whether words of nibbles go as they are, for two spans: what is stored and read again is nearly half then.
+    const PACKED: bool;
+    /// Four weights of each row: word `k` of span `s`. Where [`Cells::PACKED`], these are low nibbles, and the high ones are
+    /// the next span's, which has no words of its own.
     fn word(&mut self, s: usize, k: usize, weights: __m512i);
     /// Each row's scale of span `s`.
     fn scale(&mut self, s: usize, scales: __m512);
-    /// Each row's minimum of span `s`, where the form is [`Form::Min`].
+    /// Each row's minimum of span `s`, where there are minima.
     fn min(&mut self, s: usize, minima: __m512);
-    /// Each row's scale of half `half` of span `s`, a whole number, where [`Unpack::FINE`].
+    /// Each row's scale of half `half` of span `s`, a whole number, where weights are not multiplied by it (Q6_K).
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512);
+    /// Each row's minima of the halves of span `s`, whole numbers of 16 bits, where there are such (Q2_K).
+    fn half_minima(&mut self, s: usize, minima: __m512i);
 }
 
-/// Whether words go two by two: what is stored and read again is nearly half then.
-pub(super) const fn packed<B: Unpack<Wide>>() -> bool {
-    matches!(B::TYPE, GgmlType::Q4_K)
-}
+/// No byte: see `spread`.
+const ZERO: usize = usize::MAX;
 
 /// [`Unpack::BYTES`] bytes of each of sixteen rows, `stride` bytes apart: one base and one distance stay in registers where
 /// sixteen slices do not.
@@ -72,7 +75,7 @@ impl<'a, B: Unpack<Wide>> Rows<'a, B> {
 
 avx512! {
     /// Reads a chunk of sixteen rows, the first [`Unpack::BYTES`] bytes of each.
-    pub(super) fn unpack<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
+    pub(super) fn unpack<B: Unpack<Wide>, C: Cells>(rows: &Rows<'_, B>, out: &mut C) {
         match B::TYPE {
             GgmlType::Q4_0 => nibbles::<B>(rows, 18, 2, out, |x| x),
             GgmlType::Q4_1 => nibbles::<B>(rows, 20, 4, out, |x| x),
@@ -92,7 +95,14 @@ avx512! {
                 for s in (0..SPANS).step_by(2) {
                     for half in 0..2 {
                         let words = four::<B>(rows, 16 + 16 * s + 16 * half);
-                        (0..4).for_each(|k| out.word(s, 4 * half + k, words[k]));
+                        for k in 0..4 {
+                            if C::PACKED {
+                                out.word(s, 4 * half + k, words[k]);
+                            } else {
+                                out.word(s, 4 * half + k, low4(words[k]));
+                                out.word(s + 1, 4 * half + k, high4(words[k]));
+                            }
+                        }
                     }
                 }
                 scales_k4::<B>(rows, out);
@@ -129,12 +139,11 @@ avx512! {
                 }
                 scales_q6_k::<B>(rows, out);
             }
+            GgmlType::Q2_K => q2_k::<B>(rows, out),
+            GgmlType::Q3_K => q3_k::<B>(rows, out),
             _ => {
                 words_by_row::<B>(rows, out);
                 scales_by_row::<B>(rows, out);
-                if B::FINE {
-                    half_scales_by_row::<B>(rows, out);
-                }
             }
         }
     }
@@ -155,6 +164,79 @@ avx512! {
             }
         }
         scales_by_row::<B>(rows, out);
+    }
+
+    /// Weights times the scales of their halves, at most 45, and the halves' minima.
+    fn q2_k<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
+        let both = four::<B>(rows, 0); // of half `i`: nibbles of byte `i`
+        for n in 0..2 {
+            for half in 0..2 {
+                let words = four::<B>(rows, 16 + 32 * n + 16 * half);
+                for j in 0..4 {
+                    let scale = low4(spread(both[2 * n + j / 2], [2 * (j % 2) + half, ZERO, 2 * (j % 2) + half, ZERO]));
+                    for k in 0..4 {
+                        // Two bytes at a time: a product leaves none over to the next byte.
+                        let product = _mm512_mullo_epi16(bits(words[k], 2 * j, 2, 0), scale);
+                        out.word(4 * n + j, 4 * half + k, product);
+                    }
+                }
+            }
+        }
+        let [.., last] = four::<B>(rows, B::BYTES - 16);
+        let (d, dmin) = (lower_halves(last), upper_halves(last));
+        for s in 0..SPANS {
+            out.scale(s, d);
+            out.min(s, dmin);
+            out.half_minima(s, high4(spread(both[s / 2], [2 * (s % 2), ZERO, 2 * (s % 2) + 1, ZERO])));
+        }
+    }
+
+    /// Weights times the scales of their halves, plus [`Q3_K_OFFSET`].
+    fn q3_k<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
+        let [_, a, b, c] = four::<B>(rows, 92);
+        let [.., last] = four::<B>(rows, B::BYTES - 16);
+        let high: [_; 2] = std::array::from_fn(|half| four::<B>(rows, 16 * half));
+        let each = |x| _mm512_set1_epi8(x);
+        // Of scale `i`: byte `i % 4` of register `i / 4`, as [`crate::quant::block::scales_k3`].
+        let scales = [low4(a), low4(b), high4(a), high4(b)];
+        let parts: [_; 4] = std::array::from_fn(|i| {
+            let scale = _mm512_sub_epi8(_mm512_or_si512(scales[i], bits(c, 2 * i, 2, 4)), each(32));
+            let size = _mm512_abs_epi8(scale);
+            let below = _mm512_movm_epi8(_mm512_movepi8_mask(scale));
+            // (q - 4) * scale + 124 is q * size + 124 - 4 * size, or, for a scale below zero, (7 - q) * size + 124 - 3 * size.
+            let flip = _mm512_and_si512(below, each(7));
+            let least = _mm512_sub_epi8(each(Q3_K_OFFSET as i8), bits(size, 0, 6, 2));
+            (size, flip, _mm512_add_epi8(least, _mm512_and_si512(below, size)))
+        });
+        for n in 0..2 {
+            for half in 0..2 {
+                let words = four::<B>(rows, 32 + 32 * n + 16 * half);
+                for j in 0..4 {
+                    let s = 4 * n + j;
+                    let (size, flip, least) = parts[s / 2];
+                    let i = 2 * (s % 2) + half;
+                    let size = spread(size, [i, ZERO, i, ZERO]);
+                    let (flip, least) = (spread(flip, [i; 4]), spread(least, [i; 4]));
+                    for k in 0..4 {
+                        let q = _mm512_or_si512(bits(words[k], 2 * j, 2, 0), bits(high[half][k], s, 1, 2));
+                        // Two bytes at a time: a product, at most 224, leaves none over to the next byte.
+                        let product = _mm512_mullo_epi16(_mm512_xor_si512(q, flip), size);
+                        out.word(s, 4 * half + k, _mm512_add_epi8(product, least));
+                    }
+                }
+            }
+        }
+        let d = upper_halves(last);
+        (0..SPANS).for_each(|s| out.scale(s, d));
+    }
+
+    /// In each word, the bytes of it that are named, or [`ZERO`].
+    fn spread(x: __m512i, bytes: [usize; 4]) -> __m512i {
+        let index: [i8; 16] = std::array::from_fn(|i| match bytes[i % 4] {
+            ZERO => -1,
+            byte => (i / 4 * 4 + byte) as i8,
+        });
+        _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(load16(&index, 0)))
     }
 
     /// `n` bits of each byte from bit `from` on, moved to bit `to`.
@@ -230,17 +312,6 @@ avx512! {
                 out.half_scale(s, half, _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top)));
             }
         }
-    }
-
-    /// Scales of halves as a row has them, turned.
-    fn half_scales_by_row<B: Unpack<Wide>>(rows: &Rows<'_, B>, out: &mut impl Cells) {
-        let mut lanes = [const { MaybeUninit::uninit() }; LANES];
-        for i in 0..LANES {
-            // SAFETY: the CPU has the features, or this would not run; such a type sets them.
-            lanes[i].write(unsafe { B::unpack(rows.row(i)).fine.assume_init()[0] });
-        }
-        // SAFETY: every row has been written.
-        unsafe { turn(&lanes, |p, scales| out.half_scale(span_of(p), p / 4 % 2, _mm512_cvtepi32_ps(scales))) }
     }
 
     /// Scales as a row has them, turned.

@@ -1,47 +1,115 @@
 //! A span of some groups of sixteen rows times some tokens: what a prompt spends most of its time in.
 //!
 //! For two groups and as many tokens as [`step`] lists, which is nearly always, it is assembly: sums, integers and what they
-//! are made of take up to 28 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
+//! are made of take up to 30 of 32 registers. The compiler, which gathers loads ahead of the products that use them, kept
 //! half of the sums in memory, whatever was tried to dissuade it; prompts took 6 % longer.
 //!
 //! Must not know: panels, how many spans there are.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::offset_of;
 
 use super::super::driver::{Form, Unpack, offset};
 use super::panel::CHUNKS;
-use super::sixteen::packed;
 use super::{Avx512, Wide};
-use crate::quant::act::{ActChunk, SPAN};
+use crate::quant::GgmlType;
+use crate::quant::act::{ActChunk, LANES, SPAN};
+use crate::quant::block::Q4_K;
 
 /// Words of four weights in a span.
 const WORDS: usize = SPAN / 4;
 
-/// A span of sixteen rows, each in its lane; where [`packed`], two spans.
+/// How spans of a type are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Unsigned weights; this is to be taken away from each.
+    Offset(u8),
+    /// Unsigned weights; each span has a minimum.
+    Min,
+    /// The same with two spans in the nibbles of a cell's bytes.
+    Packed,
+    /// As [`Way::Offset`], and each half has a scale of its own, a whole number.
+    Halves(u8),
+    /// Unsigned weights; each half has a minimum, a whole number of the span's.
+    HalfMin,
+}
+
+impl Way {
+    /// How `B` is multiplied.
+    pub const fn of<B: Unpack<Wide>>() -> Way {
+        match (B::TYPE, B::FORM) {
+            (GgmlType::Q2_K, _) => Way::HalfMin,
+            (GgmlType::Q3_K, _) => Way::Offset(Q3_K_OFFSET),
+            (_, Form::Min) => Way::Min,
+            _ if B::FINE => Way::Halves(offset::<Avx512, B>()),
+            _ => Way::Offset(offset::<Avx512, B>()),
+        }
+    }
+
+    /// Whether sums of integers start from [`BIAS`], and scales come with what takes it away.
+    pub const fn is_biased(self) -> bool {
+        matches!(self, Way::Offset(_) | Way::Min | Way::HalfMin)
+    }
+}
+
+/// A type, and how its spans are multiplied.
+pub(super) trait Plan {
+    type B: Unpack<Wide>;
+    const WAY: Way;
+}
+
+/// Each span has a cell.
+pub(super) struct Apart<B>(PhantomData<B>);
+
+/// Two spans share a cell: [`Way::Packed`].
+pub(super) struct Together<B>(PhantomData<B>);
+
+impl<B: Unpack<Wide>> Plan for Apart<B> {
+    type B = B;
+    const WAY: Way = Way::of::<B>();
+}
+
+impl Plan for Together<Q4_K> {
+    type B = Q4_K;
+    const WAY: Way = Way::Packed;
+}
+
+/// What weights of Q3_K times their halves' scales, -124 to 128, are stored above.
+pub(super) const Q3_K_OFFSET: u8 = 124;
+
+/// 1.5 * 2^23. A whole number below 2^22 that is added to its bits is added to its value, so that integers are floats
+/// without a conversion; the scale's product takes it away again. That rounds once, like the product alone: both products are
+/// exact inside it, since scales have at most 17 bits. (Scales from 2^104 up, which MXFP4 could have, would overflow.)
+pub(super) const BIAS: f32 = 12_582_912.0;
+
+/// A span of sixteen rows, each in its lane; two where the way is [`Way::Packed`].
 #[repr(C, align(64))]
 pub(super) struct Cell {
-    /// Where [`packed`], the first span's weights in the low nibbles, the second one's in the high ones.
+    /// Where [`Way::Packed`], the first span's weights in the low nibbles, the second one's in the high ones.
     pub w: [__m512i; WORDS],
-    /// Of the first span, then of the second, for weights that are sixteen times as large.
+    /// The scale. Then what takes [`BIAS`] away, times the scale; where [`Way::Packed`], the second span's scale, for weights
+    /// that are sixteen times as large.
     pub scale: [__m512; 2],
-    /// Minima of the first span and the second, where the form is [`Form::Min`]; where [`Unpack::FINE`], the scale of each
-    /// half, a whole number. Of no meaning otherwise.
+    /// [`Way::Min`]: the minimum; [`Way::Packed`]: of each span. [`Way::Halves`]: the scale of each half, a whole number.
+    /// [`Way::HalfMin`]: the minimum, then the halves', two whole numbers of 16 bits. Of no meaning otherwise.
     pub others: [__m512; 2],
 }
 
-/// Which of a chunk's cells has span `s`.
-pub(super) const fn cell_of<B: Unpack<Wide>>(s: usize) -> usize {
-    if packed::<B>() { s / 2 } else { s }
+impl Way {
+    /// Which of a chunk's cells has span `s`.
+    pub const fn cell_of(self, s: usize) -> usize {
+        if matches!(self, Way::Packed) { s / 2 } else { s }
+    }
+
+    /// Which of its cell's spans `s` is.
+    pub const fn in_cell(self, s: usize) -> usize {
+        if matches!(self, Way::Packed) { s % 2 } else { 0 }
+    }
 }
 
-/// Which of its cell's spans `s` is.
-pub(super) const fn in_cell<B: Unpack<Wide>>(s: usize) -> usize {
-    if packed::<B>() { s % 2 } else { 0 }
-}
-
-/// The bits that span `s` has of a [`packed`] byte.
+/// The bits that span `s` has of a byte where [`Way::Packed`].
 const fn nibble(s: usize) -> u8 {
     [0x0f, 0xf0][s % 2]
 }
@@ -61,6 +129,14 @@ const fn word(k: usize) -> usize {
 
 // Parts of the assembly, each for all tokens. `i`, `h` and `f` are sums of integers, of a second half and of floats, 0 and 1
 // the groups of rows; `a`, `b` and `t` hold what two groups and a token have to give.
+
+/// Integers from [`BIAS`].
+macro_rules! from_bias {
+    ($($i0:ident $i1:ident)*) => { concat!($(
+        "vmovdqa64 {", stringify!($i0), "}, {bias}\n",
+        "vmovdqa64 {", stringify!($i1), "}, {bias}\n",
+    )*) };
+}
 
 /// Integers from zero.
 macro_rules! from_zero {
@@ -97,11 +173,44 @@ macro_rules! products {
     ) };
 }
 
-/// What the cells have at `$at`, to `a` and `b`.
+/// What the cells have at `$at`, to `a` and `b` or other registers.
 macro_rules! load {
-    ($at:literal) => {
-        concat!("vmovaps {a}, [{cell} + ", $at, "]\n", "vmovaps {b}, [{cell} + {cell_bytes} + ", $at, "]\n")
+    ($at:literal) => { load!($at, a b) };
+    ($at:literal, $a:ident $b:ident) => {
+        concat!(
+            "vmovaps {", stringify!($a), "}, [{cell} + ", $at, "]\n",
+            "vmovaps {", stringify!($b), "}, [{cell} + {cell_bytes} + ", $at, "]\n",
+        )
     };
+}
+
+/// Integers above [`BIAS`], which are floats as they are, times scales: both parts of what cells have are loaded.
+macro_rules! scale_biased {
+    ($($i0:ident $i1:ident)*) => { concat!(
+        load!("{scale}"),
+        load!("{scale} + 64", c d),
+        $(
+            "vfmadd213ps {", stringify!($i0), "}, {a}, {c}\n",
+            "vfmadd213ps {", stringify!($i1), "}, {b}, {d}\n",
+        )*
+    ) };
+}
+
+/// Takes the halves' minima, times the halves' sums, times the spans' minima away.
+macro_rules! less_half_minima {
+    ($($t:literal $i0:ident $i1:ident)*) => { concat!(
+        load!("{others} + 64"),
+        load!("{others}", c d),
+        $(
+            "vpbroadcastd {t}, [{starts} + {q} + ", $t, " * {start_bytes}]\n",
+            "vpmaddwd {u}, {a}, {t}\n",
+            "vpmaddwd {t}, {b}, {t}\n",
+            "vcvtdq2ps {u}, {u}\n",
+            "vcvtdq2ps {t}, {t}\n",
+            "vfnmadd231ps {", stringify!($i0), "}, {u}, {c}\n",
+            "vfnmadd231ps {", stringify!($i1), "}, {t}, {d}\n",
+        )*
+    ) };
 }
 
 /// Integers to floats.
@@ -140,31 +249,59 @@ macro_rules! less_minima {
 /// Adds everything times the tokens' scales to the sums.
 macro_rules! finish {
     ($($x:ident $i0:ident $i1:ident $f0:ident $f1:ident)*) => { concat!($(
-        "vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {d}]\n",
+        "vbroadcastss {t}, [{", stringify!($x), "} + 4 * {s} + {x_scale}]\n",
         "vfmadd231ps {", stringify!($f0), "}, {", stringify!($i0), "}, {t}\n",
         "vfmadd231ps {", stringify!($f1), "}, {", stringify!($i1), "}, {t}\n",
     )*) };
 }
 
-/// [`plain`] of a form, for two groups of rows and the tokens listed: for each its number, and names for its pointer and
-/// registers.
+/// [`plain`] of a form, chunk after chunk, for two groups of rows and the tokens listed: for each its number, and names for its
+/// pointer and registers. The loop is inside: outside it took some forty scalar instructions a chunk, on ports that products use.
 macro_rules! in_registers {
-    (min, $of:tt, $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
+    (min, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+     $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ $of,
+            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
-                from_zero!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
-                load!("{scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
+                scale_biased!($($i0 $i1)*),
                 load!("{others}"), less_minima!($($x $i0 $i1)*),
             ]
-            [others = const offset_of!(Cell, others), total = const offset_of!(ActChunk, s),]
+            [
+                others = const offset_of!(Cell, others),
+                total = const offset_of!(ActChunk, s),
+                bias = in(zmm_reg) _mm512_set1_ps(BIAS),
+                c = out(zmm_reg) $gone,
+                d = out(zmm_reg) $gone,
+            ]
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (packed, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (half_min, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            [
+                from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
+                scale_biased!($($i0 $i1)*), less_half_minima!($($t $i0 $i1)*),
+                "add {starts}, 64\n",
+            ]
+            [
+                others = const offset_of!(Cell, others),
+                starts = inout(reg) $starts => _,
+                start_bytes = const START_BYTES,
+                bias = in(zmm_reg) _mm512_set1_ps(BIAS),
+                c = out(zmm_reg) $gone,
+                d = out(zmm_reg) $gone,
+                u = out(zmm_reg) $gone,
+            ]
+            $($t $x $i0 $i1 $f0 $f1,)*
+        )
+    };
+    (packed, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+     $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
+        in_registers!(
+            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_zero!($($i0 $i1)*), products!(nibbles "0" $($x $i0 $i1)*), products!(nibbles "16" $($x $i0 $i1)*),
                 load!("{odd} + {scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
@@ -179,31 +316,38 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (offset, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (offset, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
-                load!("{scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                scale_biased!($($i0 $i1)*),
+                "add {starts}, 64\n",
             ]
-            [starts = in(reg) $starts, start_bytes = const START_BYTES,]
+            [
+                starts = inout(reg) $starts => _,
+                start_bytes = const START_BYTES,
+                c = out(zmm_reg) $gone,
+                d = out(zmm_reg) $gone,
+            ]
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (fine, ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (halves, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*),
                 from_starts!("16" $($t $h0 $h1)*), products!("16" $($x $h0 $h1)*),
                 load!("{others}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
                 load!("{others} + 64"), to_floats!($($h0 $h1)*), add_scaled!($($i0 $i1 $h0 $h1)*),
                 load!("{scale}"), scale!($($i0 $i1)*),
+                "add {starts}, 64\n",
             ]
             [
-                starts = in(reg) $starts,
+                starts = inout(reg) $starts => _,
                 start_bytes = const START_BYTES,
                 others = const offset_of!(Cell, others),
                 $($h0 = out(zmm_reg) $gone, $h1 = out(zmm_reg) $gone,)*
@@ -211,26 +355,33 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (@ ($cells:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (@ ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      [$($lines:expr,)*] [$($operands:tt)*]
      $($t:literal $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
         asm!(
+            "2:\n",
             $($lines,)*
             finish!($($x $i0 $i1 $f0 $f1)*),
-            cell = in(reg) $cells.as_ptr(),
+            "add {cell}, 2 * {cell_bytes}\n",
+            $(concat!("add {", stringify!($x), "}, {chunk_bytes}\n"),)*
+            "dec {n}\n",
+            "jnz 2b\n",
+            cell = inout(reg) $cells.as_ptr() => _,
+            n = inout(reg) $n => _,
+            chunk_bytes = const size_of::<ActChunk>(),
             q = in(reg) 4 * lane($s),
             s = in(reg) $s,
             cell_bytes = const size_of::<Cell>(),
             scale = const offset_of!(Cell, scale),
-            d = const offset_of!(ActChunk, d),
+            x_scale = const offset_of!(ActChunk, d),
             a = out(zmm_reg) $gone,
             b = out(zmm_reg) $gone,
             t = out(zmm_reg) $gone,
             $($operands)*
-            $($x = in(reg) &raw const *$xs[$t],)*
+            $($x = inout(reg) $xs[$t].as_ptr() => _,)*
             $($i0 = out(zmm_reg) $gone, $i1 = out(zmm_reg) $gone,)*
             $($f0 = inout(zmm_reg) $acc[$t][0], $f1 = inout(zmm_reg) $acc[$t][1],)*
-            options(pure, readonly, nostack, preserves_flags)
+            options(pure, readonly, nostack)
         )
     };
 }
@@ -248,80 +399,99 @@ macro_rules! of_tokens {
 }
 
 avx512! {
-    /// Span `s` of a chunk, as [`crate::quant::dot`] has it, onto `acc`. `starts` has those of a chunk and the first token:
-    /// what the integers of each lane of [`ActChunk`] start from; those of whole spans are in their first lane.
+    /// Span `s` of some chunks, at least one, as [`crate::quant::dot`] has it, onto `acc`: as many as each token has in `x`, which
+    /// are as many as `cells` have, (chunks, R). `starts` has those of the first token, as [`set_starts`](super::panel) made them.
     ///
     /// # Safety
-    /// `s` is below [`SPANS`](crate::quant::act::SPANS); where the type has an offset, `starts` has sixteen numbers for each
-    /// token, [`CHUNKS`] times sixteen apart.
-    pub(super) unsafe fn step<B: Unpack<Wide>, const R: usize, const T: usize>(
-        cells: &[Cell; R],
-        x: [&ActChunk; T],
+    /// `s` is below [`SPANS`](crate::quant::act::SPANS); `cells` and each of `x` are of one length; where the way asks for starts,
+    /// there are sixteen numbers for each chunk, and as many for the next token [`CHUNKS`] times sixteen on.
+    pub(super) unsafe fn step<P: Plan, const R: usize, const T: usize>(
+        cells: &[[Cell; R]],
+        x: [&[ActChunk]; T],
         starts: *const i32,
         s: usize,
         acc: &mut [[__m512; R]; T],
     ) {
+        let n = cells.len();
         // Registers that only the assembly uses need a type, or they are named wrongly.
         let mut _gone: __m512i;
         // SAFETY: what is read are the cells, the tokens' chunks and the starts, of which the caller says that they are there.
         unsafe {
-            match (R, T, B::FINE, matches!(B::FORM, Form::Min)) {
-                (2, 6, ..) if packed::<B>() => of_tokens!(6, packed, (cells, x, starts, s, acc, _gone),),
-                (2, 5, ..) if packed::<B>() => of_tokens!(5, packed, (cells, x, starts, s, acc, _gone),),
-                (2, 4, ..) if packed::<B>() => of_tokens!(4, packed, (cells, x, starts, s, acc, _gone),),
-                (2, 6, false, true) => of_tokens!(6, min, (cells, x, starts, s, acc, _gone),),
-                (2, 5, false, true) => of_tokens!(5, min, (cells, x, starts, s, acc, _gone),),
-                (2, 4, false, true) => of_tokens!(4, min, (cells, x, starts, s, acc, _gone),),
-                (2, 6, false, false) => of_tokens!(6, offset, (cells, x, starts, s, acc, _gone),),
-                (2, 5, false, false) => of_tokens!(5, offset, (cells, x, starts, s, acc, _gone),),
-                (2, 4, false, false) => of_tokens!(4, offset, (cells, x, starts, s, acc, _gone),),
-                (2, 4, true, false) => of_tokens!(4, fine, (cells, x, starts, s, acc, _gone),),
-                (2, 3, true, false) => of_tokens!(3, fine, (cells, x, starts, s, acc, _gone),),
-                _ => plain::<B, R, T>(cells, x, starts, s, acc),
+            match (R, T, P::WAY) {
+                (2, 6, Way::Packed) => of_tokens!(6, packed, (cells, n, x, starts, s, acc, _gone),),
+                (2, 5, Way::Packed) => of_tokens!(5, packed, (cells, n, x, starts, s, acc, _gone),),
+                (2, 4, Way::Packed) => of_tokens!(4, packed, (cells, n, x, starts, s, acc, _gone),),
+                (2, 6, Way::Min) => of_tokens!(6, min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 5, Way::Min) => of_tokens!(5, min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 4, Way::Min) => of_tokens!(4, min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 6, Way::HalfMin) => of_tokens!(6, half_min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 5, Way::HalfMin) => of_tokens!(5, half_min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 4, Way::HalfMin) => of_tokens!(4, half_min, (cells, n, x, starts, s, acc, _gone),),
+                (2, 6, Way::Offset(_)) => of_tokens!(6, offset, (cells, n, x, starts, s, acc, _gone),),
+                (2, 5, Way::Offset(_)) => of_tokens!(5, offset, (cells, n, x, starts, s, acc, _gone),),
+                (2, 4, Way::Offset(_)) => of_tokens!(4, offset, (cells, n, x, starts, s, acc, _gone),),
+                (2, 4, Way::Halves(_)) => of_tokens!(4, halves, (cells, n, x, starts, s, acc, _gone),),
+                (2, 3, Way::Halves(_)) => of_tokens!(3, halves, (cells, n, x, starts, s, acc, _gone),),
+                _ => {
+                    for (c, cells) in cells.iter().enumerate() {
+                        plain::<P, R, T>(cells, x.map(|x| x.get_unchecked(c)), starts.add(c * LANES), s, acc);
+                    }
+                }
             }
         }
     }
 
-    /// [`step`] as its definition.
+    /// [`step`] of one chunk, as its definition.
     ///
     /// # Safety
     /// As [`step`].
-    unsafe fn plain<B: Unpack<Wide>, const R: usize, const T: usize>(
+    unsafe fn plain<P: Plan, const R: usize, const T: usize>(
         cells: &[Cell; R],
         x: [&ActChunk; T],
         starts: *const i32,
         s: usize,
         acc: &mut [[__m512; R]; T],
     ) {
+        let i = P::WAY.in_cell(s);
+        let mask = _mm512_set1_epi8(if P::WAY == Way::Packed { nibble(s) } else { u8::MAX } as i8);
         for (t, (x, acc)) in x.into_iter().zip(acc).enumerate() {
             // SAFETY: the caller's promise; a word is four of the chunk's 256 bytes, at a multiple of four.
             unsafe {
-                let start = |lane: usize| match const { offset::<Avx512, B>() } {
-                    0 => _mm512_setzero_si512(),
-                    _ => _mm512_set1_epi32(*starts.add(t * START_BYTES / 4 + lane)),
-                };
+                let start = |lane: usize| _mm512_set1_epi32(*starts.add(t * START_BYTES / 4 + lane));
                 let words = x.q.as_ptr().add(4 * lane(s));
                 let dots = |cell: &Cell, range: std::ops::Range<usize>, mut dots: __m512i| {
                     for k in range {
                         let x = _mm512_set1_epi32(words.add(word(k)).cast::<i32>().read());
-                        let mask = if packed::<B>() { nibble(s) } else { u8::MAX };
-                        dots = _mm512_dpbusd_epi32(dots, _mm512_and_si512(cell.w[k], _mm512_set1_epi8(mask as i8)), x);
+                        dots = _mm512_dpbusd_epi32(dots, _mm512_and_si512(cell.w[k], mask), x);
                     }
-                    _mm512_cvtepi32_ps(dots)
+                    dots
                 };
-                let i = in_cell::<B>(s);
+                let scaled = |cell: &Cell, from: __m512i| {
+                    let above_bias = _mm512_castsi512_ps(dots(cell, 0..WORDS, from));
+                    _mm512_fmadd_ps(above_bias, cell.scale[0], cell.scale[1])
+                };
+                let bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
+                let total = _mm512_set1_ps(*x.s.get_unchecked(s));
                 for (cell, acc) in cells.iter().zip(acc) {
-                    let mut sum = if B::FINE {
-                        // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
-                        let first = _mm512_mul_ps(cell.others[0], dots(cell, 0..WORDS / 2, start(lane(s))));
-                        _mm512_fmadd_ps(cell.others[1], dots(cell, WORDS / 2..WORDS, start(lane(s) + 4)), first)
-                    } else {
-                        dots(cell, 0..WORDS, start(lane(s)))
+                    let sum = match P::WAY {
+                        Way::Offset(_) => scaled(cell, start(lane(s))),
+                        Way::Min => _mm512_fnmadd_ps(cell.others[0], total, scaled(cell, bias)),
+                        Way::Packed => {
+                            let dots = _mm512_cvtepi32_ps(dots(cell, 0..WORDS, _mm512_setzero_si512()));
+                            _mm512_fnmadd_ps(cell.others[i], total, _mm512_mul_ps(cell.scale[i], dots))
+                        }
+                        Way::HalfMin => {
+                            let least = _mm512_madd_epi16(_mm512_castps_si512(cell.others[1]), start(lane(s)));
+                            _mm512_fnmadd_ps(cell.others[0], _mm512_cvtepi32_ps(least), scaled(cell, bias))
+                        }
+                        Way::Halves(_) => {
+                            // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
+                            let first = _mm512_cvtepi32_ps(dots(cell, 0..WORDS / 2, start(lane(s))));
+                            let second = _mm512_cvtepi32_ps(dots(cell, WORDS / 2..WORDS, start(lane(s) + 4)));
+                            let both = _mm512_fmadd_ps(cell.others[1], second, _mm512_mul_ps(cell.others[0], first));
+                            _mm512_mul_ps(cell.scale[0], both)
+                        }
                     };
-                    sum = _mm512_mul_ps(cell.scale[i], sum);
-                    if matches!(B::FORM, Form::Min) {
-                        sum = _mm512_fnmadd_ps(cell.others[i], _mm512_set1_ps(*x.s.get_unchecked(s)), sum);
-                    }
                     *acc = _mm512_fmadd_ps(sum, _mm512_set1_ps(*x.d.get_unchecked(s)), *acc);
                 }
             }
