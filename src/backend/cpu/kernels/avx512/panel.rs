@@ -220,23 +220,16 @@ avx512! {
                 // What need not wait for another block of columns stays in the L1 cache.
                 let kept = if n == n_chunk { 0 } else { t };
                 let sums = &mut sums[kept * SPANS * R..(kept + count) * SPANS * R];
-                if last {
-                    for y in y {
-                        let line = y.wrapping_add(rows.first).cast::<i8>();
-                        // Outputs are cold: 33 MB of a layer's experts for 512 tokens.
-                        _mm_prefetch::<_MM_HINT_ET0>(line);
-                        _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(64));
-                    }
-                }
+                let out = if last { y } else { &[] };
                 // SAFETY: [`unpack`] wrote every cell of `n` chunks and `R` groups; the caller answers for the chunks.
                 unsafe {
                     match count {
-                        6 => tile::<P, R, 6>(panel, n, x, first, sums, next),
-                        5 => tile::<P, R, 5>(panel, n, x, first, sums, next),
-                        4 => tile::<P, R, 4>(panel, n, x, first, sums, next),
-                        3 => tile::<P, R, 3>(panel, n, x, first, sums, next),
-                        2 => tile::<P, R, 2>(panel, n, x, first, sums, next),
-                        1 => tile::<P, R, 1>(panel, n, x, first, sums, next),
+                        6 => tile::<P, R, 6>(panel, n, x, first, sums, next, out, rows.first),
+                        5 => tile::<P, R, 5>(panel, n, x, first, sums, next, out, rows.first),
+                        4 => tile::<P, R, 4>(panel, n, x, first, sums, next, out, rows.first),
+                        3 => tile::<P, R, 3>(panel, n, x, first, sums, next, out, rows.first),
+                        2 => tile::<P, R, 2>(panel, n, x, first, sums, next, out, rows.first),
+                        1 => tile::<P, R, 1>(panel, n, x, first, sums, next, out, rows.first),
                         _ => unreachable!("groups of at most TOKENS"),
                     }
                     if last {
@@ -270,6 +263,8 @@ avx512! {
         first: usize,
         sums: &mut [MaybeUninit<__m512>],
         next: &mut NextRows<'_>,
+        out: &[*mut f32],
+        row: usize,
     ) {
         // No `from_fn` here: it is not inlined, and copies what it returns.
         let mut chunks: [&[ActChunk]; T] = [&[]; T];
@@ -290,6 +285,12 @@ avx512! {
             }
             // Little by little: loads of the panel wait while many lines are on their way.
             next.ask();
+            if let Some(y) = out.get(s) {
+                // Outputs are cold: 33 MB of a layer's experts for 512 tokens.
+                let line = y.wrapping_add(row).cast::<i8>();
+                _mm_prefetch::<_MM_HINT_T1>(line);
+                _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(64));
+            }
             // SAFETY: the caller answers for cells and chunks; the starts are of `n` chunks.
             unsafe {
                 let cells = panel.cells.as_ptr().add(P::WAY.cell_of(s) * n * R).cast::<[Cell; R]>();
