@@ -4,6 +4,7 @@
 //!
 //! Must not know: types, tokens, registers.
 
+use std::marker::PhantomData;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
@@ -126,20 +127,27 @@ pub(super) fn ask_for(at: *const u8, len: usize) {
 /// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
 /// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
 pub(super) struct NextRows<'a> {
-    rest: &'a [u8],
+    at: *const u8,
+    /// Lines that nobody has asked for yet.
+    left: usize,
     share: usize,
+    of: PhantomData<&'a [u8]>,
 }
 
 impl<'a> NextRows<'a> {
     /// The first `len` of `bytes`, in `n` shares.
     pub(super) fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
-        NextRows { rest: &bytes[..len.min(bytes.len())], share: len.div_ceil(n).next_multiple_of(64) }
+        let left = len.min(bytes.len()).div_ceil(64);
+        NextRows { at: bytes.as_ptr(), left, share: len.div_ceil(64).div_ceil(n), of: PhantomData }
     }
 
     #[inline(always)]
     pub(super) fn ask(&mut self) {
-        let (now, rest) = self.rest.split_at(self.share.min(self.rest.len()));
-        ask_for(now.as_ptr(), now.len());
-        self.rest = rest;
+        let n = self.share.min(self.left);
+        self.left -= n;
+        for _ in 0..n {
+            Hint::Second.ask(self.at);
+            self.at = self.at.wrapping_add(64);
+        }
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! With a row in each lane, eight dot products leave whole spans of sixteen rows, which nothing has to fold; an activation
 //! is a broadcast, which costs no more than the load; and two groups of rows by six tokens keep every sum in a register.
-//! On Zen 5 the inner loop ([`step`]) alone does 384 G multiplications/s a core; its multiplications and float operations share
-//! two ports, which allow 393 (Q4_K). With unpacking it is 334 at 64 tokens from the caches, where pairs of rows, as
+//! Multiplications and float operations share two ports, on Zen 5 as on Intel: of 26 operations for two groups and a token 16
+//! are products, so what counts is how few the others are ([`Way`]). On Zen 5 the inner loop ([`step`]) alone did 384 G
+//! multiplications/s a core (Q4_K), and with unpacking 334 at 64 tokens from the caches, where pairs of rows, as
 //! [`driver`](super::super::driver) has them, reach 292. What it costs is to turn sixteen rows by sixteen words, which takes
-//! as long as some eight tokens: hence not for few ([`MANY_TOKENS`]).
+//! as long as some four to eight tokens: hence not for few ([`MANY_TOKENS`]).
 //!
-//! Where scales are finer than a span ([`Unpack::FINE`]: Q3_K, Q6_K), each half has integers of its own, in four tokens'
-//! registers, and both are added as floats, exactly: prompts of a model of Q6_K became 12 % faster than by pairs of rows.
-//! (Integers times integer scales, as the driver has them, had made a model of Q2_K and Q3_K slower by a third.) Q2_K stays
-//! with the driver: [`takes`].
+//! Where scales are finer than a span, they are multiplied into the weights if the product is a byte: Q2_K and Q3_K then have
+//! spans like others. Against pairs of rows Q2_K became 1.4 to 2 times as fast, 8 to 144 tokens; against integers for each half
+//! Q3_K 1.1 to 1.3 times; prompts of a model of both 1.3 times (Intel). Q6_K's products are no bytes. Each half has integers of
+//! its own, in four tokens' registers, and both are added as floats, exactly: 12 % faster than by pairs of rows.
 //!
 //! AMX has been tried in their place (Emerald Rapids; a tile of sixteen rows by sixteen tokens, the same bits). Its products
 //! cost little, but each span's three or four float operations on sixteen integers stay, and they wait for the tiles: of 14 ns
@@ -30,7 +31,7 @@ use std::mem::MaybeUninit;
 use super::super::ahead::{NextRows, is_amd};
 use super::super::driver::Unpack;
 use super::sixteen::{Cells, Rows, unpack};
-use super::step::{BIAS, Cell, Plan, Way, step};
+use super::step::{BIAS, Biased, Cell, Plan, Way, step};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
@@ -61,8 +62,9 @@ pub(super) const CHUNKS: usize = 4;
 /// The same where each span has a cell.
 const UNPACKED_CHUNKS: usize = 2;
 
-/// The same: a panel stays in the L1 cache while tokens pass, 24 KiB or 36. With eight of either, which left it to L2,
-/// prompts took 2 to 4 % longer.
+/// The same: a panel of 24 KiB stays in the L1 cache while tokens pass. With eight chunks, which left it to L2, prompts took 2
+/// to 4 % longer (Zen 5). With three where each span has a cell, 36 KiB, eight tokens took 17 % longer (Intel, L1 of 48 KiB),
+/// many no less.
 const fn chunks(way: Way) -> usize {
     if matches!(way, Way::Packed) { CHUNKS } else { UNPACKED_CHUNKS }
 }
@@ -100,6 +102,16 @@ impl<'a, P: Plan> Place<'a, P> {
         // SAFETY: there is a cell for each span, by `new`.
         unsafe { self.cells.get_unchecked_mut(P::WAY.cell_of(s) * self.step).as_mut_ptr() }
     }
+
+    /// What takes [`BIAS`] away from integers that are multiplied by `scales`.
+    ///
+    /// # Safety
+    /// The CPU has the features.
+    #[inline(always)]
+    unsafe fn less_bias(&mut self, s: usize, scales: __m512) {
+        // SAFETY: the cell is one of the panel's; the rest is the caller's promise.
+        unsafe { (&raw mut (*self.cell(s)).scale[1]).write(_mm512_mul_ps(scales, _mm512_set1_ps(-BIAS))) }
+    }
 }
 
 // SAFETY of all: the cell is one of the panel's, and fields may be written before others are.
@@ -115,12 +127,11 @@ impl<P: Plan> Cells for Place<'_, P> {
         let i = P::WAY.in_cell(s);
         // SAFETY: as above; the CPU has the features, or this would not run.
         unsafe {
-            let times = |factor: f32| _mm512_mul_ps(scales, _mm512_set1_ps(factor));
             // High nibbles stay where they are, sixteen times as large. Exact: no scale of a half is so small.
-            let scales = if i == 1 { times(1.0 / 16.0) } else { scales };
+            let scales = if i == 1 { _mm512_mul_ps(scales, _mm512_set1_ps(1.0 / 16.0)) } else { scales };
             (&raw mut (*self.cell(s)).scale[i]).write(scales);
-            if P::WAY.is_biased() {
-                (&raw mut (*self.cell(s)).scale[1]).write(times(-BIAS));
+            if P::WAY.biased() == Some(Biased::Scale) {
+                self.less_bias(s, scales);
             }
         }
     }
@@ -131,8 +142,13 @@ impl<P: Plan> Cells for Place<'_, P> {
     }
     #[inline(always)]
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).others[half]).write(scales) }
+        // SAFETY: as above; the CPU has the features, or this would not run.
+        unsafe {
+            (&raw mut (*self.cell(s)).others[half]).write(scales);
+            if P::WAY.biased() == Some(Biased::FirstHalf) && half == 0 {
+                self.less_bias(s, scales);
+            }
+        }
     }
     #[inline(always)]
     fn half_minima(&mut self, s: usize, minima: __m512i) {
@@ -140,6 +156,9 @@ impl<P: Plan> Cells for Place<'_, P> {
         unsafe { (&raw mut (*self.cell(s)).others[1]).write(_mm512_castsi512_ps(minima)) }
     }
 }
+
+/// The lanes of [`ActChunk`] that have spans' first halves.
+const FIRST_HALVES: u16 = 0x0f0f;
 
 /// What each token's spans need beside its integers, sixteen numbers a chunk, as [`Way`] has it: see `set_starts`.
 type Starts<const T: usize> = [[MaybeUninit<__m512i>; CHUNKS]; T];
@@ -252,7 +271,8 @@ avx512! {
     }
 
     /// `R` groups of rows times `T` tokens, over the `n` chunks of a panel that are chunk `first` and its successors of a
-    /// row: onto `sums`, (T, SPANS, R), or afresh where `first` is 0.
+    /// row: onto `sums`, (T, SPANS, R), or afresh where `first` is 0. Asks for row `row` of `out`, the tokens' outputs if these
+    /// chunks are the last.
     ///
     /// # Safety
     /// The panel's cells for `n` chunks and `R` groups are written, and `sums` for all chunks before `first`.
@@ -277,16 +297,22 @@ avx512! {
         set_starts::<P, T>(&mut starts, x);
         for s in 0..SPANS {
             let mut acc = [[_mm512_setzero_ps(); R]; T];
+            // One pointer, and places at constant distances from it.
+            let of_span = sums[s * R..].as_mut_ptr().cast::<__m512>();
+            let place = |t: usize, r: usize| of_span.wrapping_add(t * SPANS * R + r);
             if first > 0 {
-                for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
-                    // SAFETY: the tile of the chunks before these wrote it.
-                    *acc = unsafe { sums[(i / R * SPANS + s) * R + i % R].assume_init() };
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        // SAFETY: `sums` has (T, SPANS, R), and the tile of the chunks before these wrote them.
+                        *acc = unsafe { place(t, r).read() };
+                    }
                 }
             }
             // Little by little: loads of the panel wait while many lines are on their way.
             next.ask();
             if let Some(y) = out.get(s) {
-                // Outputs are cold: 33 MB of a layer's experts for 512 tokens.
+                // Outputs are cold: 33 MB of a layer's experts for 512 tokens. Asked for all at once and into L1, they made
+                // everything wait: prompts took 2 to 4 % longer.
                 let line = y.wrapping_add(row).cast::<i8>();
                 _mm_prefetch::<_MM_HINT_T1>(line);
                 _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(64));
@@ -296,8 +322,11 @@ avx512! {
                 let cells = panel.cells.as_ptr().add(P::WAY.cell_of(s) * n * R).cast::<[Cell; R]>();
                 step::<P, R, T>(std::slice::from_raw_parts(cells, n), x, starts.as_ptr().cast(), s, &mut acc);
             }
-            for (i, acc) in acc.as_flattened().iter().enumerate() {
-                sums[(i / R * SPANS + s) * R + i % R].write(*acc);
+            for (t, acc) in acc.iter().enumerate() {
+                for (r, acc) in acc.iter().enumerate() {
+                    // SAFETY: `sums` has (T, SPANS, R).
+                    unsafe { place(t, r).write(*acc) };
+                }
             }
         }
     }
@@ -311,13 +340,14 @@ avx512! {
                 let h = unsafe { _mm512_loadu_si512(x.h.as_ptr().cast()) };
                 // Lanes `p` and `p ^ 4` have the halves of a span.
                 let other = _mm512_shuffle_i32x4::<0b10_11_00_01>(h, h);
+                let bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
                 let times = |h, offset: u8| _mm512_mullo_epi32(h, _mm512_set1_epi32(-i32::from(offset)));
                 start.write(match P::WAY {
                     Way::Min | Way::Packed => return,
-                    Way::Halves(offset) => times(h, offset),
-                    Way::Offset(offset) => {
-                        let bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
-                        _mm512_add_epi32(bias, times(_mm512_add_epi32(h, other), offset))
+                    Way::Offset(offset) => _mm512_add_epi32(bias, times(_mm512_add_epi32(h, other), offset)),
+                    Way::Halves(offset) => {
+                        let h = times(h, offset);
+                        _mm512_mask_add_epi32(h, FIRST_HALVES, h, bias)
                     }
                     // Below 2^11.
                     Way::HalfMin => _mm512_mask_blend_epi16(0xaaaa_aaaa, h, _mm512_slli_epi32::<16>(other)),

@@ -48,10 +48,23 @@ impl Way {
         }
     }
 
-    /// Whether sums of integers start from [`BIAS`], and scales come with what takes it away.
-    pub const fn is_biased(self) -> bool {
-        matches!(self, Way::Offset(_) | Way::Min | Way::HalfMin)
+    /// What sums of integers that start from [`BIAS`] are multiplied by, so that cells have what takes it away.
+    pub const fn biased(self) -> Option<Biased> {
+        match self {
+            Way::Offset(_) | Way::Min | Way::HalfMin => Some(Biased::Scale),
+            Way::Halves(_) => Some(Biased::FirstHalf),
+            Way::Packed => None,
+        }
     }
+}
+
+/// See [`Way::biased`].
+#[derive(PartialEq, Eq)]
+pub(super) enum Biased {
+    /// A span's scale.
+    Scale,
+    /// The scale of a span's first half: one product less. The second half's is added as it is multiplied.
+    FirstHalf,
 }
 
 /// A type, and how its spans are multiplied.
@@ -89,8 +102,8 @@ pub(super) const BIAS: f32 = 12_582_912.0;
 pub(super) struct Cell {
     /// Where [`Way::Packed`], the first span's weights in the low nibbles, the second one's in the high ones.
     pub w: [__m512i; WORDS],
-    /// The scale. Then what takes [`BIAS`] away, times the scale; where [`Way::Packed`], the second span's scale, for weights
-    /// that are sixteen times as large.
+    /// The scale. Then what takes [`BIAS`] away: minus it times the scale, or the first half's ([`Way::biased`]); where
+    /// [`Way::Packed`], the second span's scale, for weights that are sixteen times as large.
     pub scale: [__m512; 2],
     /// [`Way::Min`]: the minimum; [`Way::Packed`]: of each span. [`Way::Halves`]: the scale of each half, a whole number.
     /// [`Way::HalfMin`]: the minimum, then the halves', two whole numbers of 16 bits. Of no meaning otherwise.
@@ -184,10 +197,10 @@ macro_rules! load {
     };
 }
 
-/// Integers above [`BIAS`], which are floats as they are, times scales: both parts of what cells have are loaded.
+/// Integers above [`BIAS`], which are floats as they are, times the scales at `$at`.
 macro_rules! scale_biased {
-    ($($i0:ident $i1:ident)*) => { concat!(
-        load!("{scale}"),
+    ($at:literal, $($i0:ident $i1:ident)*) => { concat!(
+        load!($at),
         load!("{scale} + 64", c d),
         $(
             "vfmadd213ps {", stringify!($i0), "}, {a}, {c}\n",
@@ -264,7 +277,7 @@ macro_rules! in_registers {
             @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
-                scale_biased!($($i0 $i1)*),
+                scale_biased!("{scale}", $($i0 $i1)*),
                 load!("{others}"), less_minima!($($x $i0 $i1)*),
             ]
             [
@@ -283,7 +296,7 @@ macro_rules! in_registers {
             @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
-                scale_biased!($($i0 $i1)*), less_half_minima!($($t $i0 $i1)*),
+                scale_biased!("{scale}", $($i0 $i1)*), less_half_minima!($($t $i0 $i1)*),
                 "add {starts}, 64\n",
             ]
             [
@@ -322,7 +335,7 @@ macro_rules! in_registers {
             @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
-                scale_biased!($($i0 $i1)*),
+                scale_biased!("{scale}", $($i0 $i1)*),
                 "add {starts}, 64\n",
             ]
             [
@@ -341,7 +354,7 @@ macro_rules! in_registers {
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*),
                 from_starts!("16" $($t $h0 $h1)*), products!("16" $($x $h0 $h1)*),
-                load!("{others}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
+                scale_biased!("{others}", $($i0 $i1)*),
                 load!("{others} + 64"), to_floats!($($h0 $h1)*), add_scaled!($($i0 $i1 $h0 $h1)*),
                 load!("{scale}"), scale!($($i0 $i1)*),
                 "add {starts}, 64\n",
@@ -350,6 +363,8 @@ macro_rules! in_registers {
                 starts = inout(reg) $starts => _,
                 start_bytes = const START_BYTES,
                 others = const offset_of!(Cell, others),
+                c = out(zmm_reg) $gone,
+                d = out(zmm_reg) $gone,
                 $($h0 = out(zmm_reg) $gone, $h1 = out(zmm_reg) $gone,)*
             ]
             $($t $x $i0 $i1 $f0 $f1,)*
@@ -486,9 +501,10 @@ avx512! {
                         }
                         Way::Halves(_) => {
                             // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
-                            let first = _mm512_cvtepi32_ps(dots(cell, 0..WORDS / 2, start(lane(s))));
+                            let above_bias = _mm512_castsi512_ps(dots(cell, 0..WORDS / 2, start(lane(s))));
+                            let first = _mm512_fmadd_ps(above_bias, cell.others[0], cell.scale[1]);
                             let second = _mm512_cvtepi32_ps(dots(cell, WORDS / 2..WORDS, start(lane(s) + 4)));
-                            let both = _mm512_fmadd_ps(cell.others[1], second, _mm512_mul_ps(cell.others[0], first));
+                            let both = _mm512_fmadd_ps(cell.others[1], second, first);
                             _mm512_mul_ps(cell.scale[0], both)
                         }
                     };
