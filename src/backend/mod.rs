@@ -179,7 +179,7 @@ pub trait Backend: Send {
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
     /// `out[p.out] = down(silu(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'
-    /// pairs together are at most `hidden.pairs(n_ff)` of the widest.
+    /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
     /// Attention; `out` is (n, n_head, head_v).
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]);

@@ -167,6 +167,11 @@ fn compute(b: &mut impl Backend, norm: &Rows, experts: &Experts, s: &mut MoeScra
             jobs.clear();
         }
     };
+    if norm.len() > 1 {
+        // As `Backend::ffn` likes them.
+        let tokens = |id: &ExpertId| s.starts[id.expert as usize + 1] - s.starts[id.expert as usize];
+        s.ready.sort_unstable_by_key(|id| std::cmp::Reverse(tokens(id)));
+    }
     let mut n_pairs = 0;
     for &id in &s.ready {
         let mats = experts.get(id);

@@ -13,10 +13,12 @@
 //! Q3_K 1.1 to 1.3 times; prompts of a model of both 1.3 times (Intel). Q6_K's products are no bytes. Each half has integers of
 //! its own, in four tokens' registers, and both are added as floats, exactly: 12 % faster than by pairs of rows.
 //!
-//! AMX has been tried in their place (Emerald Rapids; a tile of sixteen rows by sixteen tokens, the same bits). Its products
-//! cost little, but each span's three or four float operations on sixteen integers stay, and they wait for the tiles: of 14 ns
-//! of tiles and 17 of floats a step took 32. From the caches that was 20 to 55 % faster for types with three such operations
-//! and 16 tokens or more, nothing for those with four, and prompts of whole models (Q4_0, MXFP4) came no faster: left out.
+//! AMX has been tried in their place, twice (Emerald Rapids, Granite Rapids; tiles of sixteen rows by sixteen tokens, the same
+//! bits). Its products cost little, but each span's three or four float operations on sixteen integers stay, and nothing
+//! overlaps: tiles alone 630 G multiplications/s, floats alone 650, both by turns 340 (390 at best, Q4_K; rows in lanes 255),
+//! and already tile loads between the floats, whose results nobody waits for, slow them down to 400. From the caches 20 to 55 %
+//! were gained for types with three such operations and 16 tokens or more; the sums of 16 tokens leave no room in L1, and prompts
+//! of whole models (Q4_0, MXFP4) came no faster: left out.
 //!
 //! The bits are the driver's: each span is summed over chunks in order, and spans as [`sum_lanes`] adds them.
 //!
