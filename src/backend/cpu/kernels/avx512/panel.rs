@@ -29,6 +29,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::super::ahead::{NextRows, is_amd};
 use super::super::driver::Unpack;
@@ -209,48 +210,27 @@ avx512! {
         let row_bytes = rows.bytes.len() / n_row;
         let n_chunk = row_bytes.div_ceil(P::B::BYTES);
         for first in (0..n_chunk).step_by(chunks(P::WAY)) {
-            let n = chunks(P::WAY).min(n_chunk - first);
-            for r in 0..R {
-                let group = &rows.bytes[r * LANES * row_bytes..n_row.min((r + 1) * LANES) * row_bytes];
-                for c in 0..n {
-                    let mut place = Place::<P>::new(panel, c * R + r, n * R);
-                    let at = (first + c) * P::B::BYTES;
-                    if is_amd() {
-                        let ahead = if c + 1 < n { at + P::B::BYTES } else { LANES * row_bytes + first * P::B::BYTES };
-                        ask_for_rows(group.as_ptr().wrapping_add(ahead), row_bytes, P::B::BYTES);
-                    }
-                    if at + P::B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
-                        unpack(&Rows::<P::B>::new(&group[at..], row_bytes), &mut place);
-                    } else {
-                        // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
-                        let mut padded = [[0; 2 * CHUNK]; LANES];
-                        for (p, row) in padded.iter_mut().zip(group.chunks_exact(row_bytes)) {
-                            let bytes = &row[at..row_bytes.min(at + P::B::BYTES)];
-                            p[..bytes.len()].copy_from_slice(bytes);
-                        }
-                        unpack(&Rows::<P::B>::new(padded.as_flattened(), 2 * CHUNK), &mut place);
-                    }
-                }
-            }
+            let block = first..n_chunk.min(first + chunks(P::WAY));
+            fill::<P, R>(rows, &block, panel);
             let mut t = 0;
             while t < x.len() {
                 let left = x.len() - t;
                 let count = left.div_ceil(left.div_ceil(tokens(P::WAY)));
                 let (x, y) = (&x[t..t + count], &y[t..t + count]);
-                let last = first + n == n_chunk;
+                let last = block.end == n_chunk;
                 // What need not wait for another block of columns stays in the L1 cache.
-                let kept = if n == n_chunk { 0 } else { t };
+                let kept = if block.len() == n_chunk { 0 } else { t };
                 let sums = &mut sums[kept * SPANS * R..(kept + count) * SPANS * R];
                 let out = if last { y } else { &[] };
-                // SAFETY: [`unpack`] wrote every cell of `n` chunks and `R` groups; the caller answers for the chunks.
+                // SAFETY: [`fill`] wrote every cell of the block and `R` groups; the caller answers for the chunks.
                 unsafe {
                     match count {
-                        6 => tile::<P, R, 6>(panel, n, x, first, sums, next, out, rows.first),
-                        5 => tile::<P, R, 5>(panel, n, x, first, sums, next, out, rows.first),
-                        4 => tile::<P, R, 4>(panel, n, x, first, sums, next, out, rows.first),
-                        3 => tile::<P, R, 3>(panel, n, x, first, sums, next, out, rows.first),
-                        2 => tile::<P, R, 2>(panel, n, x, first, sums, next, out, rows.first),
-                        1 => tile::<P, R, 1>(panel, n, x, first, sums, next, out, rows.first),
+                        6 => tile::<P, R, 6>(panel, &block, x, sums, next, (out, rows.first)),
+                        5 => tile::<P, R, 5>(panel, &block, x, sums, next, (out, rows.first)),
+                        4 => tile::<P, R, 4>(panel, &block, x, sums, next, (out, rows.first)),
+                        3 => tile::<P, R, 3>(panel, &block, x, sums, next, (out, rows.first)),
+                        2 => tile::<P, R, 2>(panel, &block, x, sums, next, (out, rows.first)),
+                        1 => tile::<P, R, 1>(panel, &block, x, sums, next, (out, rows.first)),
                         _ => unreachable!("groups of at most TOKENS"),
                     }
                     if last {
@@ -258,6 +238,33 @@ avx512! {
                     }
                 }
                 t += count;
+            }
+        }
+    }
+
+    /// Unpacks chunks `block` of `R` groups of rows.
+    fn fill<P: Plan, const R: usize>(rows: &Strip<'_>, block: &Range<usize>, panel: &mut Panel) {
+        let (row_bytes, n) = (rows.bytes.len() / rows.n, block.len());
+        for r in 0..R {
+            let group = &rows.bytes[r * LANES * row_bytes..rows.n.min((r + 1) * LANES) * row_bytes];
+            for c in 0..n {
+                let mut place = Place::<P>::new(panel, c * R + r, n * R);
+                let at = (block.start + c) * P::B::BYTES;
+                if is_amd() {
+                    let ahead = if c + 1 < n { at + P::B::BYTES } else { LANES * row_bytes + block.start * P::B::BYTES };
+                    ask_for_rows(group.as_ptr().wrapping_add(ahead), row_bytes, P::B::BYTES);
+                }
+                if at + P::B::BYTES <= row_bytes && group.len() == LANES * row_bytes {
+                    unpack(&Rows::<P::B>::new(&group[at..], row_bytes), &mut place);
+                } else {
+                    // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
+                    let mut padded = [[0; 2 * CHUNK]; LANES];
+                    for (p, row) in padded.iter_mut().zip(group.chunks_exact(row_bytes)) {
+                        let bytes = &row[at..row_bytes.min(at + P::B::BYTES)];
+                        p[..bytes.len()].copy_from_slice(bytes);
+                    }
+                    unpack(&Rows::<P::B>::new(padded.as_flattened(), 2 * CHUNK), &mut place);
+                }
             }
         }
     }
@@ -272,26 +279,24 @@ avx512! {
         }
     }
 
-    /// `R` groups of rows times `T` tokens, over the `n` chunks of a panel that are chunk `first` and its successors of a
-    /// row: onto `sums`, (T, SPANS, R), or afresh where `first` is 0. Asks for row `row` of `out`, the tokens' outputs if these
-    /// chunks are the last.
+    /// `R` groups of rows times `T` tokens, over the chunks of a row that the panel has: onto `sums`, (T, SPANS, R), or afresh
+    /// for a row's first ones. Asks for a row of each token's output, if these are the last.
     ///
     /// # Safety
-    /// The panel's cells for `n` chunks and `R` groups are written, and `sums` for all chunks before `first`.
+    /// The panel's cells for as many chunks and `R` groups are written, and `sums` for all chunks before these.
     unsafe fn tile<P: Plan, const R: usize, const T: usize>(
         panel: &Panel,
-        n: usize,
+        block: &Range<usize>,
         x: &[ActRow<'_>],
-        first: usize,
         sums: &mut [MaybeUninit<__m512>],
         next: &mut NextRows<'_>,
-        out: &[*mut f32],
-        row: usize,
+        (out, row): (&[*mut f32], usize),
     ) {
+        let n = block.len();
         // No `from_fn` here: it is not inlined, and copies what it returns.
         let mut chunks: [&[ActChunk]; T] = [&[]; T];
         for (chunks, x) in chunks.iter_mut().zip(x) {
-            *chunks = &x.chunks[first..first + n];
+            *chunks = &x.chunks[block.clone()];
         }
         let x = chunks;
         assert!(n <= CHUNKS && sums.len() == T * SPANS * R, "a tile of a panel");
@@ -302,7 +307,7 @@ avx512! {
             // One pointer, and places at constant distances from it.
             let of_span = sums[s * R..].as_mut_ptr().cast::<__m512>();
             let place = |t: usize, r: usize| of_span.wrapping_add(t * SPANS * R + r);
-            if first > 0 {
+            if block.start > 0 {
                 for (t, acc) in acc.iter_mut().enumerate() {
                     for (r, acc) in acc.iter_mut().enumerate() {
                         // SAFETY: `sums` has (T, SPANS, R), and the tile of the chunks before these wrote them.

@@ -94,7 +94,7 @@ pub(super) const Q3_K_OFFSET: u8 = 124;
 
 /// 1.5 * 2^23. A whole number below 2^22 that is added to its bits is added to its value, so that integers are floats
 /// without a conversion; the scale's product takes it away again. That rounds once, like the product alone: both products are
-/// exact inside it, since scales have at most 17 bits. (Scales from 2^104 up, which MXFP4 could have, would overflow.)
+/// exact inside it, since scales have at most 17 bits. (Infinite scales, and those from 2^104 up that MXFP4 could have, give NaN.)
 pub(super) const BIAS: f32 = 12_582_912.0;
 
 /// A span of sixteen rows, each in its lane; two where the way is [`Way::Packed`].
