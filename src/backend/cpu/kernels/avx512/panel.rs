@@ -2,23 +2,23 @@
 //!
 //! With a row in each lane, eight dot products leave whole spans of sixteen rows, which nothing has to fold; an activation
 //! is a broadcast, which costs no more than the load; and two groups of rows by six tokens keep every sum in a register.
-//! Multiplications and float operations share two ports, on Zen 5 as on Intel: of 26 operations for two groups and a token 16
-//! are products, so what counts is how few the others are ([`Way`]). On Zen 5 the inner loop ([`step`]) alone did 384 G
+//! Products and float operations share two ports, on Zen 5 as on Intel: of 20 to 26 for two groups and a token 16 are products,
+//! so what counts is how few the others are ([`Way`]). On Zen 5 the inner loop ([`step`]) alone did 384 G
 //! multiplications/s a core (Q4_K), and with unpacking 334 at 64 tokens from the caches, where pairs of rows, as
 //! [`driver`](super::super::driver) has them, reach 292. What it costs is to turn sixteen rows by sixteen words, which takes
 //! as long as some four to eight tokens: hence not for few ([`MANY_TOKENS`]).
 //!
 //! Where scales are finer than a span, they are multiplied into the weights if the product is a byte: Q2_K and Q3_K then have
 //! spans like others. Against pairs of rows Q2_K became 1.4 to 2 times as fast, 8 to 144 tokens; against integers for each half
-//! Q3_K 1.1 to 1.3 times; prompts of a model of both 1.3 times (Intel). Q6_K's products are no bytes. Each half has integers of
-//! its own, in four tokens' registers, and both are added as floats, exactly: 12 % faster than by pairs of rows.
+//! Q3_K 1.1 to 1.3 times (Intel). Q6_K's products are no bytes: each half has integers of its own, in four tokens' registers, and
+//! both are added as floats, exactly: 12 % faster than by pairs of rows.
 //!
-//! AMX has been tried in their place, twice (Emerald Rapids, Granite Rapids; tiles of sixteen rows by sixteen tokens, the same
-//! bits). Its products cost little, but each span's three or four float operations on sixteen integers stay, and nothing
-//! overlaps: tiles alone 630 G multiplications/s, floats alone 650, both by turns 340 (390 at best, Q4_K; rows in lanes 255),
-//! and already tile loads between the floats, whose results nobody waits for, slow them down to 400. From the caches 20 to 55 %
-//! were gained for types with three such operations and 16 tokens or more; the sums of 16 tokens leave no room in L1, and prompts
-//! of whole models (Q4_0, MXFP4) came no faster: left out.
+//! AMX has been tried in their place (Emerald Rapids; tiles of sixteen rows by sixteen tokens, the same bits): from the caches
+//! 20 to 55 % faster for types with three float operations a span and 16 tokens or more, while prompts of whole models (Q4_0,
+//! MXFP4) came no faster: left out. Its products cost little, but the float operations on their integers stay, and nothing
+//! overlaps. Bare loops of assembly on a later Xeon: tiles 630 G multiplications/s, Q4_K's floats 650, both by turns 340 (rows in
+//! lanes 255), and floats with tile loads between them, whose results nobody waits for, 400. Also, sums of 16 tokens and tiles
+//! on their way would need 24 KiB of L1 beside the panel.
 //!
 //! The bits are the driver's: each span is summed over chunks in order, and spans as [`sum_lanes`] adds them.
 //!
