@@ -4,7 +4,6 @@
 //!
 //! Must not know: types, tokens, registers.
 
-use std::marker::PhantomData;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
@@ -66,7 +65,7 @@ impl Hint {
     }
 }
 
-/// Whether AMD made this CPU: [`Hint::Past`] has been seen to win on Zen 5, and nowhere else.
+/// Whether AMD made this CPU. What is chosen by it has been seen to win on Zen 5 and to lose on Intel.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn is_amd() -> bool {
     static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
@@ -126,28 +125,25 @@ pub(super) fn ask_for(at: *const u8, len: usize) {
 
 /// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
 /// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
-pub(super) struct NextRows<'a> {
+pub(super) struct NextRows {
     at: *const u8,
     /// Lines that nobody has asked for yet.
     left: usize,
+    /// Lines that are asked for at once.
     share: usize,
-    of: PhantomData<&'a [u8]>,
 }
 
-impl<'a> NextRows<'a> {
+impl NextRows {
     /// The first `len` of `bytes`, in `n` shares.
-    pub(super) fn of(bytes: &'a [u8], len: usize, n: usize) -> Self {
+    pub(super) fn of(bytes: &[u8], len: usize, n: usize) -> Self {
         let left = len.min(bytes.len()).div_ceil(64);
-        NextRows { at: bytes.as_ptr(), left, share: len.div_ceil(64).div_ceil(n), of: PhantomData }
+        NextRows { at: bytes.as_ptr(), left, share: len.div_ceil(64).div_ceil(n) }
     }
 
     #[inline(always)]
     pub(super) fn ask(&mut self) {
         let n = self.share.min(self.left);
-        self.left -= n;
-        for _ in 0..n {
-            Hint::Second.ask(self.at);
-            self.at = self.at.wrapping_add(64);
-        }
+        ask_for(self.at, 64 * n);
+        (self.at, self.left) = (self.at.wrapping_add(64 * n), self.left - n);
     }
 }

@@ -171,6 +171,9 @@ type Sums = [MaybeUninit<__m512>; BATCH * SPANS * GROUPS];
 
 avx512! {
     /// [`super::super::MatMul`]. Takes some 180 KiB of stack: a panel and a batch's sums.
+    ///
+    /// # Safety
+    /// As [`super::super::MatMul`].
     pub(super) unsafe fn matmul<P: Plan>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
@@ -204,7 +207,7 @@ avx512! {
         y: &[*mut f32],
         panel: &mut Panel,
         sums: &mut Sums,
-        next: &mut NextRows<'_>,
+        next: &mut NextRows,
     ) {
         let n_row = rows.n;
         let row_bytes = rows.bytes.len() / n_row;
@@ -289,7 +292,7 @@ avx512! {
         block: &Range<usize>,
         x: &[ActRow<'_>],
         sums: &mut [MaybeUninit<__m512>],
-        next: &mut NextRows<'_>,
+        next: &mut NextRows,
         (out, row): (&[*mut f32], usize),
     ) {
         let n = block.len();
@@ -378,6 +381,50 @@ avx512! {
                 // SAFETY: the caller answers for `y`; the mask leaves out what is no row.
                 unsafe { _mm512_mask_storeu_ps(y.add(row + r * LANES), (u16::MAX) >> (LANES - n), sum) }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::super::super::Isa;
+    use super::super::step::{Apart, Together};
+    use super::*;
+    use crate::quant::block::Q4_K;
+    use crate::quant::{Acts, GgmlType, act::quantize_row, dot};
+
+    /// Which way Q4_K goes is the CPU's maker's choice (`matmul_many`): other tests see only this one's.
+    #[test]
+    fn q4_k_has_the_same_bits_on_either_makers_way() {
+        if !Isa::Avx512Vnni.is_available() {
+            return;
+        }
+        for (rows, cols, tokens) in [(32, 1024, 6), (48, 256, 11), (33, 1280, 17), (5, 2048, 2), (70, 2816, 150)] {
+            let row_bytes = GgmlType::Q4_K.row_bytes(cols as u64).expect("whole blocks") as usize;
+            let mut data: Vec<u8> =
+                (0..rows * row_bytes).map(|i| (i as u32).wrapping_mul(2_654_435_769).to_le_bytes()[3]).collect();
+            for (i, block) in data.chunks_exact_mut(GgmlType::Q4_K.block_bytes()).enumerate() {
+                for (at, factor) in [(0, 1e-3), (2, -7e-4)] {
+                    block[at..at + 2].copy_from_slice(&f16::from_f32((i % 31) as f32 * factor).to_le_bytes());
+                }
+            }
+            let w = QMat { ty: GgmlType::Q4_K, rows, cols, data: &data };
+            let x: Vec<f32> = (0..tokens * cols).map(|i| (i as f32 * 0.37).sin() * (i % 13) as f32).collect();
+            let mut acts = Acts::default();
+            acts.quantize(&x, tokens, cols, quantize_row);
+            let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * cols..(t + 1) * cols])).collect();
+            let want: Vec<_> = x.iter().flat_map(|x| (0..rows).map(|r| dot(w.ty, w.row(r), *x).to_bits())).collect();
+            let times = |matmul: unsafe fn(QMat<'_>, &[ActRow<'_>], &[*mut f32], &[u8])| {
+                let mut y = vec![f32::NAN; tokens * rows];
+                let to: Vec<_> = y.chunks_exact_mut(rows).map(<[f32]>::as_mut_ptr).collect();
+                // SAFETY: the CPU has the features, and each pointer has `rows` floats behind it.
+                unsafe { matmul(w, &x, &to, &[]) };
+                y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert!(times(matmul::<Apart<Q4_K>>) == want, "apart: {rows} x {cols}, {tokens} tokens");
+            assert!(times(matmul::<Together<Q4_K>>) == want, "together: {rows} x {cols}, {tokens} tokens");
         }
     }
 }
