@@ -1,20 +1,25 @@
 //! Speed of matrix multiplication by type, instruction set, tokens, threads and where the weights are.
 //!
-//! `memory/…` reads weights out of DRAM for one token, bytes of weights a second, beside a plain read of as many
-//! bytes (`memory/read`): decoding should be bound by the latter. `cache/…` has weights that fit in L2, as
+//! `memory/…` reads weights out of DRAM for one token, bytes of weights a second: decoding should be bound by that. A plain
+//! read of the same bytes takes turns with it, and its share of that is printed: what memory gives differs by a half from
+//! minute to minute where there are neighbours. `cache/…` has weights that fit in L2, as
 //! multiplications a second, beside a plain read of as many bytes (`cache/read`): prompt processing should be bound by
 //! arithmetic. `prompt/…` has weights out of DRAM for as
 //! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out. Choose with a filter:
 //! `cargo bench --bench kernels -- cache/Q4_K`.
 
-use std::time::Duration;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hotset::backend::cpu::kernels::{Isa, Kernels};
 use hotset::quant::{Acts, GgmlType, QMat};
 
 const COLS: usize = 2048;
-const MEMORY_BYTES: usize = 256 << 20;
+/// More than L3 caches of servers hold.
+const MEMORY_BYTES: usize = 1 << 30;
+/// For prompts, whose weights come from DRAM only by the way.
+const PROMPT_BYTES: usize = 64 << 20;
 const CACHE_BYTES: usize = 256 << 10;
 const PIECE: usize = 96;
 
@@ -65,33 +70,53 @@ fn read(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |a, b| a ^ b)
 }
 
+/// How long `f` takes.
+fn time(f: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    f();
+    start.elapsed()
+}
+
 fn memory(c: &mut Criterion) {
     let mut group = c.benchmark_group("memory");
     let best = Kernels::detect().expect("HOTSET_ISA is sound");
     let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
     best.quantize(&x, 1, COLS, &mut acts);
-    for threads in [1, 2] {
-        group.throughput(Throughput::Bytes(MEMORY_BYTES as u64));
-        group.bench_function(format!("read/{threads}"), |b| {
-            let bytes = vec![1u8; MEMORY_BYTES];
-            b.iter(|| in_parallel(threads, bytes.len(), |range| _ = std::hint::black_box(read(&bytes[range]))));
-        });
-        for ty in types() {
-            group.bench_function(format!("{ty}/{}/{threads}", best.isa().name()), |b| {
-                // Made here, so that a bench which the filter leaves out costs nothing.
-                let (data, rows) = weights(ty, MEMORY_BYTES);
-                let w = QMat { ty, rows, cols: COLS, data: &data };
-                b.iter(|| {
-                    in_parallel(threads, rows / 16, |range| {
-                        for r in range {
-                            let mut y = [0.0; 16];
-                            best.matvec(w.slice(16 * r..16 * (r + 1)), acts.row(0, &x), &mut y);
-                            std::hint::black_box(y);
-                        }
-                    });
+    group.throughput(Throughput::Bytes(MEMORY_BYTES as u64));
+    for (threads, ty) in [1, 2].into_iter().flat_map(|threads| types().map(move |ty| (threads, ty))) {
+        let mut shares = Vec::new();
+        group.bench_function(format!("{ty}/{}/{threads}", best.isa().name()), |b| {
+            // Made here, so that a bench which the filter leaves out costs nothing.
+            let (data, rows) = weights(ty, MEMORY_BYTES);
+            let w = QMat { ty, rows, cols: COLS, data: &data };
+            let plain = || in_parallel(threads, data.len(), |range| _ = black_box(read(&data[range])));
+            let matvec = || {
+                in_parallel(threads, rows / 16, |range| {
+                    for r in range {
+                        let mut y = [0.0; 16];
+                        best.matvec(w.slice(16 * r..16 * (r + 1)), acts.row(0, &x), &mut y);
+                        black_box(y);
+                    }
                 });
+            };
+            b.iter_custom(|n| {
+                let turns = (0..n).map(|_| {
+                    let (plain, matvec) = (time(plain), time(matvec));
+                    shares.push(plain.as_secs_f64() / matvec.as_secs_f64());
+                    matvec
+                });
+                turns.sum()
             });
+        });
+        shares.sort_by(f64::total_cmp);
+        if let [least, .., most] = shares[..] {
+            let [least, median, most] = [least, shares[shares.len() / 2], most].map(|share| 100.0 * share);
+            println!(
+                "{:24}plain read: {median:.0} % of its rate (median of {}, {least:.0} to {most:.0})",
+                "",
+                shares.len()
+            );
         }
     }
 }
@@ -104,7 +129,7 @@ fn cache(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(CACHE_BYTES as u64));
     group.bench_function("read", |b| {
         let bytes = vec![1u8; CACHE_BYTES];
-        b.iter(|| std::hint::black_box(read(std::hint::black_box(&bytes))));
+        b.iter(|| black_box(read(black_box(&bytes))));
     });
     for ty in types() {
         let (data, rows) = weights(ty, CACHE_BYTES);
@@ -136,10 +161,10 @@ fn prompt(c: &mut Criterion) {
     let mut acts = Acts::default();
     best.quantize(&x, n, COLS, &mut acts);
     for (ty, tokens, threads) in types().flat_map(|ty| TOKENS.into_iter().flat_map(move |n| [(ty, n, 1), (ty, n, 2)])) {
-        let rows = rows_in(ty, MEMORY_BYTES / 4);
+        let rows = rows_in(ty, PROMPT_BYTES);
         group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
         group.bench_function(format!("{ty}/{}/{tokens}/{threads}", best.isa().name()), |b| {
-            let (data, rows) = weights(ty, MEMORY_BYTES / 4);
+            let (data, rows) = weights(ty, PROMPT_BYTES);
             let w = QMat { ty, rows, cols: COLS, data: &data };
             let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * COLS..(t + 1) * COLS])).collect();
             b.iter(|| {
