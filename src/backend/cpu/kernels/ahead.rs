@@ -124,7 +124,8 @@ pub(super) fn ask_for(at: *const u8, len: usize) {
 }
 
 /// The rows that are unpacked next, of which each multiplication of a pair asks memory for its share: unpacking alone
-/// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long.
+/// would wait for DRAM, while nothing is asked of it during the multiplications, which take ten times as long. Asking for all
+/// that comes after a matrix, and not only the first rows, since few tokens may come for it: prompts 1 to 4 % slower (Intel).
 pub(super) struct NextRows {
     at: *const u8,
     /// Lines that nobody has asked for yet.
