@@ -77,6 +77,7 @@ fn time(f: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
+#[expect(clippy::print_stdout, reason = "a line more among criterion's")]
 fn memory(c: &mut Criterion) {
     let mut group = c.benchmark_group("memory");
     let best = Kernels::detect().expect("HOTSET_ISA is sound");
