@@ -44,17 +44,23 @@ pub(super) trait Registers: Sized {
     /// # Safety
     /// As the trait, and `p` is valid for them.
     unsafe fn load(p: *const i32) -> Self::I;
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn splat(x: i32) -> Self::I;
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn mul(a: Self::I, b: Self::I) -> Self::I;
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
     /// Weights as [`Unpack::unpack`] leaves them, in the order of [`ActChunk`].
+    // SAFETY: needs the CPU's features, as the trait says.
     #[inline(always)]
     unsafe fn ordered(w: Self::W) -> Self::W {
         w
     }
     /// Two rows' numbers with the halves of each span added, as floats.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn fold(rows: [Self::I; 2]) -> Self::L;
     /// Two rows' spans.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn join(rows: [Self::H; 2]) -> Self::L;
     /// Eight floats from memory, for both rows.
     ///
@@ -62,6 +68,7 @@ pub(super) trait Registers: Sized {
     /// As the trait, and `p` is valid for them.
     unsafe fn twice(p: *const f32) -> Self::L;
     /// Each row's sum, as [`crate::quant::dot::sum_lanes`].
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn sums(l: Self::L) -> [f32; 2];
 }
 
