@@ -5,7 +5,8 @@
 //! minute to minute where there are neighbours. `cache/…` has weights that fit in L2, as
 //! multiplications a second, beside a plain read of as many bytes (`cache/read`): prompt processing should be bound by
 //! arithmetic. `prompt/…` has weights out of DRAM for as
-//! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out. Choose with a filter:
+//! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out. `Q4_K-interleaved` is the same type
+//! with sixteen rows in turn, where there are kernels for that. Choose with a filter:
 //! `cargo bench --bench kernels -- cache/Q4_K`.
 
 use std::hint::black_box;
@@ -48,6 +49,16 @@ fn types() -> impl Iterator<Item = GgmlType> {
     GgmlType::ALL.iter().copied().filter(|ty| ty.is_computable())
 }
 
+/// The orders of a type's rows that there are kernels for. Bytes are all the same here, in either.
+fn orders(kernels: &Kernels, ty: GgmlType) -> impl Iterator<Item = (GgmlType, bool)> + use<> {
+    let interleaved = kernels.can_interleave(ty, COLS).then_some((ty, true));
+    [(ty, false)].into_iter().chain(interleaved)
+}
+
+fn named(ty: GgmlType, interleaved: bool) -> String {
+    format!("{ty}{}", if interleaved { "-interleaved" } else { "" })
+}
+
 /// Runs `work` for each thread's share of `n`.
 fn in_parallel(threads: usize, n: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
     std::thread::scope(|scope| {
@@ -85,12 +96,15 @@ fn memory(c: &mut Criterion) {
     let mut acts = Acts::default();
     best.quantize(&x, 1, COLS, &mut acts);
     group.throughput(Throughput::Bytes(MEMORY_BYTES as u64));
-    for (threads, ty) in [1, 2].into_iter().flat_map(|threads| types().map(move |ty| (threads, ty))) {
+    let orders = types().flat_map(|ty| orders(&best, ty));
+    let orders: Vec<_> = orders.collect();
+    for (threads, &(ty, interleaved)) in [1, 2].into_iter().flat_map(|threads| orders.iter().map(move |o| (threads, o)))
+    {
         let mut shares = Vec::new();
-        group.bench_function(format!("{ty}/{}/{threads}", best.isa().name()), |b| {
+        group.bench_function(format!("{}/{}/{threads}", named(ty, interleaved), best.isa().name()), |b| {
             // Made here, so that a bench which the filter leaves out costs nothing.
             let (data, rows) = weights(ty, MEMORY_BYTES);
-            let w = QMat { ty, rows, cols: COLS, data: &data };
+            let w = QMat { interleaved, ..QMat::new(ty, rows, COLS, &data) };
             let plain = || in_parallel(threads, data.len(), |range| _ = black_box(read(&data[range])));
             let matvec = || {
                 in_parallel(threads, rows / 16, |range| {
@@ -134,9 +148,9 @@ fn cache(c: &mut Criterion) {
     });
     for ty in types() {
         let (data, rows) = weights(ty, CACHE_BYTES);
-        let w = QMat { ty, rows, cols: COLS, data: &data };
         let mut y = vec![0.0; 64 * rows];
-        for kernels in kernels() {
+        for (kernels, interleaved) in kernels().iter().flat_map(|k| orders(k, ty).map(move |(_, order)| (k, order))) {
+            let w = QMat { interleaved, ..QMat::new(ty, rows, COLS, &data) };
             for tokens in [1, 4, 16, 64] {
                 if kernels.isa() == Isa::Scalar && tokens > 1 {
                     continue; // token by token, at the same speed
@@ -144,7 +158,7 @@ fn cache(c: &mut Criterion) {
                 let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * COLS..(t + 1) * COLS])).collect();
                 let y: Vec<_> = y.chunks_mut(rows).take(tokens).map(|y| y.as_mut_ptr()).collect();
                 group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
-                group.bench_function(format!("{ty}/{}/{tokens}", kernels.isa().name()), |b| {
+                group.bench_function(format!("{}/{}/{tokens}", named(ty, interleaved), kernels.isa().name()), |b| {
                     // SAFETY: each pointer has `rows` floats behind it and no other user.
                     b.iter(|| unsafe { kernels.matmul(w, &x, &y, &[]) });
                 });
@@ -161,12 +175,14 @@ fn prompt(c: &mut Criterion) {
     let x: Vec<f32> = (0..n * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
     best.quantize(&x, n, COLS, &mut acts);
-    for (ty, tokens, threads) in types().flat_map(|ty| TOKENS.into_iter().flat_map(move |n| [(ty, n, 1), (ty, n, 2)])) {
+    let orders: Vec<_> = types().flat_map(|ty| orders(&best, ty)).collect();
+    let cases = orders.iter().flat_map(|o| TOKENS.into_iter().flat_map(move |n| [(o, n, 1), (o, n, 2)]));
+    for (&(ty, interleaved), tokens, threads) in cases {
         let rows = rows_in(ty, PROMPT_BYTES);
         group.throughput(Throughput::Elements((rows * COLS * tokens) as u64));
-        group.bench_function(format!("{ty}/{}/{tokens}/{threads}", best.isa().name()), |b| {
+        group.bench_function(format!("{}/{}/{tokens}/{threads}", named(ty, interleaved), best.isa().name()), |b| {
             let (data, rows) = weights(ty, PROMPT_BYTES);
-            let w = QMat { ty, rows, cols: COLS, data: &data };
+            let w = QMat { interleaved, ..QMat::new(ty, rows, COLS, &data) };
             let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * COLS..(t + 1) * COLS])).collect();
             b.iter(|| {
                 in_parallel(threads, rows / PIECE, |range| {

@@ -174,7 +174,7 @@ impl<B: Backend> Session<B> {
     fn start(
         gguf: Gguf,
         options: &Options,
-        backend: B,
+        mut backend: B,
         trace: Box<dyn TraceSink>,
         engine: impl FnOnce(&Gguf, &Config, &ExpertStore) -> Result<Chosen>,
         progress: &mut dyn FnMut(u64, u64),
@@ -188,10 +188,11 @@ impl<B: Backend> Session<B> {
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;
-        let model = Model::load(&gguf, config, &mut |bytes| {
+        let mut model = Model::load(&gguf, config, &mut |bytes| {
             loaded += bytes;
             progress(loaded, total);
         })?;
+        model.interleave(&mut backend);
         let config = &model.config;
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
         let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);

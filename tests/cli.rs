@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use hotset::npy::Npy;
+use hotset::{backend::cpu::kernels::Kernels, npy::Npy, quant::GgmlType};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -18,7 +18,12 @@ const PROMPT: &str = "Once upon a time";
 
 fn command(args: &[&str]) -> Command {
     let mut command = common::program::command(env!("CARGO_BIN_EXE_hotset"));
-    command.args(args).env_remove("HOTSET_MODEL").env_remove("HOTSET_ISA").stdin(Stdio::null());
+    command
+        .args(args)
+        .env_remove("HOTSET_MODEL")
+        .env_remove("HOTSET_ISA")
+        .env_remove("HOTSET_INTERLEAVE")
+        .stdin(Stdio::null());
     command
 }
 
@@ -173,8 +178,33 @@ fn bad_input_is_refused_in_one_sentence() {
         let sentence = refusal(&hotset(args));
         assert!(sentence.contains(named), "{args:?}: {sentence}");
     }
-    let isa = command(&["run", MODEL, PROMPT]).env("HOTSET_ISA", "mmx").output().unwrap();
-    assert!(refusal(&isa).contains("HOTSET_ISA"));
+    for (variable, value) in [("HOTSET_ISA", "mmx"), ("HOTSET_INTERLEAVE", "perhaps")] {
+        let sentence = refusal(&command(&["run", MODEL, PROMPT]).env(variable, value).output().unwrap());
+        assert!(sentence.contains(variable) && sentence.contains(value), "{sentence}");
+    }
+}
+
+/// The gates and ups of this model's experts have rows of whole chunks, its downs have not.
+#[test]
+fn interleaved_rows_change_no_word() {
+    let lossy = String::from_utf8_lossy;
+    let run = |order: &str, more: &[&str]| {
+        let args = [&["run", MODEL, PROMPT, "-n", "40", "--ignore-eos", "-v"], more].concat();
+        command(&args).env("HOTSET_INTERLEAVE", order).output().unwrap()
+    };
+    let off = run("off", &[]);
+    assert!(off.status.success() && !lossy(&off.stderr).contains("-interleaved"), "{}", lossy(&off.stderr));
+    let best = Kernels::detect().unwrap();
+    if !best.can_interleave(GgmlType::Q4_0, 256) {
+        assert!(refusal(&run("on", &[])).contains("HOTSET_INTERLEAVE"));
+        return;
+    }
+    // With a small budget, slots take other experts while some are interleaved; the file's pages stay as they are.
+    for more in [&[][..], &["--memory", "9MiB", "--policy", "lru"], &["--io", "mapped"], &["--threads", "1"]] {
+        let on = run("on", more);
+        assert!(lossy(&on.stderr).contains("-interleaved"), "{more:?}: {}", lossy(&on.stderr));
+        assert_eq!(lossy(&on.stdout), lossy(&off.stdout), "{more:?}");
+    }
 }
 
 #[test]

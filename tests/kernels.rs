@@ -6,6 +6,7 @@
 use half::f16;
 use hotset::backend::cpu::kernels::{Isa, Kernels};
 use hotset::quant::act::{ActChunk, TINY, quantize_row};
+use hotset::quant::interleaved::{self, TILE_ROWS};
 use hotset::quant::{ActRow, Acts, GgmlType, QMat, dequantize_row, dot};
 use proptest::prelude::*;
 
@@ -100,7 +101,7 @@ fn same(a: f32, b: f32) -> bool {
 fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut: usize, seed: u64) -> usize {
     let random = &mut Random(seed);
     let data = weights(ty, rows, cols, size, random);
-    let w = QMat { ty, rows, cols, data: &data[1..] };
+    let w = QMat::new(ty, rows, cols, &data[1..]);
     let x: Vec<_> = (0..tokens).map(|_| activations(cols, size, random)).collect();
     let chunks: Vec<_> = x
         .iter()
@@ -113,8 +114,19 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
     let x: Vec<_> = x.iter().zip(&chunks).map(|(x, chunks)| ActRow { x, chunks }).collect();
     let want: Vec<f32> = x.iter().flat_map(|x| (0..rows).map(|r| dot(ty, w.row(r), *x))).collect();
 
-    for kernels in available() {
-        let name = kernels.isa().name();
+    let mut turned = data[1..].to_vec();
+    let tiles = rows / TILE_ROWS * TILE_ROWS * w.row_bytes();
+    if interleaved::is_possible(ty, cols) {
+        interleaved::interleave_in_place(ty, cols, &mut turned[..tiles]);
+    }
+    let turned = QMat { data: &turned, interleaved: true, ..w };
+
+    let can_interleave = |kernels: &Kernels| kernels.can_interleave(ty, cols).then_some(turned);
+    for (kernels, w) in
+        available().iter().flat_map(|k| [Some(w), can_interleave(k)].into_iter().flatten().map(move |w| (k, w)))
+    {
+        let name = format!("{}{}", kernels.isa().name(), if w.interleaved { " interleaved" } else { "" });
+        let cut_rows = if w.interleaved { cut.next_multiple_of(TILE_ROWS) } else { cut };
         let expect = |got: &[f32], how: &str| {
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 let (t, r) = (i / rows, i % rows);
@@ -136,8 +148,8 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
         expect(&y, "token by token");
 
         y.fill(f32::MAX);
-        for from in (0..rows).step_by(cut) {
-            let to = rows.min(from + cut);
+        for from in (0..rows).step_by(cut_rows) {
+            let to = rows.min(from + cut_rows);
             for t in (0..tokens).step_by(cut) {
                 let x = &x[t..tokens.min(t + cut)];
                 let at: Vec<_> = y[t * rows..].chunks_mut(rows).map(|y| y[from..].as_mut_ptr()).take(x.len()).collect();
@@ -382,7 +394,7 @@ fn instruction_sets_are_chosen_by_name() {
 fn multiply(ty: GgmlType, rows: usize, cols: usize, bytes: usize, chunks: usize) {
     let (data, x, chunks) = (vec![0; bytes], vec![0.0; cols], vec![ActChunk::ZERO; chunks]);
     let x = ActRow { x: &x, chunks: &chunks };
-    Kernels::detect().unwrap().matvec(QMat { ty, rows, cols, data: &data }, x, &mut vec![0.0; rows]);
+    Kernels::detect().unwrap().matvec(QMat::new(ty, rows, cols, &data), x, &mut vec![0.0; rows]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! Every verb gives the same bits for a row whatever rows, experts and threads are beside it: that is what makes a
 //! model's output independent of the memory budget.
 
-use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat};
+use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat, QMatMut};
 
 pub mod cpu;
 mod floats;
@@ -176,6 +176,15 @@ pub trait Backend: Send {
     fn describe(&self) -> String;
     /// Makes written rows ready for products.
     fn prepare(&mut self, rows: &mut Rows);
+    /// Whether products with rows of `cols` elements of `ty` that are used again and again are faster when they are
+    /// [`interleaved`](crate::quant::interleaved).
+    fn interleaves(&self, _ty: GgmlType, _cols: usize) -> bool {
+        false
+    }
+    /// Interleaves a matrix, where [`Backend::interleaves`] its rows.
+    fn interleave(&mut self, w: QMatMut<'_>) {
+        unreachable!("no backend without such products is asked to interleave {} rows of {}", w.rows, w.ty);
+    }
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
     /// `out[p.out] = down(silu(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'

@@ -421,7 +421,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         slots: plan.slots.iter().sum(),
         experts: config.n_expert * config.moe_layers.len(),
         threads: session.threads(),
-        isa: Kernels::detect()?.isa().name(),
+        isa: Kernels::detect()?.name(),
         kv: kv_name(args.modes.kv),
         io,
         io_depth: session.io_depth(),

@@ -77,7 +77,7 @@ pub struct Stats {
     /// Share of the decoded tokens with prefetching, where that follows what it measures.
     prefetch_share: Option<f64>,
     scope: &'static str,
-    isa: &'static str,
+    isa: String,
     threads: usize,
     cores_allowed: usize,
     /// CPUs' worth of time that the cgroup gives.
@@ -261,7 +261,7 @@ impl Stats {
             prefetch,
             prefetch_share: session.prefetch_share(),
             scope: plan.scope.name(),
-            isa: Kernels::detect()?.isa().name(),
+            isa: Kernels::detect()?.name(),
             threads: session.threads(),
             cores_allowed: cores.allowed,
             cpu_quota: cores.quota,

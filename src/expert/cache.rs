@@ -20,7 +20,7 @@ use crate::{
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
     policy::{CachePolicy, PolicyKind, PoolShape},
-    quant::FfnMats,
+    quant::{FfnMats, QMatMut},
     trace::{LayerEvent, Phase, Routed},
 };
 
@@ -96,6 +96,10 @@ struct Tenant {
     cause: Cause,
     /// Nobody has asked for it yet.
     unasked: bool,
+    /// It has been handed out.
+    used: bool,
+    /// Which of its matrices [`ExpertCache::reorder_kept`] has had interleaved, once it has.
+    interleaved: Option<[bool; 3]>,
 }
 
 struct Pool {
@@ -490,7 +494,24 @@ impl ExpertCache {
     pub fn get(&self, id: ExpertId) -> FfnMats<'_> {
         let slot = self.slot_of(id).expect("a handed-out expert stays until the next hand-out");
         let Slot::Ready(buf) = &self.slots[slot] else { panic!("{id} was not handed out") };
-        self.store.view(id, buf)
+        let interleaved = self.tenants[slot].and_then(|tenant| tenant.interleaved);
+        self.store.view(id, buf, interleaved.unwrap_or_default())
+    }
+
+    /// Calls `interleave` for each matrix of those of `ids` that were handed out before: they have shown that they are worth
+    /// it, while a slot's next tenant comes as it is in the file. It says whether it did. Nothing happens to the file's own
+    /// pages. To be called when they have just been handed out.
+    pub fn reorder_kept(&mut self, ids: &[ExpertId], mut interleave: impl FnMut(QMatMut<'_>) -> bool) {
+        for &id in ids {
+            let slot = self.slot_of(id).expect("a handed-out expert stays until the next hand-out");
+            let (Some(tenant), Slot::Ready(buf)) = (&mut self.tenants[slot], &mut self.slots[slot]) else {
+                panic!("{id} was not handed out")
+            };
+            if std::mem::replace(&mut tenant.used, true) && tenant.interleaved.is_none() && buf.is_owned() {
+                let mut matrix = |role| interleave(self.store.view_mut(id, role, buf));
+                tenant.interleaved = Some([0, 1, 2].map(&mut matrix));
+            }
+        }
     }
 
     /// Submits reads for those of the first `reads` of `guesses` that are absent, below all demand reads, as far as slots
@@ -563,7 +584,8 @@ impl ExpertCache {
         let extents = self.store.extents(id);
         let at = self.at(id);
         self.index[at] = slot as u32;
-        self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand });
+        self.tenants[slot] =
+            Some(Tenant { id, cause, unasked: cause != Cause::Demand, used: false, interleaved: None });
         let pool = self.pool_of(id);
         let Pool { first, n_slot, .. } = self.pools[pool];
         // Not one that another pool has lent.

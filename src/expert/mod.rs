@@ -21,7 +21,7 @@ use crate::{
     Result,
     id::ExpertId,
     prefetch::Prefetcher,
-    quant::FfnMats,
+    quant::{FfnMats, QMatMut},
     trace::{LayerEvent, Phase, TraceSink},
 };
 
@@ -86,6 +86,11 @@ impl Experts {
             self.cache.read_ahead();
         }
         Ok(())
+    }
+
+    /// See [`ExpertCache::reorder_kept`].
+    pub fn reorder_kept(&mut self, ids: &[ExpertId], interleave: impl FnMut(QMatMut<'_>) -> bool) {
+        self.cache.reorder_kept(ids, interleave);
     }
 
     /// The matrices of an expert that was just handed out.

@@ -13,7 +13,7 @@ use crate::{
     gguf::{Gguf, TensorInfo},
     id::ExpertId,
     io::{Extent, Extents, Files, IoBuf, ReadError},
-    quant::{FfnMats, GgmlType, QMat},
+    quant::{FfnMats, GgmlType, QMat, QMatMut},
 };
 
 /// The block of drives and page caches. A repacked expert starts at a multiple of it, and its parts lie less than one
@@ -66,13 +66,13 @@ impl Place {
     fn bytes(&self) -> usize {
         self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes())
     }
-    fn view<'a>(&self, buf: &'a IoBuf) -> QMat<'a> {
-        QMat {
-            ty: self.ty,
-            rows: self.rows,
-            cols: self.cols,
-            data: &buf.part(self.part)[self.start..self.start + self.bytes()],
-        }
+    fn view<'a>(&self, buf: &'a IoBuf, interleaved: bool) -> QMat<'a> {
+        let data = &buf.part(self.part)[self.start..self.start + self.bytes()];
+        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data, interleaved }
+    }
+    fn view_mut<'a>(&self, buf: &'a mut IoBuf) -> QMatMut<'a> {
+        let data = &mut buf.part_mut(self.part)[self.start..self.start + self.bytes()];
+        QMatMut { ty: self.ty, rows: self.rows, cols: self.cols, data }
     }
     fn matrix(&self, extents: &Extents) -> Matrix {
         let Extent { file, offset, .. } = extents[self.part];
@@ -182,10 +182,17 @@ impl ExpertStore {
     pub fn extents(&self, id: ExpertId) -> Extents {
         self.layers[id.layer as usize].extents[id.expert as usize]
     }
-    /// `id`'s matrices in the bytes that were read from [`ExpertStore::extents`].
-    pub fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf) -> FfnMats<'a> {
-        let layer = &self.layers[id.layer as usize];
-        FfnMats { gate: layer.gate.view(buf), up: layer.up.view(buf), down: layer.down.view(buf) }
+    /// `id`'s matrices in the bytes that were read from [`ExpertStore::extents`]; which of gate, up and down have been
+    /// interleaved since.
+    pub fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf, interleaved: [bool; 3]) -> FfnMats<'a> {
+        let LayerStore { gate, up, down, .. } = &self.layers[id.layer as usize];
+        let [g, u, d] = interleaved;
+        FfnMats { gate: gate.view(buf, g), up: up.view(buf, u), down: down.view(buf, d) }
+    }
+    /// Gate, up or down of `id` in the bytes that were read, to be interleaved.
+    pub fn view_mut<'a>(&self, id: ExpertId, role: usize, buf: &'a mut IoBuf) -> QMatMut<'a> {
+        let LayerStore { gate, up, down, .. } = &self.layers[id.layer as usize];
+        [gate, up, down][role].view_mut(buf)
     }
     /// The whole sentence for a read of `id` that failed.
     pub fn explain(&self, id: ExpertId, error: ReadError) -> Error {

@@ -251,6 +251,11 @@ impl IoBuf {
         }
     }
 
+    /// Whether it is memory of our own, not the file's.
+    pub fn is_owned(&self) -> bool {
+        matches!(self.memory, Memory::Owned(_))
+    }
+
     /// Part `i`, to be filled.
     ///
     /// # Panics

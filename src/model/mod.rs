@@ -72,6 +72,11 @@ impl Model {
         Ok(Self { config, weights, rope, embd })
     }
 
+    /// Brings the dense weights into the order that the backend likes best.
+    pub fn interleave(&mut self, b: &mut impl Backend) {
+        self.weights.interleave(b);
+    }
+
     /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ use memmap2::MmapMut;
 use super::{arch::QkNorm, config::Config};
 use crate::{
     Error, Result,
+    backend::Backend,
     gguf::{Gguf, TensorType},
     machine::{Filled, anonymous},
-    quant::{FfnMats, GgmlType, QMat, dequantize_row},
+    quant::{FfnMats, GgmlType, QMat, QMatMut, dequantize_row},
 };
 
 /// A matrix of ours.
@@ -17,12 +18,22 @@ pub struct Mat {
     rows: usize,
     cols: usize,
     data: MmapMut,
+    interleaved: bool,
 }
 
 impl Mat {
     /// For the backend.
     pub fn view(&self) -> QMat<'_> {
-        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data: &self.data[..self.bytes()] }
+        let data = &self.data[..self.bytes()];
+        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data, interleaved: self.interleaved }
+    }
+    /// Has the backend interleave its rows, if it likes them so.
+    fn interleave(&mut self, b: &mut impl Backend) {
+        if !self.interleaved && b.interleaves(self.ty, self.cols) {
+            let n = self.bytes();
+            b.interleave(QMatMut { ty: self.ty, rows: self.rows, cols: self.cols, data: &mut self.data[..n] });
+            self.interleaved = true;
+        }
     }
     fn bytes(&self) -> usize {
         self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes())
@@ -166,7 +177,7 @@ impl Loader<'_> {
         let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
         self.gguf.read_tensor(tensor, &mut data[..bytes])?;
         (self.progress)(bytes as u64);
-        Ok(Mat { ty, rows, cols, data })
+        Ok(Mat { ty, rows, cols, data, interleaved: false })
     }
 
     /// A vector of `n` as F32; empty where the tensor is absent.
@@ -263,5 +274,25 @@ impl Weights {
             tied,
             rope_freqs: loader.optional_vector("rope_freqs.weight", c.n_rot / 2)?,
         })
+    }
+
+    /// Has the backend interleave the rows of all matrices that it likes so.
+    pub fn interleave(&mut self, b: &mut impl Backend) {
+        for layer in &mut self.layers {
+            for mat in [&mut layer.wq, &mut layer.wk, &mut layer.wv, &mut layer.wo] {
+                mat.interleave(b);
+            }
+            let ffn = match &mut layer.ffn {
+                Ffn::Dense(ffn) => Some(ffn),
+                Ffn::Moe(moe) => {
+                    moe.router.interleave(b);
+                    moe.shared.as_mut()
+                }
+            };
+            if let Some(DenseFfn { gate, up, down }) = ffn {
+                [gate, up, down].into_iter().for_each(|mat| mat.interleave(b));
+            }
+        }
+        self.output.interleave(b);
     }
 }

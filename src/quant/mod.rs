@@ -7,6 +7,7 @@ pub mod block;
 pub mod dot;
 mod encode;
 mod ffn;
+pub mod interleaved;
 
 pub use act::{ActChunk, ActRow, Acts};
 pub use block::dequantize_row;
@@ -127,7 +128,7 @@ impl std::fmt::Display for GgmlType {
     }
 }
 
-/// A matrix in a ggml type: `rows` rows of `cols` elements, row after row without padding.
+/// A matrix in a ggml type: `rows` rows of `cols` elements, without padding.
 #[derive(Clone, Copy)]
 pub struct QMat<'a> {
     /// Element type.
@@ -136,22 +137,50 @@ pub struct QMat<'a> {
     pub rows: usize,
     /// Length of a row (inputs), a whole number of blocks.
     pub cols: usize,
-    /// `rows * row_bytes` bytes.
+    /// `rows * row_bytes` bytes: row after row, or as [`interleaved`] says.
     pub data: &'a [u8],
+    /// Whether whole tiles are [`interleaved`].
+    pub interleaved: bool,
+}
+
+/// A matrix whose bytes may be brought into another order.
+pub struct QMatMut<'a> {
+    /// Element type.
+    pub ty: GgmlType,
+    /// Number of rows.
+    pub rows: usize,
+    /// Length of a row.
+    pub cols: usize,
+    /// Row after row.
+    pub data: &'a mut [u8],
 }
 
 impl<'a> QMat<'a> {
+    /// Row after row, as in a file.
+    pub const fn new(ty: GgmlType, rows: usize, cols: usize, data: &'a [u8]) -> Self {
+        Self { ty, rows, cols, data, interleaved: false }
+    }
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.cols / self.ty.block_len() * self.ty.block_bytes()
     }
     /// The matrix of rows `range` alone.
+    ///
+    /// # Panics
+    /// Where the range begins or ends inside a tile that is interleaved, or outside.
     pub fn slice(&self, range: std::ops::Range<usize>) -> QMat<'a> {
+        let tiles = self.rows / interleaved::TILE_ROWS * interleaved::TILE_ROWS;
+        let inside = |at: usize| at < tiles && !at.is_multiple_of(interleaved::TILE_ROWS);
+        assert!(!(self.interleaved && (inside(range.start) || inside(range.end))), "whole tiles of interleaved rows");
         let n = self.row_bytes();
         QMat { rows: range.len(), data: &self.data[range.start * n..range.end * n], ..*self }
     }
     /// The bytes of row `r`.
+    ///
+    /// # Panics
+    /// Where rows are interleaved.
     pub fn row(&self, r: usize) -> &'a [u8] {
+        assert!(!self.interleaved, "interleaved rows have no bytes of their own");
         let n = self.row_bytes();
         &self.data[r * n..(r + 1) * n]
     }

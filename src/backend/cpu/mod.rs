@@ -21,7 +21,11 @@ pub use rate::WeightRate;
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{
     Error, Result,
-    quant::{ActRow, QMat, block::CHUNK},
+    quant::{
+        ActRow, GgmlType, QMat, QMatMut,
+        block::CHUNK,
+        interleaved::{TILE_ROWS, interleave_in_place},
+    },
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
@@ -77,10 +81,11 @@ pub const fn attention_bytes(threads: usize, head_k: usize, head_v: usize) -> u6
     (threads * attention::Scratch::bytes(head_k, head_v)) as u64
 }
 
-/// Rows of a piece: some pieces for each thread, so that a slow core does not hold up the others, but no tiny ones. For few
-/// tokens, pieces are long: each begins with waiting for DRAM, and with at most 256 rows decoding Q4_0 was 8 % slower.
+/// Rows of a piece, whole tiles of them: some pieces for each thread, so that a slow core does not hold up the others, but no
+/// tiny ones. For few tokens, pieces are long: each begins with waiting for DRAM, and with at most 256 rows decoding Q4_0 was
+/// 8 % slower.
 fn piece(rows: usize, tokens: usize, threads: usize) -> usize {
-    rows.div_ceil(threads * 4).clamp(8, if tokens < 8 { 1024 } else { 256 })
+    rows.div_ceil(threads * 4).clamp(TILE_ROWS, if tokens < 8 { 1024 } else { 256 }).next_multiple_of(TILE_ROWS)
 }
 
 /// A matrix's rows in pieces.
@@ -108,12 +113,6 @@ fn from_both_ends(at: usize, n: usize) -> Option<usize> {
     (at < n).then(|| if at.is_multiple_of(2) { at / 2 } else { n - 1 - at / 2 })
 }
 
-/// Rows `range` of `w`.
-fn rows_of<'a>(w: &QMat<'a>, range: &Range<usize>) -> QMat<'a> {
-    let bytes = w.row_bytes();
-    QMat { rows: range.len(), data: &w.data[range.start * bytes..range.end * bytes], ..*w }
-}
-
 /// `y(t)[range] = w[range] · x(t)` for tokens `t` below `n`, where `y(t)` is the start of token t's output; `then` as in
 /// [`kernels::MatMul`].
 ///
@@ -128,7 +127,7 @@ unsafe fn product<'x>(
     x: impl Fn(usize) -> ActRow<'x>,
     y: impl Fn(usize) -> *mut f32,
 ) {
-    let part = rows_of(w, &range);
+    let part = w.slice(range.clone());
     let mut rows = [ActRow { x: &[], chunks: &[] }; TOKENS];
     let mut out = [std::ptr::null_mut(); TOKENS];
     for first in (0..n).step_by(TOKENS) {
@@ -145,7 +144,7 @@ unsafe fn product<'x>(
 impl Backend for Cpu {
     fn describe(&self) -> String {
         let n = self.threads();
-        format!("{}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
+        format!("{}, {n} thread{}", self.kernels.name(), if n == 1 { "" } else { "s" })
     }
 
     fn prepare(&mut self, rows: &mut Rows) {
@@ -154,6 +153,26 @@ impl Backend for Cpu {
         let (x, kernels) = (&rows.x, &self.kernels);
         rows::each_row(&mut self.pool, acts, cols.div_ceil(CHUNK), cols, |i, out| {
             kernels.quantize_row(&x[i * cols..(i + 1) * cols], out);
+        });
+    }
+
+    fn interleaves(&self, ty: GgmlType, cols: usize) -> bool {
+        self.kernels.wants_interleaved(ty, cols)
+    }
+
+    fn interleave(&mut self, w: QMatMut<'_>) {
+        let tile_bytes = TILE_ROWS * w.cols / w.ty.block_len() * w.ty.block_bytes();
+        let tiles = w.rows / TILE_ROWS;
+        let each = tiles.div_ceil(4 * self.pool.threads()).max(1);
+        let (work, data) = (Phase::new(tiles.div_ceil(each)), Out(w.data.as_mut_ptr()));
+        assert!(tiles * tile_bytes <= w.data.len(), "bytes of {} rows", w.rows);
+        self.pool.run(&|worker: Worker<'_>| {
+            work.work(worker, |at| {
+                let n = each.min(tiles - at * each);
+                // SAFETY: these tiles are in the borrowed bytes (asserted), and this thread's alone.
+                let tiles = unsafe { std::slice::from_raw_parts_mut(data.at(at * each * tile_bytes), n * tile_bytes) };
+                interleave_in_place(w.ty, w.cols, tiles);
+            });
         });
     }
 
@@ -185,7 +204,7 @@ impl Backend for Cpu {
         let body = |worker: Worker<'_>| {
             work.work(worker, |at| {
                 let (w, range, y) = piece_at(at).expect("a piece of one of the products");
-                let then = piece_at(at + threads).map_or(&[][..], |(w, range, _)| rows_of(w, &range).data);
+                let then = piece_at(at + threads).map_or(&[][..], |(w, range, _)| w.slice(range).data);
                 // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; pieces are disjoint.
                 unsafe { product(kernels, w, range, then, n, |t| rows.row(t), |t| y.at(t * w.rows)) };
             });
@@ -225,15 +244,15 @@ impl Backend for Cpu {
         };
         // What a thread begins its second half with, if the others begin when it does.
         let first_down = |worker: Worker<'_>| match piece_at(downs, worker.index) {
-            Some((job, range)) => rows_of(&job.mats.down, &range).data,
+            Some((job, range)) => job.mats.down.slice(range).data,
             None => &[],
         };
         self.pool.run(&|worker: Worker<'_>| {
             up_work.work(worker, |at| {
                 let (job, range) = piece_at(ups, at).expect("a piece of a job");
-                let then_up = rows_of(&job.mats.up, &range).data;
+                let then_up = job.mats.up.slice(range.clone()).data;
                 let then = match piece_at(ups, at + threads) {
-                    Some((job, range)) => rows_of(&job.mats.gate, &range).data,
+                    Some((job, range)) => job.mats.gate.slice(range).data,
                     None => first_down(worker),
                 };
                 let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
@@ -260,7 +279,7 @@ impl Backend for Cpu {
             down_work.work(worker, |at| {
                 let (job, range) = piece_at(downs, at).expect("a piece of a job");
                 let then =
-                    piece_at(downs, at + threads).map_or(&[][..], |(job, range)| rows_of(&job.mats.down, &range).data);
+                    piece_at(downs, at + threads).map_or(&[][..], |(job, range)| job.mats.down.slice(range).data);
                 // SAFETY: all writes to `gate` and `acts` lie in an earlier phase, and both hold n rows.
                 let h = |t: usize| unsafe {
                     let i = job.hidden + t;

@@ -47,7 +47,8 @@ impl WeightRate {
         for _ in 0..PASSES {
             let (pass, mut bytes) = (Instant::now(), 0);
             for data in self.weights.chunks_exact(n_row * row_bytes) {
-                let w = QMat { ty, rows: n_row, cols: COLS, data };
+                // All bytes are alike, in either order.
+                let w = QMat { interleaved: cpu.interleaves(ty, COLS), ..QMat::new(ty, n_row, COLS, data) };
                 cpu.matmul(&self.rows, &mut [Product { w, y: &mut self.y }]);
                 bytes += data.len();
             }

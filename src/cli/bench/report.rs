@@ -43,7 +43,7 @@ row! {
     slots: usize,
     experts: usize,
     threads: usize,
-    isa: &'static str,
+    isa: String,
     kv: &'static str,
     io: &'static str,
     io_depth: usize,

@@ -4,8 +4,7 @@
 //!
 //! Must not know: types, tokens, registers.
 
-#[cfg(target_arch = "x86_64")]
-use std::sync::LazyLock;
+use super::maker::is_amd;
 
 /// How memory is asked for bytes ahead of those in use. The first group of tokens to visit rows asks; nothing else hides
 /// DRAM's latency from it. It asks in the order in which bytes lie (asking for each row of a pair in turn, two streams, halved
@@ -65,22 +64,6 @@ impl Hint {
     }
 }
 
-/// Whether AMD made this CPU. What is chosen by it has been seen to win on Zen 5 and to lose on Intel.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn is_amd() -> bool {
-    static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
-        // The maker's name, as leaf 0 of `cpuid` has it.
-        let maker = std::arch::x86_64::__cpuid(0);
-        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
-    });
-    *IS_AMD
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn is_amd() -> bool {
-    false
-}
-
 /// Where to ask for bytes: some way behind those in use, and behind a matrix's end in what the thread reads then. Each piece
 /// of a matrix would begin by waiting for DRAM otherwise, and decoding has a thousand of them a token.
 #[derive(Clone, Copy)]
@@ -111,6 +94,27 @@ impl Ahead {
         }
         for line in (0..len).step_by(64) {
             self.hint.ask(ahead.wrapping_add(line));
+        }
+    }
+}
+
+impl Ahead {
+    /// Asks for the first lines of the page that begins a page behind the `len` bytes at `at`, if one does. Where bytes are
+    /// used in the order in which they lie, the hardware asks for what follows, but only to a page's end; asked for every line
+    /// beside it, one Zen 4 core read Q4_K at half to four fifths of the rate, depending on the hint.
+    #[inline(always)]
+    pub(super) fn ask_page(self, at: *const u8, len: usize) {
+        const PAGE: usize = 4096;
+        let mut ahead = at.wrapping_add(PAGE);
+        let mut skip = ahead.addr().wrapping_neg() % PAGE;
+        if ahead >= self.end {
+            let past = ahead.addr() - self.end.addr();
+            ahead = self.then.wrapping_add(past);
+            // What comes then begins anywhere in its page.
+            skip = if past < len { 0 } else { ahead.addr().wrapping_neg() % PAGE };
+        }
+        if skip < len {
+            ask_for(ahead.wrapping_add(skip), 512);
         }
     }
 }

@@ -9,16 +9,17 @@ use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
-use super::ahead::is_amd;
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::driver::{self, Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::maker::is_amd;
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::{
-    IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    CHUNK, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
+use crate::quant::interleaved::is_possible;
 use crate::quant::{GgmlType, QMat};
 
 /// Runs `$item` once for the attribute that all functions here have.
@@ -30,6 +31,7 @@ macro_rules! avx512 {
     )* };
 }
 
+mod interleaved;
 mod panel;
 mod sixteen;
 mod step;
@@ -39,6 +41,8 @@ use step::{Apart, Together};
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
+    interleaves: true,
+    wants_interleaved: false,
     matmul: matmul_table!(
         Avx512,
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -123,6 +127,18 @@ impl Simd for Avx512 {
     const TOKENS: usize = 8;
     const SIGNED_OFFSET: u8 = 128;
     const MANY_TOKENS: usize = panel::MANY_TOKENS;
+    // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
+    #[inline(always)]
+    unsafe fn matmul_few<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            if const { is_possible(B::TYPE, CHUNK) } && w.interleaved {
+                interleaved::matmul::<B>(w, x, y, then)
+            } else {
+                driver::matmul::<Avx512, B>(w, x, y, then)
+            }
+        }
+    }
     // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
     #[inline(always)]
     unsafe fn matmul_many<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {

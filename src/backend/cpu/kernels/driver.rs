@@ -88,6 +88,15 @@ pub(super) trait Simd {
     unsafe fn from_signed(w: W<Self>) -> W<Self>;
     /// Each lane's sum of integer products.
     unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
+    /// [`super::MatMul`] for fewer tokens than [`Simd::MANY_TOKENS`].
+    #[inline(always)]
+    unsafe fn matmul_few<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe { matmul::<Self, B>(w, x, y, then) }
+    }
     /// [`super::MatMul`] for many tokens; a set that multiplies matrices has its own.
     #[inline(always)]
     unsafe fn matmul_many<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
@@ -528,7 +537,7 @@ macro_rules! matmul_table {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
             unsafe {
                 if x.len() < <$simd as driver::Simd>::MANY_TOKENS {
-                    driver::matmul::<$simd, B>(w, x, y, then)
+                    <$simd as driver::Simd>::matmul_few::<B>(w, x, y, then)
                 } else {
                     quantized_ahead::<B>(w, x, y, then)
                 }

@@ -11,7 +11,8 @@ use crate::quant::act::{ActRow, LANES};
 use crate::quant::dot::{dot, sum_lanes};
 
 /// The table; every type goes through [`dot`].
-pub(super) const KERNELS: Kernels = Kernels { isa: Isa::Scalar, matmul: [matmul; N_TYPE], ops: OPS };
+pub(super) const KERNELS: Kernels =
+    Kernels { isa: Isa::Scalar, interleaves: false, wants_interleaved: false, matmul: [matmul; N_TYPE], ops: OPS };
 
 /// # Safety
 /// As [`super::MatMul`].

@@ -31,13 +31,16 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::super::ahead::{NextRows, is_amd};
+use super::super::ahead::NextRows;
 use super::super::driver::Unpack;
-use super::sixteen::{Cells, Rows, unpack};
-use super::step::{BIAS, Biased, Cell, Plan, Way, step};
+use super::super::maker::is_amd;
+use super::sixteen::{Cells, Rows, Tile, unpack};
+use super::step::{BIAS, Biased, Cell, Plan, WORDS, Way, step};
+use super::{high4, low4};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
+use crate::quant::interleaved::is_possible;
 
 /// From this many tokens on, turning rows pays.
 pub(super) const MANY_TOKENS: usize = 8;
@@ -85,6 +88,8 @@ struct Strip<'a> {
     bytes: &'a [u8],
     first: usize,
     n: usize,
+    /// Whether sixteen rows are a tile: see [`crate::quant::interleaved`].
+    interleaved: bool,
 }
 
 /// A chunk's cells in a panel: every `step`th from its first span's on.
@@ -120,11 +125,35 @@ impl<'a, P: Plan> Place<'a, P> {
 
 // SAFETY of all: the cell is one of the panel's, and fields may be written before others are.
 impl<P: Plan> Cells for Place<'_, P> {
-    const PACKED: bool = matches!(P::WAY, Way::Packed);
-    #[inline(always)]
-    fn word(&mut self, s: usize, k: usize, weights: __m512i) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.cell(s)).w[k]).write(weights) }
+    avx512! {
+        // SAFETY: needs the CPU's features, as [`Cells`] says.
+        unsafe fn span(&mut self, s: usize, words: [__m512i; WORDS]) {
+            for (k, word) in words.into_iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { (&raw mut (*self.cell(s)).w[k]).write(word) }
+            }
+        }
+        // SAFETY: needs the CPU's features, as [`Cells`] says.
+        unsafe fn half(&mut self, s: usize, half: usize, words: [__m512i; WORDS / 2]) {
+            for (k, word) in words.into_iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { (&raw mut (*self.cell(s)).w[WORDS / 2 * half + k]).write(word) }
+            }
+        }
+        // SAFETY: needs the CPU's features, as [`Cells`] says.
+        unsafe fn nibbles(&mut self, s: usize, words: [__m512i; WORDS]) {
+            for (k, word) in words.into_iter().enumerate() {
+                // SAFETY: as above. Where spans share a cell, half as much is stored and read again.
+                unsafe {
+                    if matches!(P::WAY, Way::Packed) {
+                        (&raw mut (*self.cell(s)).w[k]).write(word);
+                    } else {
+                        (&raw mut (*self.cell(s)).w[k]).write(low4(word));
+                        (&raw mut (*self.cell(s + 1)).w[k]).write(high4(word));
+                    }
+                }
+            }
+        }
     }
     #[inline(always)]
     fn scale(&mut self, s: usize, scales: __m512) {
@@ -183,7 +212,7 @@ avx512! {
             let n_step = n_chunk.div_ceil(chunks(P::WAY)) * SPANS * x.len().div_ceil(tokens(P::WAY));
             for (i, bytes) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {
                 let first = i * GROUPS * LANES;
-                let strip = Strip { bytes, first, n: bytes.len() / row_bytes };
+                let strip = Strip { bytes, first, n: bytes.len() / row_bytes, interleaved: w.interleaved };
                 let rest = &w.data[first * row_bytes + bytes.len()..];
                 let mut next = NextRows::of(if rest.is_empty() { then } else { rest }, bytes.len(), n_step);
                 // SAFETY: the caller's promise is the same.
@@ -254,6 +283,10 @@ avx512! {
             for c in 0..n {
                 let mut place = Place::<P>::new(panel, c * R + r, n * R);
                 let at = (block.start + c) * P::B::BYTES;
+                if const { is_possible(P::B::TYPE, CHUNK) } && rows.interleaved && group.len() == LANES * row_bytes {
+                    unpack(&Tile::<P::B>::new(group, block.start + c, row_bytes / P::B::BYTES), &mut place);
+                    continue;
+                }
                 if is_amd() {
                     let ahead = if c + 1 < n { at + P::B::BYTES } else { LANES * row_bytes + block.start * P::B::BYTES };
                     ask_for_rows(group.as_ptr().wrapping_add(ahead), row_bytes, P::B::BYTES);
@@ -411,7 +444,7 @@ mod tests {
                     block[at..at + 2].copy_from_slice(&f16::from_f32((i % 31) as f32 * factor).to_le_bytes());
                 }
             }
-            let w = QMat { ty: GgmlType::Q4_K, rows, cols, data: &data };
+            let w = QMat::new(GgmlType::Q4_K, rows, cols, &data);
             let x: Vec<f32> = (0..tokens * cols).map(|i| (i as f32 * 0.37).sin() * (i % 13) as f32).collect();
             let mut acts = Acts::default();
             acts.quantize(&x, tokens, cols, quantize_row);

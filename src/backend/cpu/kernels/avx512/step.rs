@@ -19,7 +19,7 @@ use crate::quant::act::{ActChunk, LANES, SPAN};
 use crate::quant::block::Q4_K;
 
 /// Words of four weights in a span.
-const WORDS: usize = SPAN / 4;
+pub(super) const WORDS: usize = SPAN / 4;
 
 /// How spans of a type are multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Way {
 }
 
 /// The bits that span `s` has of a byte where [`Way::Packed`].
-const fn nibble(s: usize) -> u8 {
+pub(super) const fn nibble(s: usize) -> u8 {
     [0x0f, 0xf0][s % 2]
 }
 
@@ -131,12 +131,12 @@ const fn nibble(s: usize) -> u8 {
 const START_BYTES: usize = CHUNKS * size_of::<__m512i>();
 
 /// The first lane of [`ActChunk`] that has a half of span `s`: see [`crate::quant::act::LANE_GROUP`].
-const fn lane(s: usize) -> usize {
+pub(super) const fn lane(s: usize) -> usize {
     s + (s & 4)
 }
 
 /// Where word `k` of a span is, from its first one in [`ActChunk::q`]: word `k % 4` of half `k / 4`, which is four lanes on.
-const fn word(k: usize) -> usize {
+pub(super) const fn word(k: usize) -> usize {
     64 * (k % 4) + 16 * (k / 4)
 }
 
