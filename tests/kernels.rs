@@ -117,7 +117,7 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
     let mut turned = data[1..].to_vec();
     let tiles = rows / TILE_ROWS * TILE_ROWS * w.row_bytes();
     if interleaved::is_possible(ty, cols) {
-        interleaved::interleave_in_place(ty, cols, &mut turned[..tiles]);
+        interleaved::interleave_in_place(ty, cols, &mut turned[..tiles], interleaved::turn);
     }
     let turned = QMat { data: &turned, interleaved: true, ..w };
 
@@ -126,6 +126,11 @@ fn check(ty: GgmlType, rows: usize, cols: usize, tokens: usize, size: Size, cut:
         available().iter().flat_map(|k| [Some(w), can_interleave(k)].into_iter().flatten().map(move |w| (k, w)))
     {
         let name = format!("{}{}", kernels.isa().name(), if w.interleaved { " interleaved" } else { "" });
+        if w.interleaved {
+            let mut tiles = data[1..=tiles].to_vec();
+            kernels.interleave(ty, cols, &mut tiles);
+            assert!(w.data.starts_with(&tiles), "{name} {ty} {rows}x{cols}: rows in order");
+        }
         let cut_rows = if w.interleaved { cut.next_multiple_of(TILE_ROWS) } else { cut };
         let expect = |got: &[f32], how: &str| {
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -78,17 +78,34 @@ pub const fn words(ty: GgmlType, c: usize, n: usize) -> Range<usize> {
     start..start + bytes
 }
 
-/// Brings some tiles into order, each in its place. Takes 128 KiB of stack.
+/// Bytes of a row that [`Turn`] moves.
+pub const RUN: usize = 16;
+
+/// Sixteen rows' [`RUN`] bytes, of which each row's begin `stride` bytes after the one before, word by word: word 0 of each row,
+/// word 1 of each, … A CPU may have something faster than [`turn`].
+pub type Turn = fn(rows: &[u8], stride: usize, out: &mut [u8; TILE_ROWS * RUN]);
+
+/// [`Turn`], plainly.
+pub fn turn(rows: &[u8], stride: usize, out: &mut [u8; TILE_ROWS * RUN]) {
+    for (word, out) in out.chunks_exact_mut(TILE_ROWS * WORD).enumerate() {
+        for (row, out) in out.chunks_exact_mut(WORD).enumerate() {
+            out.copy_from_slice(&rows[row * stride + word * WORD..][..WORD]);
+        }
+    }
+}
+
+/// Brings some tiles into order, each in its place.
 ///
 /// # Panics
 /// As [`interleave`], and where `tiles` are not whole tiles.
-pub fn interleave_in_place(ty: GgmlType, cols: usize, tiles: &mut [u8]) {
+pub fn interleave_in_place(ty: GgmlType, cols: usize, tiles: &mut [u8], turn: Turn) {
     assert!(is_possible(ty, cols), "{ty} by {cols} columns has no such order");
-    let mut copy = [0; MAX_TILE_BYTES];
     let bytes = TILE_ROWS * cols / CHUNK * chunk_bytes(ty);
+    let mut copy = Vec::with_capacity(bytes);
     for tile in tiles.chunks_exact_mut(bytes) {
-        copy[..bytes].copy_from_slice(tile);
-        interleave(ty, &copy[..bytes], tile);
+        copy.clear();
+        copy.extend_from_slice(tile);
+        interleave(ty, &copy, tile, turn);
     }
 }
 
@@ -96,35 +113,33 @@ pub fn interleave_in_place(ty: GgmlType, cols: usize, tiles: &mut [u8]) {
 ///
 /// # Panics
 /// Where both are not sixteen rows of whole chunks, or the type is not [`is_possible`].
-pub fn interleave(ty: GgmlType, rows: &[u8], out: &mut [u8]) {
-    let row_bytes = rows.len() / TILE_ROWS;
-    let n = row_bytes / chunk_bytes(ty);
-    assert!(
-        is_possible(ty, n * CHUNK) && rows.len() == TILE_ROWS * n * chunk_bytes(ty),
-        "sixteen rows of whole chunks"
-    );
+pub fn interleave(ty: GgmlType, rows: &[u8], out: &mut [u8], turn: Turn) {
+    let (row_bytes, chunk) = (rows.len() / TILE_ROWS, chunk_bytes(ty));
+    let n = row_bytes / chunk;
+    assert!(is_possible(ty, n * CHUNK) && rows.len() == TILE_ROWS * n * chunk, "sixteen rows of whole chunks");
     assert_eq!(rows.len(), out.len(), "room for the rows");
-    // Where each byte of a chunk comes from.
-    let mut from = [0; 8 * 34];
-    for block in 0..CHUNK / ty.block_len() {
-        (0..ty.block_bytes()).for_each(|at| from[place(ty, block, at)] = block * ty.block_bytes() + at);
-    }
-    let (from, left) = from[..chunk_bytes(ty)].split_at(word_bytes(ty));
+    let (head, block_bytes) = (head_bytes(ty), ty.block_bytes());
     for c in 0..n {
-        let byte = |i: usize, at: usize| rows[i * row_bytes + c * chunk_bytes(ty) + at];
-        for (out, from) in out[words(ty, c, n)].chunks_exact_mut(TILE_ROWS * WORD).zip(from.as_chunks::<WORD>().0) {
-            let words = out.as_chunks_mut::<WORD>().0.iter_mut().enumerate();
-            if from[3] == from[0] + 3 {
-                // Nearly all: as they are, in one piece.
-                let first = &rows[c * chunk_bytes(ty) + from[0]..];
-                words.for_each(|(i, out)| *out = *first[i * row_bytes..].first_chunk().expect("a word of each row"));
-            } else {
-                words.for_each(|(i, out)| *out = from.map(|at| byte(i, at)));
+        let (rows, words) = (&rows[c * chunk..], words(ty, c, n));
+        for block in 0..CHUNK / ty.block_len() {
+            let from = |at: usize| block * block_bytes + at;
+            // Where a byte goes of which the row's first one goes to `to` among the words.
+            let to = |at: usize| place(ty, block, at) / WORD * TILE_ROWS * WORD + place(ty, block, at) % WORD;
+            let runs = (block_bytes - head) / RUN;
+            for at in (head..head + runs * RUN).step_by(RUN) {
+                let out = out[words.clone()][to(at)..].first_chunk_mut().expect("room for a run");
+                turn(&rows[from(at)..], row_bytes, out);
             }
-        }
-        if !left.is_empty() {
-            for (i, out) in out[rest(ty, c)].chunks_exact_mut(left.len()).enumerate() {
-                out.iter_mut().zip(left).for_each(|(out, &at)| *out = byte(i, at));
+            for at in (0..head).chain(head + runs * RUN..block_bytes) {
+                let bytes = (0..TILE_ROWS).map(|i| rows[i * row_bytes + from(at)]);
+                if place(ty, block, at) < word_bytes(ty) {
+                    let out = out[words.clone()][to(at)..].iter_mut().step_by(WORD);
+                    out.zip(bytes).for_each(|(out, byte)| *out = byte);
+                } else {
+                    let left = chunk - word_bytes(ty);
+                    let out = out[rest(ty, c)][place(ty, block, at) - word_bytes(ty)..].iter_mut().step_by(left);
+                    out.zip(bytes).for_each(|(out, byte)| *out = byte);
+                }
             }
         }
     }
@@ -144,7 +159,7 @@ mod tests {
             let parts = [0, 8].map(|shift| rows.iter().map(|b| (b >> shift) as u8).collect::<Vec<_>>());
             let [low, high] = parts.map(|rows| {
                 let mut out = vec![0; rows.len()];
-                interleave(ty, &rows, &mut out);
+                interleave(ty, &rows, &mut out, turn);
                 out
             });
             let got: Vec<u16> = low.iter().zip(&high).map(|(&low, &high)| u16::from_le_bytes([low, high])).collect();

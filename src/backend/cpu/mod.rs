@@ -21,11 +21,7 @@ pub use rate::WeightRate;
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{
     Error, Result,
-    quant::{
-        ActRow, GgmlType, QMat, QMatMut,
-        block::CHUNK,
-        interleaved::{TILE_ROWS, interleave_in_place},
-    },
+    quant::{ActRow, GgmlType, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
@@ -164,14 +160,14 @@ impl Backend for Cpu {
         let tile_bytes = TILE_ROWS * w.cols / w.ty.block_len() * w.ty.block_bytes();
         let tiles = w.rows / TILE_ROWS;
         let each = tiles.div_ceil(4 * self.pool.threads()).max(1);
-        let (work, data) = (Phase::new(tiles.div_ceil(each)), Out(w.data.as_mut_ptr()));
+        let (kernels, work, data) = (&self.kernels, Phase::new(tiles.div_ceil(each)), Out(w.data.as_mut_ptr()));
         assert!(tiles * tile_bytes <= w.data.len(), "bytes of {} rows", w.rows);
         self.pool.run(&|worker: Worker<'_>| {
             work.work(worker, |at| {
                 let n = each.min(tiles - at * each);
                 // SAFETY: these tiles are in the borrowed bytes (asserted), and this thread's alone.
                 let tiles = unsafe { std::slice::from_raw_parts_mut(data.at(at * each * tile_bytes), n * tile_bytes) };
-                interleave_in_place(w.ty, w.cols, tiles);
+                kernels.interleave(w.ty, w.cols, tiles);
             });
         });
     }

@@ -20,7 +20,7 @@ use crate::quant::block::{
 /// The table of AVX2.
 pub(super) const AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
-    interleaves: false,
+    interleaves: None,
     wants_interleaved: false,
     matmul: matmul_table!(Avx2, #[target_feature(enable = "avx2,fma,f16c")]),
     ops: OPS,
@@ -29,7 +29,7 @@ pub(super) const AVX2: Kernels = Kernels {
 /// The table of AVX2 with AVX-VNNI.
 pub(super) const AVX_VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
-    interleaves: false,
+    interleaves: None,
     wants_interleaved: false,
     matmul: matmul_table!(AvxVnni, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]),
     ops: OPS,

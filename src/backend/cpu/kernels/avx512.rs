@@ -41,7 +41,7 @@ use step::{Apart, Together};
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
-    interleaves: true,
+    interleaves: Some(interleaved::turn),
     wants_interleaved: false,
     matmul: matmul_table!(
         Avx512,

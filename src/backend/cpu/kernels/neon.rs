@@ -35,7 +35,7 @@ mod i8mm;
 /// The table of NEON.
 pub(super) const NEON: Kernels = Kernels {
     isa: Isa::Neon,
-    interleaves: false,
+    interleaves: None,
     wants_interleaved: false,
     matmul: matmul_table!(Neon, #[target_feature(enable = "neon")]),
     ops: OPS,
@@ -44,7 +44,7 @@ pub(super) const NEON: Kernels = Kernels {
 /// The table of NEON with the dot product.
 pub(super) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
-    interleaves: false,
+    interleaves: None,
     wants_interleaved: false,
     matmul: matmul_table!(Dotprod, #[target_feature(enable = "neon,dotprod")]),
     ops: OPS,
@@ -53,7 +53,7 @@ pub(super) const DOTPROD: Kernels = Kernels {
 /// The table of NEON with the dot and the matrix product.
 pub(super) const I8MM: Kernels = Kernels {
     isa: Isa::I8mm,
-    interleaves: false,
+    interleaves: None,
     wants_interleaved: false,
     matmul: matmul_table!(I8mm, #[target_feature(enable = "neon,dotprod,i8mm")]),
     ops: OPS,

@@ -12,7 +12,7 @@ use crate::quant::dot::{dot, sum_lanes};
 
 /// The table; every type goes through [`dot`].
 pub(super) const KERNELS: Kernels =
-    Kernels { isa: Isa::Scalar, interleaves: false, wants_interleaved: false, matmul: [matmul; N_TYPE], ops: OPS };
+    Kernels { isa: Isa::Scalar, interleaves: None, wants_interleaved: false, matmul: [matmul; N_TYPE], ops: OPS };
 
 /// # Safety
 /// As [`super::MatMul`].

@@ -1,4 +1,4 @@
-//! Few tokens times rows that lie [`interleaved`](crate::quant::interleaved): sixteen rows, each in a lane of its own.
+//! Few tokens times rows that lie [`interleaved`]: sixteen rows, each in a lane of its own.
 //!
 //! Nothing has to be turned or folded, so that from the caches one token goes twice as fast as by pairs of rows where registers
 //! of 512 bits are worked on by halves (Zen 4). A span's integers stay in registers, its floats, of all eight spans, in L1.
@@ -6,6 +6,8 @@
 //! The bits are those of [`crate::quant::dot`]: each span is summed over chunks in order, and spans as `sum_lanes` adds them.
 //!
 //! Must not know: how a type's bytes are read.
+//!
+//! [`interleaved`]: crate::quant::interleaved
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -13,17 +15,38 @@ use std::marker::PhantomData;
 use super::super::ahead::Ahead;
 use super::super::driver::{self, Unpack};
 use super::panel;
-use super::sixteen::{Cells, Tile, unpack};
+use super::sixteen::{Cells, Tile, four_of_rows, unpack};
 use super::step::{WORDS, Way, lane, nibble, word};
 use super::{Avx512, Wide};
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
-use crate::quant::interleaved::TILE_ROWS;
+use crate::quant::interleaved::{RUN, TILE_ROWS};
 use crate::quant::{GgmlType, QMat};
 
 /// Tokens that share a tile's words while these are in registers.
 const TOKENS: usize = 4;
 
+/// [`crate::quant::interleaved::Turn`].
+pub(super) fn turn(rows: &[u8], stride: usize, out: &mut [u8; TILE_ROWS * RUN]) {
+    assert!((TILE_ROWS - 1) * stride + RUN <= rows.len(), "a run of each row");
+    // SAFETY: only [`Kernels`](super::Kernels) of this set have this, which are given where the CPU has the features; the rows
+    // have a run each, by the line above.
+    unsafe { turn_rows(rows.as_ptr(), stride, out) }
+}
+
 avx512! {
+    /// See [`turn`].
+    ///
+    /// # Safety
+    /// Each row has a run of bytes.
+    unsafe fn turn_rows(rows: *const u8, stride: usize, out: &mut [u8; TILE_ROWS * RUN]) {
+        // SAFETY: the caller's promise; a run of sixteen rows is four registers.
+        unsafe {
+            for (i, words) in four_of_rows(rows, stride).into_iter().enumerate() {
+                _mm512_storeu_si512(out.as_mut_ptr().add(64 * i).cast(), words);
+            }
+        }
+    }
+
     /// [`super::super::MatMul`] for fewer tokens than [`panel::MANY_TOKENS`].
     ///
     /// # Safety

@@ -89,16 +89,6 @@ impl<'a, B: Unpack<Wide>> Rows<'a, B> {
         Rows { bytes, stride, of: PhantomData }
     }
 
-    /// Byte `at` of row `i`.
-    ///
-    /// # Safety
-    /// `i` is below sixteen, and `at` no further than the row's bytes.
-    #[inline(always)]
-    unsafe fn at(&self, i: usize, at: usize) -> *const u8 {
-        // SAFETY: by `new`.
-        unsafe { self.bytes.as_ptr().add(i * self.stride).add(at) }
-    }
-
     #[inline(always)]
     fn row(&self, i: usize) -> &'a [u8] {
         &self.bytes[i * self.stride..][..B::BYTES]
@@ -113,16 +103,7 @@ impl<B: Unpack<Wide>> Source for Rows<'_, B> {
             let at = block * B::TYPE.block_bytes() + at;
             assert!(at + 16 <= B::BYTES, "bytes of a chunk");
             // SAFETY: rows have `BYTES` bytes, by `Rows::new`.
-            let load = |i: usize| unsafe { _mm_loadu_si128(self.at(i, at).cast()) };
-            // No `from_fn` here: it is not always inlined, which cost 4 % of a prompt.
-            let mut parts = [_mm512_setzero_si512(); 4];
-            for (i, parts) in parts.iter_mut().enumerate() {
-                *parts = _mm512_castsi128_si512(load(i));
-                *parts = _mm512_inserti32x4::<1>(*parts, load(4 + i));
-                *parts = _mm512_inserti32x4::<2>(*parts, load(8 + i));
-                *parts = _mm512_inserti32x4::<3>(*parts, load(12 + i));
-            }
-            transpose(parts)
+            unsafe { four_of_rows(self.bytes.as_ptr().add(at), self.stride) }
         }
         // SAFETY: needs the CPU's features, as [`Source`] says.
         unsafe fn last(&self) -> __m512 {
@@ -211,6 +192,24 @@ impl<B: Unpack<Wide>> Source for Tile<'_, B> {
 }
 
 avx512! {
+    /// Words of sixteen bytes of each of sixteen rows, `stride` bytes apart: the first ones of all rows, the second ones, …
+    ///
+    /// # Safety
+    /// Each row has sixteen bytes.
+    pub(super) unsafe fn four_of_rows(rows: *const u8, stride: usize) -> [__m512i; 4] {
+        // SAFETY: the caller's promise.
+        let load = |i: usize| unsafe { _mm_loadu_si128(rows.add(i * stride).cast()) };
+        // No `from_fn` here: it is not always inlined, which cost 4 % of a prompt.
+        let mut parts = [_mm512_setzero_si512(); 4];
+        for (i, parts) in parts.iter_mut().enumerate() {
+            *parts = _mm512_castsi128_si512(load(i));
+            *parts = _mm512_inserti32x4::<1>(*parts, load(4 + i));
+            *parts = _mm512_inserti32x4::<2>(*parts, load(8 + i));
+            *parts = _mm512_inserti32x4::<3>(*parts, load(12 + i));
+        }
+        transpose(parts)
+    }
+
     /// Reads a chunk of sixteen rows.
     pub(super) fn unpack<S: Source, C: Cells>(rows: &S, out: &mut C) {
         // SAFETY: the CPU has the features, or this would not run.
