@@ -98,6 +98,7 @@ impl Ahead {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Ahead {
     /// Asks for the first lines of the page that begins a page behind the `len` bytes at `at`, if one does. Where bytes are
     /// used in the order in which they lie, the hardware asks for what follows, but only to a page's end; asked for every line
