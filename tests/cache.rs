@@ -601,6 +601,48 @@ fn after_a_failed_read_the_event_is_over_and_the_next_one_works() {
 
 /// A prompt that wants every expert of a layer through two slots: each is read once, whatever is resident before.
 #[test]
+fn an_expert_is_reordered_once_while_it_has_its_slot_when_it_is_wanted_again() {
+    for (kind, least) in [(IoKind::Pread, 6), (IoKind::Mapped, 0)] {
+        let engine = Engine::Threads(kind, 2);
+        if !engine.is_allowed() {
+            continue;
+        }
+        let mut bench = Bench::new(engine, Scope::Layer, &[2, 2, 2]);
+        // How many matrices are offered; downs are left as they are.
+        let mut offered = |experts: &[usize]| {
+            let rows = routed(1, experts);
+            let (mut n, mut ready) = (0, Vec::new());
+            bench.cache.request(event(Phase::Decode, &rows));
+            loop {
+                bench.cache.next_ready(&mut ready).unwrap();
+                if ready.is_empty() {
+                    return n;
+                }
+                bench.cache.reorder_kept(&ready, |w| {
+                    n += 1;
+                    let is_down = w.rows == N_EMBD;
+                    w.data.iter_mut().filter(|_| !is_down).for_each(|byte| *byte = !*byte);
+                    !is_down
+                });
+                for &id in &ready {
+                    let mats = bench.cache.get(id);
+                    let flags = [mats.gate, mats.up, mats.down].map(|w| w.interleaved);
+                    assert!(flags == [false; 3] || flags == [true, true, false], "{flags:?}");
+                    if !flags[0] {
+                        shows_its_own_bytes(&bench.cache, id);
+                    } else {
+                        assert_eq!(mats.gate.data[..4], code(id, 0).to_le_bytes().map(|byte| !byte));
+                    }
+                }
+            }
+        };
+        assert_eq!([offered(&[3, 5]), offered(&[3, 5]), offered(&[3, 5])], [0, least, 0], "{kind:?}");
+        assert_eq!(offered(&[0, 5]), 0, "3 has lost its slot to 0");
+        assert_eq!([offered(&[3, 5]), offered(&[3, 5])], [0, least / 2], "3 is as in the file again");
+    }
+}
+
+#[test]
 fn a_prompt_larger_than_the_slots_reads_each_expert_once() {
     for kind in common::read_paths() {
         let mut bench = Bench::new(Engine::Threads(*kind, 3), Scope::Layer, &[2, 3, 5]);
