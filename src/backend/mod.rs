@@ -176,14 +176,10 @@ pub trait Backend: Send {
     fn describe(&self) -> String;
     /// Makes written rows ready for products.
     fn prepare(&mut self, rows: &mut Rows);
-    /// Whether products with rows of `cols` elements of `ty` that are used again and again are faster when they are
-    /// [`interleaved`](crate::quant::interleaved).
-    fn interleaves(&self, _ty: GgmlType, _cols: usize) -> bool {
+    /// Brings whole tiles of a matrix that is used again and again into the order with which products are fastest, and says
+    /// whether they are [`interleaved`](crate::quant::interleaved) now: `false` leaves every byte.
+    fn interleave(&mut self, _w: QMatMut<'_>) -> bool {
         false
-    }
-    /// Interleaves a matrix, where [`Backend::interleaves`] its rows.
-    fn interleave(&mut self, w: QMatMut<'_>) {
-        unreachable!("no backend without such products is asked to interleave {} rows of {}", w.rows, w.ty);
     }
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);

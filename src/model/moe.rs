@@ -90,13 +90,7 @@ pub(super) fn forward(
         if s.ready.is_empty() {
             break;
         }
-        experts.reorder_kept(&s.ready, |w| {
-            let interleaves = b.interleaves(w.ty, w.cols);
-            if interleaves {
-                b.interleave(w);
-            }
-            interleaves
-        });
+        experts.reorder_kept(&s.ready, |w| b.interleave(w));
         compute(b, norm, experts, s);
     }
     // In routing order, whatever the order of arrival.

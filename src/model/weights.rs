@@ -29,10 +29,10 @@ impl Mat {
     }
     /// Has the backend interleave its rows, if it likes them so.
     fn interleave(&mut self, b: &mut impl Backend) {
-        if !self.interleaved && b.interleaves(self.ty, self.cols) {
+        if !self.interleaved {
             let n = self.bytes();
-            b.interleave(QMatMut { ty: self.ty, rows: self.rows, cols: self.cols, data: &mut self.data[..n] });
-            self.interleaved = true;
+            let w = QMatMut { ty: self.ty, rows: self.rows, cols: self.cols, data: &mut self.data[..n] };
+            self.interleaved = b.interleave(w);
         }
     }
     fn bytes(&self) -> usize {

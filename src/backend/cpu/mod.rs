@@ -21,7 +21,7 @@ pub use rate::WeightRate;
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{
     Error, Result,
-    quant::{ActRow, GgmlType, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
+    quant::{ActRow, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
@@ -152,11 +152,10 @@ impl Backend for Cpu {
         });
     }
 
-    fn interleaves(&self, ty: GgmlType, cols: usize) -> bool {
-        self.kernels.wants_interleaved(ty, cols)
-    }
-
-    fn interleave(&mut self, w: QMatMut<'_>) {
+    fn interleave(&mut self, w: QMatMut<'_>) -> bool {
+        if !self.kernels.wants_interleaved(w.ty, w.cols) {
+            return false;
+        }
         let tile_bytes = TILE_ROWS * w.cols / w.ty.block_len() * w.ty.block_bytes();
         let tiles = w.rows / TILE_ROWS;
         let each = tiles.div_ceil(4 * self.pool.threads()).max(1);
@@ -170,6 +169,7 @@ impl Backend for Cpu {
                 kernels.interleave(w.ty, w.cols, tiles);
             });
         });
+        true
     }
 
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]) {

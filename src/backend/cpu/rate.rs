@@ -48,7 +48,8 @@ impl WeightRate {
             let (pass, mut bytes) = (Instant::now(), 0);
             for data in self.weights.chunks_exact(n_row * row_bytes) {
                 // All bytes are alike, in either order.
-                let w = QMat { interleaved: cpu.interleaves(ty, COLS), ..QMat::new(ty, n_row, COLS, data) };
+                let w =
+                    QMat { interleaved: cpu.kernels.wants_interleaved(ty, COLS), ..QMat::new(ty, n_row, COLS, data) };
                 cpu.matmul(&self.rows, &mut [Product { w, y: &mut self.y }]);
                 bytes += data.len();
             }

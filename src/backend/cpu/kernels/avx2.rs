@@ -18,22 +18,12 @@ use crate::quant::block::{
 };
 
 /// The table of AVX2.
-pub(super) const AVX2: Kernels = Kernels {
-    isa: Isa::Avx2,
-    interleaves: None,
-    wants_interleaved: false,
-    matmul: matmul_table!(Avx2, #[target_feature(enable = "avx2,fma,f16c")]),
-    ops: OPS,
-};
+pub(super) const AVX2: Kernels =
+    Kernels::new(Isa::Avx2, matmul_table!(Avx2, #[target_feature(enable = "avx2,fma,f16c")]), OPS);
 
 /// The table of AVX2 with AVX-VNNI.
-pub(super) const AVX_VNNI: Kernels = Kernels {
-    isa: Isa::AvxVnni,
-    interleaves: None,
-    wants_interleaved: false,
-    matmul: matmul_table!(AvxVnni, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]),
-    ops: OPS,
-};
+pub(super) const AVX_VNNI: Kernels =
+    Kernels::new(Isa::AvxVnni, matmul_table!(AvxVnni, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]), OPS);
 
 ops_table!(L256, #[target_feature(enable = "avx2,fma,f16c")]);
 

@@ -2,7 +2,7 @@
 //!
 //! Two of AVX2's registers of 32 weights lie in one here: run `v` below run `v + 4`.
 //!
-//! Must not know: loops over rows and tokens, but for those of [`panel`].
+//! Must not know: loops over rows and tokens, but for those of [`panel`] and [`interleaved`].
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -40,14 +40,15 @@ use step::{Apart, Together};
 
 /// The table of AVX-512 with VNNI.
 pub(super) const AVX512_VNNI: Kernels = Kernels {
-    isa: Isa::Avx512Vnni,
     interleaves: Some(interleaved::turn),
-    wants_interleaved: false,
-    matmul: matmul_table!(
-        Avx512,
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    ),
-    ops: OPS,
+    ..Kernels::new(
+        Isa::Avx512Vnni,
+        matmul_table!(
+            Avx512,
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        ),
+        OPS,
+    )
 };
 
 ops_table!(

@@ -85,10 +85,13 @@ pub(super) trait Simd {
     /// What [`Simd::from_signed`] adds.
     const SIGNED_OFFSET: u8;
     /// Makes signed weights fit for [`Simd::dot`].
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn from_signed(w: W<Self>) -> W<Self>;
     /// Each lane's sum of integer products.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
     /// [`super::MatMul`] for fewer tokens than [`Simd::MANY_TOKENS`].
+    // SAFETY: needs the CPU's features, as the trait says, and what [`super::MatMul`] asks for.
     #[inline(always)]
     unsafe fn matmul_few<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
     where
@@ -98,6 +101,7 @@ pub(super) trait Simd {
         unsafe { matmul::<Self, B>(w, x, y, then) }
     }
     /// [`super::MatMul`] for many tokens; a set that multiplies matrices has its own.
+    // SAFETY: needs the CPU's features, as the trait says, and what [`super::MatMul`] asks for.
     #[inline(always)]
     unsafe fn matmul_many<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
     where

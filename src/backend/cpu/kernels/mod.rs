@@ -155,13 +155,18 @@ pub struct Kernels {
     /// What brings rows into order, if there are products with rows that are [`interleaved`].
     interleaves: Option<interleaved::Turn>,
     /// Whether to have rows interleaved. On Zen 4 that made decoding 6 to 14 % faster (Q4_K) or 10 to 30 % (MXFP4), prompts of
-    /// Q6_K 20 to 30 %; on CPUs whose registers are worked on at once, memory is what decoding waits for as it is.
+    /// Q6_K 20 to 30 %; elsewhere it has not been measured: there, memory is what decoding waits for as it is.
     wants_interleaved: bool,
     matmul: [MatMul; N_TYPE],
     ops: Ops,
 }
 
 impl Kernels {
+    /// Those of an instruction set without products for rows that are interleaved.
+    const fn new(isa: Isa, matmul: [MatMul; N_TYPE], ops: Ops) -> Kernels {
+        Kernels { isa, interleaves: None, wants_interleaved: false, matmul, ops }
+    }
+
     /// The best for this CPU, or what `HOTSET_ISA` and `HOTSET_INTERLEAVE` ask for.
     pub fn detect() -> Result<Kernels> {
         let best = match std::env::var_os(ISA_VARIABLE) {
@@ -235,8 +240,8 @@ impl Kernels {
         self.interleaves.is_some() && interleaved::is_possible(ty, cols)
     }
 
-    /// Whether it should be, if its products are to be computed many times: bringing a matrix into order takes as long as some
-    /// tens of them gain.
+    /// Whether it should be, if its products are to be computed many times: bringing a matrix into order takes as long as about
+    /// a dozen of them gain (Q4_K out of memory, Zen 4).
     pub fn wants_interleaved(&self, ty: GgmlType, cols: usize) -> bool {
         self.wants_interleaved && self.can_interleave(ty, cols)
     }

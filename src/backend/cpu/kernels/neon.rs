@@ -33,31 +33,15 @@ macro_rules! neon {
 mod i8mm;
 
 /// The table of NEON.
-pub(super) const NEON: Kernels = Kernels {
-    isa: Isa::Neon,
-    interleaves: None,
-    wants_interleaved: false,
-    matmul: matmul_table!(Neon, #[target_feature(enable = "neon")]),
-    ops: OPS,
-};
+pub(super) const NEON: Kernels = Kernels::new(Isa::Neon, matmul_table!(Neon, #[target_feature(enable = "neon")]), OPS);
 
 /// The table of NEON with the dot product.
-pub(super) const DOTPROD: Kernels = Kernels {
-    isa: Isa::Dotprod,
-    interleaves: None,
-    wants_interleaved: false,
-    matmul: matmul_table!(Dotprod, #[target_feature(enable = "neon,dotprod")]),
-    ops: OPS,
-};
+pub(super) const DOTPROD: Kernels =
+    Kernels::new(Isa::Dotprod, matmul_table!(Dotprod, #[target_feature(enable = "neon,dotprod")]), OPS);
 
 /// The table of NEON with the dot and the matrix product.
-pub(super) const I8MM: Kernels = Kernels {
-    isa: Isa::I8mm,
-    interleaves: None,
-    wants_interleaved: false,
-    matmul: matmul_table!(I8mm, #[target_feature(enable = "neon,dotprod,i8mm")]),
-    ops: OPS,
-};
+pub(super) const I8MM: Kernels =
+    Kernels::new(Isa::I8mm, matmul_table!(I8mm, #[target_feature(enable = "neon,dotprod,i8mm")]), OPS);
 
 ops_table!(L128, #[target_feature(enable = "neon")]);
 

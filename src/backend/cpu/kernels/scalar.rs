@@ -11,8 +11,7 @@ use crate::quant::act::{ActRow, LANES};
 use crate::quant::dot::{dot, sum_lanes};
 
 /// The table; every type goes through [`dot`].
-pub(super) const KERNELS: Kernels =
-    Kernels { isa: Isa::Scalar, interleaves: None, wants_interleaved: false, matmul: [matmul; N_TYPE], ops: OPS };
+pub(super) const KERNELS: Kernels = Kernels::new(Isa::Scalar, [matmul; N_TYPE], OPS);
 
 /// # Safety
 /// As [`super::MatMul`].

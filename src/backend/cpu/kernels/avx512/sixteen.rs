@@ -2,7 +2,7 @@
 //!
 //! Bytes are turned before they become weights: a turn moves words of four bytes, whatever they mean, and there are half as
 //! many words of packed nibbles as of weights. Sixteen bytes of each row are loaded into their 128-bit place, so that only
-//! words inside 128 bits are left to turn.
+//! words inside 128 bits are left to turn. Nothing is where rows lie interleaved.
 //!
 //! Must not know: panels, tokens.
 
@@ -63,12 +63,16 @@ const ZERO: usize = usize::MAX;
 pub(super) trait Source {
     type B: Unpack<Wide>;
     /// Words of sixteen bytes of each row, from byte `at` of block `block` on: the first ones of all rows, the second ones, …
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn four(&self, block: usize, at: usize) -> [__m512i; 4];
     /// The half that ends each row's chunk.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn last(&self) -> __m512;
     /// Scales and minima of blocks of 32.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn small_scales(&self, out: &mut impl Cells);
     /// Weights, scales and minima of a type that is not read by words.
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn by_row(&self, out: &mut impl Cells);
 }
 
@@ -279,6 +283,8 @@ avx512! {
         ]
     }
 
+    /// Nibbles, and a fifth bit of each span.
+    ///
     /// # Safety
     /// The CPU has the features.
     unsafe fn q5_k(rows: &impl Source, out: &mut impl Cells) {
@@ -299,6 +305,8 @@ avx512! {
         });
     }
 
+    /// Nibbles and two bits more, half by half.
+    ///
     /// # Safety
     /// The CPU has the features.
     unsafe fn q6_k(rows: &impl Source, out: &mut impl Cells) {
