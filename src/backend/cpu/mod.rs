@@ -12,7 +12,7 @@ mod rate;
 mod rows;
 mod sync;
 
-use std::{ops::Range, sync::Mutex};
+use std::{mem::MaybeUninit, ops::Range, sync::Mutex};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
@@ -124,16 +124,18 @@ unsafe fn product<'x>(
     y: impl Fn(usize) -> *mut f32,
 ) {
     let part = w.slice(range.clone());
-    let mut rows = [ActRow { x: &[], chunks: &[] }; TOKENS];
-    let mut out = [std::ptr::null_mut(); TOKENS];
+    // Not filled beforehand: they are 6 KiB, and a token comes here some hundred times a layer.
+    let mut rows = [const { MaybeUninit::uninit() }; TOKENS];
+    let mut out = [const { MaybeUninit::uninit() }; TOKENS];
     for first in (0..n).step_by(TOKENS) {
         let tile = TOKENS.min(n - first);
         for t in 0..tile {
-            rows[t] = x(first + t);
-            out[t] = y(first + t).wrapping_add(range.start);
+            rows[t].write(x(first + t));
+            out[t].write(y(first + t).wrapping_add(range.start));
         }
-        // SAFETY: the caller's `y(t)` have `w.rows` floats, of which `range` is this call's alone.
-        unsafe { kernels.matmul(part, &rows[..tile], &out[..tile], if first + tile == n { then } else { part.data }) };
+        let then = if first + tile == n { then } else { part.data };
+        // SAFETY: `tile` of each are written; the caller's `y(t)` have `w.rows` floats, of which `range` is this call's alone.
+        unsafe { kernels.matmul(part, rows[..tile].assume_init_ref(), out[..tile].assume_init_ref(), then) };
     }
 }
 

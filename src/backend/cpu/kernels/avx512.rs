@@ -127,7 +127,13 @@ impl Simd for Avx512 {
     type R = Wide;
     const TOKENS: usize = 8;
     const SIGNED_OFFSET: u8 = 128;
-    const MANY_TOKENS: usize = panel::MANY_TOKENS;
+    #[inline(always)]
+    fn many_tokens<B: Unpack<Wide>>(interleaved: bool) -> usize {
+        match B::TYPE {
+            GgmlType::Q4_K | GgmlType::Q6_K if interleaved => panel::MANY_OF_TILES,
+            _ => panel::MANY_TOKENS,
+        }
+    }
     // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
     #[inline(always)]
     unsafe fn matmul_few<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {

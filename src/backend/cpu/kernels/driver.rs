@@ -80,8 +80,11 @@ pub(super) trait Simd {
     type R: Registers;
     /// Tokens that share an unpacked pair of chunks: as many as registers hold.
     const TOKENS: usize;
-    /// From this many tokens on, [`Simd::matmul_many`] pays.
-    const MANY_TOKENS: usize = MANY_TOKENS;
+    /// From this many tokens on, [`Simd::matmul_many`] pays, for rows that lie [`interleaved`](crate::quant::interleaved) or not.
+    #[inline(always)]
+    fn many_tokens<B: Unpack<Self::R>>(_interleaved: bool) -> usize {
+        MANY_TOKENS
+    }
     /// What [`Simd::from_signed`] adds.
     const SIGNED_OFFSET: u8;
     /// Makes signed weights fit for [`Simd::dot`].
@@ -90,7 +93,7 @@ pub(super) trait Simd {
     /// Each lane's sum of integer products.
     // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
-    /// [`super::MatMul`] for fewer tokens than [`Simd::MANY_TOKENS`].
+    /// [`super::MatMul`] for fewer tokens than [`Simd::many_tokens`].
     // SAFETY: needs the CPU's features, as the trait says, and what [`super::MatMul`] asks for.
     #[inline(always)]
     unsafe fn matmul_few<B: Unpack<Self::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
@@ -540,7 +543,7 @@ macro_rules! matmul_table {
         {
             // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
             unsafe {
-                if x.len() < <$simd as driver::Simd>::MANY_TOKENS {
+                if x.len() < <$simd as driver::Simd>::many_tokens::<B>(w.interleaved) {
                     <$simd as driver::Simd>::matmul_few::<B>(w, x, y, then)
                 } else {
                     quantized_ahead::<B>(w, x, y, then)

@@ -11,6 +11,7 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::super::ahead::Ahead;
 use super::super::driver::{self, Unpack};
@@ -107,6 +108,9 @@ avx512! {
     }
 }
 
+/// Written before it is read: [`Cells`] says in which order things come, and a type has all of its own.
+type Unset = MaybeUninit<__m512>;
+
 /// Sixteen rows times `T` tokens, chunk by chunk, as spans come.
 struct Products<'a, B, const T: usize> {
     /// The tokens' chunks.
@@ -114,10 +118,11 @@ struct Products<'a, B, const T: usize> {
     /// Each span's sum over the chunks so far. (T, SPANS)
     acc: [[__m512; SPANS]; T],
     /// Where halves have scales: the first one's sum. (T, SPANS)
-    first: [[__m512; SPANS]; T],
-    scale: [__m512; SPANS],
-    min: [__m512; SPANS],
-    half_scale: [[__m512; 2]; SPANS],
+    first: [[Unset; SPANS]; T],
+    /// A chunk's scales, and what else its type has. Zeroed tile by tile, they took 2 % of a token.
+    scale: [Unset; SPANS],
+    min: [Unset; SPANS],
+    half_scale: [[Unset; 2]; SPANS],
     of: PhantomData<B>,
 }
 
@@ -125,14 +130,15 @@ impl<'a, B: Unpack<Wide>, const T: usize> Products<'a, B, T> {
     #[inline(always)]
     fn new(x: [&'a ActChunk; T]) -> Self {
         // SAFETY: the CPU has the features, or this would not run.
-        let f = unsafe { _mm512_setzero_ps() };
+        let zero = unsafe { _mm512_setzero_ps() };
+        let unset = [Unset::uninit(); SPANS];
         Products {
             x,
-            acc: [[f; SPANS]; T],
-            first: [[f; SPANS]; T],
-            scale: [f; SPANS],
-            min: [f; SPANS],
-            half_scale: [[f; 2]; SPANS],
+            acc: [[zero; SPANS]; T],
+            first: [unset; T],
+            scale: unset,
+            min: unset,
+            half_scale: [[Unset::uninit(); 2]; SPANS],
             of: PhantomData,
         }
     }
@@ -143,7 +149,7 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
     #[inline(always)]
     unsafe fn span(&mut self, s: usize, words: [__m512i; WORDS]) {
         assert!(s < SPANS); // a constant, or below one, once inlined
-        // SAFETY: the caller's promise; a word is four of the chunk's 256 bytes, at a multiple of four.
+        // SAFETY: the caller's promise; a word is four of the chunk's 256 bytes, at a multiple of four; scales come before weights.
         unsafe {
             for (x, acc) in self.x.iter().zip(&mut self.acc) {
                 let mut dots = _mm512_setzero_si512();
@@ -157,11 +163,11 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
                     Way::Offset(offset) => {
                         // Whole numbers below 2^24: exact.
                         let dots = _mm512_fnmadd_ps(_mm512_set1_ps(f32::from(offset)), total, dots);
-                        _mm512_mul_ps(self.scale[s], dots)
+                        _mm512_mul_ps(self.scale[s].assume_init(), dots)
                     }
                     Way::Min | Way::Packed => {
-                        let scaled = _mm512_mul_ps(self.scale[s], dots);
-                        _mm512_fnmadd_ps(self.min[s], total, scaled)
+                        let scaled = _mm512_mul_ps(self.scale[s].assume_init(), dots);
+                        _mm512_fnmadd_ps(self.min[s].assume_init(), total, scaled)
                     }
                     Way::Halves(_) => unreachable!("such a type comes by halves"),
                     Way::HalfMin => unreachable!("`is_possible` leaves such types out"),
@@ -175,7 +181,7 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
     unsafe fn half(&mut self, s: usize, half: usize, words: [__m512i; WORDS / 2]) {
         let Way::Halves(offset) = Way::of::<B>() else { unreachable!("such a type comes by spans") };
         assert!(s < SPANS && half < 2);
-        // SAFETY: the caller's promise; words are as above.
+        // SAFETY: the caller's promise; words and scales are as above, and first halves come first.
         unsafe {
             for ((x, acc), first) in self.x.iter().zip(&mut self.acc).zip(&mut self.first) {
                 let mut dots = _mm512_set1_epi32(-i32::from(offset) * x.h[lane(s) + 4 * half]);
@@ -184,11 +190,12 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
                     dots = _mm512_dpbusd_epi32(dots, weights, _mm512_set1_epi32(x));
                 }
                 // Whole numbers below 2^24 again: see `crate::quant::dot::fine_sum`.
-                let (dots, scale) = (_mm512_cvtepi32_ps(dots), self.half_scale[s][half]);
+                let (dots, scale) = (_mm512_cvtepi32_ps(dots), self.half_scale[s][half].assume_init());
                 if half == 0 {
-                    first[s] = _mm512_mul_ps(scale, dots);
+                    first[s].write(_mm512_mul_ps(scale, dots));
                 } else {
-                    let sum = _mm512_mul_ps(self.scale[s], _mm512_fmadd_ps(scale, dots, first[s]));
+                    let both = _mm512_fmadd_ps(scale, dots, first[s].assume_init());
+                    let sum = _mm512_mul_ps(self.scale[s].assume_init(), both);
                     acc[s] = _mm512_fmadd_ps(sum, _mm512_set1_ps(x.d[s]), acc[s]);
                 }
             }
@@ -214,15 +221,15 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
         // SAFETY: the CPU has the features, or this would not run.
         let sixteenth = |x| unsafe { _mm512_mul_ps(x, _mm512_set1_ps(1.0 / 16.0)) };
         let in_nibbles = matches!(B::TYPE, GgmlType::Q4_K);
-        self.scale[s] = if in_nibbles && s % 2 == 1 { sixteenth(scales) } else { scales };
+        self.scale[s].write(if in_nibbles && s % 2 == 1 { sixteenth(scales) } else { scales });
     }
     #[inline(always)]
     fn min(&mut self, s: usize, minima: __m512) {
-        self.min[s] = minima;
+        self.min[s].write(minima);
     }
     #[inline(always)]
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {
-        self.half_scale[s][half] = scales;
+        self.half_scale[s][half].write(scales);
     }
     #[inline(always)]
     fn half_minima(&mut self, _: usize, _: __m512i) {

@@ -18,7 +18,7 @@ use super::step::{Q3_K_OFFSET, WORDS};
 use super::{Avx512, Simd, Wide, high4, load16, look_up, low4, transpose};
 use crate::quant::GgmlType;
 use crate::quant::act::{LANES, SPANS};
-use crate::quant::block::IQ4_VALUES;
+use crate::quant::block::{CHUNK, IQ4_VALUES};
 use crate::quant::interleaved::{self, TILE_ROWS};
 
 /// Runs the block for each number, one after another in the code: where places in registers depend on it, it must be a constant.
@@ -143,6 +143,12 @@ impl<'a, B: Unpack<Wide>> Tile<'a, B> {
         let (words, rest) = (interleaved::words(B::TYPE, c, n), interleaved::rest(B::TYPE, c));
         assert!(c < n && bytes.len() == n * TILE_ROWS * B::BYTES, "a tile");
         Tile { words: &bytes[words], rest: &bytes[rest], of: PhantomData }
+    }
+
+    /// The words of weights, of a type that has nothing behind them.
+    #[inline(always)]
+    pub fn weights(&self) -> &'a [u8] {
+        &self.words[TILE_ROWS * interleaved::place(B::TYPE, 0, B::TYPE.block_bytes() - CHUNK / 2)..]
     }
 
     /// Word `i` of each row.

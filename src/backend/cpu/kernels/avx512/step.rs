@@ -122,6 +122,20 @@ impl Way {
     }
 }
 
+/// Where the weights of some chunks are: in the cells, or, where [`Way::Packed`] and rows lie
+/// [`interleaved`](crate::quant::interleaved), where they always were. Bytes are all distances.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    /// Of the first chunk and group, from the first span on.
+    pub first: *const u8,
+    /// From a group to the next one.
+    pub group: usize,
+    /// From a chunk to the next one.
+    pub chunk: usize,
+    /// From the weights of a cell to those of the next one of its chunk.
+    pub cell: usize,
+}
+
 /// The bits that span `s` has of a byte where [`Way::Packed`].
 pub(super) const fn nibble(s: usize) -> u8 {
     [0x0f, 0xf0][s % 2]
@@ -167,16 +181,19 @@ macro_rules! from_starts {
     )*) };
 }
 
-/// The four words of a half, 0 or 16, added to integers: `j` runs over [`word`]'s first term. `$of` loads a word.
+/// The four words of a half, 0 or 16, added to integers: `j` runs over [`word`]'s first term. `$of` loads a word from `$first`
+/// or, of the second group, `$second`.
 macro_rules! products {
-    ($half:literal $($x:ident $i0:ident $i1:ident)*) => { products!("vmovdqa64 {", "}, [", $half $($x $i0 $i1)*) };
-    (nibbles $half:literal $($x:ident $i0:ident $i1:ident)*) => {
-        products!("vpandq {", "}, {mask}, [", $half $($x $i0 $i1)*)
+    ($half:literal $($x:ident $i0:ident $i1:ident)*) => {
+        products!("vmovdqa64 {", "}, [", "{cell}", "{cell} + {cell_bytes}", $half $($x $i0 $i1)*)
     };
-    ($of:literal, $from:literal, $half:literal $($x:ident $i0:ident $i1:ident)*) => { concat!(
+    (nibbles $half:literal $($x:ident $i0:ident $i1:ident)*) => {
+        products!("vpandq {", "}, {mask}, [", "{w}", "{w} + {w_group}", $half $($x $i0 $i1)*)
+    };
+    ($of:literal, $from:literal, $first:literal, $second:literal, $half:literal $($x:ident $i0:ident $i1:ident)*) => { concat!(
         ".irp j, 0, 64, 128, 192\n",
-        $of, "a", $from, "{cell} + 16 * ", $half, " + \\j]\n",
-        $of, "b", $from, "{cell} + {cell_bytes} + 16 * ", $half, " + \\j]\n",
+        $of, "a", $from, $first, " + 16 * ", $half, " + \\j]\n",
+        $of, "b", $from, $second, " + 16 * ", $half, " + \\j]\n",
         $(
             "vpbroadcastd {t}, [{", stringify!($x), "} + {q} + ", $half, " + \\j]\n",
             "vpdpbusd {", stringify!($i0), "}, {a}, {t}\n",
@@ -271,10 +288,10 @@ macro_rules! finish {
 /// [`plain`] of a form, chunk after chunk, for two groups of rows and the tokens listed: for each its number, and names for its
 /// pointer and registers. The loop is inside: outside it took some forty scalar instructions a chunk, on ports that products use.
 macro_rules! in_registers {
-    (min, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (min, ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $w, $xs, $starts, $s, $acc, $gone),
             [
                 from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
                 scale_biased!("{scale}", $($i0 $i1)*),
@@ -290,10 +307,10 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (half_min, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (half_min, ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $w, $xs, $starts, $s, $acc, $gone),
             [
                 from_bias!($($i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
                 scale_biased!("{scale}", $($i0 $i1)*), less_half_minima!($($t $i0 $i1)*),
@@ -311,28 +328,32 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (packed, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (packed, ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $w, $xs, $starts, $s, $acc, $gone),
             [
                 from_zero!($($i0 $i1)*), products!(nibbles "0" $($x $i0 $i1)*), products!(nibbles "16" $($x $i0 $i1)*),
                 load!("{odd} + {scale}"), to_floats!($($i0 $i1)*), scale!($($i0 $i1)*),
                 load!("{odd} + {others}"), less_minima!($($x $i0 $i1)*),
+                "add {w}, {w_chunk}\n",
             ]
             [
                 others = const offset_of!(Cell, others),
                 total = const offset_of!(ActChunk, s),
                 odd = in(reg) size_of::<__m512>() * ($s % 2),
+                w = inout(reg) $w.first => _,
+                w_group = in(reg) $w.group,
+                w_chunk = in(reg) $w.chunk,
                 mask = in(zmm_reg) _mm512_set1_epi8(nibble($s) as i8),
             ]
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (offset, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (offset, ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $w, $xs, $starts, $s, $acc, $gone),
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*), products!("16" $($x $i0 $i1)*),
                 scale_biased!("{scale}", $($i0 $i1)*),
@@ -347,10 +368,10 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (halves, ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (halves, ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      $($t:literal $x:ident $i0:ident $i1:ident $h0:ident $h1:ident $f0:ident $f1:ident,)*) => {
         in_registers!(
-            @ ($cells, $n, $xs, $starts, $s, $acc, $gone),
+            @ ($cells, $n, $w, $xs, $starts, $s, $acc, $gone),
             [
                 from_starts!("0" $($t $i0 $i1)*), products!("0" $($x $i0 $i1)*),
                 from_starts!("16" $($t $h0 $h1)*), products!("16" $($x $h0 $h1)*),
@@ -370,7 +391,7 @@ macro_rules! in_registers {
             $($t $x $i0 $i1 $f0 $f1,)*
         )
     };
-    (@ ($cells:ident, $n:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
+    (@ ($cells:ident, $n:ident, $w:ident, $xs:ident, $starts:ident, $s:ident, $acc:ident, $gone:ident),
      [$($lines:expr,)*] [$($operands:tt)*]
      $($t:literal $x:ident $i0:ident $i1:ident $f0:ident $f1:ident,)*) => {
         asm!(
@@ -415,13 +436,15 @@ macro_rules! of_tokens {
 
 avx512! {
     /// Span `s` of some chunks, at least one, as [`crate::quant::dot`] has it, onto `acc`: as many as each token has in `x`, which
-    /// are as many as `cells` have, (chunks, R). `starts` has those of the first token, as [`set_starts`](super::panel) made them.
+    /// are as many as `cells` have, (chunks, R). `w`: the weights of the span, or of its cell, of these chunks. `starts` has those
+    /// of the first token, as [`set_starts`](super::panel) made them.
     ///
     /// # Safety
-    /// `s` is below [`SPANS`](crate::quant::act::SPANS); `cells` and each of `x` are of one length; where the way asks for starts,
+    /// `s` is below [`SPANS`](crate::quant::act::SPANS); `cells` and each of `x` are of one length, and `w` of as many; where the way asks for starts,
     /// there are sixteen numbers for each chunk, and as many for the next token [`CHUNKS`] times sixteen on.
     pub(super) unsafe fn step<P: Plan, const R: usize, const T: usize>(
         cells: &[[Cell; R]],
+        w: Weights,
         x: [&[ActChunk]; T],
         starts: *const i32,
         s: usize,
@@ -433,23 +456,24 @@ avx512! {
         // SAFETY: what is read are the cells, the tokens' chunks and the starts, of which the caller says that they are there.
         unsafe {
             match (R, T, P::WAY) {
-                (2, 6, Way::Packed) => of_tokens!(6, packed, (cells, n, x, starts, s, acc, _gone),),
-                (2, 5, Way::Packed) => of_tokens!(5, packed, (cells, n, x, starts, s, acc, _gone),),
-                (2, 4, Way::Packed) => of_tokens!(4, packed, (cells, n, x, starts, s, acc, _gone),),
-                (2, 6, Way::Min) => of_tokens!(6, min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 5, Way::Min) => of_tokens!(5, min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 4, Way::Min) => of_tokens!(4, min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 6, Way::HalfMin) => of_tokens!(6, half_min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 5, Way::HalfMin) => of_tokens!(5, half_min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 4, Way::HalfMin) => of_tokens!(4, half_min, (cells, n, x, starts, s, acc, _gone),),
-                (2, 6, Way::Offset(_)) => of_tokens!(6, offset, (cells, n, x, starts, s, acc, _gone),),
-                (2, 5, Way::Offset(_)) => of_tokens!(5, offset, (cells, n, x, starts, s, acc, _gone),),
-                (2, 4, Way::Offset(_)) => of_tokens!(4, offset, (cells, n, x, starts, s, acc, _gone),),
-                (2, 4, Way::Halves(_)) => of_tokens!(4, halves, (cells, n, x, starts, s, acc, _gone),),
-                (2, 3, Way::Halves(_)) => of_tokens!(3, halves, (cells, n, x, starts, s, acc, _gone),),
+                (2, 6, Way::Packed) => of_tokens!(6, packed, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 5, Way::Packed) => of_tokens!(5, packed, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 4, Way::Packed) => of_tokens!(4, packed, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 6, Way::Min) => of_tokens!(6, min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 5, Way::Min) => of_tokens!(5, min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 4, Way::Min) => of_tokens!(4, min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 6, Way::HalfMin) => of_tokens!(6, half_min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 5, Way::HalfMin) => of_tokens!(5, half_min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 4, Way::HalfMin) => of_tokens!(4, half_min, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 6, Way::Offset(_)) => of_tokens!(6, offset, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 5, Way::Offset(_)) => of_tokens!(5, offset, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 4, Way::Offset(_)) => of_tokens!(4, offset, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 4, Way::Halves(_)) => of_tokens!(4, halves, (cells, n, w, x, starts, s, acc, _gone),),
+                (2, 3, Way::Halves(_)) => of_tokens!(3, halves, (cells, n, w, x, starts, s, acc, _gone),),
                 _ => {
                     for (c, cells) in cells.iter().enumerate() {
-                        plain::<P, R, T>(cells, x.map(|x| x.get_unchecked(c)), starts.add(c * LANES), s, acc);
+                        let w = Weights { first: w.first.add(c * w.chunk), ..w };
+                        plain::<P, R, T>(cells, w, x.map(|x| x.get_unchecked(c)), starts.add(c * LANES), s, acc);
                     }
                 }
             }
@@ -462,6 +486,7 @@ avx512! {
     /// As [`step`].
     unsafe fn plain<P: Plan, const R: usize, const T: usize>(
         cells: &[Cell; R],
+        w: Weights,
         x: [&ActChunk; T],
         starts: *const i32,
         s: usize,
@@ -474,36 +499,37 @@ avx512! {
             unsafe {
                 let start = |lane: usize| _mm512_set1_epi32(*starts.add(t * START_BYTES / 4 + lane));
                 let words = x.q.as_ptr().add(4 * lane(s));
-                let dots = |cell: &Cell, range: std::ops::Range<usize>, mut dots: __m512i| {
+                let dots = |r: usize, range: std::ops::Range<usize>, mut dots: __m512i| {
                     for k in range {
                         let x = _mm512_set1_epi32(words.add(word(k)).cast::<i32>().read());
-                        dots = _mm512_dpbusd_epi32(dots, _mm512_and_si512(cell.w[k], mask), x);
+                        let w = _mm512_loadu_si512(w.first.add(r * w.group).cast::<__m512i>().add(k));
+                        dots = _mm512_dpbusd_epi32(dots, _mm512_and_si512(w, mask), x);
                     }
                     dots
                 };
-                let scaled = |cell: &Cell, from: __m512i| {
-                    let above_bias = _mm512_castsi512_ps(dots(cell, 0..WORDS, from));
-                    _mm512_fmadd_ps(above_bias, cell.scale[0], cell.scale[1])
+                let scaled = |r: usize, from: __m512i| {
+                    let above_bias = _mm512_castsi512_ps(dots(r, 0..WORDS, from));
+                    _mm512_fmadd_ps(above_bias, cells[r].scale[0], cells[r].scale[1])
                 };
                 let bias = _mm512_castps_si512(_mm512_set1_ps(BIAS));
                 let total = _mm512_set1_ps(*x.s.get_unchecked(s));
-                for (cell, acc) in cells.iter().zip(acc) {
+                for (r, (cell, acc)) in cells.iter().zip(acc).enumerate() {
                     let sum = match P::WAY {
-                        Way::Offset(_) => scaled(cell, start(lane(s))),
-                        Way::Min => _mm512_fnmadd_ps(cell.others[0], total, scaled(cell, bias)),
+                        Way::Offset(_) => scaled(r, start(lane(s))),
+                        Way::Min => _mm512_fnmadd_ps(cell.others[0], total, scaled(r, bias)),
                         Way::Packed => {
-                            let dots = _mm512_cvtepi32_ps(dots(cell, 0..WORDS, _mm512_setzero_si512()));
+                            let dots = _mm512_cvtepi32_ps(dots(r, 0..WORDS, _mm512_setzero_si512()));
                             _mm512_fnmadd_ps(cell.others[i], total, _mm512_mul_ps(cell.scale[i], dots))
                         }
                         Way::HalfMin => {
                             let least = _mm512_madd_epi16(_mm512_castps_si512(cell.others[1]), start(lane(s)));
-                            _mm512_fnmadd_ps(cell.others[0], _mm512_cvtepi32_ps(least), scaled(cell, bias))
+                            _mm512_fnmadd_ps(cell.others[0], _mm512_cvtepi32_ps(least), scaled(r, bias))
                         }
                         Way::Halves(_) => {
                             // Whole numbers below 2^24, which floats hold: see `crate::quant::dot::fine_sum`.
-                            let above_bias = _mm512_castsi512_ps(dots(cell, 0..WORDS / 2, start(lane(s))));
+                            let above_bias = _mm512_castsi512_ps(dots(r, 0..WORDS / 2, start(lane(s))));
                             let first = _mm512_fmadd_ps(above_bias, cell.others[0], cell.scale[1]);
-                            let second = _mm512_cvtepi32_ps(dots(cell, WORDS / 2..WORDS, start(lane(s) + 4)));
+                            let second = _mm512_cvtepi32_ps(dots(r, WORDS / 2..WORDS, start(lane(s) + 4)));
                             let both = _mm512_fmadd_ps(cell.others[1], second, first);
                             _mm512_mul_ps(cell.scale[0], both)
                         }
