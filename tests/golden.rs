@@ -180,3 +180,33 @@ fn a_budget_that_changes_on_the_way_changes_no_bit() {
     let misses = |session: &Session| session.stats().total().miss;
     assert!(misses(&changing) > misses(&steady), "experts were given up");
 }
+
+#[test]
+fn tokens_that_leave_out_the_last_layer_change_no_bit() {
+    for name in MODELS {
+        let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
+        let options = Options { all_logits: true, n_batch: Some(8), ..Options::default() };
+        let open = |trace: Box<dyn TraceSink>| {
+            Session::with_backend(Gguf::open(&ref_model(name)).unwrap(), &options, cpu(2), trace, &mut |_, _| {})
+                .unwrap()
+        };
+        let (mut few, mut whole) = (open(Box::new(())), open(Box::new(Routing::default())));
+        let n_vocab = few.config().n_vocab;
+        // Batches without logits, one that wants its last token's, and tokens one by one.
+        for prompt in [1, 5, 8, 20] {
+            few.reset();
+            whole.reset();
+            let got = few.feed(&tokens[..prompt], &mut |_| {}).unwrap().to_vec();
+            let want: Vec<f32> = tokens[..prompt].chunks(8).flat_map(|t| whole.feed_all(t).unwrap().to_vec()).collect();
+            assert!(got == want[(prompt - 1) * n_vocab..], "{name}: a prompt of {prompt}");
+            few.fill(&tokens[prompt..prompt + 3]).unwrap();
+            whole.fill(&tokens[prompt..prompt + 3]).unwrap();
+            for &token in &tokens[prompt + 3..prompt + 8] {
+                assert!(few.decode(token).unwrap() == whole.decode(token).unwrap(), "{name}: decoding after {prompt}");
+            }
+        }
+        let of =
+            |session: &Session| session.stats().prompt.hit + session.stats().prompt.miss + session.stats().prompt.late;
+        assert!(of(&few) < of(&whole), "{name}: the last layer's experts are left out");
+    }
+}

@@ -16,7 +16,7 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
-    trace::{LayerEvent, Phase, Routed},
+    trace::{LayerEvent, Phase, Routed, TraceSink},
 };
 
 const N_LAYER: usize = 4;
@@ -66,15 +66,28 @@ impl IoEngine for Listened {
     }
 }
 
+/// Keeps nothing, but every layer runs over every token.
+struct Whole;
+
+impl TraceSink for Whole {
+    fn record(&mut self, _: LayerEvent<'_>) {}
+}
+
 struct World {
     experts: Experts,
     clock: SimClock,
     log: Log,
     dice: Dice,
     token: u32,
+    /// Tokens of a prompt that go through the last layer, at most.
+    last: usize,
 }
 
 fn world(prefetch: PrefetchKind, n_ff: [usize; N_LAYER], policy: PolicyKind) -> World {
+    world_of(prefetch, n_ff, policy, Box::new(Whole))
+}
+
+fn world_of(prefetch: PrefetchKind, n_ff: [usize; N_LAYER], policy: PolicyKind, trace: Box<dyn TraceSink>) -> World {
     let mut file = Tiny { meta: vec![("general.architecture".to_owned(), "test".into())], tensors: Vec::new() };
     for (layer, n_ff) in n_ff.into_iter().enumerate() {
         for name in ["gate", "up", "down"] {
@@ -96,8 +109,8 @@ fn world(prefetch: PrefetchKind, n_ff: [usize; N_LAYER], policy: PolicyKind) -> 
     let clock = sim.clock();
     let io = Box::new(Listened(sim, log.clone()));
     let cache = ExpertCache::new(store, Scope::Layer, &[SLOTS; N_LAYER], policy, io).unwrap();
-    let experts = Experts::new(cache, prefetch.build(N_EXPERT, N_USED), Box::new(()));
-    World { experts, clock, log, dice: Dice(7), token: 0 }
+    let experts = Experts::new(cache, prefetch.build(N_EXPERT, N_USED), trace);
+    World { experts, clock, log, dice: Dice(7), token: 0, last: usize::MAX }
 }
 
 impl World {
@@ -112,8 +125,13 @@ impl World {
         let mut seen = self.log.0.lock().unwrap().len();
         for layer in 0..N_LAYER {
             self.clock.advance(ATTENTION_NS);
+            let few = phase == Phase::Prompt && layer == N_LAYER - 1;
+            let n = if few { n_tokens.min(self.last) } else { n_tokens };
+            if n == 0 {
+                continue;
+            }
             let mut routed = Vec::new();
-            for _ in 0..n_tokens {
+            for _ in 0..n {
                 routed.extend(
                     self.dice
                         .choose(N_USED, N_EXPERT)
@@ -121,11 +139,10 @@ impl World {
                         .map(|e| Routed { id: ExpertId { layer: layer as u16, expert: e as u16 }, weight: 0.5 }),
                 );
             }
-            let (first_token, n) = (self.token, n_tokens as u32);
             let layer_event = LayerEvent {
                 phase,
-                first_token,
-                n_tokens: n,
+                first_token: self.token + (n_tokens - n) as u32,
+                n_tokens: n as u32,
                 layer: layer as u16,
                 routed: &routed,
                 lookahead: &[],
@@ -180,6 +197,31 @@ fn nothing_is_read_twice_and_slots_come_back() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn nothing_is_read_ahead_for_a_last_layer_of_few_tokens() {
+    // None of a chunk's tokens go through it, or only the last one.
+    for last in [0, 1] {
+        let mut world = world_of(PrefetchKind::Lookahead, N_FF, PolicyKind::default(), Box::new(()));
+        world.last = last;
+        let of_last =
+            |e| world.experts.cache().store().extents(ExpertId { layer: N_LAYER as u16 - 1, expert: e })[0].offset;
+        let of_last: Vec<u64> = (0..N_EXPERT as u16).map(of_last).collect();
+        for round in 0..20 {
+            let reads = world.pass(Phase::Prompt, LONG);
+            assert!(reads.values().all(|&n| n == 1), "{reads:?}");
+            assert!(world.ahead() > round * (N_LAYER - 2), "read ahead in each chunk");
+            if world.dice.below(2) == 0 {
+                world.pass(Phase::Decode, 1);
+                for layer in 0..N_LAYER {
+                    assert!(world.residents(layer) <= SLOTS, "layer {layer} has only its own slots");
+                }
+            }
+        }
+        let log = world.log.0.lock().unwrap();
+        assert!(log.iter().all(|(offset, p)| *p != Priority::Ahead || !of_last.contains(offset)), "for the last layer");
     }
 }
 

@@ -61,7 +61,8 @@ pub struct Args {
     /// need so many to settle
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = length)]
     warmup: usize,
-    /// Tokens of a prompt that runs once, before the first test: a long one reads every expert that there is room for
+    /// Tokens of a prompt that runs once, before the first test: a long one reads every expert that there is room for, but for
+    /// the last layer's, through which only its last token goes
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = length)]
     warmup_prompt: usize,
     /// Where random tokens start

@@ -38,7 +38,10 @@ pub struct Experts {
 
 impl Experts {
     /// Puts the parts together.
-    pub fn new(cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
+    pub fn new(mut cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
+        if !trace.wants_every_token() {
+            cache.read_ahead_but_for_last();
+        }
         Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256), token: None, pacer: Pacer::new() }
     }
 
@@ -96,6 +99,11 @@ impl Experts {
     /// The matrices of an expert that was just handed out.
     pub fn get(&self, id: ExpertId) -> FfnMats<'_> {
         self.cache.get(id)
+    }
+
+    /// See [`TraceSink::wants_every_token`].
+    pub fn wants_every_token(&self) -> bool {
+        self.trace.wants_every_token()
     }
 
     /// For how many layers behind MoE layer `layer` the model should compute scores: as far as the prefetcher wants them

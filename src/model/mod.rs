@@ -101,10 +101,25 @@ impl Model {
         self.embd.rows(batch.tokens, x, &mut s.embd)?;
         let rotation = self.rope.rotation(pos, n, &mut s.turns);
 
-        for (il, layer) in self.weights.layers.iter().enumerate() {
-            attention(b, c, layer, il, kv, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
+        // Of the last layer nothing but keys and values is anybody's, except in rows whose logits are wanted: a prompt of 512
+        // tokens costs a layer less.
+        let first = match batch.want {
+            Want::All => 0,
+            Want::Last => n - 1,
+            Want::Nothing => n,
+        };
+        let last = self.weights.layers.len() - 1;
+        let leaves_out = !experts.wants_every_token();
 
-            b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n));
+        for (il, layer) in self.weights.layers.iter().enumerate() {
+            let go_on = if il == last && leaves_out { first } else { 0 };
+            attention(b, c, layer, il, go_on, kv, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
+            if go_on == n {
+                break;
+            }
+
+            let (x, pos) = (&mut x[go_on * c.n_embd..], pos + go_on);
+            b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n - go_on));
             b.prepare(&mut s.norm);
             match &layer.ffn {
                 Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, x),
@@ -116,11 +131,9 @@ impl Model {
         }
         kv.advance(n);
 
-        let first = match batch.want {
-            Want::All => 0,
-            Want::Last => n - 1,
-            Want::Nothing => return Ok(()),
-        };
+        if first == n {
+            return Ok(());
+        }
         let logits = &mut s.logits[..(n - first) * c.n_vocab];
         b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
         b.prepare(&mut s.norm);
@@ -129,13 +142,14 @@ impl Model {
     }
 }
 
-/// The attention of layer `il` over new rows behind what `kv` holds: `x += wo · attend(norm(x))`.
+/// The attention of layer `il` over new rows behind what `kv` holds: `x += wo · attend(norm(x))` for those from `first` on.
 #[expect(clippy::too_many_arguments, reason = "what one layer of one batch consists of")]
 fn attention(
     b: &mut impl Backend,
     c: &Config,
     layer: &Layer,
     il: usize,
+    first: usize,
     kv: &mut KvCache,
     rotation: &Rotation<'_>,
     norm: &mut Rows,
@@ -145,11 +159,22 @@ fn attention(
 ) {
     let (n, pos, eps) = (x.len() / c.n_embd, kv.len(), c.rms_eps);
     let AttentionRows { q, k, v, out } = AttentionRows::of(c, n, memory);
+    let left = n - first;
+    let (q, out) = (&mut q[..left * c.n_head * c.n_embd_head_k], &mut out[..left * c.n_embd]);
 
     b.rms_norm(x, &layer.attn_norm, eps, norm.start(n));
     b.prepare(norm);
     let (wq, wk, wv) = (layer.wq.view(), layer.wk.view(), layer.wv.view());
-    b.matmul(norm, &mut [Product { w: wq, y: q }, Product { w: wk, y: k }, Product { w: wv, y: v }]);
+    if first == 0 {
+        b.matmul(norm, &mut [Product { w: wq, y: q }, Product { w: wk, y: k }, Product { w: wv, y: v }]);
+    } else {
+        b.matmul(norm, &mut [Product { w: wk, y: k }, Product { w: wv, y: v }]);
+        if left > 0 {
+            b.rms_norm(&x[first * c.n_embd..], &layer.attn_norm, eps, norm.start(left));
+            b.prepare(norm);
+            b.matmul(norm, &mut [Product { w: wq, y: q }]);
+        }
+    }
     for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
         add_bias(b, x, bias);
     }
@@ -158,22 +183,26 @@ fn attention(
             b.rms_norm_onto(x, norm, eps);
         }
     }
-    b.rope(q, rotation);
     b.rope(k, rotation);
     let (ty, heads) = (kv.ty(), c.n_head_kv);
     let (keys, values) = kv.layer_mut(il);
     b.write_cache(CacheWrite { x: k, cache: keys, ty, heads, dim: c.n_embd_head_k, first: pos });
     b.write_cache(CacheWrite { x: v, cache: values, ty, heads, dim: c.n_embd_head_v, first: pos });
+    if left == 0 {
+        return;
+    }
 
+    b.rope(q, &Rotation { turns: &rotation.turns[first * 2 * rotation.pairs..], ..*rotation });
     let KvView { ty, n_ctx, keys, values } = kv.view(il);
     let (n_head, n_head_kv, head_k, head_v) = (c.n_head, c.n_head_kv, c.n_embd_head_k, c.n_embd_head_v);
     let scale = 1.0 / (head_k as f32).sqrt();
-    let attention = Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos, scale };
-    b.attend(&attention, attended.start(n));
+    let attention =
+        Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos + first, scale };
+    b.attend(&attention, attended.start(left));
     b.prepare(attended);
     b.matmul(attended, &mut [Product { w: layer.wo.view(), y: out }]);
     add_bias(b, out, &layer.bias[3]);
-    b.add_weighted(x, c.n_embd, out, |_| 1.0);
+    b.add_weighted(&mut x[first * c.n_embd..], c.n_embd, out, |_| 1.0);
 }
 
 /// Adds `bias` to every row of `x`, if there is one.

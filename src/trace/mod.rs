@@ -36,9 +36,9 @@ pub enum Phase {
 pub struct LayerEvent<'a> {
     /// Prompt or decode.
     pub phase: Phase,
-    /// Position of the batch's first token in its sequence.
+    /// Position in its sequence of the first token that goes through the layer.
     pub first_token: u32,
-    /// Tokens in the batch.
+    /// Tokens that go through it: all of the batch, or fewer in a prompt's last layer ([`TraceSink::wants_every_token`]).
     pub n_tokens: u32,
     /// Which MoE layer.
     pub layer: u16,
@@ -67,9 +67,17 @@ pub trait TraceSink: Send {
     fn horizon(&self) -> u16 {
         0
     }
+    /// Whether every layer should run over every token of a prompt, as a whole record needs it. Otherwise the last layer leaves
+    /// out those whose logits nobody wants.
+    fn wants_every_token(&self) -> bool {
+        true
+    }
 }
 
 /// Keeps nothing.
 impl TraceSink for () {
     fn record(&mut self, _: LayerEvent<'_>) {}
+    fn wants_every_token(&self) -> bool {
+        false
+    }
 }

@@ -4,7 +4,8 @@
 //! slot: its residents are all wanted too. The residents of the layer *behind* are not, until the next chunk. So a layer
 //! that is through lends its least valuable slots to the next one, whose absent experts are read into them meanwhile, and
 //! that one hands them on. After the last layer they are back at the first: only that one has lost residents, and gets
-//! its most wanted ones again, for decoding as for the next chunk.
+//! its most wanted ones again, for decoding as for the next chunk. Where the model's last layer runs over few tokens, the one
+//! before it counts as the last here.
 //!
 //! Layers whose experts differ in size cannot lend to each other, so such a model reads nothing ahead.
 
@@ -30,6 +31,8 @@ const CHOICES: usize = 3;
 pub(super) struct Rolling {
     /// Whether slots fit every layer.
     fits: bool,
+    /// Layers that chunks go through, from the first on: all, or all but the last.
+    n_layer: usize,
     /// Slots that each layer has borrowed; below zero: lent. (n_moe_layer)
     borrowed: Vec<isize>,
     /// The layer that is computing, if it does so for a chunk that wants nearly all experts.
@@ -47,6 +50,7 @@ impl Rolling {
         let parts = |layer| store.slot_parts(layer..layer + 1);
         Self {
             fits: n_layer > 1 && slots.len() == n_layer && (1..n_layer).all(|l| parts(l) == parts(0)),
+            n_layer,
             borrowed: vec![0; n_layer],
             layer: None,
             rows: vec![0; n_layer * store.n_expert()],
@@ -65,7 +69,8 @@ impl ExpertCache {
     pub(super) fn before_rolling(&mut self, event: LayerEvent<'_>) {
         let n_expert = self.store.n_expert();
         let long = wants_all(event, n_expert);
-        self.rolling.layer = (long && self.rolling.fits).then_some(event.layer);
+        let rolls = long && self.rolling.fits && usize::from(event.layer) < self.rolling.n_layer;
+        self.rolling.layer = rolls.then_some(event.layer);
         if !long {
             return self.settle();
         }
@@ -75,12 +80,18 @@ impl ExpertCache {
         event.routed.iter().for_each(|r| rows[usize::from(r.id.expert)] += 1);
     }
 
+    /// From now on, the last layer runs over few tokens of a prompt: nothing is read ahead for it.
+    pub fn read_ahead_but_for_last(&mut self) {
+        self.rolling.n_layer = self.store.layers().len().saturating_sub(1);
+        self.rolling.fits &= self.rolling.n_layer > 1;
+    }
+
     /// To be called when a layer's experts have all been computed: in a long prompt, lends slots to the next layer and
     /// starts to fill them. Never blocks.
     pub fn read_ahead(&mut self) {
         let Some(layer) = self.rolling.layer.take() else { return };
         let (n_layer, n_expert) = (self.store.layers().len(), self.store.n_expert());
-        let next = (usize::from(layer) + 1) % n_layer;
+        let next = (usize::from(layer) + 1) % self.rolling.n_layer;
         if self.rolling.borrowed.iter().all(|&n| n == 0) {
             let (pool, n_expert) = (&self.pools[usize::from(layer)], self.store.n_expert());
             let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
