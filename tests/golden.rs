@@ -190,7 +190,7 @@ fn tokens_that_leave_out_the_last_layer_change_no_bit() {
             Session::with_backend(Gguf::open(&ref_model(name)).unwrap(), &options, cpu(2), trace, &mut |_, _| {})
                 .unwrap()
         };
-        let (mut few, mut whole) = (open(Box::new(())), open(Box::new(Routing::default())));
+        let (mut few, mut whole) = (open(Box::new(())), open(Box::<Routing>::default()));
         let n_vocab = few.config().n_vocab;
         // Batches without logits, one that wants its last token's, and tokens one by one.
         for prompt in [1, 5, 8, 20] {
