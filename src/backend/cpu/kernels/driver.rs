@@ -189,6 +189,7 @@ macro_rules! for_token_groups {
 }
 
 /// [`super::MatMul`] for a quantised type: each group of tokens unpacks rows anew, in registers.
+// SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
     let row_bytes = w.row_bytes();
@@ -209,6 +210,7 @@ fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
 }
 
 /// [`matmul`] for many tokens: rows are unpacked once, to memory.
+// SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     w: QMat<'_>,
@@ -248,6 +250,7 @@ pub(super) struct Weights<R: Registers> {
     pub fine: [MaybeUninit<[R::I; 2]>; 2],
 }
 
+// SAFETY: needs the CPU's features.
 #[inline(always)]
 unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
     // SAFETY: the caller checked the CPU.
@@ -261,6 +264,7 @@ unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
 
 /// The last, incomplete chunk of two rows. Zero bytes are zero weights with zero scales in every type of 32-element
 /// blocks.
+// SAFETY: needs the CPU's features.
 #[inline(always)]
 unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(rest: [&[u8]; 2]) -> Weights<S::R> {
     let mut padded = [[0; 2 * CHUNK]; 2];
@@ -272,6 +276,7 @@ unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(rest: [&[u8]; 2]) -> Weights<S::
 }
 
 /// Writes every chunk of two rows to `out`, which has room for just these.
+// SAFETY: needs the CPU's features.
 #[inline(always)]
 pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out: &mut [MaybeUninit<Weights<S::R>>]) {
     let whole = rows.map(|row| row.chunks_exact(B::BYTES));

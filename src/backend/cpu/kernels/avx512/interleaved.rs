@@ -48,7 +48,7 @@ avx512! {
         }
     }
 
-    /// [`super::super::MatMul`] for fewer tokens than [`panel::MANY_TOKENS`].
+    /// [`super::super::MatMul`] for fewer tokens than `Simd::many_tokens` says, [`panel::MANY_TOKENS`] at most.
     ///
     /// # Safety
     /// As [`super::super::MatMul`].

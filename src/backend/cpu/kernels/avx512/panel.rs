@@ -35,7 +35,7 @@ use super::super::ahead::NextRows;
 use super::super::driver::Unpack;
 use super::super::maker::is_amd;
 use super::sixteen::{Cells, Rows, Tile, unpack};
-use super::step::{BIAS, Biased, Cell, Plan, WORDS, Way, Weights, step};
+use super::step::{BIAS, Biased, Cell, Plan, WORDS, Way, WeightsAt, step};
 use super::{high4, low4};
 use crate::quant::QMat;
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
@@ -194,15 +194,11 @@ impl<P: Plan> Cells for Place<'_, P> {
     }
 }
 
-/// A chunk's cells where weights stay where they are.
+/// A chunk's cells where weights, two spans' nibbles, stay where they are.
 struct Scales<'a, P>(Place<'a, P>);
 
 impl<P: Plan> Cells for Scales<'_, P> {
-    // SAFETY of all that is unsafe: nothing is done.
-    #[inline(always)]
-    unsafe fn span(&mut self, _: usize, _: [__m512i; WORDS]) {}
-    #[inline(always)]
-    unsafe fn half(&mut self, _: usize, _: usize, _: [__m512i; WORDS / 2]) {}
+    // SAFETY: nothing is done.
     #[inline(always)]
     unsafe fn nibbles(&mut self, _: usize, _: [__m512i; WORDS]) {}
     #[inline(always)]
@@ -213,13 +209,23 @@ impl<P: Plan> Cells for Scales<'_, P> {
     fn min(&mut self, s: usize, minima: __m512) {
         self.0.min(s, minima);
     }
+    // SAFETY: nothing is done.
     #[inline(always)]
-    fn half_scale(&mut self, s: usize, half: usize, scales: __m512) {
-        self.0.half_scale(s, half, scales);
+    unsafe fn span(&mut self, _: usize, _: [__m512i; WORDS]) {
+        unreachable!("such a type comes by nibbles")
+    }
+    // SAFETY: nothing is done.
+    #[inline(always)]
+    unsafe fn half(&mut self, _: usize, _: usize, _: [__m512i; WORDS / 2]) {
+        unreachable!("such a type comes by nibbles")
     }
     #[inline(always)]
-    fn half_minima(&mut self, s: usize, minima: __m512i) {
-        self.0.half_minima(s, minima);
+    fn half_scale(&mut self, _: usize, _: usize, _: __m512) {
+        unreachable!("such a type comes by nibbles")
+    }
+    #[inline(always)]
+    fn half_minima(&mut self, _: usize, _: __m512i) {
+        unreachable!("such a type comes by nibbles")
     }
 }
 
@@ -309,7 +315,7 @@ avx512! {
     }
 
     /// Unpacks chunks `block` of `R` groups of rows, and says where their weights are.
-    fn fill<P: Plan, const R: usize>(rows: &Strip<'_>, block: &Range<usize>, panel: &mut Panel) -> Weights {
+    fn fill<P: Plan, const R: usize>(rows: &Strip<'_>, block: &Range<usize>, panel: &mut Panel) -> WeightsAt {
         let (row_bytes, n) = (rows.bytes.len() / rows.n, block.len());
         let tile_bytes = LANES * row_bytes;
         let in_tiles = const { is_possible(P::B::TYPE, CHUNK) } && rows.interleaved;
@@ -348,10 +354,10 @@ avx512! {
         }
         if as_they_lie {
             let first = chunk_of(&rows.bytes[..tile_bytes], 0).weights().as_ptr();
-            Weights { first, group: tile_bytes, chunk: LANES * P::B::BYTES, cell: WORDS * size_of::<__m512i>() }
+            WeightsAt { first, group: tile_bytes, chunk: LANES * P::B::BYTES, cell: WORDS * size_of::<__m512i>() }
         } else {
             let (first, group) = (panel.cells.as_ptr().cast(), size_of::<Cell>());
-            Weights { first, group, chunk: R * group, cell: n * R * group }
+            WeightsAt { first, group, chunk: R * group, cell: n * R * group }
         }
     }
 
@@ -371,7 +377,7 @@ avx512! {
     /// # Safety
     /// The panel's cells for as many chunks and `R` groups are written, `weights` are of these, and `sums` for all chunks before these.
     unsafe fn tile<P: Plan, const R: usize, const T: usize>(
-        (panel, weights): (&Panel, Weights),
+        (panel, weights): (&Panel, WeightsAt),
         block: &Range<usize>,
         x: &[ActRow<'_>],
         sums: &mut [MaybeUninit<__m512>],
@@ -415,7 +421,7 @@ avx512! {
                 let cells = panel.cells.as_ptr().add(P::WAY.cell_of(s) * n * R).cast::<[Cell; R]>();
                 let first = weights.first.add(P::WAY.cell_of(s) * weights.cell);
                 let cells = std::slice::from_raw_parts(cells, n);
-                step::<P, R, T>(cells, Weights { first, ..weights }, x, starts.as_ptr().cast(), s, &mut acc);
+                step::<P, R, T>(cells, WeightsAt { first, ..weights }, x, starts.as_ptr().cast(), s, &mut acc);
             }
             for (t, acc) in acc.iter().enumerate() {
                 for (r, acc) in acc.iter().enumerate() {
@@ -501,6 +507,7 @@ mod tests {
             acts.quantize(&x, tokens, cols, quantize_row);
             let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * cols..(t + 1) * cols])).collect();
             let want: Vec<_> = x.iter().flat_map(|x| (0..rows).map(|r| dot(w.ty, w.row(r), *x).to_bits())).collect();
+            // SAFETY: `times` itself gives what such a function asks for.
             let times = |matmul: unsafe fn(QMat<'_>, &[ActRow<'_>], &[*mut f32], &[u8])| {
                 let mut y = vec![f32::NAN; tokens * rows];
                 let to: Vec<_> = y.chunks_exact_mut(rows).map(<[f32]>::as_mut_ptr).collect();

@@ -125,7 +125,7 @@ impl Way {
 /// Where the weights of some chunks are: in the cells, or, where [`Way::Packed`] and rows lie
 /// [`interleaved`](crate::quant::interleaved), where they always were. Bytes are all distances.
 #[derive(Clone, Copy)]
-pub(super) struct Weights {
+pub(super) struct WeightsAt {
     /// Of the first chunk and group, from the first span on.
     pub first: *const u8,
     /// From a group to the next one.
@@ -444,7 +444,7 @@ avx512! {
     /// there are sixteen numbers for each chunk, and as many for the next token [`CHUNKS`] times sixteen on.
     pub(super) unsafe fn step<P: Plan, const R: usize, const T: usize>(
         cells: &[[Cell; R]],
-        w: Weights,
+        w: WeightsAt,
         x: [&[ActChunk]; T],
         starts: *const i32,
         s: usize,
@@ -472,7 +472,7 @@ avx512! {
                 (2, 3, Way::Halves(_)) => of_tokens!(3, halves, (cells, n, w, x, starts, s, acc, _gone),),
                 _ => {
                     for (c, cells) in cells.iter().enumerate() {
-                        let w = Weights { first: w.first.add(c * w.chunk), ..w };
+                        let w = WeightsAt { first: w.first.add(c * w.chunk), ..w };
                         plain::<P, R, T>(cells, w, x.map(|x| x.get_unchecked(c)), starts.add(c * LANES), s, acc);
                     }
                 }
@@ -486,7 +486,7 @@ avx512! {
     /// As [`step`].
     unsafe fn plain<P: Plan, const R: usize, const T: usize>(
         cells: &[Cell; R],
-        w: Weights,
+        w: WeightsAt,
         x: [&ActChunk; T],
         starts: *const i32,
         s: usize,
