@@ -155,9 +155,9 @@ pub struct Kernels {
     /// What brings rows into order, if there are products with rows that are [`interleaved`].
     interleaves: Option<interleaved::Turn>,
     /// Whether to have rows interleaved. On Zen 4 that made decoding 6 to 14 % faster (Q4_K) or 10 to 30 % (MXFP4), prompts of
-    /// Q6_K 20 to 30 %. On Zen 5, whose registers are whole, decoding then takes twice as long (Q4_K 119 and 56 tokens a second,
-    /// Q6_K 96 and 43): there, every line is asked for ahead and memory is what decoding waits for. On Intel's CPUs it has
-    /// not been measured.
+    /// Q6_K 20 to 30 %. On Zen 5, whose registers are whole, decoding takes twice as long with it (Q4_K 119 and 56 tokens a
+    /// second, Q6_K 96 and 43): there every line is asked for ahead, and memory is what decoding waits for. On Intel's CPUs
+    /// it has not been measured.
     wants_interleaved: bool,
     matmul: [MatMul; N_TYPE],
     ops: Ops,
