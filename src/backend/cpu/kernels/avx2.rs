@@ -241,7 +241,7 @@ pub(super) fn scales_iq4_xs(b: &[u8; IQ4_XS::BYTES]) -> __m256 {
 /// What [`crate::quant::block::e8m0_half`] makes of eight exponents.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn e8m0_half(e: __m256i) -> __m256 {
+fn e8m0_half(e: __m256i) -> __m256 {
     let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
     let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
     let is_denormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);

@@ -263,6 +263,20 @@ avx512! {
         _mm256_cvtph_ps(words::<AT, STRIDE, N>(bytes))
     }
 
+    /// The exponents of eight blocks of MXFP4. They lie 17 bytes apart: in low and high bytes of words by turns.
+    fn exponents(bytes: &[u8; MXFP4::BYTES]) -> __m256i {
+        let turns = _mm_setr_epi8(0, 3, 4, 7, 8, 11, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+        _mm256_cvtepu8_epi32(_mm_shuffle_epi8(words::<0, 17, _>(bytes), turns))
+    }
+
+    /// What [`crate::quant::block::e8m0_half`] makes of eight exponents.
+    fn e8m0_half(e: __m256i) -> __m256 {
+        let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+        let is_denormal = _mm256_cmplt_epi32_mask(e, _mm256_set1_epi32(2));
+        let scale = _mm256_mask_sllv_epi32(normal, is_denormal, _mm256_set1_epi32(0x0020_0000), e);
+        _mm256_castsi256_ps(scale)
+    }
+
     /// Lanes from sixteen signed bytes, one for each group.
     fn per16(s: __m128i) -> __m512i {
         _mm512_cvtepi8_epi32(_mm_shuffle_epi8(s, load16(&LANE_BYTES, 0)))
@@ -355,12 +369,7 @@ unpack!(IQ4_XS, Form::Signed, 8, |b| {
 });
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
-    // The exponents lie 17 bytes apart: in low and high bytes of words by turns.
-    let e = _mm256_cvtepu16_epi32(words::<0, 17, _>(b));
-    let e = _mm256_srlv_epi32(e, _mm256_setr_epi32(0, 8, 0, 8, 0, 8, 0, 8));
-    let e = _mm256_and_si256(e, _mm256_set1_epi32(255));
-    let scale = super::avx2::e8m0_half(e);
-    (nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)), scale, no_min())
+    (nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)), e8m0_half(exponents(b)), no_min())
 });
 
 unpack!(Q2_K, Form::Min, 2, true, |b| {
