@@ -269,7 +269,8 @@ avx512! {
         _mm256_cvtepu8_epi32(_mm_shuffle_epi8(words::<0, 17, _>(bytes), turns))
     }
 
-    /// What [`crate::quant::block::e8m0_half`] makes of eight exponents.
+    /// What [`crate::quant::block::e8m0_half`] makes of eight exponents: AVX2's way but for the mask, without which
+    /// products for one token go at nine tenths of the rate, for four at 95 % (Zen 5).
     fn e8m0_half(e: __m256i) -> __m256 {
         let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
         let is_denormal = _mm256_cmplt_epi32_mask(e, _mm256_set1_epi32(2));

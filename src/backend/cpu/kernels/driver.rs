@@ -297,6 +297,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
 }
 
 /// Two rows times `T` tokens, for the rows `r` of the result.
+// SAFETY: needs the CPU's features, and room in each `y` for the rows.
 #[inline(always)]
 unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
     rows: [&[u8]; 2],
@@ -345,6 +346,7 @@ unsafe fn finish<S: Simd, const T: usize>(acc: [L<S>; T], y: &[*mut f32], r: Ran
 }
 
 /// [`tile`] of unpacked rows.
+// SAFETY: needs the CPU's features, and room in each `y` for the rows.
 #[inline(always)]
 unsafe fn tile_unpacked<S: Simd, B: Unpack<S::R>, const T: usize>(
     rows: &[Weights<S::R>],
@@ -373,6 +375,7 @@ fn chunks_of<'a, const T: usize>(x: &[ActRow<'a>], n: usize) -> [&'a [ActChunk];
 }
 
 /// One chunk of two rows times that of `T` tokens, onto their lanes.
+// SAFETY: needs the CPU's features.
 #[inline(always)]
 unsafe fn step<S: Simd, B: Unpack<S::R>, const T: usize>(w: &Weights<S::R>, x: [&ActChunk; T], acc: &mut [L<S>; T]) {
     for t in 0..T {
@@ -395,6 +398,7 @@ pub(super) const fn offset<S: Simd, B: Unpack<S::R>>() -> u8 {
 }
 
 /// Sums of products to products of spans with one scale each.
+// SAFETY: needs the CPU's features.
 #[inline(always)]
 unsafe fn coarse<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: [<S::R as Registers>::I; 2]) -> L<S> {
     let offset = const { offset::<S, B>() };
@@ -440,6 +444,7 @@ unsafe fn fine<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: 
 }
 
 /// [`super::MatMul`] for plain floats.
+// SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
     let row_bytes = w.row_bytes();
@@ -470,6 +475,7 @@ pub(super) unsafe fn matmul_float<L: Lanes, E: Element>(w: QMat<'_>, x: &[ActRow
 }
 
 /// `R` rows times `T` tokens, for the rows from `r` on.
+// SAFETY: needs the CPU's features, and room in each `y` for the rows.
 #[inline(always)]
 unsafe fn tile_float<L: Lanes, E: Element, const R: usize, const T: usize>(
     rows: [&[u8]; R],
@@ -541,6 +547,7 @@ macro_rules! matmul_table {
     ($simd:ty, #[$feature:meta]) => {{
         use $crate::backend::cpu::kernels::{MatMul, N_TYPE, driver, scalar};
         use $crate::quant::{ActRow, GgmlType, QMat};
+        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
         #[$feature]
         unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
         where
@@ -556,6 +563,7 @@ macro_rules! matmul_table {
             }
         }
         // Apart, so that only it has the large stack frame.
+        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
         #[$feature]
         #[inline(never)]
         unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
