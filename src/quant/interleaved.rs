@@ -1,10 +1,11 @@
 //! Sixteen rows in turn, word by word: the order in which a kernel that has a row in each lane reads them.
 //!
-//! A tile of sixteen rows keeps its place and its bytes in the matrix; only their order changes. First, of types whose chunk of
-//! 256 columns is no whole number of words, the two bytes that are left of each chunk of each row. Then the words, chunk after
-//! chunk: word 0 of each row's chunk, word 1 of each, …, in the order that [`place`] says. So a kernel reads a tile from end to
-//! end: two bytes behind all words made it wait for memory at every other chunk. What is no whole tile at the end of a matrix
-//! stays as it was.
+//! A tile of sixteen rows keeps its place and its bytes in the matrix; only their order changes. Chunks come two by two: first,
+//! of types whose chunk of 256 columns is no whole number of words, the two bytes that are left of each chunk of each row, a
+//! line of memory in all; then the words of one chunk and of the other: word 0 of each row's chunk, word 1 of each, …, in the
+//! order that [`place`] says. So a kernel reads a tile from end to end. Two bytes behind all words of a tile, or before all,
+//! made it wait for memory: what is asked for once (see `Hint::Past` in `kernels/ahead.rs`) does not stay in the L1 cache for
+//! long. What is no whole tile at the end of a matrix stays as it was.
 //!
 //! Must not know: CPU features, what bytes mean, when this pays.
 
@@ -68,13 +69,15 @@ pub const fn place(ty: GgmlType, block: usize, at: usize) -> usize {
 /// Where the bytes that are left of chunk `c` lie in a tile; empty where none are.
 pub const fn rest(ty: GgmlType, c: usize) -> Range<usize> {
     let bytes = TILE_ROWS * (chunk_bytes(ty) - word_bytes(ty));
-    c * bytes..(c + 1) * bytes
+    let start = c / 2 * 2 * TILE_ROWS * chunk_bytes(ty) + c % 2 * bytes;
+    start..start + bytes
 }
 
 /// Where the words of chunk `c` of `n` lie in a tile.
 pub const fn words(ty: GgmlType, c: usize, n: usize) -> Range<usize> {
     let bytes = TILE_ROWS * word_bytes(ty);
-    let start = rest(ty, n).start + c * bytes;
+    let last_of_two = if c.is_multiple_of(2) && c + 1 < n { c + 1 } else { c };
+    let start = rest(ty, last_of_two).end + c % 2 * bytes;
     start..start + bytes
 }
 

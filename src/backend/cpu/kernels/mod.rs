@@ -155,9 +155,9 @@ pub struct Kernels {
     /// What brings rows into order, if there are products with rows that are [`interleaved`].
     interleaves: Option<interleaved::Turn>,
     /// Whether to have rows interleaved. On Zen 4 that made decoding 6 to 14 % faster (Q4_K) or 10 to 30 % (MXFP4), prompts of
-    /// Q6_K 20 to 30 %. On Zen 5, whose registers are whole, decoding takes twice as long with it (Q4_K 119 and 56 tokens a
-    /// second, Q6_K 96 and 43; 84 when every line of a tile is asked for, as those of rows are), although from caches such rows
-    /// go 1.3 (Q6_K) to 2.6 times (MXFP4) as fast there as others. On Intel's CPUs it has not been measured.
+    /// Q6_K 20 to 30 %. On Zen 5, whose registers are whole, such rows go 1.3 (Q6_K) to 2.6 times (MXFP4) as fast from caches,
+    /// and prompts run 2 to 7 % faster, but memory bounds decoding either way: 0.95 to 1.01 of the rate (Q4_K, MXFP4), 0.86 to
+    /// 0.92 (Q6_K). On Intel's CPUs it has not been measured.
     wants_interleaved: bool,
     matmul: [MatMul; N_TYPE],
     ops: Ops,
