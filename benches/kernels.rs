@@ -15,7 +15,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use hotset::backend::cpu::kernels::{Isa, Kernels};
+use hotset::backend::cpu::{
+    kernels::{Isa, Kernels},
+    read,
+};
 use hotset::machine::{Filled, anonymous};
 use hotset::quant::{Acts, GgmlType, QMat};
 use memmap2::MmapMut;
@@ -74,17 +77,6 @@ fn in_parallel(threads: usize, n: usize, work: impl Fn(std::ops::Range<usize>) +
         }
         work(0..n / threads);
     });
-}
-
-/// Adds up 64-bit words: as fast as a core reads.
-fn read(bytes: &[u8]) -> u64 {
-    let mut sums = [0u64; 32];
-    for chunk in bytes.as_chunks::<256>().0 {
-        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
-            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-        }
-    }
-    sums.iter().fold(0, |a, b| a ^ b)
 }
 
 /// How long `f` takes.

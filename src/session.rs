@@ -6,7 +6,7 @@ mod read_path;
 
 use std::{
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use self::read_path::Chosen;
@@ -133,6 +133,12 @@ impl Session<Cpu> {
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.backend.threads()
+    }
+
+    /// Bytes a second of nothing but reading dense weights on all threads, for `time`: what bounds decoding while every expert
+    /// is in memory. `None` where there are so few that caches may hold them.
+    pub fn memory_rate(&mut self, time: Duration) -> Option<f64> {
+        self.backend.read_rate(&self.model.weight_bytes(), time)
     }
 }
 

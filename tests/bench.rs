@@ -40,6 +40,8 @@ fn every_combination_has_a_row_whose_figures_agree() {
         assert_eq!(read, number("bytes_read_per_token"));
         assert!(number("slots") <= number("experts"));
         assert!(number("budget_bytes") >= number("smallest_bytes"));
+        assert!((0.0..number("model_bytes")).contains(&number("weight_bytes_per_token")));
+        assert!(row["share_of_memory"].is_null(), "caches hold this model");
     }
     let tests: Vec<_> = rows[..4].iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(tests, ["pp4", "tg3", "pp4 @ d5", "tg3 @ d5"]);

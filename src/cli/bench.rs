@@ -17,7 +17,7 @@ use hotset::{
     expert::{CacheStats, ExpertStore, Pace},
     gguf::Gguf,
     machine,
-    model::Config,
+    model::{Config, touched},
     session::Options,
     session::Session,
     tokenizer::Tokenizer,
@@ -72,8 +72,9 @@ pub struct Args {
     /// going on where it was left, over and over. Experts that one prompt made hot are then cold for the next
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Seconds for which the drive is read alone, where experts miss, to compare with; 0: not at all. For what a token's
-    /// rate could be, name a budget that holds all experts first, with --warmup-prompt 512
+    /// Seconds for which the drive is read alone, where experts miss, to compare with, and memory, a tenth of a second at most,
+    /// after each repetition that decodes; 0: not at all. For what a token's rate could be, name a budget that holds all experts
+    /// first, with --warmup-prompt 512
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     probe: Duration,
     /// Form of the results
@@ -112,6 +113,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.parse().ok().filter(|s| (0.0..=60.0).contains(s));
     number.map(Duration::from_secs_f64).ok_or_else(|| "expected a number from 0 to 60".to_owned())
 }
+
+/// Time for which memory is read after a repetition, at most.
+const MEMORY_PROBE: Duration = Duration::from_millis(100);
 
 /// One of the two kinds of work.
 #[derive(Clone, Copy, PartialEq)]
@@ -189,6 +193,8 @@ impl Tokens {
 #[derive(Default)]
 struct Sums {
     tok_s: Vec<f64>,
+    /// Bytes a second of a plain read of memory after each repetition.
+    memory: Vec<f64>,
     tokens: u64,
     hit: u64,
     late: u64,
@@ -266,8 +272,8 @@ fn setup(
     report: &mut Report,
 ) -> Result<(), Stop> {
     let mut tokens = source(args, &gguf)?;
-    let facts = Facts::new(&gguf, memory)?;
     let config = Config::new(&gguf)?;
+    let facts = Facts::new(&gguf, &config, memory)?;
     let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
@@ -340,6 +346,9 @@ fn measure(args: &Args, test: Test, session: &mut Session, tokens: &mut Tokens) 
         let (before, start) = (*session.stats(), Instant::now());
         work(test.work, session, &list, &mut sums.token_stalls)?;
         sums.add(list.len(), start.elapsed().as_secs_f64(), &before, session.stats());
+        if test.work == Work::Decode && !args.probe.is_zero() {
+            sums.memory.extend(session.memory_rate(args.probe.min(MEMORY_PROBE)));
+        }
         bar.set(((i + 1) * test.tokens) as u64, (args.reps * test.tokens) as u64);
     }
     sums.pace = session.pace().since(&pace);
@@ -369,12 +378,14 @@ fn percentile_ms(ordered: &[u64], percent: usize) -> Option<f64> {
 struct Facts {
     model_bytes: u64,
     n_params: u64,
+    /// Of the weights that a token touches.
+    token_bytes: f64,
     expert_type: Option<String>,
     memory: String,
 }
 
 impl Facts {
-    fn new(gguf: &Gguf, memory: Memory) -> Result<Self> {
+    fn new(gguf: &Gguf, config: &Config, memory: Memory) -> Result<Self> {
         let experts = gguf.tensors().iter().filter(|t| hotset::model::is_expert(&t.name));
         let mut types: Vec<(String, u64)> = Vec::new();
         for t in experts {
@@ -387,6 +398,7 @@ impl Facts {
         Ok(Self {
             model_bytes: file_bytes(gguf),
             n_params: gguf.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum(),
+            token_bytes: touched(gguf, config).iter().map(|of_type| of_type.bytes).sum(),
             expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name),
             memory: memory.to_string(),
         })
@@ -399,6 +411,8 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     let (plan, config) = (session.plan(), session.config());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
+    let shares: Vec<_> = sums.tok_s.iter().zip(&sums.memory).map(|(t, rate)| t * facts.token_bytes / rate).collect();
+    let median = |samples: &[f64]| (!samples.is_empty()).then(|| Rates::new(samples).median);
     let requests = sums.hit + sums.late + sums.miss;
     let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
     let profile = Profile::of(&sums.pace, test.name(), session.io_depth());
@@ -455,6 +469,9 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
             .then(|| (sums.demand_bytes + sums.prefetch_bytes) as f64 / sums.seconds),
         probed_bytes_per_second: None,
         read_share_of_probed: None,
+        weight_bytes_per_token: facts.token_bytes,
+        memory_bytes_per_second: median(&sums.memory),
+        share_of_memory: median(&shares),
         bound_tok_s: None,
         share_of_bound: None,
         prefetch_useful_per_token: a_token(sums.prefetch_useful),

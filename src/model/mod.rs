@@ -61,6 +61,11 @@ pub struct Batch<'a> {
 }
 
 impl Model {
+    /// See [`Weights::bytes`].
+    pub fn weight_bytes(&self) -> Vec<&[u8]> {
+        self.weights.bytes()
+    }
+
     /// Loads the dense weights. `progress` is told the bytes of each tensor as it arrives.
     ///
     /// # Errors

@@ -276,6 +276,12 @@ impl Weights {
         })
     }
 
+    /// The bytes of the attention's and the output's matrices, most of the dense weights.
+    pub fn bytes(&self) -> Vec<&[u8]> {
+        let layers = self.layers.iter().flat_map(|l| [&l.wq, &l.wk, &l.wv, &l.wo]);
+        layers.chain([&self.output]).map(|mat| mat.view().data).collect()
+    }
+
     /// Has the backend interleave the rows of all matrices that it likes so.
     pub fn interleave(&mut self, b: &mut impl Backend) {
         for layer in &mut self.layers {

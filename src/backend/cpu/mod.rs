@@ -16,7 +16,7 @@ use std::{mem::MaybeUninit, ops::Range, sync::Mutex};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
-pub use rate::WeightRate;
+pub use rate::{WeightRate, read};
 
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{

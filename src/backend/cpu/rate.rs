@@ -1,8 +1,16 @@
-//! How many bytes of weights a second one token's products take: out of memory, on all threads, with their hand-outs.
+//! How many bytes of weights a second one token's products take, out of memory, on all threads, with their hand-outs; and how
+//! many a plain read takes, which is what they could at most.
 
-use std::time::{Duration, Instant};
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
-use super::Cpu;
+use super::{
+    Cpu,
+    pool::{Phase, Worker},
+};
 use crate::{
     backend::{Backend, Product, Rows},
     quant::{GgmlType, QMat},
@@ -21,6 +29,44 @@ const MOST: Duration = Duration::from_millis(300);
 
 /// Every byte of the weights: as scales (halves, or exponents of MXFP4) small numbers, in all types.
 const FILL: u8 = 0x1c;
+
+/// Bytes that a thread reads in one go.
+const PIECE: usize = 1 << 20;
+
+/// Adds up 64-bit words: as fast as a core reads. Bytes behind the last 256 are left out.
+pub fn read(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a ^ b)
+}
+
+impl Cpu {
+    /// Bytes a second of nothing but reading `parts` on all threads, over and over for `time`. `None` where they are so few
+    /// that caches may hold them.
+    pub fn read_rate(&mut self, parts: &[&[u8]], time: Duration) -> Option<f64> {
+        let pieces: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks(PIECE)).collect();
+        if pieces.iter().map(|piece| piece.len()).sum::<usize>() < BYTES {
+            return None;
+        }
+        let (start, bytes) = (Instant::now(), AtomicUsize::new(0));
+        while start.elapsed() < time {
+            let pass = Phase::new(pieces.len());
+            self.pool.run(&|worker: Worker<'_>| {
+                pass.work(worker, |i| {
+                    if start.elapsed() < time {
+                        black_box(read(pieces[i]));
+                        bytes.fetch_add(pieces[i].len(), Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        Some(bytes.into_inner() as f64 / start.elapsed().as_secs_f64())
+    }
+}
 
 /// Matrices to measure with. 128 MiB while it lives.
 pub struct WeightRate {
@@ -82,5 +128,17 @@ mod tests {
         }
         let without = GgmlType::ALL.iter().find(|ty| !ty.is_computable());
         assert!(without.is_none_or(|ty| rate.of(&mut cpu, *ty, 1 << 20).is_none()));
+    }
+
+    #[test]
+    fn a_plain_read_has_a_rate_where_caches_do_not_hold_it_all() {
+        let (mut cpu, bytes) = (Cpu::new(2).unwrap(), vec![FILL; BYTES]);
+        let (a, b) = bytes.split_at(BYTES / 3);
+        let rate = cpu.read_rate(&[a, b], Duration::from_millis(20)).unwrap();
+        assert!((1e7..1e12).contains(&rate), "{rate}");
+        assert!(cpu.read_rate(&[a], Duration::from_millis(20)).is_none());
+        let words = [1u64, 2, 4, 8].map(u64::to_ne_bytes).concat().repeat(8);
+        assert_eq!(read(&words), 0, "of each of 32 sums one word, every word eight times: they cancel");
+        assert_eq!(read(&[&words[..8], &[0; 248]].concat()), 1);
     }
 }

@@ -75,6 +75,9 @@ row! {
     read_bytes_per_second: Option<f64>,
     probed_bytes_per_second: Option<f64>,
     read_share_of_probed: Option<f64>,
+    weight_bytes_per_token: f64,
+    memory_bytes_per_second: Option<f64>,
+    share_of_memory: Option<f64>,
     bound_tok_s: Option<f64>,
     share_of_bound: Option<f64>,
     prefetch_useful_per_token: Option<f64>,
@@ -124,7 +127,7 @@ impl Rates {
 }
 
 /// The columns for people, and how wide they are as text.
-const TABLE: [(&str, usize); 16] = [
+const TABLE: [(&str, usize); 17] = [
     ("budget", 16),
     ("threads", 7),
     ("test", 14),
@@ -137,6 +140,7 @@ const TABLE: [(&str, usize); 16] = [
     ("read/token", 10),
     ("read/s", 10),
     ("of drive", 8),
+    ("of memory", 9),
     ("of bound", 8),
     ("stall/token", 11),
     ("p50/p95/p99", 17),
@@ -160,6 +164,7 @@ fn cells(row: &Row) -> [String; TABLE.len()] {
         or_none(row.bytes_read_per_token.map(|b| human_bytes(b as u64))),
         or_none(row.read_bytes_per_second.map(|b| human_bytes(b as u64))),
         or_none(row.read_share_of_probed.map(|s| format!("{:.0} %", s * 100.0))),
+        or_none(row.share_of_memory.map(|s| format!("{:.0} %", s * 100.0))),
         or_none(row.share_of_bound.map(|s| format!("{:.0} %", s * 100.0))),
         or_none(row.stall_ms_per_token.map(|ms| format!("{ms:.2} ms"))),
         or_none(stalls.map(|[p50, p95, p99]| format!("{p50:.1}/{p95:.1}/{p99:.1} ms"))),
