@@ -106,11 +106,27 @@ impl Hidden {
     }
 }
 
+/// Positions of a tile of keys.
+pub const KEY_TILE: usize = 64;
+
+/// Where element `d` of position `pos` lies among a head's keys of F16, in elements, where the cache has `n_ctx` positions of
+/// `dim` elements: [`KEY_TILE`] positions together, the last ones fewer, and among these all first elements, all second ones, …
+/// Scores take a lane for each position. Turned at each use instead, keys took half of the time of attention while decoding.
+pub const fn turned_key(n_ctx: usize, dim: usize, pos: usize, d: usize) -> usize {
+    let start = pos / KEY_TILE * KEY_TILE;
+    start * dim + d * key_tile(n_ctx, start) + pos - start
+}
+
+/// Positions of the tile that begins at `start`.
+pub const fn key_tile(n_ctx: usize, start: usize) -> usize {
+    if n_ctx - start < KEY_TILE { n_ctx - start } else { KEY_TILE }
+}
+
 /// Causal grouped-query attention of some new rows over the cached keys and values, their own included.
 pub struct Attention<'a> {
     /// Queries, rotated. (n, n_head, head_k)
     pub q: &'a [f32],
-    /// Cached keys. (n_head_kv, n_ctx, head_k)
+    /// Cached keys. (n_head_kv, n_ctx, head_k); of F16 as [`turned_key`] says.
     pub keys: &'a [u8],
     /// Cached values. (n_head_kv, n_ctx, head_v)
     pub values: &'a [u8],
@@ -160,6 +176,8 @@ pub struct CacheWrite<'a> {
     pub x: &'a [f32],
     /// The cache. (heads, n_ctx, dim)
     pub cache: &'a mut [u8],
+    /// Whether they are keys: those of F16 go where [`turned_key`] says.
+    pub keys: bool,
     /// Its element type: F32, F16 or Q8_0.
     pub ty: GgmlType,
     /// Key/value heads.

@@ -1,7 +1,9 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
-use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows};
-use crate::quant::{QMat, dequantize_row, encode_row};
+use half::f16;
+
+use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, turned_key};
+use crate::quant::{GgmlType, QMat, dequantize_row, encode_row};
 
 /// See the module.
 #[derive(Default)]
@@ -56,7 +58,15 @@ impl Backend for Reference {
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
             for pos in 0..=a.first + row {
-                dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
+                if a.ty == GgmlType::F16 {
+                    let head = &a.keys[base * bytes_k..];
+                    for (d, key) in key.iter_mut().enumerate() {
+                        let at = turned_key(a.n_ctx, a.head_k, pos, d);
+                        *key = f16::from_le_bytes([head[2 * at], head[2 * at + 1]]).to_f32();
+                    }
+                } else {
+                    dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
+                }
                 scores.push(q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale);
             }
             let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
@@ -102,6 +112,14 @@ impl Backend for Reference {
         let bytes = w.dim / w.ty.block_len() * w.ty.block_bytes();
         let n_ctx = w.cache.len() / w.heads / bytes;
         for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
+            if w.keys && w.ty == GgmlType::F16 {
+                let head = &mut w.cache[i % w.heads * n_ctx * bytes..];
+                for (d, x) in x.iter().enumerate() {
+                    let at = turned_key(n_ctx, w.dim, w.first + i / w.heads, d);
+                    head[2 * at..][..2].copy_from_slice(&f16::from_f32(*x).to_le_bytes());
+                }
+                continue;
+            }
             let at = (i % w.heads * n_ctx + w.first + i / w.heads) * bytes;
             encode_row(w.ty, x, &mut w.cache[at..at + bytes]);
         }

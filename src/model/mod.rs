@@ -191,8 +191,8 @@ fn attention(
     b.rope(k, rotation);
     let (ty, heads) = (kv.ty(), c.n_head_kv);
     let (keys, values) = kv.layer_mut(il);
-    b.write_cache(CacheWrite { x: k, cache: keys, ty, heads, dim: c.n_embd_head_k, first: pos });
-    b.write_cache(CacheWrite { x: v, cache: values, ty, heads, dim: c.n_embd_head_v, first: pos });
+    b.write_cache(CacheWrite { x: k, cache: keys, keys: true, ty, heads, dim: c.n_embd_head_k, first: pos });
+    b.write_cache(CacheWrite { x: v, cache: values, keys: false, ty, heads, dim: c.n_embd_head_v, first: pos });
     if left == 0 {
         return;
     }

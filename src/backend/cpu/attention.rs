@@ -13,9 +13,11 @@ use super::{
     kernels::{Kernels, TILE},
 };
 use crate::{
-    backend::{Attention, Floats},
+    backend::{Attention, Floats, KEY_TILE, key_tile},
     quant::{GgmlType, dequantize_row},
 };
+
+const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
@@ -125,15 +127,15 @@ impl Block<'_> {
         }
         s.sums[..self.n * wide_v].fill(0.0);
         s.running[..self.n].fill((f32::NEG_INFINITY, 0.0));
-        let keys = Side::new(a.ty, a.keys, self.head * a.n_ctx, a.head_k);
-        let values = Side::new(a.ty, a.values, self.head * a.n_ctx, a.head_v);
+        let keys = Side::new(a.ty, a.keys, self.head, a.n_ctx, a.head_k);
+        let values = Side::new(a.ty, a.values, self.head, a.n_ctx, a.head_v);
         let end = self.sees(self.n - 1);
         for start in (0..end).step_by(TILE) {
             let n = TILE.min(end - start);
             let seen = |i: usize| self.sees(i).saturating_sub(start).min(n);
             // Queries that the tile is out of sight for.
             let skip = (0..self.n).find(|&i| seen(i) > 0).unwrap_or(self.n);
-            keys.turn(k, start, n, &mut s.plain, &mut s.keys);
+            keys.turn(k, start, n, &mut s.plain, &mut s.keys[..TILE * a.head_k]);
             k.scores(&s.q[skip * a.head_k..self.n * a.head_k], &s.keys, n, &mut s.scores[skip * TILE..self.n * TILE]);
             for i in skip..self.n {
                 let scores = &mut s.scores[i * TILE..][..seen(i)];
@@ -176,6 +178,7 @@ impl Block<'_> {
 struct Side<'a> {
     ty: GgmlType,
     bytes: &'a [u8],
+    n_ctx: usize,
     row_bytes: usize,
     cols: usize,
 }
@@ -187,9 +190,9 @@ enum CachedRows<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(ty: GgmlType, bytes: &'a [u8], first_row: usize, cols: usize) -> Self {
+    fn new(ty: GgmlType, bytes: &'a [u8], head: usize, n_ctx: usize, cols: usize) -> Self {
         let row_bytes = cols / ty.block_len() * ty.block_bytes();
-        Self { ty, bytes: &bytes[first_row * row_bytes..], row_bytes, cols }
+        Self { ty, bytes: &bytes[head * n_ctx * row_bytes..], n_ctx, row_bytes, cols }
     }
 
     /// Rows `start..start + n`, dequantised into `plain` if they are neither floats nor halves.
@@ -215,11 +218,17 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// Rows `start..start + n` to columns of floats.
+    /// Keys `start..start + n` to columns of floats.
     fn turn(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
+        if self.ty == GgmlType::F16 {
+            // Turned already: see `turned_key`. Those behind the `n` are nobody's.
+            let width = key_tile(self.n_ctx, start);
+            let CachedRows::F16(x) = self.rows(k, start, width, plain) else { unreachable!("by the line above") };
+            return k.widen_f16(x, width, out);
+        }
         match self.rows(k, start, n, plain) {
             CachedRows::F32(x) => k.turn(x, self.cols, out),
-            CachedRows::F16(x) => k.turn_f16(x, self.cols, out),
+            CachedRows::F16(_) => unreachable!("by the lines above"),
         }
     }
 

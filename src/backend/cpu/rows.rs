@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Out, Phase, Pool, kernels::Kernels};
 use crate::{
-    backend::{CacheWrite, RopeKind, Rotation},
+    backend::{CacheWrite, KEY_TILE, RopeKind, Rotation, key_tile, turned_key},
     quant::{GgmlType, encode_row},
 };
 
@@ -75,23 +75,47 @@ pub(super) fn rope(k: &Kernels, r: &Rotation<'_>, i: usize, row: &mut [f32]) {
     }
 }
 
-/// Writes a cache, head by head: each head's rows are contiguous.
+/// Writes a cache, head by head: each head's rows are contiguous, or turned.
 pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
-    let CacheWrite { x, cache, ty, heads, dim, first } = w;
+    let CacheWrite { x, cache, keys, ty, heads, dim, first } = w;
     let (n, row_bytes) = (x.len() / (heads * dim), dim / ty.block_len() * ty.block_bytes());
     let head_bytes = cache.len() / heads;
     each_row(pool, cache, head_bytes, n * dim, |head, cache| {
+        if keys && ty == GgmlType::F16 {
+            let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
+            return write_turned(k, rows, halves(cache), first);
+        }
         let rows = cache[first * row_bytes..].chunks_exact_mut(row_bytes);
         for (x, row) in x.chunks_exact(heads * dim).zip(rows) {
             let x = &x[head * dim..(head + 1) * dim];
             if ty == GgmlType::F16 {
-                // SAFETY: every bit pattern is a valid half, and `align_to_mut` checks the alignment.
-                let (before, halves, after) = unsafe { row.align_to_mut::<f16>() };
-                assert!(before.is_empty() && after.is_empty(), "the KV cache is aligned");
-                k.to_f16(x, halves);
+                k.to_f16(x, halves(row));
             } else {
                 encode_row(ty, x, row);
             }
         }
     });
+}
+
+/// Keys of one head, from position `first` on, to where [`turned_key`] has them.
+fn write_turned<'x>(k: &Kernels, rows: impl Iterator<Item = &'x [f32]>, cache: &mut [f16], first: usize) {
+    const AT_ONCE: usize = 128;
+    for (pos, row) in (first..).zip(rows) {
+        let (dim, n_ctx) = (row.len(), cache.len() / row.len());
+        let to = &mut cache[turned_key(n_ctx, dim, pos, 0)..];
+        let mut to = to.iter_mut().step_by(key_tile(n_ctx, pos / KEY_TILE * KEY_TILE));
+        for row in row.chunks(AT_ONCE) {
+            let mut rounded = [f16::ZERO; AT_ONCE];
+            k.to_f16(row, &mut rounded[..row.len()]);
+            to.by_ref().zip(&rounded[..row.len()]).for_each(|(to, x)| *to = *x);
+        }
+    }
+}
+
+/// The bytes of a cache, or of a row of it, as they are.
+fn halves(bytes: &mut [u8]) -> &mut [f16] {
+    // SAFETY: every bit pattern is a valid half, and `align_to_mut` checks the alignment.
+    let (before, halves, after) = unsafe { bytes.align_to_mut::<f16>() };
+    assert!(before.is_empty() && after.is_empty(), "the KV cache is aligned");
+    halves
 }

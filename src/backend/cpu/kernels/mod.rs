@@ -382,25 +382,24 @@ impl Kernels {
         unsafe { (self.ops.turn)(x, dim, out) }
     }
 
-    /// [`Kernels::turn`] of halves.
-    pub fn turn_f16(&self, x: &[f16], dim: usize, out: &mut [f32]) {
-        assert!(x.len() <= dim * TILE && out.len() == dim * TILE, "keys of a tile");
-        // SAFETY: `for_isa` checked the CPU.
-        unsafe { (self.ops.turn_f16)(x, dim, out) }
-    }
-
-    /// `y[p] = x[p]`: values, padded for [`Kernels::accumulate`]. x: (n, dim), y: (n, [`Kernels::padded`] dim)
+    /// `y[p] = x[p]`: values, padded for [`Kernels::accumulate`]. x: (n, dim), y: (n, [`Kernels::padded`] dim or more, of
+    /// which nothing is written behind that)
     pub fn widen(&self, x: &[f32], dim: usize, y: &mut [f32]) {
-        assert_eq!(x.len() / dim * Self::padded(dim), y.len(), "values and room");
+        Self::check_widen(x.len(), dim, y.len());
         // SAFETY: `for_isa` checked the CPU.
         unsafe { (self.ops.widen)(x, dim, y) }
     }
 
     /// [`Kernels::widen`] of halves.
     pub fn widen_f16(&self, x: &[f16], dim: usize, y: &mut [f32]) {
-        assert_eq!(x.len() / dim * Self::padded(dim), y.len(), "values and room");
+        Self::check_widen(x.len(), dim, y.len());
         // SAFETY: `for_isa` checked the CPU.
         unsafe { (self.ops.widen_f16)(x, dim, y) }
+    }
+
+    fn check_widen(x: usize, dim: usize, y: usize) {
+        let rows = (x / dim).max(1);
+        assert!(x.is_multiple_of(dim) && y.is_multiple_of(rows) && y / rows >= Self::padded(dim), "values and room");
     }
 
     /// Columns of a row of `dim` with whole lanes.

@@ -93,7 +93,6 @@ pub(super) struct Ops {
     pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub turn: unsafe fn(&[f32], usize, &mut [f32]),
-    pub turn_f16: unsafe fn(&[f16], usize, &mut [f32]),
     pub widen: unsafe fn(&[f32], usize, &mut [f32]),
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
@@ -118,8 +117,7 @@ macro_rules! ops_table {
                 max(x: &[f32]) -> f32 = max::<$lanes>;
                 exp_sum(x: &mut [f32], max: f32) -> f32 = exp_sum::<$lanes>;
                 silu_mul(gate: &mut [f32], up: &[f32]) -> () = silu_mul::<$lanes>;
-                turn(x: &[f32], dim: usize, out: &mut [f32]) -> () = turn::<$lanes, f32>;
-                turn_f16(x: &[half::f16], dim: usize, out: &mut [f32]) -> () = turn::<$lanes, half::f16>;
+                turn(x: &[f32], dim: usize, out: &mut [f32]) -> () = turn::<$lanes>;
                 widen(x: &[f32], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, f32>;
                 widen_f16(x: &[half::f16], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, half::f16>;
                 scores(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) -> () = scores::<$lanes>;
@@ -128,7 +126,7 @@ macro_rules! ops_table {
             }
             ops::Ops {
                 quantize_row, dot, axpy, to_f16, from_q8_0, scale, scaled, scale_mul, max, exp_sum, silu_mul,
-                turn, turn_f16, widen, widen_f16, scores, accumulate, rotate,
+                turn, widen, widen_f16, scores, accumulate, rotate,
             }
         };
     };

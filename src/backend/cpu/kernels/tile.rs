@@ -13,7 +13,7 @@ pub const TILE: usize = 64;
 
 /// `out[d][p] = x[p][d]` for the positions that `x` (n, dim) has. (dim, TILE)
 #[inline(always)]
-pub(super) unsafe fn turn<L: Lanes, T: Element>(x: &[T], dim: usize, out: &mut [f32]) {
+pub(super) unsafe fn turn<L: Lanes>(x: &[f32], dim: usize, out: &mut [f32]) {
     let n = x.len() / dim;
     for p in (0..n).step_by(LANES) {
         for d in (0..dim).step_by(LANES) {
@@ -23,9 +23,9 @@ pub(super) unsafe fn turn<L: Lanes, T: Element>(x: &[T], dim: usize, out: &mut [
                 for (i, lanes) in block.iter_mut().enumerate().take(n - p) {
                     let row = &x[(p + i) * dim..(p + i + 1) * dim];
                     *lanes = if d + LANES <= dim {
-                        load::<true, L, T>(row, d, T::ZERO)
+                        load::<true, L, _>(row, d, 0.0)
                     } else {
-                        load::<false, L, T>(row, d, T::ZERO)
+                        load::<false, L, _>(row, d, 0.0)
                     };
                 }
                 let block = L::transpose(block);
@@ -37,10 +37,11 @@ pub(super) unsafe fn turn<L: Lanes, T: Element>(x: &[T], dim: usize, out: &mut [
     }
 }
 
-/// `y[r] = x[r]` with rows of `dim` padded by zeros to whole lanes. x: (n, dim), y: (n, dim rounded up)
+/// `y[r] = x[r]` with rows of `dim` padded by zeros to whole lanes. x: (n, dim), y: (n, that or more)
 #[inline(always)]
 pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f32]) {
-    for (x, y) in x.chunks_exact(dim).zip(y.chunks_exact_mut(dim.next_multiple_of(LANES))) {
+    let wide = y.len() / (x.len() / dim).max(1);
+    for (x, y) in x.chunks_exact(dim).zip(y.chunks_exact_mut(wide)) {
         let whole = dim / LANES * LANES;
         // SAFETY: the caller checked the CPU; `y` has whole lanes, `x` has them below `whole`.
         unsafe {
