@@ -212,6 +212,17 @@ proptest! {
             k.scores(&q, &keys, n, &mut scores);
             let mut sums = start.clone();
             k.accumulate(&p, &rows, wide, &mut sums);
+            // Halves read as they are do what the floats made of them do.
+            let (mut of_halves, mut of_floats) = (vec![0.0; queries * TILE], vec![0.0; queries * TILE]);
+            let keys: Vec<f16> = keys.iter().map(|x| f16::from_f32(*x)).collect();
+            k.scores_f16(&q, &keys, n, &mut of_halves);
+            k.scores(&q, &keys.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), n, &mut of_floats);
+            prop_assert!(same(&of_halves, &of_floats), "{} scores of halves", name);
+            let rows: Vec<f16> = rows.iter().map(|x| f16::from_f32(*x)).collect();
+            let (mut of_halves, mut of_floats) = (start.clone(), start.clone());
+            k.accumulate_f16(&p, &rows, wide, &mut of_halves);
+            k.accumulate(&p, &rows.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), wide, &mut of_floats);
+            prop_assert!(same(&of_halves, &of_floats), "{} sums of halves", name);
             for i in 0..queries {
                 for pos in 0..n {
                     let want = (0..dim).fold(0f32, |sum, d| q[i * dim + d].mul_add(x[pos * dim + d], sum));

@@ -6,6 +6,8 @@
 //! Tiles start at multiples of [`TILE`] from position 0 and are taken in order, and a query's arithmetic sees no other
 //! query: so a row gets the same bits alone, in any batch, and on any number of threads.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::{
@@ -21,6 +23,9 @@ const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
+
+/// Queries that read halves of the cache as they are: to make floats of a tile once does not pay for so few.
+const DIRECT: usize = 16;
 
 /// What a thread works in. Allocated by its first piece; the same whatever the context.
 #[derive(Default)]
@@ -135,8 +140,16 @@ impl Block<'_> {
             let seen = |i: usize| self.sees(i).saturating_sub(start).min(n);
             // Queries that the tile is out of sight for.
             let skip = (0..self.n).find(|&i| seen(i) > 0).unwrap_or(self.n);
-            keys.turn(k, start, n, &mut s.plain, &mut s.keys[..TILE * a.head_k]);
-            k.scores(&s.q[skip * a.head_k..self.n * a.head_k], &s.keys, n, &mut s.scores[skip * TILE..self.n * TILE]);
+            let direct = self.n <= DIRECT;
+            let q = &s.q[skip * a.head_k..self.n * a.head_k];
+            let scores = &mut s.scores[skip * TILE..self.n * TILE];
+            match keys.turned(start).filter(|_| direct) {
+                Some(keys) => k.scores_f16(q, keys, n, scores),
+                None => {
+                    keys.turn(k, start, n, &mut s.plain, &mut s.keys[..TILE * a.head_k]);
+                    k.scores(q, &s.keys, n, scores);
+                }
+            }
             for i in skip..self.n {
                 let scores = &mut s.scores[i * TILE..][..seen(i)];
                 let (max, sum) = &mut s.running[i];
@@ -149,24 +162,40 @@ impl Block<'_> {
                 }
                 *sum += k.exp_sum(scores, *max);
             }
-            values.widen(k, start, n, &mut s.plain, &mut s.values[..n * wide_v]);
-            self.add_values(k, s, skip, seen);
+            if let (true, CachedRows::F16(x)) = (direct && a.head_v == wide_v, values.rows(k, start, n, &mut s.plain)) {
+                let add = |p: &[f32], seen: Range<usize>, sums: &mut [f32]| {
+                    k.accumulate_f16(p, &x[seen.start * wide_v..seen.end * wide_v], wide_v, sums);
+                };
+                self.add_values(&s.scores, &mut s.sums, skip, seen, add);
+            } else {
+                values.widen(k, start, n, &mut s.plain, &mut s.values[..n * wide_v]);
+                let add = |p: &[f32], seen: Range<usize>, sums: &mut [f32]| {
+                    k.accumulate(p, &s.values[seen.start * wide_v..seen.end * wide_v], wide_v, sums);
+                };
+                self.add_values(&s.scores, &mut s.sums, skip, seen, add);
+            }
         }
     }
 
-    /// Adds a tile's values, weighted, to the sums of the queries from `skip` on.
-    fn add_values(&self, k: &Kernels, s: &mut Scratch, skip: usize, seen: impl Fn(usize) -> usize) {
+    /// Adds a tile's values, weighted, to the sums of the queries from `skip` on: `add` does so for some positions.
+    fn add_values(
+        &self,
+        scores: &[f32],
+        sums: &mut [f32],
+        skip: usize,
+        seen: impl Fn(usize) -> usize,
+        add: impl Fn(&[f32], Range<usize>, &mut [f32]),
+    ) {
         let dim = Kernels::padded(self.a.head_v);
         let mut i = skip;
         while i < self.n {
             // What four see in common at once, what later rows see beyond it one by one.
             let (next, common) = ((i + 4).min(self.n), seen(i));
-            let sums = &mut s.sums[i * dim..next * dim];
-            k.accumulate(&s.scores[i * TILE..next * TILE], &s.values[..common * dim], dim, sums);
+            let sums = &mut sums[i * dim..next * dim];
+            add(&scores[i * TILE..next * TILE], 0..common, sums);
             for (q, sums) in (i..next).zip(sums.chunks_exact_mut(dim)) {
                 if seen(q) > common {
-                    let weights = &s.scores[q * TILE + common..(q + 1) * TILE];
-                    k.accumulate(weights, &s.values[common * dim..seen(q) * dim], dim, sums);
+                    add(&scores[q * TILE + common..(q + 1) * TILE], common..seen(q), sums);
                 }
             }
             i = next;
@@ -201,8 +230,7 @@ impl<'a> Side<'a> {
         match self.ty {
             // SAFETY: every bit pattern is a valid float, and `align_to` checks the alignment.
             GgmlType::F32 => CachedRows::F32(aligned(unsafe { bytes.align_to::<f32>() })),
-            // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
-            GgmlType::F16 => CachedRows::F16(aligned(unsafe { bytes.align_to::<f16>() })),
+            GgmlType::F16 => CachedRows::F16(halves(bytes)),
             GgmlType::Q8_0 => {
                 let plain = &mut plain[..n * self.cols];
                 k.from_q8_0(bytes, plain);
@@ -216,6 +244,12 @@ impl<'a> Side<'a> {
                 CachedRows::F32(plain)
             }
         }
+    }
+
+    /// The whole tile of keys that begins at `start`, where the cache has it turned.
+    fn turned(&self, start: usize) -> Option<&'a [f16]> {
+        let whole = self.ty == GgmlType::F16 && key_tile(self.n_ctx, start) == TILE;
+        whole.then(|| halves(&self.bytes[start * self.row_bytes..][..TILE * self.row_bytes]))
     }
 
     /// Keys `start..start + n` to columns of floats.
@@ -239,6 +273,11 @@ impl<'a> Side<'a> {
             CachedRows::F16(x) => k.widen_f16(x, self.cols, out),
         }
     }
+}
+
+fn halves(bytes: &[u8]) -> &[f16] {
+    // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
+    aligned(unsafe { bytes.align_to::<f16>() })
 }
 
 /// The aligned middle, which is everything: the cache's rows start at multiples of their element's size.

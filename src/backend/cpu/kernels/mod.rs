@@ -410,24 +410,46 @@ impl Kernels {
     /// `out[i][p] = Σ q[i][d] * keys[d][p]`, fused, in the order of `d`, for the first `n` positions; some after them
     /// are written too. q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
     pub fn scores(&self, q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) {
-        let dim = keys.len() / TILE;
-        assert!(keys.len() == dim * TILE && n <= TILE, "keys of {n} positions");
-        assert!(q.len().is_multiple_of(dim) && out.len() == q.len() / dim * TILE, "queries and scores");
+        Self::check_scores(q.len(), keys.len(), n, out.len());
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
         unsafe { (self.ops.scores)(q, keys, n, out) }
+    }
+
+    /// [`Kernels::scores`] of halves.
+    pub fn scores_f16(&self, q: &[f32], keys: &[f16], n: usize, out: &mut [f32]) {
+        Self::check_scores(q.len(), keys.len(), n, out.len());
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.scores_f16)(q, keys, n, out) }
+    }
+
+    fn check_scores(q: usize, keys: usize, n: usize, out: usize) {
+        let dim = keys / TILE;
+        assert!(keys == dim * TILE && n <= TILE, "keys of {n} positions");
+        assert!(q.is_multiple_of(dim) && out == q / dim * TILE, "queries and scores");
     }
 
     /// `out[i][d] += Σ p[i][s] * values[s][d]`, fused, in the order of `s`. p: (queries, TILE), where the last row ends
     /// with the last value; values: (n, dim), out: (queries, dim), dim: [`Kernels::padded`]
     pub fn accumulate(&self, p: &[f32], values: &[f32], dim: usize, out: &mut [f32]) {
-        assert!(
-            dim.is_multiple_of(LANES) && values.len().is_multiple_of(dim) && out.len().is_multiple_of(dim),
-            "rows of whole lanes"
-        );
-        let (n, queries) = (values.len() / dim, out.len() / dim);
-        assert!(queries == 0 || p.len() >= (queries - 1) * TILE + n, "weights of {n} positions for {queries} queries");
+        Self::check_accumulate(p.len(), values.len(), dim, out.len());
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
         unsafe { (self.ops.accumulate)(p, values, dim, out) }
+    }
+
+    /// [`Kernels::accumulate`] of halves.
+    pub fn accumulate_f16(&self, p: &[f32], values: &[f16], dim: usize, out: &mut [f32]) {
+        Self::check_accumulate(p.len(), values.len(), dim, out.len());
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.accumulate_f16)(p, values, dim, out) }
+    }
+
+    fn check_accumulate(p: usize, values: usize, dim: usize, out: usize) {
+        assert!(
+            dim.is_multiple_of(LANES) && values.is_multiple_of(dim) && out.is_multiple_of(dim),
+            "rows of whole lanes"
+        );
+        let (n, queries) = (values / dim, out / dim);
+        assert!(queries == 0 || p >= (queries - 1) * TILE + n, "weights of {n} positions for {queries} queries");
     }
 
     /// `(a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], a[i] * sin[i] + b[i] * cos[i])`: rotary embedding by halves.

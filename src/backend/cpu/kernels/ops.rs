@@ -96,7 +96,9 @@ pub(super) struct Ops {
     pub widen: unsafe fn(&[f32], usize, &mut [f32]),
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    pub scores_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
     pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    pub accumulate_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
     pub rotate: Rotate,
 }
 
@@ -120,13 +122,15 @@ macro_rules! ops_table {
                 turn(x: &[f32], dim: usize, out: &mut [f32]) -> () = turn::<$lanes>;
                 widen(x: &[f32], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, f32>;
                 widen_f16(x: &[half::f16], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, half::f16>;
-                scores(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) -> () = scores::<$lanes>;
-                accumulate(p: &[f32], v: &[f32], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes>;
+                scores(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) -> () = scores::<$lanes, f32>;
+                scores_f16(q: &[f32], keys: &[half::f16], n: usize, out: &mut [f32]) -> () = scores::<$lanes, half::f16>;
+                accumulate(p: &[f32], v: &[f32], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes, f32>;
+                accumulate_f16(p: &[f32], v: &[half::f16], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes, half::f16>;
                 rotate(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) -> () = rotate::<$lanes>;
             }
             ops::Ops {
                 quantize_row, dot, axpy, to_f16, from_q8_0, scale, scaled, scale_mul, max, exp_sum, silu_mul,
-                turn, widen, widen_f16, scores, accumulate, rotate,
+                turn, widen, widen_f16, scores, scores_f16, accumulate, accumulate_f16, rotate,
             }
         };
     };

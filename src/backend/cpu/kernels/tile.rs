@@ -56,17 +56,17 @@ pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f
 }
 
 /// Rows of `a` (q, ·) times rows of `b` (·, TILE or dim), accumulated in registers: `Q` queries by `V` vectors.
-struct Block<'a> {
+struct Block<'a, T> {
     /// Factors: step `s` of query `i` is at `i * a_query + s * 1`.
     a: &'a [f32],
     a_query: usize,
     /// Vectors: step `s` starts at `s * b_step`.
-    b: &'a [f32],
+    b: &'a [T],
     b_step: usize,
     steps: usize,
 }
 
-impl Block<'_> {
+impl<T: Element> Block<'_, T> {
     /// `out[i][c..]` gets the sums that start from `out` itself or, where `FRESH`, from nothing.
     ///
     /// # Safety
@@ -95,7 +95,7 @@ impl Block<'_> {
             for s in 0..self.steps {
                 let mut x = [L::splat(0.0); V];
                 for (v, x) in x.iter_mut().enumerate() {
-                    *x = L::load(b.add(s * self.b_step + v * LANES));
+                    *x = T::load(b.add(s * self.b_step + v * LANES));
                 }
                 for (q, acc) in acc.iter_mut().enumerate() {
                     let a = L::splat(*a.add(q * self.a_query + s));
@@ -167,7 +167,7 @@ impl Block<'_> {
 /// `out[i][p] = Σ q[i][d] * keys[d][p]` for the first `n` positions and those that fill up their lanes.
 /// q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
 #[inline(always)]
-pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) {
+pub(super) unsafe fn scores<L: Lanes, T: Element>(q: &[f32], keys: &[T], n: usize, out: &mut [f32]) {
     let dim = keys.len() / TILE;
     let block = Block { a: q, a_query: dim, b: keys, b_step: TILE, steps: dim };
     // SAFETY: the caller checked the CPU, the lengths, and that `n` is at most a tile, which is a multiple of LANES.
@@ -177,7 +177,7 @@ pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[f32], n: usize, out: &m
 /// `out[i][d] += Σ p[i][s] * values[s][d]`. p: (queries, TILE), of which the last row may be cut; values: (n, dim);
 /// out: (queries, dim); dim: a multiple of LANES
 #[inline(always)]
-pub(super) unsafe fn accumulate<L: Lanes>(p: &[f32], values: &[f32], dim: usize, out: &mut [f32]) {
+pub(super) unsafe fn accumulate<L: Lanes, T: Element>(p: &[f32], values: &[T], dim: usize, out: &mut [f32]) {
     let block = Block { a: p, a_query: TILE, b: values, b_step: dim, steps: values.len() / dim };
     // SAFETY: the caller checked the CPU and the lengths.
     unsafe { block.all::<L, false>(out.len() / dim, dim, out.as_mut_ptr(), dim) }
