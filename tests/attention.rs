@@ -135,7 +135,9 @@ fn rows_are_right_and_the_same_in_every_batch() {
 #[test]
 fn keys_and_values_go_where_the_reference_has_them() {
     let dice = &mut Dice(3);
-    for (ty, dim) in [(GgmlType::F16, 128), (GgmlType::F16, 35), (GgmlType::F32, 16), (GgmlType::Q8_0, 64)] {
+    for (ty, dim) in
+        [(GgmlType::F16, 128), (GgmlType::F16, 300), (GgmlType::F16, 35), (GgmlType::F32, 16), (GgmlType::Q8_0, 64)]
+    {
         let (heads, n_ctx) = (3, 2 * TILE + 21);
         let x = floats(n_ctx * heads * dim, dice);
         let row_bytes = dim / ty.block_len() * ty.block_bytes();

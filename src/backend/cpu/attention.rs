@@ -24,7 +24,8 @@ const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
 
-/// Queries that read halves of the cache as they are: to make floats of a tile once does not pay for so few.
+/// Queries that read halves of the cache as they are: to make floats of a tile first does not pay for so few (8: a token 8 to
+/// 23 % faster at 8192 tokens of context).
 const DIRECT: usize = 16;
 
 /// What a thread works in. Allocated by its first piece; the same whatever the context.

@@ -107,7 +107,8 @@ fn write_turned<'x>(k: &Kernels, rows: impl Iterator<Item = &'x [f32]>, cache: &
         for row in row.chunks(AT_ONCE) {
             let mut rounded = [f16::ZERO; AT_ONCE];
             k.to_f16(row, &mut rounded[..row.len()]);
-            to.by_ref().zip(&rounded[..row.len()]).for_each(|(to, x)| *to = *x);
+            // In this order: a place taken for no element would be lost.
+            rounded[..row.len()].iter().zip(to.by_ref()).for_each(|(x, to)| *to = *x);
         }
     }
 }

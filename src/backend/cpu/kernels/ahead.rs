@@ -126,7 +126,8 @@ impl TileAhead {
     #[inline(always)]
     pub(super) fn chunk(self, at: *const u8, len: usize) -> Option<Shares> {
         match self {
-            // Two rows are 1 to 4 KiB, of which the distance counts only the first.
+            // Farther than for rows, which count from the second of two on: 8192 bytes on Zen 5, with which one thread decoded
+            // 3 % (Q4_K) and 11 % (Q6_K) faster than with 6144, two threads as fast.
             TileAhead::Shares(ahead) => Some(Shares { at: ahead.behind(at.wrapping_add(2048)), hint: ahead.hint }),
             TileAhead::Pages(ahead) => {
                 ahead.ask_page(at, len);
@@ -151,7 +152,7 @@ impl Shares {
     pub(super) fn ask(self, i: usize, n: usize, len: usize) {
         let lines = i * len / (64 * n)..(i + 1) * len / (64 * n);
         let at = |line| self.at.wrapping_add(64 * line);
-        // One question for all lines: one for each took 3 % of a token.
+        // One question for all lines.
         match self.hint {
             Hint::Past => lines.for_each(|line| Hint::Past.ask(at(line))),
             _ => lines.for_each(|line| Hint::Second.ask(at(line))),
