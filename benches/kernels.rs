@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hotset::backend::cpu::{
     kernels::{Isa, Kernels},
-    read,
+    plain_read,
 };
 use hotset::machine::{Filled, anonymous};
 use hotset::quant::{Acts, GgmlType, QMat};
@@ -103,7 +103,7 @@ fn memory(c: &mut Criterion) {
             // Made here, so that a bench which the filter leaves out costs nothing.
             let (data, rows) = weights(ty, MEMORY_BYTES);
             let w = QMat { interleaved, ..QMat::new(ty, rows, COLS, &data) };
-            let plain = || in_parallel(threads, data.len(), |range| _ = black_box(read(&data[range])));
+            let plain = || in_parallel(threads, data.len(), |range| _ = black_box(plain_read(&data[range])));
             let matvec = || {
                 in_parallel(threads, rows / 16, |range| {
                     for r in range {
@@ -142,7 +142,7 @@ fn cache(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(CACHE_BYTES as u64));
     group.bench_function("read", |b| {
         let bytes = vec![1u8; CACHE_BYTES];
-        b.iter(|| black_box(read(black_box(&bytes))));
+        b.iter(|| black_box(plain_read(black_box(&bytes))));
     });
     for ty in types() {
         let (data, rows) = weights(ty, CACHE_BYTES);

@@ -229,12 +229,23 @@ impl Sums {
         self.stall_ns += a.stall_ns - b.stall_ns;
     }
 
+    /// The rate of a token's weights, of `token_bytes`, as a share of a plain read's.
+    fn share_of_memory(&self, token_bytes: f64) -> Option<f64> {
+        let shares: Vec<_> = self.tok_s.iter().zip(&self.memory).map(|(t, rate)| t * token_bytes / rate).collect();
+        median(&shares)
+    }
+
     /// Bytes that a token needed and did not find in memory, whoever asked for them first.
     fn needed_bytes(&self) -> Option<f64> {
         let a_guess = if self.prefetches > 0 { self.prefetch_bytes as f64 / self.prefetches as f64 } else { 0.0 };
         let all = self.demand_bytes as f64 + a_guess * self.prefetch_useful as f64;
         (self.tokens > 0).then(|| all / self.tokens as f64)
     }
+}
+
+/// The median, if there is any sample.
+fn median(samples: &[f64]) -> Option<f64> {
+    (!samples.is_empty()).then(|| Rates::new(samples).median)
 }
 
 /// The verb.
@@ -411,8 +422,6 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     let (plan, config) = (session.plan(), session.config());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
-    let shares: Vec<_> = sums.tok_s.iter().zip(&sums.memory).map(|(t, rate)| t * facts.token_bytes / rate).collect();
-    let median = |samples: &[f64]| (!samples.is_empty()).then(|| Rates::new(samples).median);
     let requests = sums.hit + sums.late + sums.miss;
     let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
     let profile = Profile::of(&sums.pace, test.name(), session.io_depth());
@@ -471,7 +480,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         read_share_of_probed: None,
         weight_bytes_per_token: facts.token_bytes,
         memory_bytes_per_second: median(&sums.memory),
-        share_of_memory: median(&shares),
+        share_of_memory: sums.share_of_memory(facts.token_bytes),
         bound_tok_s: None,
         share_of_bound: None,
         prefetch_useful_per_token: a_token(sums.prefetch_useful),
@@ -507,6 +516,13 @@ mod tests {
         let mut tokens = Tokens::Texts(vec![(vec![1, 2, 3], 0), (vec![7, 8], 0)], 0);
         let mut turn = |n| (tokens.take(n), tokens.turn()).0;
         assert_eq!([turn(2), turn(3), turn(2), turn(1)], [vec![1, 2], vec![7, 8, 7], vec![3, 1], vec![8]]);
+    }
+
+    #[test]
+    fn the_share_of_memory_is_the_median_of_each_repetition_beside_its_own_read() {
+        let sums = Sums { tok_s: vec![10.0, 20.0, 30.0], memory: vec![100.0, 400.0, 300.0], ..Sums::default() };
+        assert_eq!(sums.share_of_memory(8.0), Some(0.8));
+        assert_eq!(Sums { memory: vec![], ..sums }.share_of_memory(8.0), None);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! A tile of sixteen rows keeps its place and its bytes in the matrix; only their order changes. Chunks come two by two: first,
 //! of types whose chunk of 256 columns is no whole number of words, the two bytes that are left of each chunk of each row, a
 //! line of memory in all; then the words of one chunk and of the other: word 0 of each row's chunk, word 1 of each, …, in the
-//! order that [`place`] says. So a kernel reads a tile from end to end. Two bytes behind all words of a tile, or before all,
-//! made it wait for memory: what is asked for once (see `Hint::Past` in `kernels/ahead.rs`) does not stay in the L1 cache for
-//! long. What is no whole tile at the end of a matrix stays as it was.
+//! order that [`place`] says. So a kernel reads a tile from end to end. Two bytes behind all words of a tile made it wait for
+//! memory at every other chunk (Zen 4); with these before all of them, Q6_K was decoded at 0.92 of the rate (Zen 5). What is no
+//! whole tile at the end of a matrix stays as it was.
 //!
 //! Must not know: CPU features, what bytes mean, when this pays.
 
@@ -154,8 +154,9 @@ mod tests {
 
     #[test]
     fn a_tile_has_the_bytes_of_its_rows_in_the_order_that_is_said() {
-        for ty in GgmlType::ALL.iter().copied().filter(|&ty| is_possible(ty, 2 * CHUNK)) {
-            let row_bytes = 2 * chunk_bytes(ty);
+        let types = GgmlType::ALL.iter().copied().filter(|&ty| is_possible(ty, 3 * CHUNK));
+        for (ty, n) in types.flat_map(|ty| [(ty, 1), (ty, 2), (ty, 3)]) {
+            let row_bytes = n * chunk_bytes(ty);
             // Which byte of which row it is.
             let rows: Vec<u16> =
                 (0..TILE_ROWS as u16).flat_map(|r| (0..row_bytes as u16).map(move |b| r << 10 | b)).collect();
@@ -166,11 +167,11 @@ mod tests {
                 out
             });
             let got: Vec<u16> = low.iter().zip(&high).map(|(&low, &high)| u16::from_le_bytes([low, high])).collect();
-            for (c, block) in (0..2).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
+            for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
                 for (r, at) in (0..TILE_ROWS).flat_map(|r| (0..ty.block_bytes()).map(move |at| (r, at))) {
                     let to = place(ty, block, at);
                     let to = if to < word_bytes(ty) {
-                        words(ty, c, 2).start + to / WORD * TILE_ROWS * WORD + r * WORD + to % WORD
+                        words(ty, c, n).start + to / WORD * TILE_ROWS * WORD + r * WORD + to % WORD
                     } else {
                         rest(ty, c).start + r * (chunk_bytes(ty) - word_bytes(ty)) + to - word_bytes(ty)
                     };

@@ -24,7 +24,7 @@ const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
 
-/// Queries that read halves of the cache as they are: to make floats of a tile first does not pay for so few (8: a token 8 to
+/// Queries that read halves of the cache as they are: to make floats of a tile first does not pay for so few (8: a token 5 to
 /// 23 % faster at 8192 tokens of context).
 const DIRECT: usize = 16;
 
@@ -144,9 +144,9 @@ impl Block<'_> {
             let direct = self.n <= DIRECT;
             let q = &s.q[skip * a.head_k..self.n * a.head_k];
             let scores = &mut s.scores[skip * TILE..self.n * TILE];
-            match keys.turned(start).filter(|_| direct) {
-                Some(keys) => k.scores_f16(q, keys, n, scores),
-                None => {
+            match keys.turned(start) {
+                Some((tile, TILE)) if direct => k.scores_f16(q, tile, n, scores),
+                _ => {
                     keys.turn(k, start, n, &mut s.plain, &mut s.keys[..TILE * a.head_k]);
                     k.scores(q, &s.keys, n, scores);
                 }
@@ -247,23 +247,21 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// The whole tile of keys that begins at `start`, where the cache has it turned.
-    fn turned(&self, start: usize) -> Option<&'a [f16]> {
-        let whole = self.ty == GgmlType::F16 && key_tile(self.n_ctx, start) == TILE;
-        whole.then(|| halves(&self.bytes[start * self.row_bytes..][..TILE * self.row_bytes]))
+    /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see [`crate::backend::turned_key`].
+    fn turned(&self, start: usize) -> Option<(&'a [f16], usize)> {
+        let width = key_tile(self.n_ctx, start);
+        let tile = || halves(&self.bytes[start * self.row_bytes..][..width * self.row_bytes]);
+        (self.ty == GgmlType::F16).then(|| (tile(), width))
     }
 
-    /// Keys `start..start + n` to columns of floats.
+    /// Keys `start..start + n` to columns of floats; what stands behind them is nobody's.
     fn turn(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
-        if self.ty == GgmlType::F16 {
-            // Turned already: see `turned_key`. Those behind the `n` are nobody's.
-            let width = key_tile(self.n_ctx, start);
-            let CachedRows::F16(x) = self.rows(k, start, width, plain) else { unreachable!("by the line above") };
-            return k.widen_f16(x, width, out);
+        if let Some((tile, width)) = self.turned(start) {
+            return k.widen_f16(tile, width, out);
         }
         match self.rows(k, start, n, plain) {
             CachedRows::F32(x) => k.turn(x, self.cols, out),
-            CachedRows::F16(_) => unreachable!("by the lines above"),
+            CachedRows::F16(_) => unreachable!("keys of halves are turned"),
         }
     }
 

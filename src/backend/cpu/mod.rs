@@ -16,7 +16,7 @@ use std::{mem::MaybeUninit, ops::Range, sync::Mutex};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
-pub use rate::{WeightRate, read};
+pub use rate::{WeightRate, plain_read};
 
 use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{

@@ -34,7 +34,7 @@ const FILL: u8 = 0x1c;
 const PIECE: usize = 1 << 20;
 
 /// Adds up 64-bit words: as fast as a core reads. Bytes behind the last 256 are left out.
-pub fn read(bytes: &[u8]) -> u64 {
+pub fn plain_read(bytes: &[u8]) -> u64 {
     let mut sums = [0u64; 32];
     for chunk in bytes.as_chunks::<256>().0 {
         for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
@@ -46,7 +46,7 @@ pub fn read(bytes: &[u8]) -> u64 {
 
 impl Cpu {
     /// Bytes a second of nothing but reading `parts` on all threads, over and over for `time`. `None` where they are so few
-    /// that caches may hold them.
+    /// that caches may hold them, or the time is over before the first of them is read.
     pub fn read_rate(&mut self, parts: &[&[u8]], time: Duration) -> Option<f64> {
         let pieces: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks(PIECE)).collect();
         if pieces.iter().map(|piece| piece.len()).sum::<usize>() < BYTES {
@@ -58,13 +58,14 @@ impl Cpu {
             self.pool.run(&|worker: Worker<'_>| {
                 pass.work(worker, |i| {
                     if start.elapsed() < time {
-                        black_box(read(pieces[i]));
+                        black_box(plain_read(pieces[i]));
                         bytes.fetch_add(pieces[i].len(), Ordering::Relaxed);
                     }
                 });
             });
         }
-        Some(bytes.into_inner() as f64 / start.elapsed().as_secs_f64())
+        let bytes = bytes.into_inner();
+        (bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64())
     }
 }
 
@@ -137,8 +138,9 @@ mod tests {
         let rate = cpu.read_rate(&[a, b], Duration::from_millis(20)).unwrap();
         assert!((1e7..1e12).contains(&rate), "{rate}");
         assert!(cpu.read_rate(&[a], Duration::from_millis(20)).is_none());
+        assert!(cpu.read_rate(&[a, b], Duration::ZERO).is_none());
         let words = [1u64, 2, 4, 8].map(u64::to_ne_bytes).concat().repeat(8);
-        assert_eq!(read(&words), 0, "of each of 32 sums one word, every word eight times: they cancel");
-        assert_eq!(read(&[&words[..8], &[0; 248]].concat()), 1);
+        assert_eq!(plain_read(&words), 0, "of each of 32 sums one word, every word eight times: they cancel");
+        assert_eq!(plain_read(&[&words[..8], &[0; 248]].concat()), 1);
     }
 }

@@ -573,6 +573,7 @@ macro_rules! matmul_table {
             // SAFETY: as above.
             unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y, then) }
         }
+        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
         #[$feature]
         unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(
             w: QMat<'_>,

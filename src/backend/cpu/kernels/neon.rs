@@ -69,19 +69,24 @@ impl Registers for Quad {
     type H = [float32x4_t; 2];
     type L = L128;
     neon! {
+        // SAFETY: needs the CPU's features, as the trait says, and `p` is valid for sixteen numbers.
         unsafe fn load(p: *const i32) -> [int32x4_t; 4] {
             // SAFETY: the caller gives sixteen elements.
             std::array::from_fn(|j| unsafe { vld1q_s32(p.add(4 * j)) })
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn splat(x: i32) -> [int32x4_t; 4] {
             [vdupq_n_s32(x); 4]
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn mul(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
             std::array::from_fn(|j| vmulq_s32(a[j], b[j]))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn sub(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
             std::array::from_fn(|j| vsubq_s32(a[j], b[j]))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn fold(rows: [[int32x4_t; 4]; 2]) -> L128 {
             // Registers 0 and 2 have first halves of spans, 1 and 3 the second ones.
             let [[a, b], [c, d]] = rows.map(|[first, second, third, fourth]| {
@@ -89,14 +94,17 @@ impl Registers for Quad {
             });
             L128([a, b, c, d])
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn join([[a, b], [c, d]]: [[float32x4_t; 2]; 2]) -> L128 {
             L128([a, b, c, d])
         }
+        // SAFETY: needs the CPU's features, as the trait says, and `p` is valid for eight floats.
         unsafe fn twice(p: *const f32) -> L128 {
             // SAFETY: the caller gives eight elements.
             let (a, b) = unsafe { (vld1q_f32(p), vld1q_f32(p.add(4))) };
             L128([a, b, a, b])
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn sums(L128([a, b, c, d]): L128) -> [f32; 2] {
             [sum4(vaddq_f32(a, b)), sum4(vaddq_f32(c, d))]
         }
@@ -108,9 +116,11 @@ impl Simd for Neon {
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
     neon! {
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn from_signed(w: W128) -> W128 {
             w
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
             std::array::from_fn(|j| {
                 let wx = |k: usize| (signed(w[j][k]), signed(load16(&x.q, 64 * k + 16 * j)));
@@ -166,12 +176,14 @@ impl Simd for Dotprod {
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
     neon! {
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn from_signed(w: W128) -> W128 {
             w
         }
     }
     #[target_feature(enable = "neon,dotprod")]
     #[inline]
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
         std::array::from_fn(|j| {
             let mut sum = vdupq_n_s32(0);
@@ -188,18 +200,21 @@ impl Simd for I8mm {
     const TOKENS: usize = Dotprod::TOKENS;
     const SIGNED_OFFSET: u8 = Dotprod::SIGNED_OFFSET;
     neon! {
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn from_signed(w: W128) -> W128 {
             w
         }
     }
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn dot<B: Unpack<Quad>>(w: &W128, x: &ActChunk) -> [int32x4_t; 4] {
         // SAFETY: the caller checked the CPU.
         unsafe { Dotprod::dot::<B>(w, x) }
     }
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
+    // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn matmul_many<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], _then: &[u8]) {
         // SAFETY: the caller's promise is the same.
         unsafe { i8mm::matmul::<B>(w, x, y) }
@@ -390,6 +405,7 @@ macro_rules! unpack {
             const BITS: u32 = $bits;
             const FINE: bool = $fine;
             neon! {
+                // SAFETY: needs the CPU's features, as the trait says.
                 unsafe fn unpack(bytes: &[u8]) -> Row<Quad> {
                     let $b = sized::<{ $ty::BYTES }>(bytes);
                     let (w, scale, min, fine) = $body;
@@ -479,23 +495,28 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
 
 impl Lanes for L128 {
     neon! {
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn splat(x: f32) -> Self {
             L128([vdupq_n_f32(x); 4])
         }
+        // SAFETY: needs the CPU's features, as the trait says, and `p` is valid for sixteen numbers.
         unsafe fn load(p: *const f32) -> Self {
             // SAFETY: the caller gives sixteen elements.
             L128(std::array::from_fn(|j| unsafe { vld1q_f32(p.add(4 * j)) }))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn load_f16(p: *const f16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             let x = std::array::from_fn(|j| unsafe { vld1_u16(p.add(4 * j).cast()) });
             L128(x.map(|x| vcvt_f32_f16(vreinterpret_f16_u16(x))))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn load_bf16(p: *const bf16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             let x = std::array::from_fn(|j| unsafe { vld1_u16(p.add(4 * j).cast()) });
             L128(x.map(|x| vreinterpretq_f32_u32(vshll_n_u16::<16>(x))))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn load_i8(p: *const i8) -> Self {
             // SAFETY: the caller gives sixteen elements.
             let x = unsafe { vld1q_s8(p) };
@@ -503,53 +524,66 @@ impl Lanes for L128 {
             let x = [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
             L128(x.map(|x| vcvtq_f32_s32(vmovl_s16(x))))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn store(self, p: *mut f32) {
             for (j, x) in self.0.into_iter().enumerate() {
                 // SAFETY: the caller gives room for sixteen elements.
                 unsafe { vst1q_f32(p.add(4 * j), x) }
             }
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn store_f16(self, p: *mut f16) {
             for (j, x) in self.0.into_iter().enumerate() {
                 // SAFETY: the caller gives room for sixteen elements.
                 unsafe { vst1_u16(p.add(4 * j).cast(), vreinterpret_u16_f16(vcvt_f16_f32(x))) }
             }
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn add(self, b: Self) -> Self {
             L128(std::array::from_fn(|j| vaddq_f32(self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn mul(self, b: Self) -> Self {
             L128(std::array::from_fn(|j| vmulq_f32(self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn div(self, b: Self) -> Self {
             L128(std::array::from_fn(|j| vdivq_f32(self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             L128(std::array::from_fn(|j| vfmaq_f32(c.0[j], self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn fnma(self, b: Self, c: Self) -> Self {
             L128(std::array::from_fn(|j| vfmsq_f32(c.0[j], self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn max(self, b: Self) -> Self {
             // Not `fmax`, which gives NaN for a NaN on either side.
             L128(std::array::from_fn(|j| vbslq_f32(vcgtq_f32(self.0[j], b.0[j]), self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn min(self, b: Self) -> Self {
             L128(std::array::from_fn(|j| vbslq_f32(vcltq_f32(self.0[j], b.0[j]), self.0[j], b.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn round(self) -> Self {
             L128(self.0.map(|x| vrndnq_f32(x)))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn pow2(self) -> Self {
             L128(self.0.map(|n| {
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127))))
             }))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn zero_below(self, x: Self, limit: f32) -> Self {
             let keep = |j| vmvnq_u32(vcltq_f32(x.0[j], vdupq_n_f32(limit)));
             let bits = |j: usize| vandq_u32(vreinterpretq_u32_f32(self.0[j]), keep(j));
             L128(std::array::from_fn(|j| vreinterpretq_f32_u32(bits(j))))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
             // Row `r` of the result has in register `j` words `r` of rows `4 * j` to `4 * j + 3`.
             let block = |j: usize, i: usize| {
@@ -564,13 +598,16 @@ impl Lanes for L128 {
             }
             out
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn partner(self) -> Self {
             let [a, b, c, d] = self.0;
             L128([b, a, d, c])
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self {
             L128(std::array::from_fn(|j| vbslq_f32(vcgtq_f32(self.0[j], b.0[j]), new.0[j], old.0[j])))
         }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn sum(self) -> f32 {
             let [a, b, c, d] = self.0;
             sum4(vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d)))
