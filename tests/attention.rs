@@ -4,13 +4,13 @@
 use half::f16;
 use hotset::{
     backend::{
-        Attention, Backend, CacheWrite, Reference,
+        Attention, Backend, CacheWrite, Reference, TurnedBlock,
         cpu::{
             Cpu,
             kernels::{Isa, Kernels, TILE},
         },
     },
-    quant::GgmlType,
+    quant::{GgmlType, dequantize_row},
 };
 use proptest::prelude::*;
 
@@ -49,21 +49,14 @@ struct Case {
 impl Case {
     fn new(ty: GgmlType, heads: (usize, usize), dims: (usize, usize), n_ctx: usize, dice: &mut Dice) -> Self {
         let ((n_head, n_head_kv), (head_k, head_v)) = (heads, dims);
-        let cache = |dim: usize, dice: &mut Dice| {
-            let block = |dice: &mut Dice| -> Vec<u8> {
-                match ty {
-                    GgmlType::F32 => floats(1, dice)[0].to_le_bytes().to_vec(),
-                    GgmlType::F16 => f16::from_f32(floats(1, dice)[0]).to_le_bytes().to_vec(),
-                    _ => {
-                        let scale = f16::from_f32(floats(1, dice)[0] / 127.0).to_le_bytes();
-                        scale.into_iter().chain((0..32).map(|_| dice.next() as u8)).collect()
-                    }
-                }
-            };
-            let blocks = n_head_kv * n_ctx * dim / ty.block_len();
-            (0..blocks).flat_map(|_| block(dice)).collect::<Vec<u8>>()
+        let cache = |dim: usize, keys: bool, dice: &mut Dice| {
+            let x = &floats(n_ctx * n_head_kv * dim, dice);
+            let mut cache = vec![0; n_ctx * n_head_kv * dim / ty.block_len() * ty.block_bytes()];
+            let write = CacheWrite { x, cache: &mut cache, keys, ty, heads: n_head_kv, dim, first: 0 };
+            Reference.write_cache(write);
+            cache
         };
-        let (keys, values) = (cache(head_k, dice), cache(head_v, dice));
+        let (keys, values) = (cache(head_k, true, dice), cache(head_v, false, dice));
         let q = floats(n_ctx * n_head * head_k, dice).iter().map(|x| x * 3.0).collect();
         Self { ty, n_head, n_head_kv, head_k, head_v, n_ctx, keys, values, q }
     }
@@ -124,6 +117,8 @@ fn rows_are_right_and_the_same_in_every_batch() {
         (F16, (70, 1), (16, 48), 66),
         (Q8_0, (8, 2), (64, 32), 257),
         (Q8_0, (2, 2), (96, 128), 64),
+        (Q8_0, (6, 2), (64, 96), 150),
+        (Q8_0, (40, 1), (32, 32), 127),
         (F32, (1, 1), (1, 1), 65),
         (F16, (2, 1), (128, 128), 1),
     ] {
@@ -135,9 +130,8 @@ fn rows_are_right_and_the_same_in_every_batch() {
 #[test]
 fn keys_and_values_go_where_the_reference_has_them() {
     let dice = &mut Dice(3);
-    for (ty, dim) in
-        [(GgmlType::F16, 128), (GgmlType::F16, 300), (GgmlType::F16, 35), (GgmlType::F32, 16), (GgmlType::Q8_0, 64)]
-    {
+    use GgmlType::*;
+    for (ty, dim) in [(F16, 128), (F16, 300), (F16, 35), (F32, 16), (Q8_0, 64), (Q8_0, 32)] {
         let (heads, n_ctx) = (3, 2 * TILE + 21);
         let x = floats(n_ctx * heads * dim, dice);
         let row_bytes = dim / ty.block_len() * ty.block_bytes();
@@ -177,6 +171,27 @@ fn what_lies_ahead_does_not_matter() {
     let got = case.attend(cpu, 0..40);
     assert!(same(&got[..20 * 128], &want[..20 * 128]));
     assert!(got[20 * 128..].iter().all(|x| x.is_nan()));
+}
+
+/// The rows of a tile of Q8_0: as floats (n, dim), turned as keys of a tile of `width` positions, and as they are.
+fn tile_q8_0(dim: usize, n: usize, width: usize, dice: &mut Dice) -> (Vec<f32>, Vec<u8>, Vec<u8>) {
+    let (ty, scales) = (GgmlType::Q8_0, [0.0, -1e-7, 0.01, 3.0, 500.0]); // the second a denormal
+    let (mut floats, mut rows) = (vec![0.0; n * dim], Vec::new());
+    let mut turned = vec![0x7f; width * dim / 32 * 34]; // scales of nobody are no numbers
+    for pos in 0..n {
+        for block in 0..dim / 32 {
+            let scale = f16::from_f32(scales[dice.below(scales.len())]).to_le_bytes();
+            let q: Vec<u8> = (0..32).map(|_| dice.next() as u8).collect();
+            let at = TurnedBlock::of(ty, width, dim, pos, block);
+            turned[at.scale..][..2].copy_from_slice(&scale);
+            for (d, q) in q.iter().enumerate() {
+                turned[at.first + d * at.step] = *q;
+            }
+            rows.extend(scale.into_iter().chain(q));
+        }
+    }
+    dequantize_row(ty, &rows, &mut floats);
+    (floats, turned, rows)
 }
 
 proptest! {
@@ -235,6 +250,38 @@ proptest! {
                     prop_assert_eq!(sums[i * wide + d].to_bits(), want.to_bits(), "{} sum {} {}", name, i, d);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn tiles_of_q8_0_read_as_they_are_do_what_their_floats_do(
+        blocks in 1usize..6, n in 1..=TILE, queries in 1usize..12, more in 0..TILE, seed: u64
+    ) {
+        let (dim, dice) = (32 * blocks, &mut Dice(seed));
+        let (q, p) = (floats(queries * dim, dice), floats(queries * TILE, dice));
+        let start = floats(queries * dim, dice);
+        let (x, narrow, rows) = tile_q8_0(dim, n, (n + more).min(TILE), dice);
+        let seed = &mut Dice(dice.next());
+        let (of_whole, whole, _) = tile_q8_0(dim, n, TILE, seed);
+        for k in available() {
+            let name = k.isa().name();
+            let (mut keys, mut got) = (vec![0.0; dim * TILE], vec![1.0; dim * TILE]);
+            k.turn(&x, dim, &mut keys);
+            k.widen_keys_q8_0(&narrow, (n + more).min(TILE), &mut got);
+            for (d, (got, want)) in got.chunks(TILE).zip(keys.chunks(TILE)).enumerate() {
+                prop_assert!(same(&got[..n], &want[..n]), "{} keys' dimension {}", name, d);
+            }
+            let (mut got, mut want) = (vec![0.0; queries * TILE], vec![0.0; queries * TILE]);
+            k.turn(&of_whole, dim, &mut keys);
+            k.scores_q8_0(&q, &whole, n, &mut got);
+            k.scores(&q, &keys, n, &mut want);
+            for (i, (got, want)) in got.chunks(TILE).zip(want.chunks(TILE)).enumerate() {
+                prop_assert!(same(&got[..n], &want[..n]), "{} scores of query {}", name, i);
+            }
+            let (mut got, mut want) = (start.clone(), start.clone());
+            k.accumulate_q8_0(&p, &rows, dim, &mut got);
+            k.accumulate(&p, &x, dim, &mut want);
+            prop_assert!(same(&got, &want), "{} sums", name);
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use half::f16;
 
-use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, turned_key};
+use super::{
+    Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedBlock, is_turned,
+};
 use crate::quant::{GgmlType, QMat, dequantize_row, encode_row};
 
 /// See the module.
@@ -58,11 +60,18 @@ impl Backend for Reference {
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
             for pos in 0..=a.first + row {
-                if a.ty == GgmlType::F16 {
+                if is_turned(a.ty) {
                     let head = &a.keys[base * bytes_k..];
+                    let half = |at: usize| f16::from_le_bytes([head[at], head[at + 1]]).to_f32();
                     for (d, key) in key.iter_mut().enumerate() {
-                        let at = turned_key(a.n_ctx, a.head_k, pos, d);
-                        *key = f16::from_le_bytes([head[2 * at], head[2 * at + 1]]).to_f32();
+                        let block = |i| TurnedBlock::of(a.ty, a.n_ctx, a.head_k, pos, i);
+                        *key = if a.ty == GgmlType::F16 {
+                            half(block(0).first + d * block(0).step)
+                        } else {
+                            let block = block(d / a.ty.block_len());
+                            let q = head[block.first + d % a.ty.block_len() * block.step] as i8;
+                            half(block.scale) * f32::from(q)
+                        };
                     }
                 } else {
                     dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
@@ -112,16 +121,26 @@ impl Backend for Reference {
         let bytes = w.dim / w.ty.block_len() * w.ty.block_bytes();
         let n_ctx = w.cache.len() / w.heads / bytes;
         for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
-            if w.keys && w.ty == GgmlType::F16 {
-                let head = &mut w.cache[i % w.heads * n_ctx * bytes..];
-                for (d, x) in x.iter().enumerate() {
-                    let at = turned_key(n_ctx, w.dim, w.first + i / w.heads, d);
-                    head[2 * at..][..2].copy_from_slice(&f16::from_f32(*x).to_le_bytes());
+            let (head, pos) = (&mut w.cache[i % w.heads * n_ctx * bytes..], w.first + i / w.heads);
+            if !(w.keys && is_turned(w.ty)) {
+                encode_row(w.ty, x, &mut head[pos * bytes..(pos + 1) * bytes]);
+                continue;
+            }
+            let mut row = vec![0; bytes];
+            encode_row(w.ty, x, &mut row);
+            let block = |i| TurnedBlock::of(w.ty, n_ctx, w.dim, pos, i);
+            if w.ty == GgmlType::F16 {
+                for (d, x) in row.as_chunks::<2>().0.iter().enumerate() {
+                    head[block(0).first + d * block(0).step..][..2].copy_from_slice(x);
                 }
                 continue;
             }
-            let at = (i % w.heads * n_ctx + w.first + i / w.heads) * bytes;
-            encode_row(w.ty, x, &mut w.cache[at..at + bytes]);
+            for (i, row) in row.chunks_exact(w.ty.block_bytes()).enumerate() {
+                head[block(i).scale..][..2].copy_from_slice(&row[..2]);
+                for (d, x) in row[2..].iter().enumerate() {
+                    head[block(i).first + d * block(i).step] = *x;
+                }
+            }
         }
     }
     fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {

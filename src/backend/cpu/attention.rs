@@ -15,8 +15,8 @@ use super::{
     kernels::{Kernels, TILE},
 };
 use crate::{
-    backend::{Attention, Floats, KEY_TILE, key_tile},
-    quant::{GgmlType, dequantize_row},
+    backend::{Attention, Floats, KEY_TILE, is_turned, key_tile},
+    quant::GgmlType,
 };
 
 const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
@@ -24,8 +24,8 @@ const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
 
-/// Queries that read halves of the cache as they are: to make floats of a tile first does not pay for so few (8: a token 5 to
-/// 23 % faster at 8192 tokens of context).
+/// Queries that read the cache as it is: to make floats of a tile first does not pay for so few (8, of F16: a token 5 to 23 %
+/// faster at 8192 tokens of context).
 const DIRECT: usize = 16;
 
 /// What a thread works in. Allocated by its first piece; the same whatever the context.
@@ -37,8 +37,6 @@ pub(super) struct Scratch {
     keys: Floats,
     /// (TILE, padded head_v)
     values: Floats,
-    /// A tile of a quantised cache as floats. (TILE, the wider head)
-    plain: Floats,
     /// Scores, then weights. (QUERIES, TILE)
     scores: Floats,
     /// Weighted values so far. (QUERIES, padded head_v)
@@ -50,8 +48,7 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Bytes of one, for a cache of any type.
     pub(super) const fn bytes(head_k: usize, head_v: usize) -> usize {
-        let (wide_v, wider) = (Kernels::padded(head_v), if head_k > head_v { head_k } else { head_v });
-        let floats = (QUERIES + TILE) * (head_k + wide_v) + TILE * wider + QUERIES * (TILE + 2);
+        let floats = (QUERIES + TILE) * (head_k + Kernels::padded(head_v)) + QUERIES * (TILE + 2);
         floats * size_of::<f32>()
     }
 
@@ -60,9 +57,6 @@ impl Scratch {
         self.q.resize(QUERIES * a.head_k);
         self.keys.resize(TILE * a.head_k);
         self.values.resize(TILE * wide_v);
-        if !matches!(a.ty, GgmlType::F32 | GgmlType::F16) {
-            self.plain.resize(TILE * a.head_k.max(a.head_v));
-        }
         self.scores.resize(QUERIES * TILE);
         self.sums.resize(QUERIES * wide_v);
         self.running.resize(QUERIES, (0.0, 0.0));
@@ -145,9 +139,10 @@ impl Block<'_> {
             let q = &s.q[skip * a.head_k..self.n * a.head_k];
             let scores = &mut s.scores[skip * TILE..self.n * TILE];
             match keys.turned(start) {
-                Some((tile, TILE)) if direct => k.scores_f16(q, tile, n, scores),
+                Some((CachedRows::F16(tile), TILE)) if direct => k.scores_f16(q, tile, n, scores),
+                Some((CachedRows::Q8_0(tile), TILE)) if direct => k.scores_q8_0(q, tile, n, scores),
                 _ => {
-                    keys.turn(k, start, n, &mut s.plain, &mut s.keys[..TILE * a.head_k]);
+                    keys.turn(k, start, n, &mut s.keys[..TILE * a.head_k]);
                     k.scores(q, &s.keys, n, scores);
                 }
             }
@@ -163,17 +158,24 @@ impl Block<'_> {
                 }
                 *sum += k.exp_sum(scores, *max);
             }
-            if let (true, CachedRows::F16(x)) = (direct && a.head_v == wide_v, values.rows(k, start, n, &mut s.plain)) {
-                let add = |p: &[f32], seen: Range<usize>, sums: &mut [f32]| {
-                    k.accumulate_f16(p, &x[seen.start * wide_v..seen.end * wide_v], wide_v, sums);
-                };
-                self.add_values(&s.scores, &mut s.sums, skip, seen, add);
-            } else {
-                values.widen(k, start, n, &mut s.plain, &mut s.values[..n * wide_v]);
-                let add = |p: &[f32], seen: Range<usize>, sums: &mut [f32]| {
-                    k.accumulate(p, &s.values[seen.start * wide_v..seen.end * wide_v], wide_v, sums);
-                };
-                self.add_values(&s.scores, &mut s.sums, skip, seen, add);
+            let part = |seen: &Range<usize>, row: usize| seen.start * row..seen.end * row;
+            match values.rows(start, n) {
+                CachedRows::F16(x) if direct && a.head_v == wide_v => {
+                    self.add_values(&s.scores, &mut s.sums, skip, seen, |p, seen, sums| {
+                        k.accumulate_f16(p, &x[part(&seen, wide_v)], wide_v, sums);
+                    });
+                }
+                CachedRows::Q8_0(x) if direct => {
+                    self.add_values(&s.scores, &mut s.sums, skip, seen, |p, seen, sums| {
+                        k.accumulate_q8_0(p, &x[part(&seen, values.row_bytes)], wide_v, sums);
+                    });
+                }
+                rows => {
+                    rows.widen(k, a.head_v, &mut s.values[..n * wide_v]);
+                    self.add_values(&s.scores, &mut s.sums, skip, seen, |p, seen, sums| {
+                        k.accumulate(p, &s.values[part(&seen, wide_v)], wide_v, sums);
+                    });
+                }
             }
         }
     }
@@ -217,6 +219,29 @@ struct Side<'a> {
 enum CachedRows<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
+    Q8_0(&'a [u8]),
+}
+
+impl<'a> CachedRows<'a> {
+    fn new(ty: GgmlType, bytes: &'a [u8]) -> Self {
+        match ty {
+            // SAFETY: every bit pattern is a valid float, and `align_to` checks the alignment.
+            GgmlType::F32 => CachedRows::F32(aligned(unsafe { bytes.align_to::<f32>() })),
+            // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
+            GgmlType::F16 => CachedRows::F16(aligned(unsafe { bytes.align_to::<f16>() })),
+            GgmlType::Q8_0 => CachedRows::Q8_0(bytes),
+            ty => unreachable!("a KV cache of {ty}"),
+        }
+    }
+
+    /// To rows of floats, padded to whole lanes.
+    fn widen(self, k: &Kernels, cols: usize, out: &mut [f32]) {
+        match self {
+            CachedRows::F32(x) => k.widen(x, cols, out),
+            CachedRows::F16(x) => k.widen_f16(x, cols, out),
+            CachedRows::Q8_0(x) => k.from_q8_0(x, out),
+        }
+    }
 }
 
 impl<'a> Side<'a> {
@@ -225,58 +250,27 @@ impl<'a> Side<'a> {
         Self { ty, bytes: &bytes[head * n_ctx * row_bytes..], n_ctx, row_bytes, cols }
     }
 
-    /// Rows `start..start + n`, dequantised into `plain` if they are neither floats nor halves.
-    fn rows<'s>(&'s self, k: &Kernels, start: usize, n: usize, plain: &'s mut [f32]) -> CachedRows<'s> {
-        let bytes = &self.bytes[start * self.row_bytes..][..n * self.row_bytes];
-        match self.ty {
-            // SAFETY: every bit pattern is a valid float, and `align_to` checks the alignment.
-            GgmlType::F32 => CachedRows::F32(aligned(unsafe { bytes.align_to::<f32>() })),
-            GgmlType::F16 => CachedRows::F16(halves(bytes)),
-            GgmlType::Q8_0 => {
-                let plain = &mut plain[..n * self.cols];
-                k.from_q8_0(bytes, plain);
-                CachedRows::F32(plain)
-            }
-            ty => {
-                let plain = &mut plain[..n * self.cols];
-                for (bytes, x) in bytes.chunks_exact(self.row_bytes).zip(plain.chunks_exact_mut(self.cols)) {
-                    dequantize_row(ty, bytes, x);
-                }
-                CachedRows::F32(plain)
-            }
-        }
+    /// Rows `start..start + n`.
+    fn rows(&self, start: usize, n: usize) -> CachedRows<'a> {
+        CachedRows::new(self.ty, &self.bytes[start * self.row_bytes..][..n * self.row_bytes])
     }
 
-    /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see [`crate::backend::turned_key`].
-    fn turned(&self, start: usize) -> Option<(&'a [f16], usize)> {
+    /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see
+    /// [`crate::backend::TurnedBlock`].
+    fn turned(&self, start: usize) -> Option<(CachedRows<'a>, usize)> {
         let width = key_tile(self.n_ctx, start);
-        let tile = || halves(&self.bytes[start * self.row_bytes..][..width * self.row_bytes]);
-        (self.ty == GgmlType::F16).then(|| (tile(), width))
+        is_turned(self.ty).then(|| (self.rows(start, width), width))
     }
 
     /// Keys `start..start + n` to columns of floats; what stands behind them is nobody's.
-    fn turn(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
-        if let Some((tile, width)) = self.turned(start) {
-            return k.widen_f16(tile, width, out);
-        }
-        match self.rows(k, start, n, plain) {
-            CachedRows::F32(x) => k.turn(x, self.cols, out),
-            CachedRows::F16(_) => unreachable!("keys of halves are turned"),
-        }
-    }
-
-    /// Rows `start..start + n` to padded rows of floats.
-    fn widen(&self, k: &Kernels, start: usize, n: usize, plain: &mut [f32], out: &mut [f32]) {
-        match self.rows(k, start, n, plain) {
-            CachedRows::F32(x) => k.widen(x, self.cols, out),
-            CachedRows::F16(x) => k.widen_f16(x, self.cols, out),
+    fn turn(&self, k: &Kernels, start: usize, n: usize, out: &mut [f32]) {
+        match (self.rows(start, n), self.turned(start)) {
+            (_, Some((CachedRows::F16(tile), width))) => k.widen_f16(tile, width, out),
+            (_, Some((CachedRows::Q8_0(tile), width))) => k.widen_keys_q8_0(tile, width, out),
+            (CachedRows::F32(x), _) => k.turn(x, self.cols, out),
+            _ => unreachable!("keys that are no floats are turned"),
         }
     }
-}
-
-fn halves(bytes: &[u8]) -> &[f16] {
-    // SAFETY: every bit pattern is a valid half, and `align_to` checks the alignment.
-    aligned(unsafe { bytes.align_to::<f16>() })
 }
 
 /// The aligned middle, which is everything: the cache's rows start at multiples of their element's size.

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Out, Phase, Pool, kernels::Kernels};
 use crate::{
-    backend::{CacheWrite, KEY_TILE, RopeKind, Rotation, key_tile, turned_key},
+    backend::{CacheWrite, RopeKind, Rotation, TurnedBlock, is_turned},
     quant::{GgmlType, encode_row},
 };
 
@@ -81,13 +81,12 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
     let (n, row_bytes) = (x.len() / (heads * dim), dim / ty.block_len() * ty.block_bytes());
     let head_bytes = cache.len() / heads;
     each_row(pool, cache, head_bytes, n * dim, |head, cache| {
-        if keys && ty == GgmlType::F16 {
-            let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
-            return write_turned(k, rows, halves(cache), first);
+        let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
+        if keys && is_turned(ty) {
+            let n_ctx = head_bytes / row_bytes;
+            return (first..).zip(rows).for_each(|(pos, row)| write_turned(k, ty, n_ctx, pos, row, cache));
         }
-        let rows = cache[first * row_bytes..].chunks_exact_mut(row_bytes);
-        for (x, row) in x.chunks_exact(heads * dim).zip(rows) {
-            let x = &x[head * dim..(head + 1) * dim];
+        for (x, row) in rows.zip(cache[first * row_bytes..].chunks_exact_mut(row_bytes)) {
             if ty == GgmlType::F16 {
                 k.to_f16(x, halves(row));
             } else {
@@ -97,21 +96,30 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
     });
 }
 
-/// Keys of one head, from position `first` on, to where [`turned_key`] has them.
-fn write_turned<'x>(k: &Kernels, rows: impl Iterator<Item = &'x [f32]>, cache: &mut [f16], first: usize) {
+/// The key of one head and position to where [`TurnedBlock`] has it.
+fn write_turned(k: &Kernels, ty: GgmlType, n_ctx: usize, pos: usize, row: &[f32], cache: &mut [u8]) {
     const AT_ONCE: usize = 128;
-    for (pos, row) in (first..).zip(rows) {
-        let (dim, n_ctx) = (row.len(), cache.len() / row.len());
-        let to = &mut cache[turned_key(n_ctx, dim, pos, 0)..];
-        let mut to = to.iter_mut().step_by(key_tile(n_ctx, pos / KEY_TILE * KEY_TILE));
-        for row in row.chunks(AT_ONCE) {
+    let block = |i| TurnedBlock::of(ty, n_ctx, row.len(), pos, i);
+    if ty == GgmlType::F16 {
+        let TurnedBlock { first, step, .. } = block(0);
+        for (i, row) in row.chunks(AT_ONCE).enumerate() {
             let mut rounded = [f16::ZERO; AT_ONCE];
             k.to_f16(row, &mut rounded[..row.len()]);
-            // In this order: a place taken for no element would be lost.
-            rounded[..row.len()].iter().zip(to.by_ref()).for_each(|(x, to)| *to = *x);
+            let to = cache[first + i * AT_ONCE * step..].chunks_mut(step);
+            rounded[..row.len()].iter().zip(to).for_each(|(x, to)| to[..2].copy_from_slice(&x.to_le_bytes()));
         }
+        return;
+    }
+    for (i, row) in row.chunks_exact(ty.block_len()).enumerate() {
+        let mut bytes = [0; Q8_0_BYTES];
+        encode_row(ty, row, &mut bytes);
+        let TurnedBlock { scale, first, step } = block(i);
+        cache[scale..scale + 2].copy_from_slice(&bytes[..2]);
+        bytes[2..].iter().zip(cache[first..].iter_mut().step_by(step)).for_each(|(x, to)| *to = *x);
     }
 }
+
+const Q8_0_BYTES: usize = GgmlType::Q8_0.block_bytes();
 
 /// The bytes of a cache, or of a row of it, as they are.
 fn halves(bytes: &mut [u8]) -> &mut [f16] {

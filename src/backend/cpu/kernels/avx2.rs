@@ -526,6 +526,14 @@ impl Lanes for L256 {
     // SAFETY: needs the CPU's features, as [`Lanes`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
+    unsafe fn splat_f16(p: *const f16) -> Self {
+        // SAFETY: the caller gives one.
+        let x = _mm256_cvtph_ps(_mm_set1_epi16(unsafe { p.cast::<i16>().read_unaligned() }));
+        L256(x, x)
+    }
+    // SAFETY: needs the CPU's features, as [`Lanes`] says.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: the caller gives sixteen elements.
         let (a, b) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };

@@ -438,6 +438,11 @@ impl Lanes for L512 {
             unsafe { L512(_mm512_loadu_ps(p)) }
         }
         // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
+        unsafe fn splat_f16(p: *const f16) -> Self {
+            // SAFETY: the caller gives one.
+            L512(_mm512_cvtph_ps(_mm256_set1_epi16(unsafe { p.cast::<i16>().read_unaligned() })))
+        }
+        // SAFETY: needs the CPU's features and a valid pointer, as [`Lanes`] says.
         unsafe fn load_f16(p: *const f16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             L512(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) }))

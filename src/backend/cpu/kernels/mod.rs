@@ -402,6 +402,16 @@ impl Kernels {
         assert!(x.is_multiple_of(dim) && y.is_multiple_of(rows) && y / rows >= Self::padded(dim), "values and room");
     }
 
+    /// `out[d][p] = keys[d][p]` of a tile of Q8_0 keys of `width` positions, turned as [`crate::backend::TurnedBlock`] says; what stands
+    /// behind them is nobody's. out: (dim, TILE)
+    pub fn widen_keys_q8_0(&self, keys: &[u8], width: usize, out: &mut [f32]) {
+        let (bytes, elements) = (width * ops::Q8_0.0, ops::Q8_0.1 * TILE);
+        assert!((1..=TILE).contains(&width) && keys.len().is_multiple_of(bytes), "a tile of blocks");
+        assert_eq!(keys.len() / bytes * elements, out.len(), "blocks and room");
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.widen_keys_q8_0)(keys, width, out) }
+    }
+
     /// Columns of a row of `dim` with whole lanes.
     pub const fn padded(dim: usize) -> usize {
         dim.next_multiple_of(LANES)
@@ -420,6 +430,15 @@ impl Kernels {
         Self::check_scores(q.len(), keys.len(), n, out.len());
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
         unsafe { (self.ops.scores_f16)(q, keys, n, out) }
+    }
+
+    /// [`Kernels::scores`] of a whole tile of Q8_0, turned as [`crate::backend::TurnedBlock`] says.
+    pub fn scores_q8_0(&self, q: &[f32], keys: &[u8], n: usize, out: &mut [f32]) {
+        let (bytes, elements) = ops::Q8_0;
+        assert!(keys.len().is_multiple_of(TILE * bytes), "a tile of blocks");
+        Self::check_scores(q.len(), keys.len() / bytes * elements, n, out.len());
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.scores_q8_0)(q, keys, n, out) }
     }
 
     fn check_scores(q: usize, keys: usize, n: usize, out: usize) {
@@ -441,6 +460,15 @@ impl Kernels {
         Self::check_accumulate(p.len(), values.len(), dim, out.len());
         // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
         unsafe { (self.ops.accumulate_f16)(p, values, dim, out) }
+    }
+
+    /// [`Kernels::accumulate`] of rows of Q8_0.
+    pub fn accumulate_q8_0(&self, p: &[f32], values: &[u8], dim: usize, out: &mut [f32]) {
+        let (bytes, elements) = ops::Q8_0;
+        assert!(dim.is_multiple_of(elements) && values.len().is_multiple_of(bytes), "rows of blocks");
+        Self::check_accumulate(p.len(), values.len() / bytes * elements, dim, out.len());
+        // SAFETY: `for_isa` checked the CPU; the lengths were checked above.
+        unsafe { (self.ops.accumulate_q8_0)(p, values, dim, out) }
     }
 
     fn check_accumulate(p: usize, values: usize, dim: usize, out: usize) {

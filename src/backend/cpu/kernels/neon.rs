@@ -505,6 +505,12 @@ impl Lanes for L128 {
             L128(std::array::from_fn(|j| unsafe { vld1q_f32(p.add(4 * j)) }))
         }
         // SAFETY: needs the CPU's features, as the trait says.
+        unsafe fn splat_f16(p: *const f16) -> Self {
+            // SAFETY: the caller gives one.
+            let x = vdup_n_u16(unsafe { p.cast::<u16>().read_unaligned() });
+            L128([vcvt_f32_f16(vreinterpret_f16_u16(x)); 4])
+        }
+        // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn load_f16(p: *const f16) -> Self {
             // SAFETY: the caller gives sixteen elements.
             let x = std::array::from_fn(|j| unsafe { vld1_u16(p.add(4 * j).cast()) });

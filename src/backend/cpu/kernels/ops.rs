@@ -9,7 +9,7 @@
 use half::{bf16, f16};
 
 use super::ahead::ask_for;
-pub(super) use super::tile::{accumulate, rotate, scores, turn, widen};
+pub(super) use super::tile::{accumulate, accumulate_q8_0, rotate, scores, scores_q8_0, turn, widen, widen_keys_q8_0};
 use crate::quant::act::{self, ActChunk, LANE_GROUP, LANES, STEPS, TINY, span_of};
 use crate::quant::block::{CHUNK, GROUP};
 
@@ -21,6 +21,8 @@ pub(super) trait Lanes: Copy {
     /// Whether there are 32 registers of sixteen floats; otherwise as many of eight, or sixteen.
     const WIDE: bool = false;
     unsafe fn splat(x: f32) -> Self;
+    /// The half at `p`, for which alone `p` need be valid.
+    unsafe fn splat_f16(p: *const f16) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn load_f16(p: *const f16) -> Self;
     unsafe fn load_bf16(p: *const bf16) -> Self;
@@ -95,10 +97,13 @@ pub(super) struct Ops {
     pub turn: unsafe fn(&[f32], usize, &mut [f32]),
     pub widen: unsafe fn(&[f32], usize, &mut [f32]),
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
+    pub widen_keys_q8_0: unsafe fn(&[u8], usize, &mut [f32]),
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     pub scores_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
+    pub scores_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
     pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     pub accumulate_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
+    pub accumulate_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
     pub rotate: Rotate,
 }
 
@@ -122,15 +127,19 @@ macro_rules! ops_table {
                 turn(x: &[f32], dim: usize, out: &mut [f32]) -> () = turn::<$lanes>;
                 widen(x: &[f32], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, f32>;
                 widen_f16(x: &[half::f16], dim: usize, y: &mut [f32]) -> () = widen::<$lanes, half::f16>;
+                widen_keys_q8_0(x: &[u8], width: usize, y: &mut [f32]) -> () = widen_keys_q8_0::<$lanes>;
                 scores(q: &[f32], keys: &[f32], n: usize, out: &mut [f32]) -> () = scores::<$lanes, f32>;
                 scores_f16(q: &[f32], keys: &[half::f16], n: usize, out: &mut [f32]) -> () = scores::<$lanes, half::f16>;
+                scores_q8_0(q: &[f32], keys: &[u8], n: usize, out: &mut [f32]) -> () = scores_q8_0::<$lanes>;
                 accumulate(p: &[f32], v: &[f32], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes, f32>;
                 accumulate_f16(p: &[f32], v: &[half::f16], dim: usize, out: &mut [f32]) -> () = accumulate::<$lanes, half::f16>;
+                accumulate_q8_0(p: &[f32], v: &[u8], dim: usize, out: &mut [f32]) -> () = accumulate_q8_0::<$lanes>;
                 rotate(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) -> () = rotate::<$lanes>;
             }
             ops::Ops {
                 quantize_row, dot, axpy, to_f16, from_q8_0, scale, scaled, scale_mul, max, exp_sum, silu_mul,
-                turn, widen, widen_f16, scores, scores_f16, accumulate, accumulate_f16, rotate,
+                turn, widen, widen_f16, widen_keys_q8_0, scores, scores_f16, scores_q8_0, accumulate, accumulate_f16,
+                accumulate_q8_0, rotate,
             }
         };
     };
@@ -173,6 +182,26 @@ impl Element for f16 {
     }
 }
 
+/// A half's bytes.
+impl Element for [u8; 2] {
+    const ZERO: [u8; 2] = [0; 2];
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const [u8; 2]) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load_f16(p.cast()) }
+    }
+}
+
+/// A signed byte's bits.
+impl Element for u8 {
+    const ZERO: u8 = 0;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L {
+        // SAFETY: the caller's promise is the same.
+        unsafe { L::load_i8(p.cast()) }
+    }
+}
+
 impl Element for bf16 {
     const ZERO: bf16 = bf16::ZERO;
     #[inline(always)]
@@ -199,6 +228,7 @@ macro_rules! by_lanes {
         }
     }};
 }
+pub(super) use by_lanes;
 
 /// Sixteen elements from `i` on, the missing ones being `pad`.
 ///

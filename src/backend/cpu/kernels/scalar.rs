@@ -30,6 +30,10 @@ impl Lanes for [f32; LANES] {
     unsafe fn splat(x: f32) -> Self {
         [x; LANES]
     }
+    unsafe fn splat_f16(p: *const f16) -> Self {
+        // SAFETY: the caller gives one.
+        [unsafe { p.read_unaligned() }.to_f32(); LANES]
+    }
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: the caller gives sixteen elements.
         unsafe { p.cast::<Self>().read_unaligned() }

@@ -5,7 +5,7 @@
 //!
 //! Must not know: caches, softmax, threads.
 
-use super::ops::{Element, Lanes, load};
+use super::ops::{Element, Lanes, Q8_0, by_lanes, load};
 use crate::quant::act::LANES;
 
 /// Positions of a tile: keys, values and scores of 64 queries with heads of 128 take 80 KiB then.
@@ -55,18 +55,142 @@ pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f
     }
 }
 
+/// `out[d][p] = x[d][p]` as floats for the `width` positions of a tile of keys of Q8_0, which lie as
+/// [`crate::backend::TurnedBlock`] says. (dim, TILE)
+#[inline(always)]
+pub(super) unsafe fn widen_keys_q8_0<L: Lanes>(x: &[u8], width: usize, out: &mut [f32]) {
+    for (block, out) in x.chunks_exact(width * Q8_0.0).zip(out.chunks_exact_mut(Q8_0.1 * TILE)) {
+        let (scales, bytes) = block.split_at(2 * width);
+        let scales = scales.as_chunks::<2>().0;
+        // SAFETY: the caller checked the CPU, and that `width` is at most a tile, which is a multiple of LANES.
+        unsafe {
+            by_lanes!(width, |p| {
+                let scales = load::<WHOLE, L, _>(scales, p, [0; 2]);
+                for (x, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(TILE)) {
+                    scales.mul(load::<WHOLE, L, _>(x, p, 0)).store(out.as_mut_ptr().add(p));
+                }
+            });
+        }
+    }
+}
+
+/// The vectors of a [`Block`]: `V` of them side by side from column `c` on, in each of its steps.
+///
+/// # Safety
+/// Every method: the CPU has the instruction set, step and columns are inside; `c` is a multiple of `V` vectors.
+trait Vectors: Copy {
+    /// The scales of the [`Q8_0`] steps from `s` on, where they have their own.
+    #[inline(always)]
+    unsafe fn scales<L: Lanes, const V: usize>(self, _s: usize, _c: usize) -> [L; V] {
+        // SAFETY: the caller's promise.
+        [unsafe { L::splat(0.0) }; V]
+    }
+    unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, scales: [L; V]) -> [L; V];
+}
+
+/// Elements that lanes can be loaded from: step `s` starts at `s * step`.
+struct Plain<T> {
+    b: *const T,
+    step: usize,
+}
+
+impl<T> Clone for Plain<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Plain<T> {}
+
+impl<T: Element> Vectors for Plain<T> {
+    #[inline(always)]
+    unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, _: [L; V]) -> [L; V] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut x = [L::splat(0.0); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = T::load(self.b.add(s * self.step + c + v * LANES));
+            }
+            x
+        }
+    }
+}
+
+/// Keys of Q8_0, turned: a step is a dimension, a column a position.
+#[derive(Clone, Copy)]
+struct KeysQ8(*const u8);
+
+impl KeysQ8 {
+    /// The block of dimension `s`: scales of a tile of positions, then bytes.
+    #[inline(always)]
+    fn block(self, s: usize) -> *const u8 {
+        self.0.wrapping_add(s / Q8_0.1 * Q8_0.0 * TILE)
+    }
+}
+
+impl Vectors for KeysQ8 {
+    #[inline(always)]
+    unsafe fn scales<L: Lanes, const V: usize>(self, s: usize, c: usize) -> [L; V] {
+        let scales = self.block(s).wrapping_add(2 * c);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut x = [L::splat(0.0); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = L::load_f16(scales.add(2 * v * LANES).cast());
+            }
+            x
+        }
+    }
+    #[inline(always)]
+    unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, scales: [L; V]) -> [L; V] {
+        let bytes = self.block(s).wrapping_add((2 + s % Q8_0.1) * TILE + c);
+        let mut x = scales;
+        for (v, x) in x.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *x = unsafe { x.mul(L::load_i8(bytes.add(v * LANES).cast())) };
+        }
+        x
+    }
+}
+
+/// Values of Q8_0: a step is a position, a row of blocks, of which two vectors take one.
+#[derive(Clone, Copy)]
+struct ValuesQ8 {
+    b: *const u8,
+    row_bytes: usize,
+}
+
+impl Vectors for ValuesQ8 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, _: [L; V]) -> [L; V] {
+        let row = self.b.wrapping_add(s * self.row_bytes);
+        let first = row.wrapping_add(c / Q8_0.1 * Q8_0.0);
+        // SAFETY: the caller's promise; two vectors of a block begin where it does.
+        unsafe {
+            if V == 1 {
+                return [L::splat_f16(first.cast()).mul(L::load_i8(first.add(2 + c % Q8_0.1).cast())); V];
+            }
+            let mut x = [L::splat(0.0); V];
+            for (j, x) in x.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let block = first.add(j * Q8_0.0);
+                let scale = L::splat_f16(block.cast());
+                x[0] = scale.mul(L::load_i8(block.add(2).cast()));
+                x[1] = scale.mul(L::load_i8(block.add(2 + LANES).cast()));
+            }
+            x
+        }
+    }
+}
+
 /// Rows of `a` (q, ·) times rows of `b` (·, TILE or dim), accumulated in registers: `Q` queries by `V` vectors.
-struct Block<'a, T> {
+struct Block<'a, B> {
     /// Factors: step `s` of query `i` is at `i * a_query + s * 1`.
     a: &'a [f32],
     a_query: usize,
-    /// Vectors: step `s` starts at `s * b_step`.
-    b: &'a [T],
-    b_step: usize,
+    b: B,
     steps: usize,
 }
 
-impl<T: Element> Block<'_, T> {
+impl<B: Vectors> Block<'_, B> {
     /// `out[i][c..]` gets the sums that start from `out` itself or, where `FRESH`, from nothing.
     ///
     /// # Safety
@@ -82,7 +206,6 @@ impl<T: Element> Block<'_, T> {
         // SAFETY: the caller's promise.
         unsafe {
             let a = self.a.as_ptr().add(i * self.a_query);
-            let b = self.b.as_ptr().add(c);
             let out = out.add(i * out_query + c);
             let mut acc = [[L::splat(0.0); V]; Q];
             if !FRESH {
@@ -92,15 +215,15 @@ impl<T: Element> Block<'_, T> {
                     }
                 }
             }
-            for s in 0..self.steps {
-                let mut x = [L::splat(0.0); V];
-                for (v, x) in x.iter_mut().enumerate() {
-                    *x = T::load(b.add(s * self.b_step + v * LANES));
-                }
-                for (q, acc) in acc.iter_mut().enumerate() {
-                    let a = L::splat(*a.add(q * self.a_query + s));
-                    for (acc, x) in acc.iter_mut().zip(x) {
-                        *acc = x.fma(a, *acc);
+            for start in (0..self.steps).step_by(Q8_0.1) {
+                let scales = self.b.scales::<L, V>(start, c);
+                for s in start..self.steps.min(start + Q8_0.1) {
+                    let x = self.b.load::<L, V>(s, c, scales);
+                    for (q, acc) in acc.iter_mut().enumerate() {
+                        let a = L::splat(*a.add(q * self.a_query + s));
+                        for (acc, x) in acc.iter_mut().zip(x) {
+                            *acc = x.fma(a, *acc);
+                        }
                     }
                 }
             }
@@ -168,8 +291,20 @@ impl<T: Element> Block<'_, T> {
 /// q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
 #[inline(always)]
 pub(super) unsafe fn scores<L: Lanes, T: Element>(q: &[f32], keys: &[T], n: usize, out: &mut [f32]) {
-    let dim = keys.len() / TILE;
-    let block = Block { a: q, a_query: dim, b: keys, b_step: TILE, steps: dim };
+    // SAFETY: the caller's promise is the same.
+    unsafe { scores_of::<L, _>(q, Plain { b: keys.as_ptr(), step: TILE }, keys.len() / TILE, n, out) }
+}
+
+/// [`scores`] of a tile of Q8_0.
+#[inline(always)]
+pub(super) unsafe fn scores_q8_0<L: Lanes>(q: &[f32], keys: &[u8], n: usize, out: &mut [f32]) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { scores_of::<L, _>(q, KeysQ8(keys.as_ptr()), keys.len() / (TILE * Q8_0.0) * Q8_0.1, n, out) }
+}
+
+#[inline(always)]
+unsafe fn scores_of<L: Lanes, B: Vectors>(q: &[f32], b: B, dim: usize, n: usize, out: &mut [f32]) {
+    let block = Block { a: q, a_query: dim, b, steps: dim };
     // SAFETY: the caller checked the CPU, the lengths, and that `n` is at most a tile, which is a multiple of LANES.
     unsafe { block.all::<L, true>(q.len() / dim, n.next_multiple_of(LANES), out.as_mut_ptr(), TILE) }
 }
@@ -178,7 +313,22 @@ pub(super) unsafe fn scores<L: Lanes, T: Element>(q: &[f32], keys: &[T], n: usiz
 /// out: (queries, dim); dim: a multiple of LANES
 #[inline(always)]
 pub(super) unsafe fn accumulate<L: Lanes, T: Element>(p: &[f32], values: &[T], dim: usize, out: &mut [f32]) {
-    let block = Block { a: p, a_query: TILE, b: values, b_step: dim, steps: values.len() / dim };
+    // SAFETY: the caller's promise is the same.
+    unsafe { accumulate_of::<L, _>(p, Plain { b: values.as_ptr(), step: dim }, values.len() / dim, dim, out) }
+}
+
+/// [`accumulate`] of rows of Q8_0.
+#[inline(always)]
+pub(super) unsafe fn accumulate_q8_0<L: Lanes>(p: &[f32], values: &[u8], dim: usize, out: &mut [f32]) {
+    let row_bytes = dim / Q8_0.1 * Q8_0.0;
+    let b = ValuesQ8 { b: values.as_ptr(), row_bytes };
+    // SAFETY: the caller's promise is the same.
+    unsafe { accumulate_of::<L, _>(p, b, values.len() / row_bytes, dim, out) }
+}
+
+#[inline(always)]
+unsafe fn accumulate_of<L: Lanes, B: Vectors>(p: &[f32], b: B, steps: usize, dim: usize, out: &mut [f32]) {
+    let block = Block { a: p, a_query: TILE, b, steps };
     // SAFETY: the caller checked the CPU and the lengths.
     unsafe { block.all::<L, false>(out.len() / dim, dim, out.as_mut_ptr(), dim) }
 }
