@@ -116,7 +116,7 @@ impl Plan {
         let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
         let shape =
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
-        let attention = attention_bytes(needs.threads, c.n_embd_head_k, c.n_embd_head_v);
+        let attention = attention_bytes(needs.threads, c.n_head, c.n_embd_head_k, c.n_embd_head_v, needs.n_ctx);
         let n_layer = store.layers().len();
         let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch);
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention + learnt(n_batch);

@@ -86,8 +86,10 @@ impl Case {
         let what =
             format!("{} {}/{} {}x{} {}", self.ty, self.n_head, self.n_head_kv, self.head_k, self.head_v, self.n_ctx);
         let all = self.attend(&mut Cpu::new(1).unwrap(), 0..self.n_ctx);
-        let truth = self.attend(&mut Reference, 0..self.n_ctx);
-        for (i, (got, want)) in all.iter().zip(&truth).enumerate() {
+        // Of a long context the end: it takes long.
+        let from = self.n_ctx.saturating_sub(300);
+        let truth = self.attend(&mut Reference, from..self.n_ctx);
+        for (i, (got, want)) in all[from * self.n_head * self.head_v..].iter().zip(&truth).enumerate() {
             assert!((got - want).abs() <= 2e-5, "{what}: {i}: {got} is not {want}");
         }
         for threads in 1..=3 {
@@ -95,7 +97,8 @@ impl Case {
             let (mut at, mut cut) = (0, Vec::new());
             while at < self.n_ctx {
                 let most = if dice.below(2) == 0 { 3 } else { 150 };
-                let n = (1 + dice.below(most)).min(self.n_ctx - at);
+                // The last ones alone, as in decoding.
+                let n = (1 + dice.below(most)).min((self.n_ctx - at).saturating_sub(3).max(1));
                 cut.extend(self.attend(&mut cpu, at..at + n));
                 at += n;
             }
@@ -121,6 +124,10 @@ fn rows_are_right_and_the_same_in_every_batch() {
         (Q8_0, (40, 1), (32, 32), 127),
         (F32, (1, 1), (1, 1), 65),
         (F16, (2, 1), (128, 128), 1),
+        // Some spans, of which rows that come alone are shared out among threads.
+        (F16, (4, 2), (32, 32), 2200),
+        (Q8_0, (4, 1), (32, 64), 4140),
+        (F32, (66, 1), (16, 20), 2070),
     ] {
         Case::new(ty, heads, dims, n_ctx, dice).check(dice);
     }

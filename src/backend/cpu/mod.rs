@@ -12,7 +12,7 @@ mod rate;
 mod rows;
 mod sync;
 
-use std::{mem::MaybeUninit, ops::Range, sync::Mutex};
+use std::{mem::MaybeUninit, ops::Range};
 
 use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
@@ -40,8 +40,7 @@ const ALONE_BYTES: usize = 32 << 10;
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
-    /// What each thread's attention works in.
-    attention: Vec<Mutex<attention::Scratch>>,
+    attention: attention::Scratch,
 }
 
 /// Base of memory that threads write disjoint parts of.
@@ -65,7 +64,7 @@ impl Cpu {
     pub fn new(threads: usize) -> Result<Self> {
         let kernels = Kernels::detect()?;
         let pool = Pool::new(threads).map_err(|e| Error::request("compute threads", threads, e))?;
-        let attention = (0..pool.threads()).map(|_| Mutex::default()).collect();
+        let attention = attention::Scratch::new(pool.threads());
         Ok(Self { kernels, pool, attention })
     }
 
@@ -75,9 +74,9 @@ impl Cpu {
     }
 }
 
-/// Bytes that attention works in on `threads` threads, whatever the context, for heads of these sizes.
-pub const fn attention_bytes(threads: usize, head_k: usize, head_v: usize) -> u64 {
-    (threads * attention::Scratch::bytes(head_k, head_v)) as u64
+/// Bytes that attention works in on `threads` threads, for `n_head` query heads of these sizes and `n_ctx` positions.
+pub const fn attention_bytes(threads: usize, n_head: usize, head_k: usize, head_v: usize, n_ctx: usize) -> u64 {
+    attention::Scratch::bytes(threads, n_head, head_k, head_v, n_ctx) as u64
 }
 
 /// Rows of a piece, whole tiles of them: some pieces for each thread, so that a slow core does not hold up the others, but no

@@ -402,8 +402,8 @@ impl Kernels {
         assert!(x.is_multiple_of(dim) && y.is_multiple_of(rows) && y / rows >= Self::padded(dim), "values and room");
     }
 
-    /// `out[d][p] = keys[d][p]` of a tile of Q8_0 keys of `width` positions, turned as [`crate::backend::TurnedBlock`] says; what stands
-    /// behind them is nobody's. out: (dim, TILE)
+    /// `out[d][p] = keys[d][p]` of a tile of Q8_0 keys of `width` positions, turned as [`crate::backend::TurnedBlock`] says;
+    /// what stands behind them is nobody's. out: (dim, TILE)
     pub fn widen_keys_q8_0(&self, keys: &[u8], width: usize, out: &mut [f32]) {
         let (bytes, elements) = (width * ops::Q8_0.0, ops::Q8_0.1 * TILE);
         assert!((1..=TILE).contains(&width) && keys.len().is_multiple_of(bytes), "a tile of blocks");

@@ -159,6 +159,8 @@ pub(super) use ops_table;
 /// An element type that lanes can be loaded from.
 pub(super) trait Element: Copy {
     const ZERO: Self;
+    /// Whether tiles of these come from the KV cache, not from a copy.
+    const CACHED: bool = false;
     /// # Safety
     /// As [`Lanes::load`].
     unsafe fn load<L: Lanes>(p: *const Self) -> L;
@@ -175,6 +177,7 @@ impl Element for f32 {
 
 impl Element for f16 {
     const ZERO: f16 = f16::ZERO;
+    const CACHED: bool = true;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f16) -> L {
         // SAFETY: the caller's promise is the same.
