@@ -4,7 +4,7 @@
 use half::f16;
 use hotset::{
     backend::{
-        Attention, Backend, CacheWrite, Reference, TurnedBlock,
+        Attention, Backend, CacheWrite, Reference, TurnedKey,
         cpu::{
             Cpu,
             kernels::{Isa, Kernels, TILE},
@@ -186,16 +186,14 @@ fn tile_q8_0(dim: usize, n: usize, width: usize, dice: &mut Dice) -> (Vec<f32>, 
     let (mut floats, mut rows) = (vec![0.0; n * dim], Vec::new());
     let mut turned = vec![0x7f; width * dim / 32 * 34]; // scales of nobody are no numbers
     for pos in 0..n {
-        for block in 0..dim / 32 {
-            let scale = f16::from_f32(scales[dice.below(scales.len())]).to_le_bytes();
-            let q: Vec<u8> = (0..32).map(|_| dice.next() as u8).collect();
-            let at = TurnedBlock::of(ty, width, dim, pos, block);
-            turned[at.scale..][..2].copy_from_slice(&scale);
-            for (d, q) in q.iter().enumerate() {
-                turned[at.first + d * at.step] = *q;
-            }
-            rows.extend(scale.into_iter().chain(q));
-        }
+        let row: Vec<u8> = (0..dim / 32)
+            .flat_map(|_| {
+                let scale = f16::from_f32(scales[dice.below(scales.len())]).to_le_bytes();
+                scale.into_iter().chain((0..32).map(|_| dice.next() as u8)).collect::<Vec<_>>()
+            })
+            .collect();
+        TurnedKey { ty, n_ctx: width, dim, pos }.write(0, &row, &mut turned);
+        rows.extend(row);
     }
     dequantize_row(ty, &rows, &mut floats);
     (floats, turned, rows)

@@ -10,8 +10,10 @@ use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat, QMatMut};
 pub mod cpu;
 mod floats;
 mod reference;
+mod turned;
 pub use floats::Floats;
 pub use reference::Reference;
+pub use turned::{KEY_TILE, TurnedKey, is_turned, key_tile};
 
 /// Activations on their way into matrix products: some rows of equal width, exact and (after [`Backend::prepare`])
 /// quantised.
@@ -106,53 +108,11 @@ impl Hidden {
     }
 }
 
-/// Positions of a tile of keys.
-///
-/// Keys of F16 and Q8_0 lie turned in the cache, since scores take a lane for each position: [`KEY_TILE`] positions together,
-/// the last ones fewer, and among these all first elements, all second ones, …; of Q8_0, block by block, with a block's scales
-/// before its bytes. Turned at each use instead, keys took half of the time of attention while decoding.
-pub const KEY_TILE: usize = 64;
-
-/// Whether keys of this type are turned.
-pub const fn is_turned(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::F16 | GgmlType::Q8_0)
-}
-
-/// Positions of the tile that begins at `start`, in a cache of `n_ctx`.
-pub const fn key_tile(n_ctx: usize, start: usize) -> usize {
-    if n_ctx - start < KEY_TILE { n_ctx - start } else { KEY_TILE }
-}
-
-/// Where a turned key has a block: of F16 the key is one.
-#[derive(Clone, Copy)]
-pub struct TurnedBlock {
-    /// Its scale, if the type has one: a half.
-    pub scale: usize,
-    /// Its first element.
-    pub first: usize,
-    /// From one element to the next.
-    pub step: usize,
-}
-
-impl TurnedBlock {
-    /// Block `block` of position `pos`, all in bytes from the start of a head that has `n_ctx` positions of `dim` elements.
-    pub const fn of(ty: GgmlType, n_ctx: usize, dim: usize, pos: usize, block: usize) -> Self {
-        let start = pos / KEY_TILE * KEY_TILE;
-        let (width, lane) = (key_tile(n_ctx, start), pos - start);
-        if matches!(ty, GgmlType::Q8_0) {
-            let scales = (start * (dim / ty.block_len()) + width * block) * ty.block_bytes();
-            TurnedBlock { scale: scales + 2 * lane, first: scales + 2 * width + lane, step: width }
-        } else {
-            TurnedBlock { scale: 0, first: 2 * (start * dim + lane), step: 2 * width }
-        }
-    }
-}
-
 /// Causal grouped-query attention of some new rows over the cached keys and values, their own included.
 pub struct Attention<'a> {
     /// Queries, rotated. (n, n_head, head_k)
     pub q: &'a [f32],
-    /// Cached keys, some [turned](TurnedBlock). (n_head_kv, n_ctx, head_k)
+    /// Cached keys, some [turned](TurnedKey). (n_head_kv, n_ctx, head_k)
     pub keys: &'a [u8],
     /// Cached values. (n_head_kv, n_ctx, head_v)
     pub values: &'a [u8],
@@ -202,7 +162,7 @@ pub struct CacheWrite<'a> {
     pub x: &'a [f32],
     /// The cache. (heads, n_ctx, dim)
     pub cache: &'a mut [u8],
-    /// Whether they are keys, of which some are [turned](TurnedBlock).
+    /// Whether they are keys, of which some are [turned](TurnedKey).
     pub keys: bool,
     /// Its element type: F32, F16 or Q8_0.
     pub ty: GgmlType,

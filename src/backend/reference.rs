@@ -1,11 +1,9 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
-use half::f16;
-
 use super::{
-    Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedBlock, is_turned,
+    Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey, is_turned,
 };
-use crate::quant::{GgmlType, QMat, dequantize_row, encode_row};
+use crate::quant::{QMat, dequantize_row, encode_row};
 
 /// See the module.
 #[derive(Default)]
@@ -54,28 +52,19 @@ impl Backend for Reference {
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {
         let group = a.n_head / a.n_head_kv;
         let (bytes_k, bytes_v) = (row_bytes(a, a.head_k), row_bytes(a, a.head_v));
-        let (mut key, mut value) = (vec![0.0; a.head_k], vec![0.0; a.head_v]);
+        let (mut row_k, mut key, mut value) = (vec![0; bytes_k], vec![0.0; a.head_k], vec![0.0; a.head_v]);
         for (i, (q, out)) in a.q.chunks_exact(a.head_k).zip(out.chunks_exact_mut(a.head_v)).enumerate() {
             let (row, head) = (i / a.n_head, i % a.n_head);
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
             for pos in 0..=a.first + row {
                 if is_turned(a.ty) {
-                    let head = &a.keys[base * bytes_k..];
-                    let half = |at: usize| f16::from_le_bytes([head[at], head[at + 1]]).to_f32();
-                    for (d, key) in key.iter_mut().enumerate() {
-                        let block = |i| TurnedBlock::of(a.ty, a.n_ctx, a.head_k, pos, i);
-                        *key = if a.ty == GgmlType::F16 {
-                            half(block(0).first + d * block(0).step)
-                        } else {
-                            let block = block(d / a.ty.block_len());
-                            let q = head[block.first + d % a.ty.block_len() * block.step] as i8;
-                            half(block.scale) * f32::from(q)
-                        };
-                    }
+                    let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
+                    at.read(&a.keys[base * bytes_k..], &mut row_k);
                 } else {
-                    dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
+                    row_k.copy_from_slice(&a.keys[(base + pos) * bytes_k..][..bytes_k]);
                 }
+                dequantize_row(a.ty, &row_k, &mut key);
                 scores.push(q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale);
             }
             let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
@@ -120,26 +109,14 @@ impl Backend for Reference {
     fn write_cache(&mut self, w: CacheWrite<'_>) {
         let bytes = w.dim / w.ty.block_len() * w.ty.block_bytes();
         let n_ctx = w.cache.len() / w.heads / bytes;
+        let mut row = vec![0; bytes];
         for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
             let (head, pos) = (&mut w.cache[i % w.heads * n_ctx * bytes..], w.first + i / w.heads);
-            if !(w.keys && is_turned(w.ty)) {
-                encode_row(w.ty, x, &mut head[pos * bytes..(pos + 1) * bytes]);
-                continue;
-            }
-            let mut row = vec![0; bytes];
             encode_row(w.ty, x, &mut row);
-            let block = |i| TurnedBlock::of(w.ty, n_ctx, w.dim, pos, i);
-            if w.ty == GgmlType::F16 {
-                for (d, x) in row.as_chunks::<2>().0.iter().enumerate() {
-                    head[block(0).first + d * block(0).step..][..2].copy_from_slice(x);
-                }
-                continue;
-            }
-            for (i, row) in row.chunks_exact(w.ty.block_bytes()).enumerate() {
-                head[block(i).scale..][..2].copy_from_slice(&row[..2]);
-                for (d, x) in row[2..].iter().enumerate() {
-                    head[block(i).first + d * block(i).step] = *x;
-                }
+            if w.keys && is_turned(w.ty) {
+                TurnedKey { ty: w.ty, n_ctx, dim: w.dim, pos }.write(0, &row, head);
+            } else {
+                head[pos * bytes..(pos + 1) * bytes].copy_from_slice(&row);
             }
         }
     }

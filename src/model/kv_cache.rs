@@ -2,7 +2,7 @@
 //! has reached cost nothing.
 //!
 //! Layout: for each layer, keys (n_head_kv, n_ctx, n_embd_head_k), then values (n_head_kv, n_ctx, n_embd_head_v): what
-//! one head reads is contiguous. Keys of F16 and Q8_0 are turned, see [`TurnedBlock`](crate::backend::TurnedBlock).
+//! one head reads is contiguous. Keys of F16 and Q8_0 are turned, see [`TurnedKey`](crate::backend::TurnedKey).
 
 use memmap2::MmapMut;
 

@@ -335,7 +335,7 @@ impl<'a> Side<'a> {
     }
 
     /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see
-    /// [`crate::backend::TurnedBlock`].
+    /// [`crate::backend::TurnedKey`].
     fn turned(&self, start: usize) -> Option<(CachedRows<'a>, usize)> {
         let width = key_tile(self.n_ctx, start);
         is_turned(self.ty).then(|| (self.rows(start, width), width))

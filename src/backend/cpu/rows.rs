@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Out, Phase, Pool, kernels::Kernels};
 use crate::{
-    backend::{CacheWrite, RopeKind, Rotation, TurnedBlock, is_turned},
+    backend::{CacheWrite, RopeKind, Rotation, TurnedKey, is_turned},
     quant::{GgmlType, encode_row},
 };
 
@@ -84,7 +84,9 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
         let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
         if keys && is_turned(ty) {
             let n_ctx = head_bytes / row_bytes;
-            return (first..).zip(rows).for_each(|(pos, row)| write_turned(k, ty, n_ctx, pos, row, cache));
+            return (first..).zip(rows).for_each(|(pos, row)| {
+                write_turned(k, TurnedKey { ty, n_ctx, dim, pos }, row, cache);
+            });
         }
         for (x, row) in rows.zip(cache[first * row_bytes..].chunks_exact_mut(row_bytes)) {
             if ty == GgmlType::F16 {
@@ -96,30 +98,22 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
     });
 }
 
-/// The key of one head and position to where [`TurnedBlock`] has it.
-fn write_turned(k: &Kernels, ty: GgmlType, n_ctx: usize, pos: usize, row: &[f32], cache: &mut [u8]) {
+/// Writes one key of the head whose cache this is.
+fn write_turned(k: &Kernels, key: TurnedKey, row: &[f32], cache: &mut [u8]) {
     const AT_ONCE: usize = 128;
-    let block = |i| TurnedBlock::of(ty, n_ctx, row.len(), pos, i);
-    if ty == GgmlType::F16 {
-        let TurnedBlock { first, step, .. } = block(0);
-        for (i, row) in row.chunks(AT_ONCE).enumerate() {
+    for (i, row) in row.chunks(AT_ONCE).enumerate() {
+        if key.ty == GgmlType::F16 {
             let mut rounded = [f16::ZERO; AT_ONCE];
             k.to_f16(row, &mut rounded[..row.len()]);
-            let to = cache[first + i * AT_ONCE * step..].chunks_mut(step);
-            rounded[..row.len()].iter().zip(to).for_each(|(x, to)| to[..2].copy_from_slice(&x.to_le_bytes()));
+            key.write(i * AT_ONCE, rounded.map(f16::to_le_bytes)[..row.len()].as_flattened(), cache);
+        } else {
+            let (len, bytes) = (key.ty.block_len(), key.ty.block_bytes());
+            let blocks = &mut [0; 2 * AT_ONCE][..row.len() / len * bytes];
+            encode_row(key.ty, row, blocks);
+            key.write(i * AT_ONCE, blocks, cache);
         }
-        return;
-    }
-    for (i, row) in row.chunks_exact(ty.block_len()).enumerate() {
-        let mut bytes = [0; Q8_0_BYTES];
-        encode_row(ty, row, &mut bytes);
-        let TurnedBlock { scale, first, step } = block(i);
-        cache[scale..scale + 2].copy_from_slice(&bytes[..2]);
-        bytes[2..].iter().zip(cache[first..].iter_mut().step_by(step)).for_each(|(x, to)| *to = *x);
     }
 }
-
-const Q8_0_BYTES: usize = GgmlType::Q8_0.block_bytes();
 
 /// The bytes of a cache, or of a row of it, as they are.
 fn halves(bytes: &mut [u8]) -> &mut [f16] {

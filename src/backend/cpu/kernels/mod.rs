@@ -402,7 +402,7 @@ impl Kernels {
         assert!(x.is_multiple_of(dim) && y.is_multiple_of(rows) && y / rows >= Self::padded(dim), "values and room");
     }
 
-    /// `out[d][p] = keys[d][p]` of a tile of Q8_0 keys of `width` positions, turned as [`crate::backend::TurnedBlock`] says;
+    /// `out[d][p] = keys[d][p]` of a tile of Q8_0 keys of `width` positions, turned as [`crate::backend::TurnedKey`] says;
     /// what stands behind them is nobody's. out: (dim, TILE)
     pub fn widen_keys_q8_0(&self, keys: &[u8], width: usize, out: &mut [f32]) {
         let (bytes, elements) = (width * ops::Q8_0.0, ops::Q8_0.1 * TILE);
@@ -432,7 +432,7 @@ impl Kernels {
         unsafe { (self.ops.scores_f16)(q, keys, n, out) }
     }
 
-    /// [`Kernels::scores`] of a whole tile of Q8_0, turned as [`crate::backend::TurnedBlock`] says.
+    /// [`Kernels::scores`] of a whole tile of Q8_0, turned as [`crate::backend::TurnedKey`] says.
     pub fn scores_q8_0(&self, q: &[f32], keys: &[u8], n: usize, out: &mut [f32]) {
         let (bytes, elements) = ops::Q8_0;
         assert!(keys.len().is_multiple_of(TILE * bytes), "a tile of blocks");

@@ -59,7 +59,7 @@ pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f
 }
 
 /// `out[d][p] = x[d][p]` as floats for the `width` positions of a tile of keys of Q8_0, which lie as
-/// [`crate::backend::TurnedBlock`] says. (dim, TILE)
+/// [`crate::backend::TurnedKey`] says. (dim, TILE)
 #[inline(always)]
 pub(super) unsafe fn widen_keys_q8_0<L: Lanes>(x: &[u8], width: usize, out: &mut [f32]) {
     for (block, out) in x.chunks_exact(width * Q8_0.0).zip(out.chunks_exact_mut(Q8_0.1 * TILE)) {
