@@ -229,7 +229,7 @@ impl Sums {
         self.stall_ns += a.stall_ns - b.stall_ns;
     }
 
-    /// The rate of a token's weights, of `token_bytes`, as a share of a plain read's.
+    /// The rate of what a token reads, `token_bytes`, as a share of a plain read's.
     fn share_of_memory(&self, token_bytes: f64) -> Option<f64> {
         let shares: Vec<_> = self.tok_s.iter().zip(&self.memory).map(|(t, rate)| t * token_bytes / rate).collect();
         median(&shares)
@@ -426,6 +426,9 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
     let profile = Profile::of(&sums.pace, test.name(), session.io_depth());
     let a_token = |n: u64| (sums.tokens > 0).then(|| n as f64 / sums.tokens as f64);
+    // The keys and values of all tokens before it, and its own.
+    let context = test.depth as f64 + (test.tokens + 1) as f64 / 2.0;
+    let context_bytes = (test.work == Work::Decode).then(|| context * plan.kv_bytes as f64 / plan.n_ctx as f64);
     Ok(Row {
         version: env!("CARGO_PKG_VERSION"),
         model: session.path().display().to_string(),
@@ -479,8 +482,9 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         probed_bytes_per_second: None,
         read_share_of_probed: None,
         weight_bytes_per_token: facts.token_bytes,
+        context_bytes_per_token: context_bytes,
         memory_bytes_per_second: median(&sums.memory),
-        share_of_memory: sums.share_of_memory(facts.token_bytes),
+        share_of_memory: sums.share_of_memory(facts.token_bytes + context_bytes.unwrap_or(0.0)),
         bound_tok_s: None,
         share_of_bound: None,
         prefetch_useful_per_token: a_token(sums.prefetch_useful),

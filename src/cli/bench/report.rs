@@ -76,6 +76,7 @@ row! {
     probed_bytes_per_second: Option<f64>,
     read_share_of_probed: Option<f64>,
     weight_bytes_per_token: f64,
+    context_bytes_per_token: Option<f64>,
     memory_bytes_per_second: Option<f64>,
     share_of_memory: Option<f64>,
     bound_tok_s: Option<f64>,
