@@ -67,6 +67,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/backend/cpu/mod.rs",
     "src/backend/cpu/pool.rs",
     "src/backend/cpu/attention.rs",
+    "src/backend/cpu/attention/sums.rs",
     "src/backend/cpu/rows.rs",
     "src/backend/cpu/kernels/",
 ];

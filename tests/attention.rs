@@ -85,16 +85,16 @@ impl Case {
     fn check(&self, dice: &mut Dice) {
         let what =
             format!("{} {}/{} {}x{} {}", self.ty, self.n_head, self.n_head_kv, self.head_k, self.head_v, self.n_ctx);
-        let all = self.attend(&mut Cpu::new(1).unwrap(), 0..self.n_ctx);
         // Of a long context the end: it takes long.
-        let from = self.n_ctx.saturating_sub(300);
+        let from = if self.n_ctx > 300 { self.n_ctx - 60 } else { 0 };
+        let all = self.attend(&mut Cpu::new(1).unwrap(), from..self.n_ctx);
         let truth = self.attend(&mut Reference, from..self.n_ctx);
-        for (i, (got, want)) in all[from * self.n_head * self.head_v..].iter().zip(&truth).enumerate() {
+        for (i, (got, want)) in all.iter().zip(&truth).enumerate() {
             assert!((got - want).abs() <= 2e-5, "{what}: {i}: {got} is not {want}");
         }
         for threads in 1..=3 {
             let mut cpu = Cpu::new(threads).unwrap();
-            let (mut at, mut cut) = (0, Vec::new());
+            let (mut at, mut cut) = (from, Vec::new());
             while at < self.n_ctx {
                 let most = if dice.below(2) == 0 { 3 } else { 150 };
                 // The last ones alone, as in decoding.
@@ -124,10 +124,10 @@ fn rows_are_right_and_the_same_in_every_batch() {
         (Q8_0, (40, 1), (32, 32), 127),
         (F32, (1, 1), (1, 1), 65),
         (F16, (2, 1), (128, 128), 1),
-        // Some spans, of which rows that come alone are shared out among threads.
-        (F16, (4, 2), (32, 32), 2200),
-        (Q8_0, (4, 1), (32, 64), 4140),
-        (F32, (66, 1), (16, 20), 2070),
+        // Some spans, the last of which begins among the rows; rows that come alone are shared out among threads.
+        (F16, (4, 2), (32, 32), 2090),
+        (Q8_0, (2, 1), (32, 32), 4140),
+        (F32, (65, 1), (16, 20), 2070),
     ] {
         Case::new(ty, heads, dims, n_ctx, dice).check(dice);
     }
