@@ -34,7 +34,11 @@ pub struct TurnedKey {
 
 impl TurnedKey {
     /// Puts the blocks `bytes`, the first of which has element `d`, into the head's bytes.
+    ///
+    /// # Panics
+    /// If the type is not turned.
     pub fn write(self, d: usize, bytes: &[u8], head: &mut [u8]) {
+        assert!(is_turned(self.ty), "keys of {} lie as they are", self.ty);
         if self.ty == GgmlType::F16 {
             let (first, step) = self.half(d);
             let to = head[first..].chunks_mut(step);
@@ -48,7 +52,11 @@ impl TurnedKey {
     }
 
     /// Takes the key's blocks out of the head's bytes.
+    ///
+    /// # Panics
+    /// If the type is not turned.
     pub fn read(self, head: &[u8], bytes: &mut [u8]) {
+        assert!(is_turned(self.ty), "keys of {} lie as they are", self.ty);
         if self.ty == GgmlType::F16 {
             let (first, step) = self.half(0);
             let from = head[first..].chunks(step);

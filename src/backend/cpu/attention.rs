@@ -98,6 +98,7 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
     assert_eq!(out.len(), n * a.n_head * a.head_v, "output of {n} rows");
     let Cpu { kernels, pool, attention: Scratch { threads, spans } } = cpu;
     let (kernels, threads, end) = (&*kernels, &*threads, a.first + n);
+    assert!(end <= a.n_ctx, "{n} rows at {} in a context of {}", a.first, a.n_ctx);
     let out = Out(out.as_mut_ptr());
     // SAFETY: `out` has a row for each query (asserted), which only the piece that has the query uses.
     let row = |query: usize| unsafe { std::slice::from_raw_parts_mut(out.at(query * a.head_v), a.head_v) };
@@ -123,7 +124,8 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
         run(&|worker, s| {
             parts.work(worker, |at| {
                 let (span, block) = (at / blocks.count(), blocks.at(at % blocks.count()));
-                // SAFETY: there are as many sums as spans and heads; each piece has its own.
+                // SAFETY: there are as many sums as spans and heads, since rows end within the context (asserted); each piece has
+                // its own.
                 let mut part = unsafe { spans.part(span * a.n_head + block.query(0), block.n) };
                 block.run(kernels, span * SPAN, &mut s.tile, &mut part);
             });
