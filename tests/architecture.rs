@@ -275,22 +275,29 @@ fn wrong_unsafe(path: &Path, source: &str) -> Vec<String> {
         let line = tokens[i].0;
         if !listed {
             wrong.push(format!("{name}:{line}: unsafe, and not listed in MAY_BE_UNSAFE"));
-        } else if (is(&tokens, i + 1, '{') || word(&tokens, i + 1) == Some("impl")) && !is_explained(&lines, line) {
+            continue;
+        }
+        // A function with a name; pointers to functions have none.
+        let function = word(&tokens, i + 1) == Some("fn") && word(&tokens, i + 2).is_some();
+        let block = is(&tokens, i + 1, '{') || word(&tokens, i + 1) == Some("impl");
+        let marks: &[&str] = if function { &["SAFETY:", "# Safety"] } else { &["SAFETY:"] };
+        if (function || block) && !is_explained(&lines, line, marks) {
             wrong.push(format!("{name}:{line}: no SAFETY comment close above"));
         }
     }
     wrong
 }
 
-/// Whether a comment that has `SAFETY:` ends within [`SAFETY_LINES`] above `line` (from 1), with no finished statement
+/// Whether a comment that has one of `marks` ends within [`SAFETY_LINES`] above `line` (from 1), with no finished statement
 /// in between.
-fn is_explained(lines: &[&str], line: usize) -> bool {
+fn is_explained(lines: &[&str], line: usize, marks: &[&str]) -> bool {
     let is_comment = |l: &str| l.trim_start().starts_with("//");
     let above = || lines[..line - 1].iter().rev();
     let code = above().take_while(|l| !is_comment(l)).take(SAFETY_LINES + 1);
     let code: Vec<_> = code.map(|l| l.trim_end()).collect();
     let same_statement = code.len() <= SAFETY_LINES && !code.iter().any(|l| l.ends_with(';') || l.ends_with('}'));
-    same_statement && above().skip(code.len()).take_while(|l| is_comment(l)).any(|l| l.contains("SAFETY:"))
+    same_statement
+        && above().skip(code.len()).take_while(|l| is_comment(l)).any(|l| marks.iter().any(|mark| l.contains(mark)))
 }
 
 /// What is wrong with a file as a text.
@@ -410,16 +417,19 @@ fn the_checks_see_what_they_should() {
     assert_eq!(wrong_uses(Path::new("src/cli/run.rs"), "use crate::session::Session;").len(), 0);
 
     let fenced = Path::new("src/io/mapped.rs");
-    let explained =
-        "// SAFETY: it is.\nlet x =\n    unsafe { f() };\n// SAFETY: too.\nunsafe impl Send for X {}\nunsafe fn g();";
+    let explained = "// SAFETY: it is.\nlet x =\n    unsafe { f() };\n// SAFETY: too.\nunsafe impl Send for X {}\n\
+        /// # Safety\n/// Do so.\n#[inline]\nunsafe fn g();\ntype G = unsafe fn(u8);";
     assert_eq!(wrong_unsafe(fenced, explained), Vec::<String>::new());
-    assert_eq!(wrong_unsafe(policy, explained).len(), 3, "not listed");
+    assert_eq!(wrong_unsafe(policy, explained).len(), 4, "not listed");
     assert_eq!(wrong_unsafe(policy, "// unsafe\nlet x = \"unsafe { }\"; #![deny(unsafe_code)]").len(), 0);
     for bad in [
         "let x = unsafe { f() };",
         "// SAFETY: it is.\nlet x = unsafe { f() };\nlet y = unsafe { f() };",
         "// SAFETY: far away\na\nb\nc\nd\nunsafe { f() };",
         "// It is.\nunsafe impl Send for X {}",
+        "/// It is.\n#[inline]\nunsafe fn f() {}",
+        "/// # Safety\n/// It is.\nunsafe fn f();\nunsafe fn g();",
+        "/// # Safety\nlet x = unsafe { f() };",
     ] {
         assert_eq!(wrong_unsafe(fenced, bad).len(), 1, "{bad}");
     }

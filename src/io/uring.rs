@@ -53,6 +53,7 @@ struct Kernel {
 }
 
 impl Ring for Kernel {
+    // SAFETY: as the trait says.
     unsafe fn push(&mut self, id: u64, file: u16, offset: u64, to: *mut u8, len: usize) {
         let entry = opcode::Read::new(types::Fixed(u32::from(file)), to, len as u32).offset(offset);
         let entry = entry.build().user_data(id);
@@ -389,6 +390,7 @@ mod tests {
     }
 
     impl Ring for Faulty {
+        // SAFETY: as the trait says.
         unsafe fn push(&mut self, id: u64, file: u16, offset: u64, to: *mut u8, len: usize) {
             // SAFETY: the caller's promise is passed on.
             unsafe { self.inner.push(id, file, offset, to, len) };

@@ -20,33 +20,52 @@ use crate::quant::block::{CHUNK, GROUP};
 pub(super) trait Lanes: Copy {
     /// Whether there are 32 registers of sixteen floats; otherwise as many of eight, or sixteen.
     const WIDE: bool = false;
+    // SAFETY: as the trait says.
     unsafe fn splat(x: f32) -> Self;
     /// The half at `p`, for which alone `p` need be valid.
+    // SAFETY: as the trait says.
     unsafe fn splat_f16(p: *const f16) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn load(p: *const f32) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn load_f16(p: *const f16) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn load_bf16(p: *const bf16) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn load_i8(p: *const i8) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn store(self, p: *mut f32);
+    // SAFETY: as the trait says.
     unsafe fn store_f16(self, p: *mut f16);
+    // SAFETY: as the trait says.
     unsafe fn add(self, b: Self) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn mul(self, b: Self) -> Self;
+    // SAFETY: as the trait says.
     unsafe fn div(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
+    // SAFETY: as the trait says.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// `c - self * b`, rounded once.
+    // SAFETY: as the trait says.
     unsafe fn fnma(self, b: Self, c: Self) -> Self;
     /// `self > b ? self : b`.
+    // SAFETY: as the trait says.
     unsafe fn max(self, b: Self) -> Self;
     /// `self < b ? self : b`.
+    // SAFETY: as the trait says.
     unsafe fn min(self, b: Self) -> Self;
     /// To the nearest whole number, ties to even.
+    // SAFETY: as the trait says.
     unsafe fn round(self) -> Self;
     /// `2^self` for whole numbers in -126..=127.
+    // SAFETY: as the trait says.
     unsafe fn pow2(self) -> Self;
     /// Zero in the lanes where `x < limit`.
+    // SAFETY: as the trait says.
     unsafe fn zero_below(self, x: Self, limit: f32) -> Self;
     /// Lane `p` of row `i` becomes lane `i` of row `p`.
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
         let (mut from, mut to) = ([[0.0f32; LANES]; LANES], [[0.0f32; LANES]; LANES]);
@@ -68,10 +87,13 @@ pub(super) trait Lanes: Copy {
         }
     }
     /// Lane `p ^ 4` in lane `p`: the other half of its span.
+    // SAFETY: as the trait says.
     unsafe fn partner(self) -> Self;
     /// `self > b ? new : old`.
+    // SAFETY: as the trait says.
     unsafe fn where_greater(self, b: Self, new: Self, old: Self) -> Self;
     /// The sum, as [`crate::quant::dot::sum_lanes`].
+    // SAFETY: as the trait says.
     unsafe fn sum(self) -> f32;
 }
 
@@ -147,6 +169,7 @@ macro_rules! ops_table {
     (@each ($ops:ident) ($lanes:ty) ($($feature:tt)*)
      $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $f:ident::<$($g:ty),*>; $($rest:tt)*) => {
         $($feature)*
+        // SAFETY: needs the features; lengths as [`Ops`] says.
         unsafe fn $name($($arg: $ty),*) -> $out {
             // SAFETY: the features that the lanes need are enabled here, which the caller checked.
             unsafe { $ops::$f::<$($g),*>($($arg),*) }
@@ -168,6 +191,7 @@ pub(super) trait Element: Copy {
 
 impl Element for f32 {
     const ZERO: f32 = 0.0;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f32) -> L {
         // SAFETY: the caller's promise is the same.
@@ -178,6 +202,7 @@ impl Element for f32 {
 impl Element for f16 {
     const ZERO: f16 = f16::ZERO;
     const CACHED: bool = true;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f16) -> L {
         // SAFETY: the caller's promise is the same.
@@ -188,6 +213,7 @@ impl Element for f16 {
 /// A half's bytes.
 impl Element for [u8; 2] {
     const ZERO: [u8; 2] = [0; 2];
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const [u8; 2]) -> L {
         // SAFETY: the caller's promise is the same.
@@ -198,6 +224,7 @@ impl Element for [u8; 2] {
 /// A signed byte's bits.
 impl Element for u8 {
     const ZERO: u8 = 0;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const u8) -> L {
         // SAFETY: the caller's promise is the same.
@@ -207,6 +234,7 @@ impl Element for u8 {
 
 impl Element for bf16 {
     const ZERO: bf16 = bf16::ZERO;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const bf16) -> L {
         // SAFETY: the caller's promise is the same.
@@ -271,6 +299,7 @@ unsafe fn store<const WHOLE: bool, L: Lanes>(v: L, x: &mut [f32], i: usize) {
 }
 
 /// [`quantize_row`](crate::quant::act::quantize_row) with its bits.
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn quantize_row<L: Lanes>(x: &[f32], out: &mut [ActChunk]) {
     let (whole, rest) = x.as_chunks::<CHUNK>();
@@ -292,6 +321,7 @@ pub(super) unsafe fn quantize_row<L: Lanes>(x: &[f32], out: &mut [ActChunk]) {
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// One chunk, each step as in the scalar truth, all lanes at once.
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
     // SAFETY: the caller checked the CPU; groups and arrays of lanes have sixteen elements.
@@ -361,6 +391,7 @@ unsafe fn quantize_chunk<L: Lanes>(x: &[f32; CHUNK], out: &mut ActChunk) {
 }
 
 /// The sum of products, over two sets of lanes.
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn dot<L: Lanes, T: Element>(a: &[f32], b: &[T]) -> f32 {
     // SAFETY: the caller checked the CPU and that both have as many elements.
@@ -381,6 +412,7 @@ pub(super) unsafe fn dot<L: Lanes, T: Element>(a: &[f32], b: &[T]) -> f32 {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn axpy<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
     // SAFETY: the caller checked the CPU and that both have as many elements.
@@ -392,6 +424,7 @@ pub(super) unsafe fn axpy<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn to_f16<L: Lanes>(x: &[f32], y: &mut [f16]) {
     // SAFETY: the caller checked the CPU and that both have as many elements.
@@ -413,6 +446,7 @@ pub(super) unsafe fn to_f16<L: Lanes>(x: &[f32], y: &mut [f16]) {
 /// Bytes and elements of a block of [`crate::quant::GgmlType::Q8_0`]: its scale, a half, and as many bytes as elements.
 pub(super) const Q8_0: (usize, usize) = (2 + 2 * LANES, 2 * LANES);
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn from_q8_0<L: Lanes>(x: &[u8], y: &mut [f32]) {
     let (blocks, rows) = (x.as_chunks::<{ Q8_0.0 }>().0, y.as_chunks_mut::<{ Q8_0.1 }>().0);
@@ -425,6 +459,7 @@ pub(super) unsafe fn from_q8_0<L: Lanes>(x: &[u8], y: &mut [f32]) {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn scale<L: Lanes>(a: f32, x: &mut [f32]) {
     // SAFETY: the caller checked the CPU.
@@ -433,6 +468,7 @@ pub(super) unsafe fn scale<L: Lanes>(a: f32, x: &mut [f32]) {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
     // SAFETY: the caller checked the CPU and that both have as many elements.
@@ -441,6 +477,7 @@ pub(super) unsafe fn scaled<L: Lanes>(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn scale_mul<L: Lanes>(a: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
     // SAFETY: the caller checked the CPU and that all have as many elements.
@@ -452,6 +489,7 @@ pub(super) unsafe fn scale_mul<L: Lanes>(a: f32, x: &[f32], w: &[f32], y: &mut [
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn max<L: Lanes>(x: &[f32]) -> f32 {
     // SAFETY: the caller checked the CPU; `lane` has sixteen elements.
@@ -464,6 +502,7 @@ pub(super) unsafe fn max<L: Lanes>(x: &[f32]) -> f32 {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
     // SAFETY: the caller checked the CPU.
@@ -479,6 +518,7 @@ pub(super) unsafe fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
     }
 }
 
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 pub(super) unsafe fn silu_mul<L: Lanes>(gate: &mut [f32], up: &[f32]) {
     // SAFETY: the caller checked the CPU and that both have as many elements.
@@ -493,6 +533,7 @@ pub(super) unsafe fn silu_mul<L: Lanes>(gate: &mut [f32], up: &[f32]) {
 
 /// `e^x`: 2^n times a polynomial of degree 6 on ±ln(2)/2 (Cephes' `expf`), off by at most 2 units in the last place.
 /// Clamped to 88.37 above, zero below -87.33: the ends of what `2^n` can be made of bits for.
+// SAFETY: needs the features of `L`; lengths as [`Ops`] says.
 #[inline(always)]
 unsafe fn exp<L: Lanes>(x: L) -> L {
     const LOWEST: f32 = -87.336_54;

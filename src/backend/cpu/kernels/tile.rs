@@ -15,6 +15,7 @@ use crate::quant::act::LANES;
 pub const TILE: usize = 64;
 
 /// `out[d][p] = x[p][d]` for the positions that `x` (n, dim) has. (dim, TILE)
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn turn<L: Lanes>(x: &[f32], dim: usize, out: &mut [f32]) {
     let n = x.len() / dim;
@@ -41,6 +42,7 @@ pub(super) unsafe fn turn<L: Lanes>(x: &[f32], dim: usize, out: &mut [f32]) {
 }
 
 /// `y[r] = x[r]` with rows of `dim` padded by zeros to whole lanes. x: (n, dim), y: (n, that or more)
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f32]) {
     let wide = y.len() / (x.len() / dim).max(1);
@@ -60,6 +62,7 @@ pub(super) unsafe fn widen<L: Lanes, T: Element>(x: &[T], dim: usize, y: &mut [f
 
 /// `out[d][p] = x[d][p]` as floats for the `width` positions of a tile of keys of Q8_0, which lie as
 /// [`crate::backend::TurnedKey`] says. (dim, TILE)
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn widen_keys_q8_0<L: Lanes>(x: &[u8], width: usize, out: &mut [f32]) {
     for (block, out) in x.chunks_exact(width * Q8_0.0).zip(out.chunks_exact_mut(Q8_0.1 * TILE)) {
@@ -86,11 +89,13 @@ trait Vectors: Copy {
     /// Whether they come from the KV cache, and have to be made of what it holds; or else from a copy, as floats.
     const CACHED: bool;
     /// Scales that the steps of a [`Q8_0`] block from `s` on have in common, if they do.
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn scales<L: Lanes, const V: usize>(self, _s: usize, _c: usize) -> [L; V] {
         // SAFETY: the caller's promise.
         [unsafe { L::splat(0.0) }; V]
     }
+    // SAFETY: as the trait says.
     unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, scales: [L; V]) -> [L; V];
     /// Asks memory for what stands `ahead` bytes behind these vectors.
     fn ask<const V: usize>(self, s: usize, c: usize, ahead: usize);
@@ -105,6 +110,7 @@ struct Plain<T> {
 
 impl<T: Element> Vectors for Plain<T> {
     const CACHED: bool = T::CACHED;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, _: [L; V]) -> [L; V] {
         // SAFETY: the caller's promise.
@@ -137,6 +143,7 @@ impl KeysQ8 {
 
 impl Vectors for KeysQ8 {
     const CACHED: bool = true;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn scales<L: Lanes, const V: usize>(self, s: usize, c: usize) -> [L; V] {
         let scales = self.block(s).wrapping_add(2 * c);
@@ -149,6 +156,7 @@ impl Vectors for KeysQ8 {
             x
         }
     }
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, scales: [L; V]) -> [L; V] {
         let bytes = self.block(s).wrapping_add((2 + s % Q8_0.1) * TILE + c);
@@ -174,6 +182,7 @@ struct ValuesQ8 {
 
 impl Vectors for ValuesQ8 {
     const CACHED: bool = true;
+    // SAFETY: as the trait says.
     #[inline(always)]
     unsafe fn load<L: Lanes, const V: usize>(self, s: usize, c: usize, _: [L; V]) -> [L; V] {
         let row = self.b.wrapping_add(s * self.row_bytes);
@@ -362,6 +371,7 @@ impl<B: Vectors> Block<'_, B> {
 
 /// `out[i][p] = Σ q[i][d] * keys[d][p]` for the first `n` positions and those that fill up their lanes.
 /// q: (queries, dim), keys: (dim, TILE), out: (queries, TILE)
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn scores<L: Lanes, T: Element>(q: &[f32], keys: &[T], n: usize, out: &mut [f32]) {
     let (dim, b) = (keys.len() / TILE, Plain { b: keys.as_ptr(), step: TILE });
@@ -371,6 +381,7 @@ pub(super) unsafe fn scores<L: Lanes, T: Element>(q: &[f32], keys: &[T], n: usiz
 }
 
 /// [`scores`] of a tile of Q8_0.
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn scores_q8_0<L: Lanes>(q: &[f32], keys: &[u8], n: usize, out: &mut [f32]) {
     let dim = keys.len() / (TILE * Q8_0.0) * Q8_0.1;
@@ -381,6 +392,7 @@ pub(super) unsafe fn scores_q8_0<L: Lanes>(q: &[f32], keys: &[u8], n: usize, out
 
 /// `out[i][d] += Σ p[i][s] * values[s][d]`. p: (queries, TILE), of which the last row may be cut; values: (n, dim);
 /// out: (queries, dim); dim: a multiple of LANES
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn accumulate<L: Lanes, T: Element>(p: &[f32], values: &[T], dim: usize, out: &mut [f32]) {
     let (steps, b) = (values.len() / dim, Plain { b: values.as_ptr(), step: dim });
@@ -390,6 +402,7 @@ pub(super) unsafe fn accumulate<L: Lanes, T: Element>(p: &[f32], values: &[T], d
 }
 
 /// [`accumulate`] of rows of Q8_0.
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn accumulate_q8_0<L: Lanes>(p: &[f32], values: &[u8], dim: usize, out: &mut [f32]) {
     let row_bytes = dim / Q8_0.1 * Q8_0.0;
@@ -400,6 +413,7 @@ pub(super) unsafe fn accumulate_q8_0<L: Lanes>(p: &[f32], values: &[u8], dim: us
 }
 
 /// Turns the pairs (a[i], b[i]) by the angle with that cosine and sine.
+// SAFETY: needs the features of `L`; lengths as [`super::Kernels`] has checked them.
 #[inline(always)]
 pub(super) unsafe fn rotate<L: Lanes>(cos: &[f32], sin: &[f32], a: &mut [f32], b: &mut [f32]) {
     let whole = a.len() / LANES * LANES;

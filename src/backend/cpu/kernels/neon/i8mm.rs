@@ -226,6 +226,7 @@ impl Place<'_> {
     ///
     /// # Safety
     /// The CPU has the instruction set; each `y` has room for `rows` floats.
+    // SAFETY: needs the CPU's features, as said above.
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
     unsafe fn fill<B: Unpack<Quad>, const R: usize, const T: usize>(
@@ -254,6 +255,7 @@ impl Place<'_> {
 ///
 /// # Safety
 /// As [`super::super::MatMul`].
+// SAFETY: needs the CPU's features, as said above.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
 pub(super) unsafe fn matmul<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
@@ -301,6 +303,7 @@ impl Rows<'_> {
     ///
     /// # Safety
     /// The CPU has the instruction set.
+    // SAFETY: needs the CPU's features, as said above.
     #[target_feature(enable = "neon,dotprod,i8mm")]
     #[inline]
     unsafe fn pair<'a, B: Unpack<Quad>>(&self, out: &'a mut [MaybeUninit<RowPair>]) -> &'a [RowPair] {
