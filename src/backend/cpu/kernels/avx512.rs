@@ -10,15 +10,13 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
-use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
-use super::driver::{self, Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::bytes::{IQ4_UNSIGNED, LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
+use super::driver::{self, Form, Registers, Row, Simd, Unpack, Weights, matmul_table};
 use super::maker::is_amd;
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
-use crate::quant::block::{
-    CHUNK, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
-};
+use crate::quant::block::{CHUNK, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 use crate::quant::interleaved::is_possible;
 use crate::quant::{GgmlType, QMat};
 
@@ -32,6 +30,7 @@ macro_rules! avx512 {
 }
 
 mod interleaved;
+mod pair;
 mod panel;
 mod sixteen;
 mod step;
@@ -157,6 +156,31 @@ impl Simd for Avx512 {
                 panel::matmul::<Together<Q4_K>>(w, x, y, then)
             } else {
                 panel::matmul::<Apart<B>>(w, x, y, then)
+            }
+        }
+    }
+    // SAFETY: needs the CPU's features, as [`Simd`] says.
+    #[inline(always)]
+    unsafe fn unpack<B: Unpack<Wide>>(bytes: [&[u8]; 2]) -> Weights<Wide> {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match B::TYPE {
+                GgmlType::Q2_K => pair::q2_k(bytes),
+                GgmlType::Q3_K => pair::q3_k(bytes),
+                GgmlType::Q5_0 => pair::q5_0(bytes),
+                GgmlType::Q5_1 => pair::q5_1(bytes),
+                _ => driver::unpack::<Avx512, B>(bytes),
+            }
+        }
+    }
+    // SAFETY: needs the CPU's features, as [`Simd`] says, and a type whose scales are fine.
+    #[inline(always)]
+    unsafe fn fine<B: Unpack<Wide>>(w: &Weights<Wide>, x: &ActChunk, dots: [__m512i; 2]) -> L512 {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match B::TYPE {
+                GgmlType::Q2_K | GgmlType::Q3_K => pair::fine::<B>(w, x, dots),
+                _ => driver::fine::<Avx512, B>(w, x, dots),
             }
         }
     }
@@ -360,13 +384,13 @@ unpack!(Q8_0, Form::Signed, 8, |b| {
     (runs, halves::<0, 34, _>(b), no_min())
 });
 
-unpack!(IQ4_NL, Form::Signed, 8, |b| {
-    (nibble_blocks(b, 2, 18).map(|x| look_up(IQ4_VALUES, x)), halves::<0, 18, _>(b), no_min())
+unpack!(IQ4_NL, Form::Offset(128), 8, |b| {
+    (nibble_blocks(b, 2, 18).map(|x| look_up(IQ4_UNSIGNED, x)), halves::<0, 18, _>(b), no_min())
 });
 
-unpack!(IQ4_XS, Form::Signed, 8, |b| {
+unpack!(IQ4_XS, Form::Offset(128), 8, |b| {
     let scale = _mm256_mul_ps(half(b, 0), scales_iq4_xs(b));
-    (nibble_blocks(b, 8, 16).map(|x| look_up(IQ4_VALUES, x)), scale, no_min())
+    (nibble_blocks(b, 8, 16).map(|x| look_up(IQ4_UNSIGNED, x)), scale, no_min())
 });
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {

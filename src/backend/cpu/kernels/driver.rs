@@ -93,6 +93,30 @@ pub(super) trait Simd {
     /// Each lane's sum of integer products.
     // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn dot<B: Unpack<Self::R>>(w: &W<Self>, x: &ActChunk) -> <Self::R as Registers>::I;
+    /// A chunk of two rows, [`Unpack::BYTES`] each; a set that reads two faster than one after the other has its own.
+    // SAFETY: needs the CPU's features, as the trait says.
+    #[inline(always)]
+    unsafe fn unpack<B: Unpack<Self::R>>(bytes: [&[u8]; 2]) -> Weights<Self::R>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe { unpack::<Self, B>(bytes) }
+    }
+    /// Products of spans, of what [`Simd::unpack`] gave and [`Simd::dot`] made of it, where [`Unpack::FINE`].
+    // SAFETY: needs the CPU's features, as the trait says, and a type whose scales are fine.
+    #[inline(always)]
+    unsafe fn fine<B: Unpack<Self::R>>(
+        w: &Weights<Self::R>,
+        x: &ActChunk,
+        dots: [<Self::R as Registers>::I; 2],
+    ) -> L<Self>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe { fine::<Self, B>(w, x, dots) }
+    }
     /// [`super::MatMul`] for fewer tokens than [`Simd::many_tokens`].
     // SAFETY: needs the CPU's features, as the trait says, and what [`super::MatMul`] asks for.
     #[inline(always)]
@@ -242,7 +266,7 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     }
 }
 
-/// A chunk of two rows, ready to be multiplied: [`Row`]'s fields.
+/// A chunk of two rows, ready to be multiplied: [`Row`]'s fields. `fine` is between [`Simd::unpack`] and [`Simd::fine`].
 pub(super) struct Weights<R: Registers> {
     pub w: [R::W; 2],
     pub scale: R::L,
@@ -250,9 +274,10 @@ pub(super) struct Weights<R: Registers> {
     pub fine: [MaybeUninit<[R::I; 2]>; 2],
 }
 
+/// [`Simd::unpack`], row by row.
 // SAFETY: needs the CPU's features.
 #[inline(always)]
-unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
+pub(super) unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weights<S::R> {
     // SAFETY: the caller checked the CPU.
     unsafe {
         let [mut a, mut b] = [B::unpack(bytes[0]), B::unpack(bytes[1])];
@@ -272,7 +297,7 @@ unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(rest: [&[u8]; 2]) -> Weights<S::
         padded[..rest.len()].copy_from_slice(rest);
     }
     // SAFETY: the caller checked the CPU.
-    unsafe { unpack::<S, B>([&padded[0][..B::BYTES], &padded[1][..B::BYTES]]) }
+    unsafe { S::unpack::<B>([&padded[0][..B::BYTES], &padded[1][..B::BYTES]]) }
 }
 
 /// Writes every chunk of two rows to `out`, which has room for just these.
@@ -291,7 +316,7 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
         }
         for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
             ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
-            out.write(unpack::<S, B>([a, b]));
+            out.write(S::unpack::<B>([a, b]));
         }
     }
 }
@@ -318,7 +343,7 @@ unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
             if let Some(ahead) = ahead {
                 ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             }
-            step::<S, B, T>(&unpack::<S, B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
+            step::<S, B, T>(&S::unpack::<B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
         if !rest[0].is_empty() {
             step::<S, B, T>(&unpack_rest::<S, B>(rest), x.map(|x| x.get_unchecked(n - 1)), &mut acc);
@@ -382,7 +407,7 @@ unsafe fn step<S: Simd, B: Unpack<S::R>, const T: usize>(w: &Weights<S::R>, x: [
         // SAFETY: the caller checked the CPU; a chunk has eight scales.
         unsafe {
             let dots = [S::dot::<B>(&w.w[0], x[t]), S::dot::<B>(&w.w[1], x[t])];
-            let sum = if B::FINE { fine::<S, B>(w, x[t], dots) } else { coarse::<S, B>(w, x[t], dots) };
+            let sum = if B::FINE { S::fine::<B>(w, x[t], dots) } else { coarse::<S, B>(w, x[t], dots) };
             acc[t] = sum.fma(S::R::twice(x[t].d.as_ptr()), acc[t]);
         }
     }
@@ -422,7 +447,11 @@ unsafe fn coarse<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots
 /// # Safety
 /// The CPU has the instruction set, and `B` is [`Unpack::FINE`].
 #[inline(always)]
-unsafe fn fine<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots: [<S::R as Registers>::I; 2]) -> L<S> {
+pub(super) unsafe fn fine<S: Simd, B: Unpack<S::R>>(
+    w: &Weights<S::R>,
+    x: &ActChunk,
+    dots: [<S::R as Registers>::I; 2],
+) -> L<S> {
     let offset = const { offset::<S, B>() };
     // SAFETY: the caller checked the CPU; a chunk has sixteen sums of halves; such a type sets `fine`.
     unsafe {

@@ -12,13 +12,13 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::super::bytes::MXFP4_UNSIGNED;
+use super::super::bytes::{IQ4_UNSIGNED, MXFP4_UNSIGNED};
 use super::super::driver::{Form, Registers, Unpack};
 use super::step::{Q3_K_OFFSET, WORDS};
 use super::{Avx512, Simd, Wide, high4, load16, look_up, low4, transpose};
 use crate::quant::GgmlType;
 use crate::quant::act::{LANES, SPANS};
-use crate::quant::block::{CHUNK, IQ4_VALUES};
+use crate::quant::block::CHUNK;
 use crate::quant::interleaved::{self, TILE_ROWS};
 
 /// Runs the block for each number, one after another in the code: where places in registers depend on it, it must be a constant.
@@ -227,7 +227,7 @@ avx512! {
             match S::B::TYPE {
                 GgmlType::Q4_0 => small_nibbles(rows, 2, out, |x| x),
                 GgmlType::Q4_1 => small_nibbles(rows, 4, out, |x| x),
-                GgmlType::IQ4_NL => small_nibbles(rows, 2, out, |x| signed(look_up(IQ4_VALUES, x))),
+                GgmlType::IQ4_NL => small_nibbles(rows, 2, out, |x| look_up(IQ4_UNSIGNED, x)),
                 GgmlType::MXFP4 => small_nibbles(rows, 1, out, |x| look_up(MXFP4_UNSIGNED, x)),
                 GgmlType::Q8_0 => {
                     rows.small_scales(out);
@@ -242,7 +242,7 @@ avx512! {
                 GgmlType::IQ4_XS => {
                     scales_iq4_xs(rows, out);
                     for s in 0..SPANS {
-                        out.span(s, spread_nibbles(four(rows, 0, 8 + 16 * s), |x| signed(look_up(IQ4_VALUES, x))));
+                        out.span(s, spread_nibbles(four(rows, 0, 8 + 16 * s), |x| look_up(IQ4_UNSIGNED, x)));
                     }
                 }
                 GgmlType::Q4_K => {
