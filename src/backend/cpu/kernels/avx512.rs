@@ -10,13 +10,15 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
-use super::bytes::{IQ4_UNSIGNED, LANE_BYTES, MXFP4_UNSIGNED, sized, u32_at};
+use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, above, sized, u32_at};
 use super::driver::{self, Form, Registers, Row, Simd, Unpack, Weights, matmul_table};
 use super::maker::is_amd;
 use super::ops::{Lanes, ops_table};
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
-use crate::quant::block::{CHUNK, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+use crate::quant::block::{
+    CHUNK, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+};
 use crate::quant::interleaved::is_possible;
 use crate::quant::{GgmlType, QMat};
 
@@ -199,6 +201,9 @@ impl Simd for Avx512 {
         }
     }
 }
+
+/// IQ4_NL's and IQ4_XS's values made unsigned by 128, as `vpdpbusd` takes them.
+const IQ4_UNSIGNED: [i8; 16] = above(IQ4_VALUES, i8::MIN);
 
 /// How to pick eight 16-bit words `STRIDE` bytes apart out of `N`: those that end in the first 128 bytes there, the
 /// others in 128 bytes more.

@@ -3,7 +3,7 @@
 //! Must not know: registers, CPU features.
 
 use crate::quant::act::LANE_GROUP;
-use crate::quant::block::{IQ4_VALUES, MXFP4_VALUES};
+use crate::quant::block::MXFP4_VALUES;
 
 /// The chunk's bytes at their true length.
 #[inline]
@@ -35,11 +35,8 @@ pub(super) const LANE_BYTES: [u8; 16] = {
 /// MXFP4's values made unsigned.
 pub(super) const MXFP4_UNSIGNED: [i8; 16] = above(MXFP4_VALUES, 12);
 
-/// IQ4_NL's and IQ4_XS's values made unsigned by 128.
-pub(super) const IQ4_UNSIGNED: [i8; 16] = above(IQ4_VALUES, i8::MIN);
-
 /// Bytes of `values` plus `offset`.
-const fn above(mut values: [i8; 16], offset: i8) -> [i8; 16] {
+pub(super) const fn above(mut values: [i8; 16], offset: i8) -> [i8; 16] {
     let mut i = 0;
     while i < 16 {
         values[i] = values[i].wrapping_add(offset);

@@ -12,10 +12,10 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::super::bytes::{IQ4_UNSIGNED, MXFP4_UNSIGNED};
+use super::super::bytes::MXFP4_UNSIGNED;
 use super::super::driver::{Form, Registers, Unpack};
 use super::step::{Q3_K_OFFSET, WORDS};
-use super::{Avx512, Simd, Wide, high4, load16, look_up, low4, transpose};
+use super::{Avx512, IQ4_UNSIGNED, Simd, Wide, high4, load16, look_up, low4, transpose};
 use crate::quant::GgmlType;
 use crate::quant::act::{LANES, SPANS};
 use crate::quant::block::CHUNK;
