@@ -26,7 +26,7 @@ pub struct Engine {
     #[arg(long, value_name = "SIZE", default_value = "auto")]
     memory: Memory,
     /// Threads that compute; default: the cores (not their hardware threads) that affinity and CPU quota allow
-    #[arg(long, value_name = "N", value_parser = count::<1024>)]
+    #[arg(short = 't', long, value_name = "N", value_parser = count::<1024>)]
     threads: Option<usize>,
     #[command(flatten)]
     pub modes: Modes,
