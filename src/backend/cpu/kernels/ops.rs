@@ -98,11 +98,14 @@ pub(super) trait Lanes: Copy {
 }
 
 /// (cosines, sines, first elements of pairs, second ones)
+// SAFETY: to call it, as [`Ops`] says.
 type Rotate = unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]);
 
 /// The operations of an instruction set; see [`super::Kernels`] for what each does.
 ///
-/// All are unsafe to call only because the CPU must have the instruction set. Lengths are checked by the caller.
+/// # Safety
+/// To call any of them: the CPU has the instruction set, and lengths are as [`super::Kernels`] checks them.
+// SAFETY: fields are pointers; each call is in a block that says why these hold.
 #[derive(Clone, Copy)]
 pub(super) struct Ops {
     pub quantize_row: unsafe fn(&[f32], &mut [ActChunk]),

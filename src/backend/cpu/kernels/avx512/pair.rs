@@ -8,10 +8,13 @@ use std::mem::MaybeUninit;
 use super::super::avx2::load16;
 use super::super::bytes::{sized, u16_at, u32_at};
 use super::super::driver::{Form, Unpack, Weights, offset};
+use super::sixteen::upper_halves;
+use super::step::lane;
 use super::{Avx512, L512, W512, Wide, load64, nibble_blocks, none, transpose};
 use crate::quant::act::{ActChunk, LANES, SPANS, span_of};
 use crate::quant::block::{Q2_K, Q3_K, Q5_0, Q5_1};
 
+// What `fine` relies on.
 const _: () =
     assert!(((1 << <Q3_K as Unpack<Wide>>::BITS) - 1) * 127 * 16 <= i16::MAX as u32, "sums of halves are words");
 
@@ -27,8 +30,7 @@ const fn halves(second: usize) -> [u8; 64] {
     let (mut index, mut i) = ([0; 64], 0);
     while i < 2 * LANES {
         let (row, span, half) = (i / LANES, i / 2 % SPANS, i % 2);
-        let lane = span + (span & 4) + 4 * half; // see `LANE_GROUP`
-        index[2 * i] = (row * second + 2 * lane) as u8;
+        index[2 * i] = (row * second + 2 * (lane(span) + 4 * half)) as u8;
         i += 1;
     }
     index
@@ -41,13 +43,13 @@ struct Fives<const BITS: usize, const MIN: usize, const STRIDE: usize, const N: 
 impl<const BITS: usize, const MIN: usize, const STRIDE: usize, const N: usize> Fives<BITS, MIN, STRIDE, N> {
     /// Little-endian words for `vpermt2w`: the first four blocks out of the first 128 bytes, the others out of the last 128.
     const INDEX: [u8; 64] = {
-        let (mut index, mut lane) = ([0; 64], 0);
-        while lane < LANES {
-            let (span, second) = (span_of(lane), lane / 4 % 2);
+        let (mut index, mut at) = ([0; 64], 0);
+        while at < LANES {
+            let (span, second) = (span_of(at), at / 4 % 2);
             let block = span * STRIDE - if span < 4 { 0 } else { N - 128 };
-            index[4 * lane] = ((block + BITS + 2 * second) / 2) as u8;
-            index[4 * lane + 2] = ((block + second * MIN) / 2) as u8;
-            lane += 1;
+            index[4 * at] = ((block + BITS + 2 * second) / 2) as u8;
+            index[4 * at + 2] = ((block + second * MIN) / 2) as u8;
+            at += 1;
         }
         index
     };
@@ -160,11 +162,6 @@ avx512! {
         }
     }
 
-    /// Sixteen floats, of 16 bits, in the upper halves of lanes.
-    fn upper_halves(x: __m512i) -> __m512 {
-        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(x)))
-    }
-
     /// Sixteen more where a bit is set: of a lane's sixteen, four for each register, one for each of its bytes.
     fn with_fifth([a, b, c, d]: W512, bits: __m512i) -> W512 {
         let byte = |at| _mm512_broadcast_i32x4(_mm_setr_epi32(at, at + 0x0404_0404, at + 0x0808_0808, at + 0x0c0c_0c0c));
@@ -179,9 +176,9 @@ avx512! {
         ]
     }
 
-    /// [`driver::fine`](super::super::driver::fine) for [`q2_k`] and [`q3_k`]. A half's sum of products fits 16 bits, so the halves of two
-    /// rows' spans are 32 words, one register: `vpmaddwd` multiplies them by their scales and adds halves to spans, sixteen
-    /// lanes as [`Weights::scale`] has them. Scales lie in the file as spans do, and need no other order.
+    /// [`driver::fine`](super::super::driver::fine) for [`q2_k`] and [`q3_k`]. A half's sum of products fits 16 bits, so the
+    /// halves of two rows' spans are 32 words, one register: `vpmaddwd` multiplies them by their scales and adds halves to spans,
+    /// sixteen lanes as [`Weights::scale`] has them. Scales lie in the file as spans do, and need no other order.
     ///
     /// # Safety
     /// The CPU has the features; `w` is from one of the two.

@@ -461,7 +461,7 @@ avx512! {
     }
 
     /// The halves in each word's upper two bytes.
-    fn upper_halves(x: __m512i) -> __m512 {
+    pub(super) fn upper_halves(x: __m512i) -> __m512 {
         lower_halves(_mm512_srli_epi32::<16>(x))
     }
 
