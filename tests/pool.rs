@@ -12,7 +12,9 @@
 //! none in `next_region`; a helper that looks for a region before it says that it sleeps. Data races: `done` or `left`
 //! counted up or read relaxed; `state` opened by a relaxed store; a region that ends while a helper is in it. A region that
 //! can be joined when closed, a piece that two threads take, a wait that does not look for a panic, phases that go on after
-//! one (`a_panic_ends_the_region_…`). A pool's end that wakes nobody or does not say so: deadlock, all models.
+//! one (`a_panic_ends_the_region_…`). A helper that does not ask where it is, or is not told where the caller is; one that
+//! rests for ever, or whose rest nobody counts (`a_helper_…`). A pool's end that wakes nobody or does not say so: deadlock,
+//! all models.
 
 #![expect(clippy::duplicate_mod, reason = "the same pool over two sets of threads is the point")]
 
@@ -41,7 +43,21 @@ mod model {
 
         /// A look at the condition, and to sleep.
         pub const SPINS: u32 = 1;
+
+        /// Regions that a helper on the caller's core sleeps through.
+        pub const RESTS: [usize; 2] = [1, 2];
+
+        std::thread_local! {
+            /// Whether all threads of a model are on one core. (Loom runs them as coroutines of one thread.)
+            pub static ONE_CORE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        }
+
+        pub fn core() -> Option<usize> {
+            ONE_CORE.get().then_some(0)
+        }
     }
+
+    pub use sync::{ONE_CORE, RESTS};
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,6 +103,34 @@ mod threads {
         }
     }
 
+    /// All threads have one core: the caller does everything, and every region ends.
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn a_helper_on_the_callers_core_stays_out() {
+        use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+
+        let on_one_core = || {
+            let mut one = CpuSet::new();
+            one.set(sched_getcpu());
+            sched_setaffinity(None, &one).unwrap();
+            // Its threads inherit that.
+            let mut pool = Pool::new(3).unwrap();
+            for _ in 0..ROUNDS {
+                let (phase, done) = (Phase::new(5), AtomicUsize::new(0));
+                pool.run(&|worker| {
+                    phase.work(worker, |_| {
+                        // Here another thread would have the core.
+                        std::thread::yield_now();
+                        assert_eq!(worker.index, 0);
+                        done.fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                assert_eq!(done.into_inner(), 5);
+            }
+        };
+        std::thread::spawn(on_one_core).join().unwrap();
+    }
+
     #[test]
     fn a_panic_in_a_piece_ends_the_region() {
         for threads in 1..4 {
@@ -109,7 +153,10 @@ mod loom_models {
 
     use super::{
         AssertUnwindSafe, catch_unwind,
-        model::pool::{Phase, Pool, Worker},
+        model::{
+            ONE_CORE, RESTS,
+            pool::{Phase, Pool, Worker},
+        },
     };
 
     /// Memory that the pieces of a region write without any lock: loom fails where two threads reach one cell unordered.
@@ -184,23 +231,57 @@ mod loom_models {
     /// A region ends without its helpers, so a lost wake-up would go unnoticed above. Here a piece waits for the others.
     fn all_needed(threads: usize, regions: usize) {
         let mut pool = Pool::new(threads).unwrap();
-        for _ in 0..regions {
-            let (phase, came) = (Phase::new(threads), AtomicUsize::new(0));
-            pool.run(&|worker: Worker<'_>| {
-                phase.work(worker, |_| {
-                    came.fetch_add(1, Ordering::Relaxed);
-                    while came.load(Ordering::Relaxed) < threads {
-                        yield_now();
-                    }
-                });
+        (0..regions).for_each(|_| needed(&mut pool, threads));
+    }
+
+    /// A region of as many pieces as there are threads, each of which waits for the others.
+    fn needed(pool: &mut Pool, threads: usize) {
+        let (phase, came) = (Phase::new(threads), AtomicUsize::new(0));
+        pool.run(&|worker: Worker<'_>| {
+            phase.work(worker, |_| {
+                came.fetch_add(1, Ordering::Relaxed);
+                while came.load(Ordering::Relaxed) < threads {
+                    yield_now();
+                }
             });
-        }
+        });
     }
 
     #[test]
     fn every_helper_is_woken() {
         check(3, || all_needed(2, 2));
         check(0, || all_needed(3, 1));
+    }
+
+    /// `regions` for threads that share a core: only the caller comes.
+    fn crowded(pool: &mut Pool, regions: usize) {
+        ONE_CORE.set(true);
+        for _ in 0..regions {
+            let phase = Phase::new(1);
+            pool.run(&|worker: Worker<'_>| phase.work(worker, |_| assert_eq!(worker.index, 0)));
+            yield_now();
+        }
+        ONE_CORE.set(false);
+    }
+
+    #[test]
+    fn a_helper_on_the_callers_core_stays_out() {
+        check(2, || crowded(&mut Pool::new(2).unwrap(), 2));
+        check(0, || crowded(&mut Pool::new(3).unwrap(), 2));
+    }
+
+    /// Without preemptions a helper rests when the caller yields, and so by the end of the first loop.
+    #[test]
+    fn a_helper_that_rested_comes_back() {
+        check(0, || {
+            let mut pool = Pool::new(2).unwrap();
+            crowded(&mut pool, 3);
+            for _ in 0..RESTS[1] {
+                pool.run(&|_| ());
+                yield_now();
+            }
+            needed(&mut pool, 2);
+        });
     }
 
     /// Whoever does piece 0 panics.

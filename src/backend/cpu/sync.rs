@@ -1,4 +1,4 @@
-//! All that the pool takes from the standard library to keep threads apart, and how long it spins.
+//! All that the pool takes from the system to keep threads apart, and how long it spins and rests.
 //!
 //! Apart from the pool for `tests/pool.rs`, which compiles the same pool.rs beside another `sync` module, made of loom's
 //! types, and so checks what ships. Nothing of loom is in a program.
@@ -17,6 +17,18 @@ pub use std::{
 /// Looks at a condition before a thread sleeps or gives way; one takes some 10–50 ns, so this is about 50 µs, the length of
 /// the pauses within a token.
 pub const SPINS: u32 = 2_000;
+
+/// Regions that a helper sleeps through which finds itself on the caller's core, at first and at most: twice as many each
+/// time. Waking it for nothing costs the caller some 5 µs.
+pub const RESTS: [usize; 2] = [16, 1024];
+
+/// The core that this thread is on, if the system tells at little cost. It may have left it when the answer comes.
+pub fn core() -> Option<usize> {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    return Some(rustix::thread::sched_getcpu());
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    None
+}
 
 /// An `UnsafeCell` that is reached through closures, as loom wants it to see how long an access lasts.
 pub struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
