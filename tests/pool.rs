@@ -12,7 +12,8 @@
 //! none in `next_region`; a helper that looks for a region before it says that it sleeps. Data races: `done` or `left`
 //! counted up or read relaxed; `state` opened by a relaxed store; a region that ends while a helper is in it. A region that
 //! can be joined when closed, a piece that two threads take, a wait that does not look for a panic, phases that go on after
-//! one (`a_panic_ends_the_region_…`). A helper that does not ask where it is, or is not told where the caller is; one that
+//! one (`a_panic_ends_the_region_…`). A half of a range that begins a piece late, a range that is read and then written
+//! (`a_piece_is_done_once_…`). A helper that does not ask where it is, or is not told where the caller is; one that
 //! rests for ever, or whose rest nobody counts (`a_helper_…`). A pool's end that wakes nobody or does not say so: deadlock,
 //! all models.
 
@@ -43,6 +44,9 @@ mod model {
 
         /// A look at the condition, and to sleep.
         pub const SPINS: u32 = 1;
+
+        /// One for each thread of the largest model.
+        pub const RANGES: usize = 3;
 
         /// Regions that a helper on the caller's core sleeps through.
         pub const RESTS: [usize; 2] = [1, 2];
@@ -80,11 +84,12 @@ mod threads {
             for round in 0..ROUNDS {
                 let n = round % 17;
                 let first: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                let (a, b, sum) = (Phase::new(n), Phase::new(n), AtomicUsize::new(0));
+                let (a, b, sum) = (Phase::new(n, threads), Phase::new(n, threads), AtomicUsize::new(0));
                 let body = |worker: Worker<'_>| {
                     assert!(worker.index < threads);
                     a.work(worker, |i| {
                         first[i].fetch_add(i + 1, Ordering::Relaxed);
+                        assert!(a.next(worker).is_none_or(|next| next < n));
                     });
                     // All of the first phase is visible here.
                     b.work(worker, |i| {
@@ -116,7 +121,7 @@ mod threads {
             // Its threads inherit that.
             let mut pool = Pool::new(3).unwrap();
             for _ in 0..ROUNDS {
-                let (phase, done) = (Phase::new(5), AtomicUsize::new(0));
+                let (phase, done) = (Phase::new(5, 3), AtomicUsize::new(0));
                 pool.run(&|worker| {
                     phase.work(worker, |_| {
                         // Here another thread would have the core.
@@ -135,7 +140,7 @@ mod threads {
     fn a_panic_in_a_piece_ends_the_region() {
         for threads in 1..4 {
             let mut pool = Pool::new(threads).unwrap();
-            let phase = Phase::new(64);
+            let phase = Phase::new(64, threads);
             let region = AssertUnwindSafe(|| {
                 pool.run(&|worker| phase.work(worker, |i| assert_ne!(i, 40)));
             });
@@ -195,7 +200,8 @@ mod loom_models {
         let mut pool = Pool::new(threads).unwrap();
         let (first, second) = (Cells::new(pieces), Cells::new(pieces));
         for round in 1..=regions {
-            let (a, b) = (Phase::new(pieces), Phase::new(pieces));
+            // The last helper has no range of its own in the second.
+            let (a, b) = (Phase::new(pieces, threads), Phase::new(pieces, threads - 1));
             pool.run(&|worker: Worker<'_>| {
                 assert!(worker.index < threads);
                 a.work(worker, |i| first.add(i, 1));
@@ -215,7 +221,7 @@ mod loom_models {
 
     #[test]
     fn two_threads_in_a_region_of_two_pieces() {
-        check(2, || regions(2, 1, 2));
+        check(1, || regions(2, 1, 2));
     }
 
     #[test]
@@ -225,7 +231,27 @@ mod loom_models {
 
     #[test]
     fn three_threads_in_a_region_of_two_pieces() {
-        check(1, || regions(3, 1, 2));
+        check(0, || regions(3, 1, 2));
+    }
+
+    /// One phase: pieces move from range to range.
+    fn shared_out(threads: usize, pieces: usize) {
+        let mut pool = Pool::new(threads).unwrap();
+        let (cells, phase) = (Cells::new(pieces), Phase::new(pieces, threads));
+        pool.run(&|worker: Worker<'_>| {
+            phase.work(worker, |i| {
+                cells.add(i, 1);
+                assert!(phase.next(worker).is_none_or(|next| next < pieces));
+            });
+        });
+        (0..pieces).for_each(|i| assert_eq!(cells.get(i), 1));
+    }
+
+    #[test]
+    fn a_piece_is_done_once_whoever_takes_it() {
+        check(2, || shared_out(2, 3));
+        check(1, || shared_out(2, 5));
+        check(0, || shared_out(3, 2));
     }
 
     /// A region ends without its helpers, so a lost wake-up would go unnoticed above. Here a piece waits for the others.
@@ -236,7 +262,7 @@ mod loom_models {
 
     /// A region of as many pieces as there are threads, each of which waits for the others.
     fn needed(pool: &mut Pool, threads: usize) {
-        let (phase, came) = (Phase::new(threads), AtomicUsize::new(0));
+        let (phase, came) = (Phase::new(threads, threads), AtomicUsize::new(0));
         pool.run(&|worker: Worker<'_>| {
             phase.work(worker, |_| {
                 came.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +283,7 @@ mod loom_models {
     fn crowded(pool: &mut Pool, regions: usize) {
         ONE_CORE.set(true);
         for _ in 0..regions {
-            let phase = Phase::new(1);
+            let phase = Phase::new(1, pool.threads());
             pool.run(&|worker: Worker<'_>| phase.work(worker, |_| assert_eq!(worker.index, 0)));
             yield_now();
         }
@@ -287,7 +313,7 @@ mod loom_models {
     /// Whoever does piece 0 panics.
     fn panicking(threads: usize) {
         let mut pool = Pool::new(threads).unwrap();
-        let (cells, a, b) = (Cells::new(threads), Phase::new(threads), Phase::new(1));
+        let (cells, a, b) = (Cells::new(threads), Phase::new(threads, threads), Phase::new(1, threads));
         // Not loom's: only what happened counts.
         let went_on = std::sync::atomic::AtomicBool::new(false);
         let region = AssertUnwindSafe(|| {
@@ -309,8 +335,8 @@ mod loom_models {
 
     #[test]
     fn a_panic_ends_the_region_and_every_thread_leaves_it() {
-        check(3, || panicking(2));
-        check(1, || panicking(3));
+        check(2, || panicking(2));
+        check(0, || panicking(3));
     }
 
     #[test]

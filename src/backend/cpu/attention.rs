@@ -119,11 +119,11 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
     if n == 1 && end > SPAN && !blocks.count().is_multiple_of(threads.len()) {
         let n_span = end.div_ceil(SPAN);
         spans.resize(n_span_of(a.n_ctx) * a.n_head, a.head_v);
-        let (parts, rows) = (Phase::new(n_span * blocks.count()), Phase::new(a.n_head));
+        let (parts, rows) = (Phase::new(n_span * blocks.count(), threads.len()), Phase::new(a.n_head, threads.len()));
         let spans = spans.shared();
         run(&|worker, s| {
             parts.work(worker, |at| {
-                let (span, block) = (at / blocks.count(), blocks.at(at % blocks.count()));
+                let (span, block) = (at % n_span, blocks.at(at / n_span));
                 // SAFETY: there are as many sums as spans and heads, since rows end within the context (asserted); each piece has
                 // its own.
                 let mut part = unsafe { spans.part(span * a.n_head + block.query(0), block.n) };
@@ -138,7 +138,7 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
             });
         });
     } else {
-        let work = Phase::new(blocks.count());
+        let work = Phase::new(blocks.count(), threads.len());
         run(&|worker, s| {
             work.work(worker, |at| {
                 // Late rows have most to do: first come, first served makes the short ones fill the gaps.

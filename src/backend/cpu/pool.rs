@@ -19,12 +19,13 @@
 
 use std::{
     any::Any,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 use super::sync::{
-    Arc, AtomicBool, AtomicUsize, Builder, JoinHandle, Ordering, RESTS, SPINS, Thread, UnsafeCell, core, fence, park,
-    spin_loop, yield_now,
+    Arc, AtomicBool, AtomicUsize, Builder, JoinHandle, Ordering, RANGES, RESTS, SPINS, Thread, UnsafeCell, core, fence,
+    park, spin_loop, yield_now,
 };
 
 /// In [`Shared::state`]: the region takes helpers.
@@ -82,18 +83,27 @@ impl Worker<'_> {
     }
 }
 
-/// A part of a region: `n` pieces of work, each done by whoever takes it first. What follows [`Phase::work`] sees all of
-/// it done.
+/// A part of a region: `n` pieces of work. What follows [`Phase::work`] sees all of it done.
+///
+/// Each thread has a range of pieces, which it does in order; when that is done, it takes the last half of the longest range
+/// that is left, until all are empty. So a thread reads memory in long runs, and knows what it reads next, while a slow
+/// or absent one holds nobody up for longer than a piece takes. With one counter for all, from which two threads took pieces in
+/// turn, decoding was 6 % slower where each has a link to memory of its own. (Ranges that others take halves of are lazy
+/// binary splitting: Tzannes et al., PPoPP 2010.)
 pub struct Phase {
-    next: AtomicUsize,
+    ranges: [Share; RANGES],
+    n_range: usize,
     done: AtomicUsize,
     n: usize,
 }
 
 impl Phase {
-    /// Pieces `0..n`.
-    pub fn new(n: usize) -> Self {
-        Self { next: AtomicUsize::new(0), done: AtomicUsize::new(0), n }
+    /// Pieces `0..n` for a pool of so many threads.
+    pub fn new(n: usize, threads: usize) -> Self {
+        assert!(n <= Share::MAX, "at most {} pieces", Share::MAX);
+        let n_range = threads.min(RANGES);
+        let at = |i: usize| i.min(n_range) * n / n_range;
+        Self { ranges: std::array::from_fn(|i| Share::new(at(i)..at(i + 1))), n_range, done: AtomicUsize::new(0), n }
     }
 
     /// Does pieces while there are any, then waits for those that others have taken.
@@ -101,13 +111,20 @@ impl Phase {
     /// # Panics
     /// If another thread of the region panicked: what follows must not run beside pieces that are still being done.
     pub fn work(&self, worker: Worker<'_>, mut piece: impl FnMut(usize)) {
+        let own = self.own(worker);
         loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= self.n {
-                break;
+            let mut done = 0;
+            while let Some(i) = own.take_first() {
+                piece(i);
+                done += 1;
             }
-            piece(i);
-            self.done.fetch_add(1, Ordering::Release);
+            if done > 0 {
+                self.done.fetch_add(done, Ordering::Release);
+            }
+            // Others of its range do without: they might both fill it.
+            let half = if worker.index < self.n_range { self.half_of_longest(worker.index) } else { None };
+            let Some(half) = half else { break };
+            own.fill(half);
         }
         let panicked = || worker.shared.is_some_and(|s| s.panicked.load(Ordering::Relaxed));
         let done = || self.done.load(Ordering::Acquire) >= self.n;
@@ -115,6 +132,83 @@ impl Phase {
         if !done() {
             resume_unwind(another());
         }
+    }
+
+    /// The piece that the thread does next, as far as that is known: another thread may take it.
+    pub fn next(&self, worker: Worker<'_>) -> Option<usize> {
+        let left = self.own(worker).left();
+        (!left.is_empty()).then_some(left.start)
+    }
+
+    /// A range for each thread; threads share them if there are too many.
+    fn own(&self, worker: Worker<'_>) -> &Share {
+        &self.ranges[worker.index % self.n_range]
+    }
+
+    /// Takes the last half of what another range than `own` has left.
+    fn half_of_longest(&self, own: usize) -> Option<Range<usize>> {
+        let others = || self.ranges[..self.n_range].iter().enumerate().filter(|(i, _)| *i != own);
+        loop {
+            let lengths = others().map(|(_, range)| (range.left().len(), range));
+            let (_, longest) = lengths.filter(|(len, _)| *len > 0).max_by_key(|(len, _)| *len)?;
+            // Unless somebody has emptied it meanwhile.
+            if let Some(half) = longest.take_half() {
+                return Some(half);
+            }
+        }
+    }
+}
+
+/// Pieces that are left in a range: the first one in the upper half of a word, the end in the lower. So one exchange takes some,
+/// and words that are alike have the same pieces, whoever had them in between. Relaxed, since whoever takes a piece has seen
+/// what it needs already: the region's opening, or the end of an earlier phase.
+///
+/// Alone on its cache line.
+#[repr(align(64))]
+struct Share(AtomicUsize);
+
+impl Share {
+    /// The largest number of a piece's end.
+    const MAX: usize = (1 << (usize::BITS / 2)) - 1;
+
+    fn new(pieces: Range<usize>) -> Self {
+        Self(AtomicUsize::new(Self::word(pieces)))
+    }
+
+    fn word(pieces: Range<usize>) -> usize {
+        pieces.start << (usize::BITS / 2) | pieces.end
+    }
+
+    fn pieces(word: usize) -> Range<usize> {
+        word >> (usize::BITS / 2)..word & Self::MAX
+    }
+
+    fn left(&self) -> Range<usize> {
+        Self::pieces(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Leaves `rest` of what is left, unless that is nothing; returns what was left before.
+    fn leave(&self, rest: impl Fn(usize, usize) -> Range<usize>) -> Option<Range<usize>> {
+        let leave = |word| {
+            let left = Self::pieces(word);
+            (!left.is_empty()).then(|| Self::word(rest(left.start, left.end)))
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, leave).ok().map(Self::pieces)
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        self.leave(|start, end| start + 1..end).map(|left| left.start)
+    }
+
+    fn take_half(&self) -> Option<Range<usize>> {
+        let middle = |start, end| start + (end - start) / 2;
+        let left = self.leave(|start, end| start..middle(start, end))?;
+        Some(middle(left.start, left.end)..left.end)
+    }
+
+    /// Only for an empty one, and one thread: others leave those alone.
+    fn fill(&self, pieces: Range<usize>) {
+        self.0.store(Self::word(pieces), Ordering::Relaxed);
     }
 }
 

@@ -54,7 +54,7 @@ impl Cpu {
         }
         let (start, bytes) = (Instant::now(), AtomicUsize::new(0));
         while start.elapsed() < time {
-            let pass = Phase::new(pieces.len());
+            let pass = Phase::new(pieces.len(), self.pool.threads());
             self.pool.run(&|worker: Worker<'_>| {
                 pass.work(worker, |i| {
                     if start.elapsed() < time {

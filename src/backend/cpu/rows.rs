@@ -27,7 +27,7 @@ pub(super) fn each_row<T: Send>(
         return x.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
     }
     let piece = (PIECE / cost.max(1)).clamp(1, n.div_ceil(pool.threads()));
-    let work = Phase::new(n.div_ceil(piece));
+    let work = Phase::new(n.div_ceil(piece), pool.threads());
     let x = Out(x.as_mut_ptr());
     pool.run(&|worker| {
         work.work(worker, |at| {

@@ -18,6 +18,9 @@ pub use std::{
 /// the pauses within a token.
 pub const SPINS: u32 = 2_000;
 
+/// Ranges of pieces that a phase has at most, a cache line each.
+pub const RANGES: usize = 16;
+
 /// Regions that a helper sleeps through which finds itself on the caller's core, at first and at most: twice as many each
 /// time. Waking it for nothing costs the caller some 5 µs.
 pub const RESTS: [usize; 2] = [16, 1024];
