@@ -232,6 +232,7 @@ impl Backend for Cpu {
         let up = Out(hidden.up.as_mut_ptr()); // (n, n_ff)
         let out = Out(out.as_mut_ptr());
         let kernels = &self.kernels;
+        // Where jobs come sorted by tokens, some threads' ranges wait for arithmetic while others' wait for DRAM.
         let piece_at = |of: Pieces, at: usize| (&jobs[at / of.count()], of.range(at % of.count()));
         let next_up = |worker: Worker<'_>| {
             let (job, range) = piece_at(ups, up_work.next(worker)?);

@@ -101,35 +101,44 @@ pub(super) trait Lanes: Copy {
 // SAFETY: to call it, as [`Ops`] says.
 type Rotate = unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]);
 
-/// The operations of an instruction set; see [`super::Kernels`] for what each does.
+/// The operations of an instruction set; see [`super::Kernels`] for what each does and for the lengths that it checks.
 ///
 /// # Safety
-/// To call any of them: the CPU has the instruction set, and lengths are as [`super::Kernels`] checks them.
-// SAFETY: fields are pointers; each call is in a block that says why these hold.
+/// To call any of them: the CPU has the instruction set, and lengths are as below.
 #[derive(Clone, Copy)]
 pub(super) struct Ops {
+    // SAFETY: to call it, a chunk for each 256 floats or part of them.
     pub quantize_row: unsafe fn(&[f32], &mut [ActChunk]),
+    // SAFETY: to call them, slices of one length.
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
     pub to_f16: unsafe fn(&[f32], &mut [f16]),
-    pub from_q8_0: unsafe fn(&[u8], &mut [f32]),
-    pub scale: unsafe fn(f32, &mut [f32]),
+    // SAFETY: to call them, slices of one length.
     pub scaled: unsafe fn(f32, &[f32], &mut [f32]),
     pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
+    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    // SAFETY: to call it, slices of one length.
+    pub rotate: Rotate,
+    // SAFETY: to call them, any length.
+    pub scale: unsafe fn(f32, &mut [f32]),
     pub max: unsafe fn(&[f32]) -> f32,
     pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
-    pub silu_mul: unsafe fn(&mut [f32], &[f32]),
+    // SAFETY: to call them, whole blocks, and room for their elements.
+    pub from_q8_0: unsafe fn(&[u8], &mut [f32]),
+    pub widen_keys_q8_0: unsafe fn(&[u8], usize, &mut [f32]),
+    // SAFETY: to call it, at most a tile of keys, and room for a whole one.
     pub turn: unsafe fn(&[f32], usize, &mut [f32]),
+    // SAFETY: to call them, whole rows, and room for as many padded ones.
     pub widen: unsafe fn(&[f32], usize, &mut [f32]),
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
-    pub widen_keys_q8_0: unsafe fn(&[u8], usize, &mut [f32]),
+    // SAFETY: to call them, whole queries, a tile of keys, and a tile of scores for each query.
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     pub scores_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
     pub scores_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
+    // SAFETY: to call them, values and room in rows of whole lanes, and for each row of room weights, a tile apart.
     pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
     pub accumulate_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
     pub accumulate_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
-    pub rotate: Rotate,
 }
 
 /// Defines `OPS`, the table of an instruction set: each operation with the set's features enabled around it.
