@@ -37,8 +37,8 @@ impl Element for i32 {
 pub struct NpyWriter<T> {
     path: PathBuf,
     out: NewFile,
-    /// The shape of one item: the array's without its first axis.
-    item: Vec<usize>,
+    /// The array's: its first axis is [`NpyWriter::finish`]'s to say.
+    shape: Vec<u64>,
     header_bytes: usize,
     rows: usize,
     element: std::marker::PhantomData<T>,
@@ -50,16 +50,18 @@ impl<T: Element> NpyWriter<T> {
     pub fn create(path: &Path, item: &[usize]) -> Result<NpyWriter<T>> {
         let mut out = NewFile::create(path)?;
         // Room for the longest count, so that the true one can be written over it.
-        let header = header(T::DESCR, usize::MAX, item, 0);
+        let mut shape = vec![u64::MAX];
+        shape.extend(item.iter().map(|&n| n as u64));
+        let header = header(T::DESCR, &shape, 0);
         out.write(&header)?;
-        let (path, item, header_bytes) = (path.to_owned(), item.to_vec(), header.len());
-        Ok(NpyWriter { path, out, item, header_bytes, rows: 0, element: std::marker::PhantomData })
+        let (path, header_bytes) = (path.to_owned(), header.len());
+        Ok(NpyWriter { path, out, shape, header_bytes, rows: 0, element: std::marker::PhantomData })
     }
 
     /// Appends one item; its length must be the product of the item's shape.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
-        let n: usize = self.item.iter().product();
-        if values.len() != n {
+        let n: u64 = self.shape[1..].iter().product();
+        if values.len() as u64 != n {
             return Err(Error::request(format!("item {} of {}", self.rows, self.path.display()), n, values.len()));
         }
         for v in values {
@@ -71,16 +73,17 @@ impl<T: Element> NpyWriter<T> {
 
     /// Writes the number of items into the header. Without this call there is no file.
     pub fn finish(mut self) -> Result<()> {
-        let header = header(T::DESCR, self.rows, &self.item, self.header_bytes);
+        self.shape[0] = self.rows as u64;
+        let header = header(T::DESCR, &self.shape, self.header_bytes);
         self.out.rewrite_start(&header)?;
         self.out.finish()
     }
 }
 
-/// The header, padded to a multiple of 64 bytes and at least `min_bytes`.
-fn header(descr: &str, rows: usize, item: &[usize], min_bytes: usize) -> Vec<u8> {
-    let item: String = item.iter().map(|n| format!(" {n},")).collect();
-    let shape = if item.is_empty() { format!("{rows},") } else { format!("{rows},{}", item.trim_end_matches(',')) };
+/// The start of a file, padded to a multiple of 64 bytes and at least `min_bytes`. `descr`: NumPy's name for the type of the
+/// elements.
+pub(crate) fn header(descr: &str, shape: &[u64], min_bytes: usize) -> Vec<u8> {
+    let shape: String = shape.iter().map(|n| format!("{n},")).collect();
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
     let bytes = (MAGIC.len() + 2 + dict.len() + 1).next_multiple_of(64).max(min_bytes);
     let mut header = MAGIC.to_vec();

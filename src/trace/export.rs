@@ -5,8 +5,8 @@
 //! 1 decode), `batch` (token; the same number for those that ran together), `position` (token; in its text), `prompt_start`
 //! (first token of each prompt), `n_expert`, `expert_bytes` (MoE layer); if the trace has lookahead `pred_mid_plus1` (token,
 //! MoE layer, rank; 65535: none) and `pred_mid_plus1_score`, *for* this layer, made in the one before it, and likewise
-//! `pred_mid_plus2` and `pred_mid_plus2_score`, made in the one before that; and `header.json`, the trace's header. An import of it is the same trace. Tokens whose last layers the trace lacks, at its
-//! damaged or growing end, are left out.
+//! `pred_mid_plus2` and `pred_mid_plus2_score`, made in the one before that; and `header.json`, the trace's header. An import of
+//! it is the same trace. Tokens whose last layers the trace lacks, at its damaged or growing end, are left out.
 //!
 //! Memory: one batch of the trace; an `.npz` reads the trace once for each array.
 
@@ -24,7 +24,7 @@ use super::{
     Phase, Routed,
     file::{Header, TraceReader},
 };
-use crate::{Error, Result, new_file::NewFile};
+use crate::{Error, Result, new_file::NewFile, npy};
 
 /// "No entry".
 const NONE: u16 = 65535;
@@ -178,7 +178,7 @@ impl Archive<'_> {
 
     fn numbers(&mut self, name: &str, list: &[i64]) -> Result<()> {
         self.start(&format!("{name}.npy"))?;
-        self.bytes(&npy_header("<i8", &[list.len() as u64]))?;
+        self.bytes(&npy::header("<i8", &[list.len() as u64], 0))?;
         self.bytes(&list.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>())
     }
 
@@ -192,7 +192,7 @@ impl Archive<'_> {
     ) -> Result<()> {
         self.start(&format!("{name}.npy"))?;
         let shape: Vec<u64> = [self.tokens].into_iter().chain(item.iter().map(|&n| n as u64)).collect();
-        self.bytes(&npy_header(ty, &shape))?;
+        self.bytes(&npy::header(ty, &shape, 0))?;
         // A trace that grows meanwhile: no more than were counted.
         let (mut left, mut bytes) = (self.tokens, Vec::new());
         batches(self.from, |_, batch| {
@@ -284,15 +284,4 @@ fn npz(from: &Path, to: &Path) -> Result<Exported> {
     let finished = archive.zip.finish().map_err(io::Error::from);
     finished.map_err(|e| Error::io(to, "write", e))?.into_inner().0.finish()?;
     Ok(done)
-}
-
-/// The start of an `.npy` of format 1.0 (NEP 1), padded to 64 bytes.
-fn npy_header(ty: &str, shape: &[u64]) -> Vec<u8> {
-    let shape: String = shape.iter().map(|n| format!("{n},")).collect();
-    let dict = format!("{{'descr': '{ty}', 'fortran_order': False, 'shape': ({shape}), }}");
-    let len = (10 + dict.len() + 1).next_multiple_of(64) - 10;
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((len as u16).to_le_bytes());
-    bytes.extend(format!("{dict:<width$}\n", width = len - 1).bytes());
-    bytes
 }
