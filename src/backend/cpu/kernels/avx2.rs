@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::bytes::{self, LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack, Weights, matmul_table};
 use super::ops::ops_table;
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow};
@@ -14,9 +14,6 @@ use crate::quant::block::{
     IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 use crate::quant::{GgmlType, QMat};
-
-mod lanes;
-mod panel;
 
 /// The table of AVX2.
 pub(super) const AVX2: Kernels =
@@ -52,6 +49,10 @@ macro_rules! avx2 {
         $item
     )* };
 }
+
+mod lanes;
+mod pair;
+mod panel;
 
 impl Registers for Narrow {
     type W = W256;
@@ -107,20 +108,39 @@ impl Registers for Narrow {
     }
 }
 
+/// What [`Simd`] has alike for both instruction sets.
+macro_rules! of_both {
+    () => {
+        // SAFETY: needs the CPU's features, as [`Simd`] says.
+        #[inline(always)]
+        unsafe fn unpack<B: Unpack<Narrow>>(bytes: [&[u8]; 2]) -> Weights<Narrow> {
+            // SAFETY: the caller's promise is the same.
+            unsafe { pair::rows::<Self, B>(bytes) }
+        }
+        // SAFETY: needs the CPU's features, as [`Simd`] says.
+        #[inline(always)]
+        unsafe fn fold<B: Unpack<Narrow>>(dots: [[__m256i; 2]; 2]) -> L256 {
+            // SAFETY: the caller's promise is the same.
+            unsafe { fold::<B>(dots) }
+        }
+        #[inline(always)]
+        fn many_tokens<B: Unpack<Narrow>>(_interleaved: bool) -> usize {
+            panel::MANY_TOKENS
+        }
+        // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
+        #[inline(always)]
+        unsafe fn matmul_many<B: Unpack<Narrow>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { panel::matmul::<Self, B>(w, x, y, then) }
+        }
+    };
+}
+
 impl Simd for Avx2 {
     type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 0;
-    #[inline(always)]
-    fn many_tokens<B: Unpack<Narrow>>(_interleaved: bool) -> usize {
-        panel::MANY_TOKENS
-    }
-    // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
-    #[inline(always)]
-    unsafe fn matmul_many<B: Unpack<Narrow>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { panel::matmul::<Self, B>(w, x, y, then) }
-    }
+    of_both!();
     // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
@@ -131,20 +151,28 @@ impl Simd for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
+        let product = |h: usize, k: usize| {
+            let (w, x) = (w[4 * h + k], activations::<B>(x, h, k));
+            match B::FORM {
+                Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+                _ => _mm256_maddubs_epi16(w, x),
+            }
+        };
+        let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
+        let four = |h: usize| {
+            let (a, b, c, d) = (product(h, 0), product(h, 1), product(h, 2), product(h, 3));
+            _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
+        };
+        // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
+        if const { pair::by_blocks(B::TYPE) } && B::BITS <= 4 {
+            return [widen(_mm256_add_epi16(four(0), four(1))), _mm256_setzero_si256()];
+        }
         let sum = |h: usize| {
-            let product = |k: usize| match B::FORM {
-                Form::Signed => {
-                    let (w, x) = (w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                }
-                _ => _mm256_maddubs_epi16(w[4 * h + k], load32(&x.q, 64 * k + 32 * h)),
-            };
-            let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
-            // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
-            let (a, b, c, d) = (product(0), product(1), product(2), product(3));
             if B::BITS <= 5 {
-                widen(_mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d)))
-            } else if B::BITS <= 6 {
+                return widen(four(h));
+            }
+            let (a, b, c, d) = (product(h, 0), product(h, 1), product(h, 2), product(h, 3));
+            if B::BITS <= 6 {
                 _mm256_add_epi32(widen(_mm256_add_epi16(a, b)), widen(_mm256_add_epi16(c, d)))
             } else {
                 _mm256_add_epi32(_mm256_add_epi32(widen(a), widen(b)), _mm256_add_epi32(widen(c), widen(d)))
@@ -158,16 +186,7 @@ impl Simd for AvxVnni {
     type R = Narrow;
     const TOKENS: usize = 4;
     const SIGNED_OFFSET: u8 = 128;
-    #[inline(always)]
-    fn many_tokens<B: Unpack<Narrow>>(_interleaved: bool) -> usize {
-        panel::MANY_TOKENS
-    }
-    // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
-    #[inline(always)]
-    unsafe fn matmul_many<B: Unpack<Narrow>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { panel::matmul::<Self, B>(w, x, y, then) }
-    }
+    of_both!();
     // SAFETY: needs the CPU's features, as [`Simd`] says.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     #[inline]
@@ -181,11 +200,31 @@ impl Simd for AvxVnni {
         let sum = |h: usize| {
             let mut sum = _mm256_setzero_si256();
             for k in 0..4 {
-                sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
+                sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], activations::<B>(x, h, k));
             }
             sum
         };
         [sum(0), sum(1)]
+    }
+}
+
+/// The activations that are multiplied by register `4 * h + k` of `B`'s weights.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn activations<B: Unpack<Narrow>>(x: &ActChunk, h: usize, k: usize) -> __m256i {
+    if const { pair::by_blocks(B::TYPE) } { pair::activations(x, h, k) } else { load32(&x.q, 64 * k + 32 * h) }
+}
+
+/// [`Simd::fold`]: where [`pair::by_blocks`], lanes are spans already.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fold<B: Unpack<Narrow>>([a, b]: [[__m256i; 2]; 2]) -> L256 {
+    if const { pair::by_blocks(B::TYPE) } {
+        let spans = |[first, second]: [__m256i; 2]| _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
+        L256(spans(a), spans(b))
+    } else {
+        // SAFETY: the CPU has the features, or this would not run.
+        unsafe { Narrow::fold([a, b]) }
     }
 }
 
@@ -271,6 +310,14 @@ fn e8m0_half(e: __m256i) -> __m256 {
     let denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
     let is_denormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
     _mm256_castsi256_ps(_mm256_blendv_epi8(normal, denormal, is_denormal))
+}
+
+/// The exponents of eight blocks of MXFP4.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn exponents(b: &[u8; MXFP4::BYTES]) -> __m256i {
+    let e = |m: usize| i32::from(b[17 * m]);
+    _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7))
 }
 
 /// Eight registers of 32 weights as they lie in the file, to the order of [`ActChunk`].
@@ -384,6 +431,23 @@ macro_rules! unpack {
     };
 }
 
+/// [`unpack`] for eight blocks of nibbles, see [`pair::by_blocks`]: all scales and minimums, and one block's run.
+macro_rules! blocks {
+    ($ty:ident, $form:expr, $bits:literal, |$b:ident| $scales:expr, |$m:ident| $run:expr) => {
+        unpack!($ty, $form, $bits, |$b| {
+            let (scale, min) = $ty::scales($b);
+            (std::array::from_fn(|$m| $run), scale, min)
+        });
+        impl $ty {
+            avx2! {
+                fn scales($b: &[u8; $ty::BYTES]) -> (__m256, __m256) {
+                    $scales
+                }
+            }
+        }
+    };
+}
+
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn no_min() -> __m256 {
@@ -402,24 +466,16 @@ pub(super) fn negated(x: __m256) -> __m256 {
     _mm256_xor_ps(x, _mm256_set1_ps(-0.0))
 }
 
-unpack!(Q4_0, Form::Offset(8), 4, |b| {
-    let y = std::array::from_fn(|m| nibbles(load16(b, 18 * m + 2)));
-    (y, halves(b, 0, 18), no_min())
+blocks!(Q4_0, Form::Offset(8), 4, |b| (halves(b, 0, 18), no_min()), |m| nibbles(load16(b, 18 * m + 2)));
+
+blocks!(Q4_1, Form::Min, 4, |b| (halves(b, 0, 20), negated(halves(b, 2, 20))), |m| nibbles(load16(b, 20 * m + 4)));
+
+blocks!(Q5_0, Form::Offset(16), 5, |b| (halves(b, 0, 22), no_min()), |m| {
+    _mm256_or_si256(nibbles(load16(b, 22 * m + 6)), fifth_bits(u32_at(b, 22 * m + 2)))
 });
 
-unpack!(Q4_1, Form::Min, 4, |b| {
-    let y = std::array::from_fn(|m| nibbles(load16(b, 20 * m + 4)));
-    (y, halves(b, 0, 20), negated(halves(b, 2, 20)))
-});
-
-unpack!(Q5_0, Form::Offset(16), 5, |b| {
-    let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 22 * m + 6)), fifth_bits(u32_at(b, 22 * m + 2))));
-    (y, halves(b, 0, 22), no_min())
-});
-
-unpack!(Q5_1, Form::Min, 5, |b| {
-    let y = std::array::from_fn(|m| _mm256_or_si256(nibbles(load16(b, 24 * m + 8)), fifth_bits(u32_at(b, 24 * m + 4))));
-    (y, halves(b, 0, 24), negated(halves(b, 2, 24)))
+blocks!(Q5_1, Form::Min, 5, |b| (halves(b, 0, 24), negated(halves(b, 2, 24))), |m| {
+    _mm256_or_si256(nibbles(load16(b, 24 * m + 8)), fifth_bits(u32_at(b, 24 * m + 4)))
 });
 
 unpack!(Q8_0, Form::Signed, 8, |b| {
@@ -427,21 +483,16 @@ unpack!(Q8_0, Form::Signed, 8, |b| {
     (y, halves(b, 0, 34), no_min())
 });
 
-unpack!(IQ4_NL, Form::Signed, 8, |b| {
-    let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 18 * m + 2))));
-    (y, halves(b, 0, 18), no_min())
+blocks!(IQ4_NL, Form::Signed, 8, |b| (halves(b, 0, 18), no_min()), |m| {
+    look_up(IQ4_VALUES, nibbles(load16(b, 18 * m + 2)))
 });
 
-unpack!(IQ4_XS, Form::Signed, 8, |b| {
-    let y = std::array::from_fn(|m| look_up(IQ4_VALUES, nibbles(load16(b, 16 * m + 8))));
-    (y, _mm256_mul_ps(half(b, 0), scales_iq4_xs(b)), no_min())
+blocks!(IQ4_XS, Form::Signed, 8, |b| (_mm256_mul_ps(half(b, 0), scales_iq4_xs(b)), no_min()), |m| {
+    look_up(IQ4_VALUES, nibbles(load16(b, 16 * m + 8)))
 });
 
-unpack!(MXFP4, Form::Offset(12), 5, |b| {
-    let y = std::array::from_fn(|m| look_up(MXFP4_UNSIGNED, nibbles(load16(b, 17 * m + 1))));
-    let e = |m: usize| i32::from(b[17 * m]);
-    let e = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
-    (y, e8m0_half(e), no_min())
+blocks!(MXFP4, Form::Offset(12), 5, |b| (e8m0_half(exponents(b)), no_min()), |m| {
+    look_up(MXFP4_UNSIGNED, nibbles(load16(b, 17 * m + 1)))
 });
 
 /// Four registers from one: two bits each, from the lowest up.

@@ -103,6 +103,16 @@ pub(super) trait Simd {
         // SAFETY: the caller's promise is the same.
         unsafe { unpack::<Self, B>(bytes) }
     }
+    /// [`Registers::fold`] of what [`Simd::dot`] gave; a set that has another order of lanes for a type has its own.
+    // SAFETY: needs the CPU's features, as the trait says.
+    #[inline(always)]
+    unsafe fn fold<B: Unpack<Self::R>>(dots: [<Self::R as Registers>::I; 2]) -> L<Self>
+    where
+        Self: Sized,
+    {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::R::fold(dots) }
+    }
     /// Products of spans, of what [`Simd::unpack`] gave and [`Simd::dot`] made of it, where [`Unpack::FINE`].
     // SAFETY: needs the CPU's features, as the trait says, and a type whose scales are fine.
     #[inline(always)]
@@ -429,7 +439,7 @@ unsafe fn coarse<S: Simd, B: Unpack<S::R>>(w: &Weights<S::R>, x: &ActChunk, dots
     let offset = const { offset::<S, B>() };
     // SAFETY: the caller checked the CPU; a chunk has eight sums.
     unsafe {
-        let mut sum = S::R::fold(dots);
+        let mut sum = S::fold::<B>(dots);
         let s = S::R::twice(x.s.as_ptr());
         if offset != 0 {
             sum = L::<S>::splat(f32::from(offset)).fnma(s, sum); // whole numbers below 2^24: exact
