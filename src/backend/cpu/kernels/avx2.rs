@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::bytes::{self, LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, Weights, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
 use super::ops::ops_table;
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow};
@@ -51,7 +51,7 @@ macro_rules! avx2 {
 }
 
 mod lanes;
-mod pair;
+mod one;
 mod panel;
 
 impl Registers for Narrow {
@@ -111,21 +111,15 @@ impl Registers for Narrow {
 /// What [`Simd`] has alike for both instruction sets.
 macro_rules! of_both {
     () => {
-        // SAFETY: needs the CPU's features, as [`Simd`] says.
-        #[inline(always)]
-        unsafe fn unpack<B: Unpack<Narrow>>(bytes: [&[u8]; 2]) -> Weights<Narrow> {
-            // SAFETY: the caller's promise is the same.
-            unsafe { pair::rows::<Self, B>(bytes) }
-        }
-        // SAFETY: needs the CPU's features, as [`Simd`] says.
-        #[inline(always)]
-        unsafe fn fold<B: Unpack<Narrow>>(dots: [[__m256i; 2]; 2]) -> L256 {
-            // SAFETY: the caller's promise is the same.
-            unsafe { fold::<B>(dots) }
-        }
         #[inline(always)]
         fn many_tokens<B: Unpack<Narrow>>(_interleaved: bool) -> usize {
             panel::MANY_TOKENS
+        }
+        // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
+        #[inline(always)]
+        unsafe fn matmul_few<B: Unpack<Narrow>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { one::matmul::<Self, B>(w, x, y, then) }
         }
         // SAFETY: needs the CPU's features and what [`MatMul`](super::MatMul) asks for, as [`Simd`] says.
         #[inline(always)]
@@ -152,7 +146,7 @@ impl Simd for Avx2 {
     #[inline]
     unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
         let product = |h: usize, k: usize| {
-            let (w, x) = (w[4 * h + k], activations::<B>(x, h, k));
+            let (w, x) = (w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
             match B::FORM {
                 Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
                 _ => _mm256_maddubs_epi16(w, x),
@@ -164,9 +158,6 @@ impl Simd for Avx2 {
             _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
         };
         // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
-        if const { pair::by_blocks(B::TYPE) } && B::BITS <= 4 {
-            return [widen(_mm256_add_epi16(four(0), four(1))), _mm256_setzero_si256()];
-        }
         let sum = |h: usize| {
             if B::BITS <= 5 {
                 return widen(four(h));
@@ -200,31 +191,11 @@ impl Simd for AvxVnni {
         let sum = |h: usize| {
             let mut sum = _mm256_setzero_si256();
             for k in 0..4 {
-                sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], activations::<B>(x, h, k));
+                sum = _mm256_dpbusd_avx_epi32(sum, w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
             }
             sum
         };
         [sum(0), sum(1)]
-    }
-}
-
-/// The activations that are multiplied by register `4 * h + k` of `B`'s weights.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn activations<B: Unpack<Narrow>>(x: &ActChunk, h: usize, k: usize) -> __m256i {
-    if const { pair::by_blocks(B::TYPE) } { pair::activations(x, h, k) } else { load32(&x.q, 64 * k + 32 * h) }
-}
-
-/// [`Simd::fold`]: where [`pair::by_blocks`], lanes are spans already.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn fold<B: Unpack<Narrow>>([a, b]: [[__m256i; 2]; 2]) -> L256 {
-    if const { pair::by_blocks(B::TYPE) } {
-        let spans = |[first, second]: [__m256i; 2]| _mm256_cvtepi32_ps(_mm256_add_epi32(first, second));
-        L256(spans(a), spans(b))
-    } else {
-        // SAFETY: the CPU has the features, or this would not run.
-        unsafe { Narrow::fold([a, b]) }
     }
 }
 
@@ -431,7 +402,7 @@ macro_rules! unpack {
     };
 }
 
-/// [`unpack`] for eight blocks of nibbles, see [`pair::by_blocks`]: all scales and minimums, and one block's run.
+/// [`unpack`] for eight blocks of nibbles, see [`one`]: all scales and minimums, and one block's run.
 macro_rules! blocks {
     ($ty:ident, $form:expr, $bits:literal, |$b:ident| $scales:expr, |$m:ident| $run:expr) => {
         unpack!($ty, $form, $bits, |$b| {

@@ -234,6 +234,17 @@ pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'
     }
 }
 
+/// [`matmul`] for one token.
+// SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
+#[inline(always)]
+pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: ActRow<'_>, y: *mut f32, then: &[u8]) {
+    let ahead = Ahead::new(w.data, then, true);
+    for (i, pair) in pairs(w.data, w.row_bytes()).enumerate() {
+        // SAFETY: the caller's promise is the same; the rows are of `w`.
+        unsafe { tile::<S, B, 1>(pair, &[x], &[y], 2 * i..w.rows.min(2 * i + 2), Some(ahead)) }
+    }
+}
+
 /// Rows two by two; one that is left alone twice.
 #[inline(always)]
 fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
