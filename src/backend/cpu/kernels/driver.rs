@@ -235,6 +235,7 @@ pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'
 }
 
 /// [`matmul`] for one token.
+#[cfg(target_arch = "x86_64")]
 // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: ActRow<'_>, y: *mut f32, then: &[u8]) {
