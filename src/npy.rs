@@ -83,7 +83,10 @@ impl<T: Element> NpyWriter<T> {
 /// The start of a file, padded to a multiple of 64 bytes and at least `min_bytes`. `descr`: NumPy's name for the type of the
 /// elements.
 pub(crate) fn header(descr: &str, shape: &[u64], min_bytes: usize) -> Vec<u8> {
-    let shape: String = shape.iter().map(|n| format!("{n},")).collect();
+    let shape = match shape {
+        [n] => format!("{n},"),
+        shape => shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+    };
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
     let bytes = (MAGIC.len() + 2 + dict.len() + 1).next_multiple_of(64).max(min_bytes);
     let mut header = MAGIC.to_vec();

@@ -20,7 +20,7 @@ use crate::quant::act::{ActChunk, ActRow};
 use crate::quant::block::{CHUNK, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1};
 use crate::quant::{GgmlType, QMat};
 
-/// Chunks of a token at most: 24 KiB on the stack.
+/// Chunks of a token at most, for others go the usual way: 24 KiB on the stack.
 const CHUNKS: usize = 64;
 
 /// Where words go that are read four registers by four, by nibble (low: registers 0 to 3, high: 4 to 7), and 128-bit part.
