@@ -30,6 +30,19 @@ pub const fn span_of(p: usize) -> usize {
     LANE_GROUP[p] / 2
 }
 
+/// The first lane that has a half of span `s`; the other half is four lanes on.
+pub const fn lane(s: usize) -> usize {
+    s + (s & 4)
+}
+
+/// Words of four activations in a span.
+pub const WORDS: usize = SPAN / 4;
+
+/// Where word `k` of a span is, from the first one of its [`lane`] in [`ActChunk::q`]: word `k % 4` of half `k / 4`.
+pub const fn word(k: usize) -> usize {
+    64 * (k % 4) + 16 * (k / 4)
+}
+
 /// Spans whose largest magnitude is below this (2^-116) count as zero: `1 / magnitude` must stay finite.
 pub const TINY: f32 = f32::from_bits((127 - 116) << 23);
 

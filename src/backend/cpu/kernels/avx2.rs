@@ -145,28 +145,14 @@ impl Simd for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn dot<B: Unpack<Narrow>>(w: &W256, x: &ActChunk) -> [__m256i; 2] {
-        let product = |h: usize, k: usize| {
-            let (w, x) = (w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
-            match B::FORM {
-                Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
-                _ => _mm256_maddubs_epi16(w, x),
-            }
-        };
-        let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
-        let four = |h: usize| {
-            let (a, b, c, d) = (product(h, 0), product(h, 1), product(h, 2), product(h, 3));
-            _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
-        };
-        // One product is at most 2 * 127 * 2^BITS; 32767 is the limit.
         let sum = |h: usize| {
-            if B::BITS <= 5 {
-                return widen(four(h));
-            }
-            let (a, b, c, d) = (product(h, 0), product(h, 1), product(h, 2), product(h, 3));
-            if B::BITS <= 6 {
-                _mm256_add_epi32(widen(_mm256_add_epi16(a, b)), widen(_mm256_add_epi16(c, d)))
-            } else {
-                _mm256_add_epi32(_mm256_add_epi32(widen(a), widen(b)), _mm256_add_epi32(widen(c), widen(d)))
+            let product = |k: usize| product::<B>(w[4 * h + k], load32(&x.q, 64 * k + 32 * h));
+            let widen = |p| _mm256_madd_epi16(p, _mm256_set1_epi16(1));
+            let (a, b, c, d) = (product(0), product(1), product(2), product(3));
+            match const { fit::<B>() } {
+                8 | 4 => widen(_mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))),
+                2 => _mm256_add_epi32(widen(_mm256_add_epi16(a, b)), widen(_mm256_add_epi16(c, d))),
+                _ => _mm256_add_epi32(_mm256_add_epi32(widen(a), widen(b)), _mm256_add_epi32(widen(c), widen(d))),
             }
         };
         [sum(0), sum(1)]
@@ -196,6 +182,26 @@ impl Simd for AvxVnni {
             sum
         };
         [sum(0), sum(1)]
+    }
+}
+
+/// How many of AVX2's products of `B` 16 bits hold the sum of: one is at most 2 * 127 * 2^BITS, and 32767 is the limit.
+const fn fit<B: Unpack<Narrow>>() -> usize {
+    match B::BITS {
+        0..=4 => 8,
+        5 => 4,
+        6 => 2,
+        _ => 1,
+    }
+}
+
+/// AVX2's products of 32 weights and activations, neighbours added.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn product<B: Unpack<Narrow>>(w: __m256i, x: __m256i) -> __m256i {
+    match B::FORM {
+        Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+        _ => _mm256_maddubs_epi16(w, x),
     }
 }
 

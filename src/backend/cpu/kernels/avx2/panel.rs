@@ -21,9 +21,9 @@ use std::ops::Range;
 
 use super::super::ahead::NextRows;
 use super::super::driver::{Form, Row, Simd, Unpack, offset};
-use super::{Avx2, AvxVnni, Narrow, transpose_floats};
+use super::{Avx2, AvxVnni, Narrow, fit, product, transpose_floats};
 use crate::quant::QMat;
-use crate::quant::act::{ActChunk, ActRow, SPANS};
+use crate::quant::act::{ActChunk, ActRow, SPANS, WORDS, lane, word};
 use crate::quant::block::CHUNK;
 
 /// From this many tokens on, turning rows pays: with four, 0.82 to 1.05 times the rate of pairs of rows.
@@ -37,9 +37,6 @@ const GROUPS: usize = 2;
 
 /// Tokens that share each weight.
 const TOKENS: usize = 4;
-
-/// Words of four weights in a span.
-const WORDS: usize = 8;
 
 /// Tokens whose sums are kept between blocks of columns.
 const BATCH: usize = 144;
@@ -70,11 +67,6 @@ const fn cell<B: Unpack<Narrow>>() -> usize {
     }
 }
 
-/// The first lane of [`ActChunk`] that has a half of span `s`; the other half is four lanes on.
-const fn lane(s: usize) -> usize {
-    s + (s & 4)
-}
-
 /// An instruction set's products.
 ///
 /// # Safety
@@ -93,12 +85,12 @@ pub(super) trait Products: Simd<R = Narrow> {
     ) -> [[__m256i; R]; T];
 }
 
-/// Word `k` of a span in all lanes, from the first lane's first one.
+/// Word `k` of a span in all lanes, from the first one of its lane.
 // SAFETY: needs the CPU's features, and that the word is there.
 #[inline(always)]
-unsafe fn word(x: *const i8, k: usize) -> __m256i {
+unsafe fn broadcast(x: *const i8, k: usize) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(x.add(64 * (k % 4) + 16 * (k / 4)).cast::<i32>().read_unaligned()) }
+    unsafe { _mm256_set1_epi32(x.add(word(k)).cast::<i32>().read_unaligned()) }
 }
 
 /// `$body` for each word of a range, a half of a span or all of it, without a loop.
@@ -131,28 +123,17 @@ impl Products for Avx2 {
         x: [*const i8; T],
         words: Range<usize>,
     ) -> [[__m256i; R]; T] {
-        // Products that 16 bits hold the sum of; one is at most 2 * 127 * 2^BITS.
-        let fit = const {
-            match B::BITS {
-                0..=4 => 8,
-                5 => 4,
-                6 => 2,
-                _ => 1,
-            }
-        };
+        let fit = const { fit::<B>() };
         // SAFETY: the caller's promise.
         unsafe {
             let mut sums = [[_mm256_setzero_si256(); R]; T];
             let mut short = sums;
             for_words!(k in words => {
                 for (short, x) in short.iter_mut().zip(x) {
-                    let x = word(x, k);
+                    let x = broadcast(x, k);
                     for (r, short) in short.iter_mut().enumerate() {
                         let w = w.add(r * cell + k).read();
-                        let product = match B::FORM {
-                            Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
-                            _ => _mm256_maddubs_epi16(w, x),
-                        };
+                        let product = product::<B>(w, x);
                         *short = pin(if k.is_multiple_of(fit) { product } else { _mm256_add_epi16(*short, product) });
                     }
                 }
@@ -184,7 +165,7 @@ impl Products for AvxVnni {
             let mut sums = [[_mm256_setzero_si256(); R]; T];
             for_words!(k in words => {
                 for (sums, x) in sums.iter_mut().zip(x) {
-                    let x = word(x, k);
+                    let x = broadcast(x, k);
                     for (r, sum) in sums.iter_mut().enumerate() {
                         *sum = pin(_mm256_dpbusd_avx_epi32(*sum, w.add(r * cell + k).read(), x));
                     }
@@ -288,7 +269,7 @@ unsafe fn fill<S: Products, B: Unpack<Narrow>, const R: usize>(
             // SAFETY: the caller checked the CPU.
             unsafe {
                 if at + B::BYTES <= row_bytes && group.len() == ROWS * row_bytes {
-                    turn::<S, B>(&group[at..], row_bytes, cells, step);
+                    unpack_group::<S, B>(&group[at..], row_bytes, cells, step);
                 } else {
                     // Zero bytes are zero weights with zero scales in every type of 32-element blocks.
                     let mut padded = [[0; 2 * CHUNK]; ROWS];
@@ -296,18 +277,18 @@ unsafe fn fill<S: Products, B: Unpack<Narrow>, const R: usize>(
                         let rest = &row[at..row_bytes.min(at + B::BYTES)];
                         padded[..rest.len()].copy_from_slice(rest);
                     }
-                    turn::<S, B>(padded.as_flattened(), 2 * CHUNK, cells, step);
+                    unpack_group::<S, B>(padded.as_flattened(), 2 * CHUNK, cells, step);
                 }
             }
         }
     }
 }
 
-/// Turns a chunk of eight rows, which begin every `stride` bytes, for which there are cells every `step` registers, one for
+/// Unpacks a chunk of a group of rows, which begin every `stride` bytes, for which there are cells every `step` registers, one for
 /// each span.
 // SAFETY: needs the CPU's features.
 #[inline(always)]
-unsafe fn turn<S: Products, B: Unpack<Narrow>>(
+unsafe fn unpack_group<S: Products, B: Unpack<Narrow>>(
     bytes: &[u8],
     stride: usize,
     cells: &mut [MaybeUninit<__m256i>],
@@ -367,8 +348,7 @@ unsafe fn turn<S: Products, B: Unpack<Narrow>>(
 /// for a row's first ones.
 ///
 /// # Safety
-/// The CPU has the instruction set; the panel's cells for as many chunks and `R` groups are written, and `sums` for all chunks
-/// before these.
+/// The CPU has the instruction set; the cells of these chunks and `R` groups are written, `sums` of all chunks before them.
 #[inline(always)]
 unsafe fn tile<S: Products, B: Unpack<Narrow>, const R: usize, const T: usize>(
     panel: &Panel,

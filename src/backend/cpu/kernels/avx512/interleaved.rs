@@ -17,9 +17,9 @@ use super::super::ahead::{Shares, TileAhead};
 use super::super::driver::{self, Unpack};
 use super::panel;
 use super::sixteen::{Cells, Tile, four_of_rows, unpack};
-use super::step::{WORDS, Way, lane, nibble, word};
+use super::step::{Way, nibble};
 use super::{Avx512, Wide};
-use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
+use crate::quant::act::{ActChunk, ActRow, LANES, SPANS, WORDS, lane, word};
 use crate::quant::interleaved::{RUN, TILE_ROWS};
 use crate::quant::{GgmlType, QMat};
 

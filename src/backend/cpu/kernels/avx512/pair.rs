@@ -9,9 +9,8 @@ use super::super::avx2::load16;
 use super::super::bytes::{sized, u16_at, u32_at};
 use super::super::driver::{Form, Unpack, Weights, offset};
 use super::sixteen::upper_halves;
-use super::step::lane;
 use super::{Avx512, L512, W512, Wide, load64, nibble_blocks, none, transpose};
-use crate::quant::act::{ActChunk, LANES, SPANS, span_of};
+use crate::quant::act::{ActChunk, LANES, SPANS, lane, span_of};
 use crate::quant::block::{Q2_K, Q3_K, Q5_0, Q5_1};
 
 // What `fine` relies on.

@@ -35,10 +35,10 @@ use super::super::ahead::NextRows;
 use super::super::driver::Unpack;
 use super::super::maker::is_amd;
 use super::sixteen::{Cells, Rows, Tile, unpack};
-use super::step::{BIAS, Biased, Cell, Plan, WORDS, Way, WeightsAt, step};
+use super::step::{BIAS, Biased, Cell, Plan, Way, WeightsAt, step};
 use super::{high4, low4};
 use crate::quant::QMat;
-use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
+use crate::quant::act::{ActChunk, ActRow, LANES, SPANS, WORDS};
 use crate::quant::block::CHUNK;
 use crate::quant::interleaved::is_possible;
 

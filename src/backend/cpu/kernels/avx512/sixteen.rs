@@ -14,10 +14,10 @@ use std::mem::MaybeUninit;
 
 use super::super::bytes::MXFP4_UNSIGNED;
 use super::super::driver::{Form, Registers, Unpack};
-use super::step::{Q3_K_OFFSET, WORDS};
+use super::step::Q3_K_OFFSET;
 use super::{Avx512, IQ4_UNSIGNED, Simd, Wide, high4, load16, look_up, low4, transpose};
 use crate::quant::GgmlType;
-use crate::quant::act::{LANES, SPANS};
+use crate::quant::act::{LANES, SPANS, WORDS};
 use crate::quant::block::CHUNK;
 use crate::quant::interleaved::{self, TILE_ROWS};
 

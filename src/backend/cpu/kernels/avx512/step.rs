@@ -15,11 +15,8 @@ use super::super::driver::{Form, Unpack, offset};
 use super::panel::CHUNKS;
 use super::{Avx512, Wide};
 use crate::quant::GgmlType;
-use crate::quant::act::{ActChunk, LANES, SPAN};
+use crate::quant::act::{ActChunk, LANES, WORDS, lane, word};
 use crate::quant::block::Q4_K;
-
-/// Words of four weights in a span.
-pub(super) const WORDS: usize = SPAN / 4;
 
 /// How spans of a type are multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,16 +140,6 @@ pub(super) const fn nibble(s: usize) -> u8 {
 
 /// Bytes from a token's starts of a chunk to the next one's.
 const START_BYTES: usize = CHUNKS * size_of::<__m512i>();
-
-/// The first lane of [`ActChunk`] that has a half of span `s`: see [`crate::quant::act::LANE_GROUP`].
-pub(super) const fn lane(s: usize) -> usize {
-    s + (s & 4)
-}
-
-/// Where word `k` of a span is, from its first one in [`ActChunk::q`]: word `k % 4` of half `k / 4`, which is four lanes on.
-pub(super) const fn word(k: usize) -> usize {
-    64 * (k % 4) + 16 * (k / 4)
-}
 
 // Parts of the assembly, each for all tokens. `i`, `h` and `f` are sums of integers, of a second half and of floats, 0 and 1
 // the groups of rows; `a`, `b` and `t` hold what two groups and a token have to give.
