@@ -215,6 +215,45 @@ fn all_types_on_fixed_shapes() {
     }
 }
 
+/// Kernels may read on behind a row that is no whole number of chunks: into the next one, whose scales must not matter.
+#[test]
+fn a_row_s_infinities_are_no_other_s() {
+    let infinity = f16::INFINITY.to_le_bytes();
+    for ty in TYPES.into_iter().filter(|ty| ty.block_len() == 32) {
+        for (cols, tokens) in [(32, 1), (128, 1), (288, 3), (1408, 1), (480, 9)] {
+            let (rows, random) = (7, &mut Random(cols as u64));
+            let mut data = weights(ty, rows, cols, Size::Usual, random);
+            let row_bytes = ty.row_bytes(cols as u64).unwrap() as usize;
+            for row in data[1..].chunks_exact_mut(row_bytes).skip(1).step_by(2) {
+                for block in row.chunks_exact_mut(ty.block_bytes()) {
+                    match ty {
+                        GgmlType::MXFP4 => block[0] = 255,
+                        GgmlType::Q4_1 | GgmlType::Q5_1 => block[..4].copy_from_slice(&[infinity, infinity].concat()),
+                        _ => block[..2].copy_from_slice(&infinity),
+                    }
+                }
+            }
+            let w = QMat::new(ty, rows, cols, &data[1..]);
+            let x: Vec<_> = (0..tokens).flat_map(|_| activations(cols, Size::Usual, random)).collect();
+            let mut acts = Acts::default();
+            acts.quantize(&x, tokens, cols, quantize_row);
+            let x: Vec<_> = (0..tokens).map(|t| acts.row(t, &x[t * cols..(t + 1) * cols])).collect();
+            for kernels in available() {
+                let mut y = vec![0.0; tokens * rows];
+                let at: Vec<_> = y.chunks_mut(rows).map(<[f32]>::as_mut_ptr).collect();
+                // SAFETY: each pointer has `rows` floats behind it and no other user.
+                unsafe { kernels.matmul(w, &x, &at, &[]) };
+                for (t, y) in y.chunks(rows).enumerate() {
+                    for (r, y) in y.iter().enumerate().step_by(2) {
+                        let want = dot(ty, w.row(r), x[t]);
+                        assert!(want.is_finite() && *y == want, "{} {ty} {cols} y[{t}][{r}]", kernels.isa().name());
+                    }
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

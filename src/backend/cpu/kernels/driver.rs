@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::ahead::{Ahead, NextRows};
 use super::ops::{Element, Lanes};
-use crate::quant::act::{ActChunk, ActRow, LANES};
+use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
 use crate::quant::block::CHUNK;
 use crate::quant::{GgmlType, QMat};
 
@@ -228,9 +228,10 @@ macro_rules! for_token_groups {
 pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
     let row_bytes = w.row_bytes();
     let ahead = Ahead::new(w.data, then, x.len() <= S::TOKENS);
-    for (i, rows) in w.data.chunks(ROWS * row_bytes).enumerate() {
+    for first in (0..w.rows).step_by(ROWS) {
+        let rows = || pairs(&w.data[first * row_bytes..], row_bytes).take(ROWS / 2);
         // SAFETY: the caller's promise is the same; the rows are of `w`.
-        unsafe { for_token_groups!(S, tile, pairs(rows, row_bytes), i * ROWS, w.rows, x, y, ahead) }
+        unsafe { for_token_groups!(S, tile, rows(), first, w.rows, x, y, ahead) }
     }
 }
 
@@ -246,12 +247,33 @@ pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: ActRow
     }
 }
 
+/// Two rows, or one twice.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    /// What there is from each row's first byte on: it and those behind it.
+    from: [&'a [u8]; 2],
+    row_bytes: usize,
+}
+
+impl<'a> Pair<'a> {
+    fn rows(self) -> [&'a [u8]; 2] {
+        self.from.map(|from| &from[..self.row_bytes])
+    }
+
+    /// The whole chunks of `bytes`.
+    #[inline(always)]
+    fn chunks(self, bytes: usize) -> impl Iterator<Item = [&'a [u8]; 2]> {
+        let [a, b] = self.rows();
+        a.chunks_exact(bytes).zip(b.chunks_exact(bytes)).map(|(a, b)| [a, b])
+    }
+}
+
 /// Rows two by two; one that is left alone twice.
 #[inline(always)]
-fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = [&[u8]; 2]> {
-    rows.chunks(2 * row_bytes).map(move |two| {
-        let (a, b) = two.split_at(row_bytes);
-        [a, if b.is_empty() { a } else { b }]
+pub(super) fn pairs(rows: &[u8], row_bytes: usize) -> impl Iterator<Item = Pair<'_>> {
+    (0..rows.len()).step_by(2 * row_bytes).map(move |at| {
+        let (a, b) = (&rows[at..], &rows[at + row_bytes..]);
+        Pair { from: [a, if b.is_empty() { a } else { b }], row_bytes }
     })
 }
 
@@ -309,36 +331,57 @@ pub(super) unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weig
     }
 }
 
-/// The last, incomplete chunk of two rows. Zero bytes are zero weights with zero scales in every type of 32-element
-/// blocks.
+/// As many ones as there are spans, and zeros.
+const ONES: [f32; 2 * SPANS] = {
+    let mut ones = [0.0; 2 * SPANS];
+    ones.split_at_mut(SPANS).0.copy_from_slice(&[1.0; SPANS]);
+    ones
+};
+
+/// The last chunk of two rows, of which there are only so many bytes: whole blocks of a span. A model's rows are of such
+/// where its width is no multiple of 256.
+///
+/// What lies behind it, in the next rows, is read along, since activations are zero there; only scales must not stay, which
+/// might be infinite. Zeros beside a copy of its bytes took one token two and a half times as long.
 // SAFETY: needs the CPU's features.
 #[inline(always)]
-unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(rest: [&[u8]; 2]) -> Weights<S::R> {
-    let mut padded = [[0; 2 * CHUNK]; 2];
-    for (padded, rest) in padded.iter_mut().zip(rest) {
-        padded[..rest.len()].copy_from_slice(rest);
+unsafe fn unpack_rest<S: Simd, B: Unpack<S::R>>(pair: Pair<'_>, bytes: usize) -> Weights<S::R> {
+    let rest = pair.from.map(|from| &from[pair.row_bytes - bytes..]);
+    // SAFETY: the caller checked the CPU; there are eight floats, since fewer than all spans are left.
+    unsafe {
+        if let [Some(a), Some(b)] = rest.map(|rest| rest.get(..B::BYTES)) {
+            let mut w = S::unpack::<B>([a, b]);
+            let there = S::R::twice(ONES[SPANS - bytes / B::TYPE.block_bytes()..].as_ptr());
+            w.scale = w.scale.zero_below(there, 1.0);
+            if matches!(B::FORM, Form::Min) {
+                w.min = w.min.zero_below(there, 1.0);
+            }
+            return w;
+        }
+        // Zero bytes are zero weights with zero scales in every type of such blocks.
+        let mut padded = [[0; 2 * CHUNK]; 2];
+        for (padded, rest) in padded.iter_mut().zip(rest) {
+            padded[..bytes].copy_from_slice(&rest[..bytes]);
+        }
+        S::unpack::<B>([&padded[0][..B::BYTES], &padded[1][..B::BYTES]])
     }
-    // SAFETY: the caller checked the CPU.
-    unsafe { S::unpack::<B>([&padded[0][..B::BYTES], &padded[1][..B::BYTES]]) }
 }
 
 /// Writes every chunk of two rows to `out`, which has room for just these.
 // SAFETY: needs the CPU's features.
 #[inline(always)]
-pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out: &mut [MaybeUninit<Weights<S::R>>]) {
-    let whole = rows.map(|row| row.chunks_exact(B::BYTES));
-    let rest = [whole[0].remainder(), whole[1].remainder()];
-    assert_eq!(out.len(), rows[0].len().div_ceil(B::BYTES), "room for two rows");
+pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(pair: Pair<'_>, out: &mut [MaybeUninit<Weights<S::R>>]) {
+    let rest = pair.row_bytes % B::BYTES;
+    assert_eq!(out.len(), pair.row_bytes.div_ceil(B::BYTES), "room for two rows");
     let ahead = Ahead::endless();
-    let [a, b] = whole;
     // SAFETY: the caller checked the CPU.
     unsafe {
-        if let (false, Some(out)) = (rest[0].is_empty(), out.last_mut()) {
-            out.write(unpack_rest::<S, B>(rest));
+        if let (1.., Some(out)) = (rest, out.last_mut()) {
+            out.write(unpack_rest::<S, B>(pair, rest));
         }
-        for (c, ((a, b), out)) in a.zip(b).zip(out).enumerate() {
-            ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
-            out.write(S::unpack::<B>([a, b]));
+        for (c, (chunk, out)) in pair.chunks(B::BYTES).zip(out).enumerate() {
+            ahead.ask(pair.from[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
+            out.write(S::unpack::<B>(chunk));
         }
     }
 }
@@ -347,28 +390,25 @@ pub(super) unsafe fn unpack_rows<S: Simd, B: Unpack<S::R>>(rows: [&[u8]; 2], out
 // SAFETY: needs the CPU's features, and room in each `y` for the rows.
 #[inline(always)]
 unsafe fn tile<S: Simd, B: Unpack<S::R>, const T: usize>(
-    rows: [&[u8]; 2],
+    pair: Pair<'_>,
     x: &[ActRow<'_>],
     y: &[*mut f32],
     r: Range<usize>,
     ahead: Option<Ahead>,
 ) {
-    let whole = rows.map(|row| row.chunks_exact(B::BYTES));
-    let rest = [whole[0].remainder(), whole[1].remainder()];
-    let n = rows[0].len().div_ceil(B::BYTES);
+    let (n, rest) = (pair.row_bytes.div_ceil(B::BYTES), pair.row_bytes % B::BYTES);
     let x = chunks_of::<T>(x, n);
-    let [a, b] = whole;
     // SAFETY: the caller checked the CPU; each token has `n` chunks, and `y` has room for the rows.
     unsafe {
         let mut acc = [L::<S>::splat(0.0); T];
-        for (c, (a, b)) in a.zip(b).enumerate() {
+        for (c, chunk) in pair.chunks(B::BYTES).enumerate() {
             if let Some(ahead) = ahead {
-                ahead.ask(rows[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
+                ahead.ask(pair.from[1].as_ptr().wrapping_add(2 * c * B::BYTES), 2 * B::BYTES);
             }
-            step::<S, B, T>(&S::unpack::<B>([a, b]), x.map(|x| x.get_unchecked(c)), &mut acc);
+            step::<S, B, T>(&S::unpack::<B>(chunk), x.map(|x| x.get_unchecked(c)), &mut acc);
         }
-        if !rest[0].is_empty() {
-            step::<S, B, T>(&unpack_rest::<S, B>(rest), x.map(|x| x.get_unchecked(n - 1)), &mut acc);
+        if rest > 0 {
+            step::<S, B, T>(&unpack_rest::<S, B>(pair, rest), x.map(|x| x.get_unchecked(n - 1)), &mut acc);
         }
         finish::<S, T>(acc, y, r);
     }

@@ -309,12 +309,11 @@ impl Rows<'_> {
     unsafe fn pair<'a, B: Unpack<Quad>>(&self, out: &'a mut [MaybeUninit<RowPair>]) -> &'a [RowPair] {
         let mut unpacked = [const { MaybeUninit::<Weights<Quad>>::uninit() }; MAX_CHUNKS];
         let mut n = 0;
-        for two in self.data.chunks(2 * self.row_bytes) {
+        for two in driver::pairs(self.data, self.row_bytes) {
             let unpacked = &mut unpacked[..self.n_chunk];
-            let (a, b) = two.split_at(self.row_bytes);
             // SAFETY: the caller checked the CPU; `unpack_rows` writes every chunk.
             let unpacked = unsafe {
-                unpack_rows::<I8mm, B>([a, if b.is_empty() { a } else { b }], unpacked);
+                unpack_rows::<I8mm, B>(two, unpacked);
                 unpacked.assume_init_ref()
             };
             for two in unpacked {
