@@ -235,11 +235,27 @@ pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'
     }
 }
 
-/// [`matmul`] for one token.
+/// Chunks of a token at most that [`matmul_one`] takes: 24 KiB on the stack.
+#[cfg(target_arch = "x86_64")]
+pub(super) const CHUNKS_OF_ONE: usize = 64;
+
+/// [`matmul`] for one token whose chunks, [`CHUNKS_OF_ONE`] at most, `S` wants `reordered`.
 #[cfg(target_arch = "x86_64")]
 // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
-pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: ActRow<'_>, y: *mut f32, then: &[u8]) {
+pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(
+    w: QMat<'_>,
+    x: ActRow<'_>,
+    y: *mut f32,
+    then: &[u8],
+    reordered: impl Fn(&ActChunk) -> ActChunk,
+) {
+    let mut chunks = [const { MaybeUninit::uninit() }; CHUNKS_OF_ONE];
+    for (to, x) in chunks.iter_mut().zip(x.chunks) {
+        to.write(reordered(x));
+    }
+    // SAFETY: as many are written.
+    let x = ActRow { x: x.x, chunks: unsafe { chunks[..x.chunks.len()].assume_init_ref() } };
     let ahead = Ahead::new(w.data, then, true);
     for (i, pair) in pairs(w.data, w.row_bytes()).enumerate() {
         // SAFETY: the caller's promise is the same; the rows are of `w`.

@@ -20,9 +20,6 @@ use crate::quant::act::{ActChunk, ActRow};
 use crate::quant::block::{CHUNK, IQ4_NL, IQ4_VALUES, IQ4_XS, MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1};
 use crate::quant::{GgmlType, QMat};
 
-/// Chunks of a token at most, for others go the usual way: 24 KiB on the stack.
-const CHUNKS: usize = 64;
-
 /// Where words go that are read four registers by four, by nibble (low: registers 0 to 3, high: 4 to 7), and 128-bit part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -59,16 +56,11 @@ pub(super) unsafe fn matmul<S: Simd<R = Narrow>, B: Unpack<Narrow>>(
     then: &[u8],
 ) {
     let usual = const { matches!(Order::of(B::TYPE), Order::Usual) };
-    // SAFETY: the caller's promise is the same; as many chunks are written as are read.
+    // SAFETY: the caller's promise is the same.
     unsafe {
         match *x {
-            [x] if !usual && x.chunks.len() <= CHUNKS => {
-                let mut chunks = [const { MaybeUninit::uninit() }; CHUNKS];
-                for (to, x) in chunks.iter_mut().zip(x.chunks) {
-                    to.write(reordered::<B>(x));
-                }
-                let chunks = chunks[..x.chunks.len()].assume_init_ref();
-                driver::matmul_one::<One<S>, B>(w, ActRow { x: x.x, chunks }, y[0], then);
+            [x] if !usual && x.chunks.len() <= driver::CHUNKS_OF_ONE => {
+                driver::matmul_one::<One<S>, B>(w, x, y[0], then, |x| reordered::<B>(x));
             }
             _ => driver::matmul::<S, B>(w, x, y, then),
         }
