@@ -294,9 +294,9 @@ avx512! {
     }
 
     /// The exponents of eight blocks of MXFP4. They lie 17 bytes apart: in low and high bytes of words by turns.
-    fn exponents(bytes: &[u8; MXFP4::BYTES]) -> __m128i {
+    fn exponents(bytes: &[u8; MXFP4::BYTES]) -> __m256i {
         let turns = _mm_setr_epi8(0, 3, 4, 7, 8, 11, 12, 15, -1, -1, -1, -1, -1, -1, -1, -1);
-        _mm_shuffle_epi8(words::<0, 17, _>(bytes), turns)
+        _mm256_cvtepu8_epi32(_mm_shuffle_epi8(words::<0, 17, _>(bytes), turns))
     }
 
     /// What [`crate::quant::block::e8m0_half`] makes of eight exponents: AVX2's way but for the mask, without which
@@ -400,11 +400,7 @@ unpack!(IQ4_XS, Form::Offset(128), 8, |b| {
 });
 
 unpack!(MXFP4, Form::Offset(12), 5, |b| {
-    (
-        nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)),
-        e8m0_half(_mm256_cvtepu8_epi32(exponents(b))),
-        no_min(),
-    )
+    (nibble_blocks(b, 1, 17).map(|x| look_up(MXFP4_UNSIGNED, x)), e8m0_half(exponents(b)), no_min())
 });
 
 unpack!(Q2_K, Form::Min, 2, true, |b| {

@@ -272,15 +272,12 @@ pub(super) struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    fn rows(self) -> [&'a [u8]; 2] {
-        self.from.map(|from| &from[..self.row_bytes])
-    }
-
     /// The whole chunks of `bytes`.
     #[inline(always)]
     fn chunks(self, bytes: usize) -> impl Iterator<Item = [&'a [u8]; 2]> {
-        let [a, b] = self.rows();
-        a.chunks_exact(bytes).zip(b.chunks_exact(bytes)).map(|(a, b)| [a, b])
+        let [a, b] = self.from;
+        let (a, b) = (a[..self.row_bytes].chunks_exact(bytes), b[..self.row_bytes].chunks_exact(bytes));
+        a.zip(b).map(|(a, b)| [a, b])
     }
 }
 
@@ -348,11 +345,7 @@ pub(super) unsafe fn unpack<S: Simd, B: Unpack<S::R>>(bytes: [&[u8]; 2]) -> Weig
 }
 
 /// As many ones as there are spans, and zeros.
-const ONES: [f32; 2 * SPANS] = {
-    let mut ones = [0.0; 2 * SPANS];
-    ones.split_at_mut(SPANS).0.copy_from_slice(&[1.0; SPANS]);
-    ones
-};
+const ONES: [f32; 2 * SPANS] = [1., 1., 1., 1., 1., 1., 1., 1., 0., 0., 0., 0., 0., 0., 0., 0.];
 
 /// The last chunk of two rows, of which there are only so many bytes: whole blocks of a span. A model's rows are of such
 /// where its width is no multiple of 256.
