@@ -109,35 +109,47 @@ type Rotate = unsafe fn(&[f32], &[f32], &mut [f32], &mut [f32]);
 pub(super) struct Ops {
     // SAFETY: to call it, a chunk for each 256 floats or part of them.
     pub quantize_row: unsafe fn(&[f32], &mut [ActChunk]),
-    // SAFETY: to call them, slices of one length.
+    // SAFETY: to call it, slices of one length.
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
+    // SAFETY: to call it, slices of one length.
     pub axpy: unsafe fn(f32, &[f32], &mut [f32]),
+    // SAFETY: to call it, slices of one length.
     pub to_f16: unsafe fn(&[f32], &mut [f16]),
-    // SAFETY: to call them, slices of one length.
+    // SAFETY: to call it, slices of one length.
     pub scaled: unsafe fn(f32, &[f32], &mut [f32]),
+    // SAFETY: to call it, slices of one length.
     pub scale_mul: unsafe fn(f32, &[f32], &[f32], &mut [f32]),
+    // SAFETY: to call it, slices of one length.
     pub silu_mul: unsafe fn(&mut [f32], &[f32]),
     // SAFETY: to call it, slices of one length.
     pub rotate: Rotate,
-    // SAFETY: to call them, any length.
+    // SAFETY: to call it, any length.
     pub scale: unsafe fn(f32, &mut [f32]),
+    // SAFETY: to call it, any length.
     pub max: unsafe fn(&[f32]) -> f32,
+    // SAFETY: to call it, any length.
     pub exp_sum: unsafe fn(&mut [f32], f32) -> f32,
-    // SAFETY: to call them, whole blocks, and room for their elements.
+    // SAFETY: to call it, whole blocks, and room for their elements.
     pub from_q8_0: unsafe fn(&[u8], &mut [f32]),
+    // SAFETY: to call it, whole blocks, and room for their elements.
     pub widen_keys_q8_0: unsafe fn(&[u8], usize, &mut [f32]),
     // SAFETY: to call it, at most a tile of keys, and room for a whole one.
     pub turn: unsafe fn(&[f32], usize, &mut [f32]),
-    // SAFETY: to call them, whole rows, and room for as many padded ones.
+    // SAFETY: to call it, whole rows, and room for as many padded ones.
     pub widen: unsafe fn(&[f32], usize, &mut [f32]),
+    // SAFETY: to call it, whole rows, and room for as many padded ones.
     pub widen_f16: unsafe fn(&[f16], usize, &mut [f32]),
-    // SAFETY: to call them, whole queries, a tile of keys, and a tile of scores for each query.
+    // SAFETY: to call it, whole queries, a tile of keys, and a tile of scores for each query.
     pub scores: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    // SAFETY: to call it, whole queries, a tile of keys, and a tile of scores for each query.
     pub scores_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
+    // SAFETY: to call it, whole queries, a tile of keys, and a tile of scores for each query.
     pub scores_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
-    // SAFETY: to call them, values and room in rows of whole lanes, and for each row of room weights, a tile apart.
+    // SAFETY: to call it, values and room in rows of whole lanes, and for each row of room weights, a tile apart.
     pub accumulate: unsafe fn(&[f32], &[f32], usize, &mut [f32]),
+    // SAFETY: to call it, values and room in rows of whole lanes, and for each row of room weights, a tile apart.
     pub accumulate_f16: unsafe fn(&[f32], &[f16], usize, &mut [f32]),
+    // SAFETY: to call it, values and room in rows of whole lanes, and for each row of room weights, a tile apart.
     pub accumulate_q8_0: unsafe fn(&[f32], &[u8], usize, &mut [f32]),
 }
 

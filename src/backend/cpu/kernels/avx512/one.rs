@@ -2,7 +2,7 @@
 //!
 //! What is turned then are the sums: three instructions for a chunk of a row, where turning weights takes eight, and spreading
 //! blocks of nibbles sixteen, for which two pick them up here, or none. They are whole numbers, so the bits are the driver's. One
-//! core of Zen 5 went at 103 % of a plain read's rate out of memory with IQ4_XS, not 91, and at 97 % with Q4_1, not 93.
+//! core of Zen 5 went at 101 % of a plain read's rate out of memory with IQ4_XS, not 92, and at 97 % with Q4_1, not 93.
 //!
 //! Tried for others: out of the caches Q4_0 and IQ4_NL became 1.3 times as fast, Q4_K 1.1, MXFP4 1.04; out of memory, which
 //! bound them before, Q4_0 stayed as fast, Q4_K and IQ4_NL became 1 to 3 % slower, MXFP4 7 %, and models no faster.
