@@ -27,6 +27,16 @@ pub enum Error {
         /// What this one has.
         got: String,
     },
+    /// A file ends before its header does, as one that is still being downloaded.
+    #[error("{}: the file ends inside its header, after {len} bytes (truncated, or still downloading?): {what}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// What the header has at the place where it ends: "metadata key … needs 8 bytes at byte 997".
+        what: String,
+    },
     /// The file is sound, and asks for something that hotset does not have.
     #[error("{}: {what} is not supported: expected {expected}, got {got}", path.display())]
     Unsupported {

@@ -75,6 +75,7 @@ pub mod error;
 pub mod expert;
 pub mod gguf;
 pub mod id;
+pub mod input;
 pub mod io;
 pub mod machine;
 pub mod model;

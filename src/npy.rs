@@ -2,6 +2,7 @@
 //!
 //! Little-endian and C order only. Must not know: what the numbers mean.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -126,7 +127,8 @@ impl Npy {
     /// # Errors
     /// [`Error::Format`] for what is no `.npy`, [`Error::Unsupported`] for other types, byte orders or Fortran order.
     pub fn read(path: &Path) -> Result<Npy> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+        let mut bytes = Vec::new();
+        crate::input::open(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
         Npy::parse(path, &bytes)
     }
 

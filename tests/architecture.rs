@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("id", &[]),
+    ("input", &["error"]),
     ("machine", &[]),
-    ("io", &["machine"]),
+    ("io", &["input", "machine"]),
     ("quant", &[]),
     ("new_file", &["error"]),
-    ("npy", &["error", "new_file"]),
-    ("gguf", &["error", "new_file", "quant"]),
-    ("trace", &["error", "id", "new_file", "npy"]),
+    ("npy", &["error", "input", "new_file"]),
+    ("gguf", &["error", "input", "new_file", "quant"]),
+    ("trace", &["error", "id", "input", "new_file", "npy"]),
     ("policy", &["id", "trace"]),
     ("prefetch", &["id", "trace"]),
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
@@ -25,14 +26,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("plan", &["backend", "error", "expert", "gguf", "io", "model", "prefetch", "quant"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
-    ("report", &["error", "expert", "policy", "simulate", "trace"]),
+    ("report", &["error", "expert", "input", "policy", "simulate", "trace"]),
     ("outlook", &["simulate"]),
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
         "session",
         &[
-            "backend", "error", "expert", "gguf", "id", "io", "machine", "model", "new_file", "plan", "policy",
+            "backend", "error", "expert", "gguf", "id", "input", "io", "machine", "model", "new_file", "plan", "policy",
             "prefetch", "pressure", "quant", "trace",
         ],
     ),
@@ -60,8 +61,8 @@ const MUST_NOT_SEE: &[(&str, &[&str])] = &[
 
 /// Files and folders where `unsafe` may stand.
 const MAY_BE_UNSAFE: &[&str] = &[
-    "src/gguf/file.rs",
     "src/io/buf.rs",
+    "src/io/bus_error.rs",
     "src/io/mapped.rs",
     "src/io/uring.rs",
     "src/backend/cpu/mod.rs",

@@ -478,3 +478,33 @@ fn a_dead_drive_is_told_each_time() {
         }
     });
 }
+
+/// The model's file loses its end, and gets it back: an error that names the file each time, whatever the read path, and then
+/// the exact logits.
+#[test]
+fn a_file_cut_short_in_use_is_an_error_and_once_it_is_whole_all_is_well() {
+    no_hang(|| {
+        for mode in modes().chain([Mode { io: IoKind::PageCache, ..MODES[0] }]) {
+            let model = model();
+            let open = || session(&model.path, mode, |files| Ok(mode.io.build(files, mode.io_depth).unwrap()));
+            let (expected, _) = run(&mut open());
+            let whole = std::fs::read(&model.path).unwrap();
+            // In the middle of a page of the last layer's experts, at the first, and at nothing at all.
+            for len in [whole.len() - 1234, whole.len() / 2, 0] {
+                let mut session = open();
+                let n_prompt = PROMPT.len() / 2;
+                session.feed(&PROMPT[..n_prompt], &mut |_| {}).unwrap();
+                let file = std::fs::OpenOptions::new().write(true).open(&model.path).unwrap();
+                file.set_len(len as u64).unwrap();
+                let failed = (0..100).find_map(|i| session.decode(i % 40).err()).expect("all is in memory");
+                let text = failed.to_string();
+                assert!(text.starts_with(&format!("{}: ", model.path.display())), "{mode:?} {len}: {text}");
+                assert!(text.contains("the file ends there") || text.contains("the end of the file"), "{text}");
+                std::fs::write(&model.path, &whole).unwrap();
+                session.reset();
+                let (bits, errors) = run(&mut session);
+                assert!(errors.is_empty() && bits == expected, "{mode:?} {len}: {errors:?}");
+            }
+        }
+    });
+}

@@ -3,11 +3,15 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::RefCell;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::dice::Dice;
 use common::samples::{Raw, every_value, write_file, write_split_set};
-use hotset::gguf::{Extent, Gguf, TensorType, parse};
+use hotset::gguf::{Extent, Gguf, Header, TensorType, parse, parse_from};
+use hotset::input::ReadAt;
 use hotset::quant::GgmlType;
 use proptest::prelude::*;
 
@@ -73,14 +77,18 @@ fn truncation_at_every_byte_is_an_error() {
     let whole = parse(Path::new("m.gguf"), &file, 0, Extent::Whole).unwrap();
     let last = whole.tensors.last().unwrap();
     let end = (last.offset + last.bytes.unwrap()) as usize;
-    for n in 0..end {
-        assert_refused(Raw(file[..n].to_vec()), &["expected", "got"]);
-    }
-    parse(Path::new("m.gguf"), &file[..end], 0, Extent::Whole).expect("the padding after the last tensor is optional");
-
     // Without the data only the header counts; its end may lack the padding, too.
     let table_end = (0..=file.len()).find(|&n| parse(Path::new("m.gguf"), &file[..n], 0, Extent::HeaderOnly).is_ok());
-    assert_eq!((table_end.unwrap() as u64).next_multiple_of(32), whole.data_offset);
+    let table_end = table_end.unwrap();
+    assert_eq!((table_end as u64).next_multiple_of(32), whole.data_offset);
+    for n in 0..table_end {
+        let says = format!("the file ends inside its header, after {n} bytes (truncated, or still downloading?): ");
+        assert_refused(Raw(file[..n].to_vec()), &[&says]);
+    }
+    for n in table_end..end {
+        assert_refused(Raw(file[..n].to_vec()), &["data of tensor ", "(truncated, or still downloading?)"]);
+    }
+    parse(Path::new("m.gguf"), &file[..end], 0, Extent::Whole).expect("the padding after the last tensor is optional");
 }
 
 #[test]
@@ -189,7 +197,9 @@ fn files_that_are_none() {
     let missing = folder.path().join("missing.gguf");
     let empty = folder.path().join("empty.gguf");
     std::fs::write(&empty, []).unwrap();
-    for (path, part) in [(&*missing, "cannot open"), (&*empty, "magic"), (folder.path(), "expected a file")] {
+    for (path, part) in
+        [(&*missing, "cannot open"), (&*empty, "the file is empty"), (folder.path(), "it is a directory")]
+    {
         let text = Gguf::open(path).unwrap_err().to_string();
         assert!(text.starts_with(&path.display().to_string()) && text.contains(part), "{text}");
     }
@@ -243,13 +253,92 @@ fn split_sets_with_a_part_missing_or_foreign() {
     let text = harmed_set(0, |folder| write_file(&folder.join(second), &meta(1, 3), &[]));
     assert!(text.contains("\"split.tensors.count\": expected 2, which the 3 shards hold, got 3"), "{text}");
     let text = harmed_set(0, |folder| std::fs::write(folder.join(second), "GGUF").unwrap());
-    assert!(text.contains(&format!("{second}: version")), "{text}");
+    assert!(text.contains(&format!("{second}: the file ends inside its header, after 4 bytes")), "{text}");
 
     let folder = tempfile::tempdir().unwrap();
     let renamed = folder.path().join("model.gguf");
     std::fs::rename(&write_split_set(folder.path(), 2)[0], &renamed).unwrap();
     let text = Gguf::open(&renamed).unwrap_err().to_string();
     assert!(text.contains("file name of a split set: expected NAME-0000i-of-00002.gguf"), "{text}");
+}
+
+/// What a drive does to one read.
+#[derive(Clone, Copy)]
+enum Drive {
+    /// Gives a part of what was asked for, or fails in a way that passes.
+    Moody,
+    /// Cannot read this byte; what comes before it comes.
+    BadSector(u64),
+    /// Has lost what begins here.
+    Shrunk(u64),
+}
+
+/// A file in memory, on a drive.
+struct Source<'a> {
+    bytes: &'a [u8],
+    drive: Drive,
+    dice: RefCell<Dice>,
+}
+
+impl ReadAt for Source<'_> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let end = match self.drive {
+            Drive::Moody => {
+                let mut dice = self.dice.borrow_mut();
+                match dice.below(8) {
+                    0 => return Err(io::ErrorKind::Interrupted.into()),
+                    1 => return Err(io::ErrorKind::WouldBlock.into()),
+                    _ => offset + 1 + dice.below(buf.len().min(100_000)) as u64,
+                }
+            }
+            Drive::BadSector(at) if at <= offset => return Err(io::Error::other("bad sector")),
+            Drive::BadSector(at) | Drive::Shrunk(at) => at,
+        };
+        let bytes = &self.bytes[..self.bytes.len().min(end as usize)];
+        (&bytes[bytes.len().min(offset as usize)..]).read_at(buf, 0)
+    }
+}
+
+/// [`parse_from`] from a drive.
+fn parse_on(drive: Drive, seed: u64, bytes: &[u8]) -> hotset::Result<Header> {
+    let source = Source { bytes, drive, dice: RefCell::new(Dice(seed)) };
+    parse_from(Path::new("m.gguf"), &source, bytes.len() as u64, 0, Extent::Whole)
+}
+
+/// A vocabulary of some pieces, then what [`valid_file`] has.
+fn long_file() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let tokens: Vec<String> = (0..40_000).map(|i| format!("token {i} {}", "x".repeat(i % 40))).collect();
+    let mut meta = vec![("tokens".to_owned(), tokens.into()), ("scores".to_owned(), vec![0.5f32; 100_000].into())];
+    meta.extend(every_value());
+    write_file(&path, &meta, &[("a", &[8, 3], GgmlType::F32)]);
+    std::fs::read(&path).unwrap()
+}
+
+#[test]
+fn a_header_comes_in_pieces_however_the_drive_behaves() {
+    let bytes = long_file();
+    let path = Path::new("m.gguf");
+    let whole = parse(path, &bytes, 0, Extent::Whole).unwrap();
+    assert!(whole.data_offset > 1 << 20, "one piece is no test");
+    for seed in 0..20 {
+        let read = parse_on(Drive::Moody, seed, &bytes).unwrap();
+        assert_eq!(format!("{:?}", read.meta), format!("{:?}", whole.meta), "seed {seed}");
+        assert_eq!((read.tensors, read.data_offset), (whole.tensors.clone(), whole.data_offset));
+    }
+    // What the parser has no need of may be broken.
+    let end = (0..32).find(|n| parse(path, &bytes[..whole.data_offset as usize - n], 0, Extent::HeaderOnly).is_err());
+    let end = whole.data_offset - (end.unwrap() as u64 - 1);
+    parse_on(Drive::BadSector(end), 0, &bytes).unwrap();
+    parse_on(Drive::Shrunk(end), 0, &bytes).unwrap();
+    for at in (0..end).step_by(9973).chain([end - 1]) {
+        let text = parse_on(Drive::BadSector(at), 0, &bytes).unwrap_err().to_string();
+        assert!(text.starts_with("m.gguf: cannot read the header at byte ") && text.ends_with("bad sector"), "{text}");
+        let text = parse_on(Drive::Shrunk(at), 0, &bytes).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("m.gguf: the file ends inside its header, after {at} bytes")), "{text}");
+    }
+    check_allocations();
 }
 
 /// Whatever the bytes are: a result that names the file, and every tensor that passed lies inside the file.

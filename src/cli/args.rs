@@ -1,6 +1,6 @@
 //! Options that several verbs share, and the words that their values are written in.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use super::model_file;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -214,19 +214,6 @@ impl FromStr for Memory {
         };
         Ok(Memory::Bytes((number * factor as f64) as u64))
     }
-}
-
-/// The text of a file, or of standard input for `-`.
-///
-/// # Errors
-/// Names the file, also where it is no UTF-8.
-pub fn read_text(path: &std::path::Path) -> hotset::Result<String> {
-    let (path, text) = if path.as_os_str() == "-" {
-        (PathBuf::from("standard input"), std::io::read_to_string(std::io::stdin().lock()))
-    } else {
-        (path.to_owned(), std::fs::read_to_string(path))
-    };
-    text.map_err(|e| Error::io(&path, "read as UTF-8 text", e))
 }
 
 #[cfg(test)]

@@ -25,10 +25,11 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Memory, Modes, count, file_bytes, kv_name, read_text},
+    args::{Memory, Modes, count, file_bytes, kv_name},
     model_file,
     out::{Out, Progress, note},
     profile::Profile,
+    text::{Limit, read_text},
 };
 
 mod bound;
@@ -323,7 +324,7 @@ fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
     }
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let text = |file: &PathBuf| {
-        let tokens = tokenizer.encode(&read_text(file)?, true, false);
+        let tokens = tokenizer.encode(&read_text(file, &Limit::of_texts())?, true, false);
         if tokens.is_empty() {
             return Err(hotset::Error::request(
                 format!("the text of {}", file.display()),

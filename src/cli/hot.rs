@@ -1,17 +1,16 @@
 //! Lists of hot experts in files: what `--pin` and `--warm` read, what `--save-hot` and a warm start write.
 
 use std::{
-    fs::{self, File},
-    io::Read,
+    fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use hotset::{
-    Result, expert::HotList, gguf::Gguf, model::Config, new_file::NewFile, session::Session, trace::file::TraceReader,
+    Result, expert::HotList, gguf::Gguf, input, model::Config, new_file::NewFile, session::Session, trace::file::TraceReader,
 };
 
-use super::{args::read_text, made, model_file};
+use super::{made, model_file, text::read_list};
 
 /// A line of a list takes less.
 const LINE_BYTES: u64 = 32;
@@ -56,7 +55,7 @@ impl Start {
     pub fn read(gguf: &Gguf, pin: Option<&Path>, warm: &Warm) -> Result<Self> {
         let config = Config::new(gguf)?;
         let (n_layer, n_expert) = (config.moe_layers.len(), config.n_expert);
-        let list = |path: &Path| HotList::parse(&read_text(path)?, path, n_layer, n_expert);
+        let list = |path: &Path| HotList::parse(&read_list(path)?, path, n_layer, n_expert);
         let pin = pin.map(list).transpose()?;
         let memory = match warm {
             Warm::Auto => memory(gguf),
@@ -129,7 +128,6 @@ fn memory(gguf: &Gguf) -> Option<PathBuf> {
 /// The last run's list, if there is a sound one.
 fn remembered(path: &Path, n_layer: usize, n_expert: usize) -> Option<HotList> {
     let most = LINE_BYTES * (1 + n_layer as u64 * n_expert as u64);
-    let mut text = String::new();
-    File::open(path).ok()?.take(most).read_to_string(&mut text).ok()?;
+    let text = String::from_utf8(input::read(path, most).ok()?).ok()?;
     HotList::parse(&text, path, n_layer, n_expert).ok()
 }

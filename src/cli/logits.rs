@@ -19,8 +19,9 @@ use hotset::{
 
 use super::{
     Ended,
-    args::{Engine, read_text},
+    args::Engine,
     out::Progress,
+    text::{Limit, read_text},
 };
 
 /// Write the logits of a list of tokens
@@ -98,7 +99,7 @@ pub fn run(args: &Args) -> Ended {
 fn tokens(args: &Args) -> Result<Vec<u32>> {
     let (what, text) = match (&args.tokens, &args.tokens_file) {
         (Some(text), _) => ("--tokens".to_owned(), text.clone()),
-        (None, Some(file)) => (file.display().to_string(), read_text(file)?),
+        (None, Some(file)) => (file.display().to_string(), read_text(file, &Limit::of_texts())?),
         (None, None) => unreachable!("clap asks for one of the two"),
     };
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());

@@ -23,6 +23,7 @@ mod run;
 mod simulate;
 mod stats;
 mod sweep;
+mod text;
 mod tokenize;
 mod trace;
 

@@ -15,9 +15,10 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count, read_text},
+    args::{Engine, count},
     out::{Out, Progress},
     stats::{Record, Stats},
+    text::{Limit, read_text},
 };
 
 /// Measure the perplexity of a text
@@ -53,7 +54,8 @@ pub fn run(args: &Args) -> Ended {
     let (mut tokens, bos) = {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let adds_bos = tokenizer.encode("a", true, false).first().copied();
-        (tokenizer.encode(&read_text(&args.file)?, true, false), tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
+        let text = read_text(&args.file, &Limit::of_texts())?;
+        (tokenizer.encode(&text, true, false), tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
     };
     let windows = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {

@@ -9,7 +9,7 @@ use hotset::{
 };
 use serde::Deserialize;
 
-use super::args::read_text;
+use super::text::{Limit, read_text};
 
 /// A row of `bench -o json`, as far as it is a profile. `None`: not measured.
 #[derive(Debug, Default, Deserialize, PartialEq)]
@@ -54,7 +54,7 @@ impl Profile {
     /// A file that is not what bench writes as JSON, or has another number of such tests.
     pub fn read(path: &Path) -> Result<Self> {
         let wrong = |got: String| Error::format(path, "the profile", "what hotset bench -o json writes", got);
-        let rows: Vec<Self> = serde_json::from_str(&read_text(path)?).map_err(|e| wrong(e.to_string()))?;
+        let rows: Vec<Self> = serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
         let mut decoded: Vec<Self> = rows.into_iter().filter(|row| row.layer_us.is_some()).collect();
         let Some(profile) = decoded.pop().filter(|_| decoded.is_empty()) else {
             let tests: Vec<_> = decoded.iter().map(|row| row.test.as_str()).collect();

@@ -19,13 +19,14 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count, read_text},
+    args::{Engine, count},
     hot::{self, Start, Warm},
     interrupt::{INTERRUPTED, Interrupts},
     live::{self, Live},
     model_file,
     out::{Out, Progress, note},
     stats::{self, Record, Snapshot, Stats},
+    text::{Limit, read_text},
 };
 
 /// Continue a prompt
@@ -163,7 +164,7 @@ pub fn run(args: &Args) -> Ended {
     let panel = args.stats_live && live::has_panel()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
     let mut record = Record::new(&gguf);
-    let prompt = text_of(prompt, args.prompt_file.as_deref())?;
+    let prompt = text_of(prompt, args.prompt_file.as_deref(), &Limit::of_prompt(&gguf, args.ctx)?)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
     let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
@@ -226,15 +227,15 @@ fn positionals(args: &Args) -> Result<(Option<PathBuf>, Option<&str>)> {
 }
 
 /// The text of the prompt.
-fn text_of(prompt: Option<&str>, file: Option<&Path>) -> Result<String> {
+fn text_of(prompt: Option<&str>, file: Option<&Path>, limit: &Limit) -> Result<String> {
     let text = match (prompt, file) {
         (Some(_), Some(file)) => {
             let got = format!("also --prompt-file {}", file.display());
             return Err(Error::request("the prompt", "one on the command line or one in a file", got));
         }
         (Some(prompt), None) => prompt.to_owned(),
-        (None, Some(file)) => without_newline(read_text(file)?),
-        (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"))?),
+        (None, Some(file)) => without_newline(read_text(file, limit)?),
+        (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"), limit)?),
         (None, None) => {
             return Err(Error::request(
                 "the prompt",

@@ -9,7 +9,11 @@ use std::{
 
 use hotset::{Error, Result, gguf::Gguf, tokenizer::Tokenizer};
 
-use super::{Ended, args::read_text, out::Out};
+use super::{
+    Ended,
+    out::Out,
+    text::{Limit, read_text},
+};
 
 /// Show the tokens of a text
 ///
@@ -57,8 +61,8 @@ pub fn run(args: &Args) -> Ended {
 fn text(args: &Args) -> Result<String> {
     match (&args.text, &args.file) {
         (Some(text), _) => Ok(text.clone()),
-        (None, Some(file)) => read_text(file),
-        (None, None) if !io::stdin().is_terminal() => read_text(Path::new("-")),
+        (None, Some(file)) => read_text(file, &Limit::of_texts()),
+        (None, None) if !io::stdin().is_terminal() => read_text(Path::new("-"), &Limit::of_texts()),
         (None, None) => Err(Error::request("the text", "one after the model, --file, or standard input", "none")),
     }
 }

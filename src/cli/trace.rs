@@ -29,9 +29,10 @@ use hotset::{
 
 use super::{
     Ended,
-    args::{Engine, Memory, count, read_text},
+    args::{Engine, Memory, count},
     hot, made,
     out::{Out, Progress, note, printable},
+    text::{Limit, read_text},
 };
 
 /// Record which experts a model uses for each token
@@ -224,7 +225,7 @@ fn generate(session: &mut Session, prompt: &[u32], tokens: usize) -> Result<()> 
 fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u32>)>> {
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let read = |path: &PathBuf| {
-        let mut tokens = tokenizer.encode(&read_text(path)?, true, false);
+        let mut tokens = tokenizer.encode(&read_text(path, &Limit::of_texts())?, true, false);
         if tokens.is_empty() {
             return Err(Error::request(format!("the prompt {}", path.display()), "at least one token", "none"));
         }

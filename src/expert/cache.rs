@@ -437,12 +437,14 @@ impl ExpertCache {
     /// (`PROMPT_GROUP`).
     ///
     /// # Errors
-    /// The first failed read of a wanted expert. The event is over then; the cache itself stays sound.
+    /// The first failed read of a wanted expert, also of one that was handed out before and whose pages were lost in use. The event is
+    /// over then; the cache itself stays sound.
     pub fn next_ready(&mut self, out: &mut Vec<ExpertId>) -> Result<()> {
         out.clear();
-        for (_, want) in &mut self.wanted {
-            if *want == Want::Taken {
-                *want = Want::Done;
+        for i in 0..self.wanted.len() {
+            if self.wanted[i].1 == Want::Taken {
+                self.wanted[i].1 = Want::Done;
+                self.check_used(self.wanted[i].0.id)?;
             }
         }
         while let Some(done) = self.io.poll() {
@@ -466,6 +468,23 @@ impl ExpertCache {
             self.complete(done)?;
             self.issue();
         }
+    }
+
+    /// Throws away an expert that turned out not to be what the file has, after it was used.
+    ///
+    /// # Errors
+    /// Why it was not.
+    fn check_used(&mut self, id: ExpertId) -> Result<()> {
+        let slot = self.slot_of(id).expect("a handed-out expert stays until the next hand-out");
+        let Slot::Ready(buf) = &self.slots[slot] else { panic!("{id} was not handed out") };
+        let Some(fault) = buf.fault() else { return Ok(()) };
+        self.vacate(id);
+        let pool = self.pool_of(id);
+        self.pools[pool].policy.remove(id);
+        self.pools[pool].free.push(slot as u32);
+        self.stats.failed_reads += 1;
+        self.wanted.clear();
+        Err(self.store.explain(id, fault))
     }
 
     /// Marks the wanted experts that have arrived as taken and adds them to `out`.

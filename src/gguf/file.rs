@@ -1,16 +1,16 @@
 //! GGUF files on disk: one file or a split set, parsed once, then read by position.
 //!
-//! The mapping lives only while a header is parsed: resident pages of this process are counted against the budget.
+//! Nothing is mapped: see `cursor.rs`.
 //! Must not know: caches, experts, direct I/O. Those take [`Shard::file`] and the offsets.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Extent, Header, Metadata, TensorInfo, parse, unique_names};
+use super::{Extent, Header, Metadata, TensorInfo, parse_from, unique_names};
 use crate::error::{Error, Result};
+use crate::input::{self, ReadAt, patiently, read_full_at};
 use crate::quant::GgmlType;
 
 /// One file of a model.
@@ -30,9 +30,7 @@ impl Shard {
     /// # Errors
     /// [`Error::Io`] that names file, length and offset, also where the file ends first.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let len = buf.len();
-        read_full_at(&self.file, buf, offset)
-            .map_err(|(got, source)| Error::io(&self.path, format!("read {len} bytes at {offset} (got {got})"), source))
+        read_at(&self.path, &*self.file, offset, buf, "")
     }
 }
 
@@ -49,7 +47,7 @@ impl Gguf {
     /// Opens a file, or the whole split set that the file is a part of.
     ///
     /// # Errors
-    /// What [`parse`] reports, and a sentence that names the file where one of a set is missing or does not belong.
+    /// What [`super::parse`] reports, and a sentence that names the file where one of a set is missing or does not belong.
     pub fn open(path: &Path) -> Result<Gguf> {
         Self::open_extent(path, Extent::Whole)
     }
@@ -186,8 +184,8 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::read_tensor`]; a part that is not inside the tensor is an [`Error::Request`].
     pub fn read_tensor_part(&self, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
-        let shard = &self.shards[tensor.shard];
-        read_part(shard, tensor, start, buf)
+        let Shard { path, file, .. } = &self.shards[tensor.shard];
+        read_part(path, &**file, tensor, start, buf)
     }
 
     /// Something that reads parts of one tensor, and outlives this.
@@ -209,62 +207,35 @@ impl TensorReader {
     /// # Errors
     /// As [`Gguf::read_tensor_part`].
     pub fn read(&self, start: u64, buf: &mut [u8]) -> Result<()> {
-        read_part(&self.shard, &self.tensor, start, buf)
+        read_part(&self.shard.path, &*self.shard.file, &self.tensor, start, buf)
     }
 }
 
-fn read_part(shard: &Shard, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
-    let bytes = tensor.require_bytes(&shard.path)?;
+fn read_part(path: &Path, file: &impl ReadAt, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
+    let bytes = tensor.require_bytes(path)?;
     let len = buf.len() as u64;
     if start.checked_add(len).is_none_or(|end| end > bytes) {
         let what = format!("part of tensor {}", tensor.name);
         return Err(Error::request(what, format!("inside its {bytes} bytes"), format!("{len} bytes at {start}")));
     }
-    let offset = tensor.offset + start;
-    read_full_at(&shard.file, buf, offset).map_err(|(got, source)| {
-        let action = format!("read {len} bytes at {offset} of tensor {} (got {got})", tensor.name);
-        Error::io(&shard.path, action, source)
-    })
+    read_at(path, file, tensor.offset + start, buf, &format!(" of tensor {}", tensor.name))
 }
 
-/// Fills `buf` from byte `offset`, or says how many bytes there were.
-fn read_full_at(file: &File, buf: &mut [u8], offset: u64) -> Result<(), (usize, io::Error)> {
-    let mut done = 0;
-    while done < buf.len() {
-        match read_at(file, &mut buf[done..], offset + done as u64) {
-            Ok(0) => return Err((done, io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends there"))),
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err((done, e)),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, buf, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, buf, offset)
+/// Fills `buf` from byte `offset` of the file, as patiently as experts are read; `of` ends what an error says was tried.
+fn read_at(path: &Path, file: &impl ReadAt, offset: u64, buf: &mut [u8], of: &str) -> Result<()> {
+    let len = buf.len();
+    patiently(|(_, e)| e, || read_full_at(file, buf, offset))
+        .map_err(|(got, source)| Error::io(path, format!("read {len} bytes at {offset}{of} (got {got})"), source))
 }
 
 /// Opens and parses one file; `action` is what an error says that we could not do.
 fn open_shard(path: &Path, index: usize, extent: Extent, action: &str) -> Result<(Shard, Header)> {
-    let failed = |source| Error::io(path, action, source);
-    // Before the open, which would wait for a pipe's other end.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(Error::format(path, "path", "a file", "something else"));
+    let file = input::open_as(path, action)?;
+    let len = file.metadata().map_err(|e| Error::io(path, action, e))?.len();
+    if len == 0 {
+        return Err(Error::io(path, action, std::io::Error::other("the file is empty")));
     }
-    let file = File::open(path).map_err(failed)?;
-    let len = file.metadata().map_err(failed)?.len();
-    // SAFETY: the mapping is read-only and private, and dropped before this function returns. The parser copies
-    // what it keeps, so no reference outlives it. What the type system cannot hold is another process that cuts
-    // the file short in these milliseconds: that is a SIGBUS, never a wild read, as for every reader of mappings.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "map the header", e))?;
-    let header = parse(path, &map, index, extent)?;
+    let header = parse_from(path, &file, len, index, extent)?;
     Ok((Shard { path: path.to_owned(), file: Arc::new(file), len }, header))
 }
 
@@ -305,5 +276,44 @@ impl SplitName {
 
     fn path(&self, number: usize) -> PathBuf {
         self.folder.join(format!("{}-{number:05}-of-{:05}.gguf", self.name, self.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, io};
+
+    use super::*;
+    use crate::gguf::TensorType;
+
+    /// A drive whose first reads fail with this error.
+    struct Failing(io::ErrorKind, Cell<u32>);
+
+    impl ReadAt for Failing {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            if self.1.get() > 0 {
+                self.1.set(self.1.get() - 1);
+                return Err(self.0.into());
+            }
+            buf[0] = offset as u8;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn tensors_are_read_as_patiently_as_experts() {
+        let ty = TensorType::Ggml(GgmlType::F32);
+        let tensor = TensorInfo { name: "t".to_owned(), dims: vec![8], ty, shard: 0, offset: 64, bytes: Some(32) };
+        let read = |kind, times| {
+            let mut buf = [0; 8];
+            read_part(Path::new("m.gguf"), &Failing(kind, Cell::new(times)), &tensor, 4, &mut buf).map(|()| buf)
+        };
+        for (kind, times) in
+            [(io::ErrorKind::Interrupted, 9), (io::ErrorKind::WouldBlock, 9), (io::ErrorKind::TimedOut, 3)]
+        {
+            assert_eq!(read(kind, times).unwrap(), [68, 69, 70, 71, 72, 73, 74, 75]);
+        }
+        let text = read(io::ErrorKind::TimedOut, 4).unwrap_err().to_string();
+        assert_eq!(text, "m.gguf: cannot read 8 bytes at 68 of tensor t (got 0): timed out");
     }
 }

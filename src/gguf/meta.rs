@@ -53,7 +53,7 @@ macro_rules! plain_types {
         }
 
         /// A scalar of type `id` from the bytes that `take` hands out; `None` where `id` is no plain scalar.
-        pub(super) fn decode_scalar<'a>(id: u32, take: &mut dyn FnMut(usize) -> Result<&'a [u8]>) -> Option<Result<Value>> {
+        pub(super) fn decode_scalar<'a>(id: u32, take: impl FnOnce(usize) -> Result<&'a [u8]>) -> Option<Result<Value>> {
             match id {
                 $($id => Some(take(size_of::<$ty>()).map(|b| {
                     Value::$variant(<$ty>::from_le_bytes(b.try_into().expect("take returned the size asked for")))
@@ -63,7 +63,7 @@ macro_rules! plain_types {
         }
 
         /// An array of `n` elements of type `id`. `take` is asked for all the bytes before anything is allocated.
-        pub(super) fn decode_array<'a>(id: u32, n: u64, take: &mut dyn FnMut(u64) -> Result<&'a [u8]>) -> Option<Result<Array>> {
+        pub(super) fn decode_array<'a>(id: u32, n: u64, take: impl FnOnce(u64) -> Result<&'a [u8]>) -> Option<Result<Array>> {
             match id {
                 $($id => Some(take(n.saturating_mul(size_of::<$ty>() as u64)).map(|b| {
                     let (words, _) = b.as_chunks::<{ size_of::<$ty>() }>();

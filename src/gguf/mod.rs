@@ -9,6 +9,7 @@
 //!
 //! Must not know: what a key or a tensor means, how types are computed with.
 
+mod cursor;
 mod file;
 mod meta;
 mod write;
@@ -17,7 +18,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
+use self::cursor::Cursor;
 use crate::error::{Error, Result};
+use crate::input::ReadAt;
 use crate::quant::GgmlType;
 
 pub use file::{Gguf, Shard, TensorReader};
@@ -161,9 +164,18 @@ pub enum Extent {
 /// what each [`TensorInfo::shard`] gets.
 ///
 /// # Errors
-/// [`Error::Format`] where the bytes break the format, [`Error::Unsupported`] for another version or byte order.
+/// [`Error::Truncated`] where the bytes end inside the header, [`Error::Format`] where they break the format,
+/// [`Error::Unsupported`] for another version or byte order.
 pub fn parse(path: &Path, bytes: &[u8], shard: usize, extent: Extent) -> Result<Header> {
-    let mut cursor = Cursor { path, bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)], pos: 0 };
+    parse_from(path, &bytes, bytes.len() as u64, shard, extent)
+}
+
+/// [`parse`] of a `source` of `len` bytes, of which only the header is read, piece by piece.
+///
+/// # Errors
+/// As [`parse`]; [`Error::Io`] for what cannot be read.
+pub fn parse_from(path: &Path, source: &dyn ReadAt, len: u64, shard: usize, extent: Extent) -> Result<Header> {
+    let mut cursor = Cursor::new(path, source, len);
     let version = parse_version(&mut cursor)?;
     let n_tensors = cursor.u64(format_args!("tensor count"))?;
     let n_entries = cursor.u64(format_args!("metadata count"))?;
@@ -174,10 +186,10 @@ pub fn parse(path: &Path, bytes: &[u8], shard: usize, extent: Extent) -> Result<
         Some(a) => return Err(meta.wrong("general.alignment", format!("a power of two up to {MAX_ALIGNMENT}"), a)),
     };
     let mut tensors = parse_tensor_table(&mut cursor, n_tensors, alignment, shard)?;
-    let data_offset = (cursor.pos as u64).next_multiple_of(alignment);
+    let data_offset = cursor.pos().next_multiple_of(alignment);
     place_tensors(path, &mut tensors, data_offset)?;
     if extent == Extent::Whole {
-        check_inside(path, &tensors, bytes.len() as u64)?;
+        check_inside(path, &tensors, len)?;
     }
     Ok(Header { version, meta, tensors, alignment, data_offset })
 }
@@ -190,7 +202,8 @@ fn valid_alignment(a: u32) -> bool {
 fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32> {
     let magic = cursor.take(4, format_args!("magic"))?;
     if magic != b"GGUF" {
-        return Err(Error::format(cursor.path, "magic", "\"GGUF\"", format!("\"{}\"", magic.escape_ascii())));
+        let got = format!("\"{}\"", magic.escape_ascii());
+        return Err(Error::format(cursor.path, "magic", "\"GGUF\"", got));
     }
     let version = cursor.u32(format_args!("version"))?;
     match version {
@@ -217,7 +230,7 @@ fn parse_metadata(cursor: &mut Cursor<'_>, n: u64) -> Result<Metadata> {
 }
 
 fn parse_value(cursor: &mut Cursor<'_>, ty: u32, what: fmt::Arguments<'_>) -> Result<Value> {
-    if let Some(scalar) = meta::decode_scalar(ty, &mut |n| cursor.take(n as u64, what)) {
+    if let Some(scalar) = meta::decode_scalar(ty, |n| cursor.take(n as u64, what)) {
         return scalar;
     }
     match ty {
@@ -235,14 +248,15 @@ fn parse_array(cursor: &mut Cursor<'_>, depth: usize, what: fmt::Arguments<'_>) 
     }
     let ty = cursor.u32(what)?;
     let n = cursor.u64(what)?;
-    if let Some(plain) = meta::decode_array(ty, n, &mut |bytes| cursor.take(bytes, what)) {
+    if let Some(plain) = meta::decode_array(ty, n, |bytes| cursor.take(bytes, what)) {
         return plain;
     }
     // Vectors grow with what was read, never by `n`, which is only a claim.
     match ty {
         7 => {
+            let path = cursor.path;
             let bytes = cursor.take(n, what)?;
-            bytes.iter().map(|&b| decode_bool(cursor.path, b, what)).collect::<Result<_>>().map(Array::Bool)
+            bytes.iter().map(|&b| decode_bool(path, b, what)).collect::<Result<_>>().map(Array::Bool)
         }
         8 => {
             cursor.check_count(n, 8, what)?;
@@ -357,67 +371,4 @@ fn check_inside(path: &Path, tensors: &[TensorInfo], file_len: u64) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Reads little-endian primitives, never past the end.
-struct Cursor<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
-    pos: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn left(&self) -> u64 {
-        (self.bytes.len() - self.pos) as u64
-    }
-
-    /// The next `n` bytes.
-    fn take(&mut self, n: u64, what: fmt::Arguments<'_>) -> Result<&'a [u8]> {
-        if n > self.left() {
-            let got = if self.bytes.len() == MAX_HEADER_BYTES {
-                format!("a header longer than the {MAX_HEADER_BYTES} bytes that are allowed")
-            } else {
-                format!("{} bytes to the end of the file", self.left())
-            };
-            return Err(Error::format(self.path, what.to_string(), format!("{n} bytes at byte {}", self.pos), got));
-        }
-        let start = self.pos;
-        self.pos += n as usize;
-        Ok(&self.bytes[start..self.pos])
-    }
-
-    /// Refuses a count of elements of at least `min_bytes` each that cannot fit what is left.
-    fn check_count(&self, n: u64, min_bytes: u64, what: fmt::Arguments<'_>) -> Result<()> {
-        let most = self.left() / min_bytes;
-        if n > most {
-            let expected = format!("at most {most}, which is what {} bytes can hold", self.left());
-            return Err(Error::format(self.path, what.to_string(), expected, n));
-        }
-        Ok(())
-    }
-
-    fn u32(&mut self, what: fmt::Arguments<'_>) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.take(4, what)?.try_into().expect("took 4 bytes")))
-    }
-
-    fn u64(&mut self, what: fmt::Arguments<'_>) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.take(8, what)?.try_into().expect("took 8 bytes")))
-    }
-
-    fn bool(&mut self, what: fmt::Arguments<'_>) -> Result<bool> {
-        let byte = self.take(1, what)?[0];
-        decode_bool(self.path, byte, what)
-    }
-
-    fn string(&mut self, what: fmt::Arguments<'_>) -> Result<String> {
-        let n = self.u64(what)?;
-        let bytes = self.take(n, what)?;
-        match std::str::from_utf8(bytes) {
-            Ok(s) => Ok(s.to_owned()),
-            Err(e) => {
-                let got = format!("byte {:#04x} at {}", bytes[e.valid_up_to()], e.valid_up_to());
-                Err(Error::format(self.path, what.to_string(), "UTF-8", got))
-            }
-        }
-    }
 }

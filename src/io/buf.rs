@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 
-use super::{Extent, Extents, MAX_EXTENTS, ReadError};
+use super::{Extent, Extents, MAX_EXTENTS, ReadError, mapped::Mapping};
 use crate::machine::{Filled, anonymous};
 
 /// Parts start at multiples of this, so that no part's first cache line is shared.
@@ -117,15 +117,15 @@ impl Run {
 /// One expert's bytes, in up to [`super::MAX_EXTENTS`] parts.
 pub struct IoBuf {
     memory: Memory,
-    /// Where each part starts in its memory, and how long it is.
+    /// Where each part starts in memory of our own, and how long it is.
     parts: Vec<(usize, usize)>,
 }
 
 enum Memory {
     /// Anonymous pages, allocated once and filled again and again.
     Owned(Slice),
-    /// Mappings of the file, one a part. A mapping starts at a page, so its part may start a little later.
-    Mapped(Vec<Mmap>),
+    /// Mappings of the file, one a part.
+    Mapped(Vec<Mapping>),
 }
 
 /// A part of an arena that nobody else has.
@@ -244,10 +244,21 @@ impl IoBuf {
 
     /// Part `i`.
     pub fn part(&self, i: usize) -> &[u8] {
-        let (start, len) = self.parts[i];
         match &self.memory {
-            Memory::Owned(bytes) => &bytes[start..start + len],
-            Memory::Mapped(maps) => &maps[i][start..start + len],
+            Memory::Owned(bytes) => {
+                let (start, len) = self.parts[i];
+                &bytes[start..start + len]
+            }
+            Memory::Mapped(maps) => maps[i].bytes(),
+        }
+    }
+
+    /// Why bytes that were read from it may not have been the file's: of a mapping, pages can be lost at any time after it was
+    /// made. To be asked by whoever has used them.
+    pub fn fault(&self) -> Option<ReadError> {
+        match &self.memory {
+            Memory::Owned(_) => None,
+            Memory::Mapped(maps) => maps.iter().find_map(Mapping::fault),
         }
     }
 
@@ -261,9 +272,11 @@ impl IoBuf {
     /// # Panics
     /// If the buffer holds mappings: those are read-only, and only the mapped engine makes them.
     pub fn part_mut(&mut self, i: usize) -> &mut [u8] {
-        let (start, len) = self.parts[i];
         match &mut self.memory {
-            Memory::Owned(bytes) => &mut bytes[start..start + len],
+            Memory::Owned(bytes) => {
+                let (start, len) = self.parts[i];
+                &mut bytes[start..start + len]
+            }
             Memory::Mapped(_) => panic!("a mapped buffer is filled by mapping"),
         }
     }
@@ -315,7 +328,36 @@ impl IoBuf {
         }
     }
 
-    /// All memory of our own, for [`Run::at`].
+    /// Where `len` bytes from `at` on lie in memory of our own, for [`Run::at`]. A pointer, not a reference: other bytes of the
+    /// buffer may be with the kernel, which writes to them at any time.
+    ///
+    /// # Panics
+    /// If the buffer does not have them.
+    #[cfg(target_os = "linux")]
+    pub(super) fn place_of(&self, at: usize, len: usize) -> *mut u8 {
+        let Memory::Owned(memory) = &self.memory else { panic!("a mapped buffer is filled by mapping") };
+        assert!(at.checked_add(len).is_some_and(|end| end <= memory.len), "{len} bytes at {at} of {}", memory.len);
+        memory.base.wrapping_add(at)
+    }
+
+    /// Leaves the memory to a kernel that may still write to it, and takes other memory; none where the system has none, so that
+    /// the next read into it fails.
+    #[cfg(target_os = "linux")]
+    pub(super) fn abandon(&mut self) {
+        let Memory::Owned(memory) = &mut self.memory else { return };
+        std::mem::forget(memory._arena.clone());
+        // SAFETY: the arena is never unmapped now, and nobody reads these bytes again; pages that the kernel is writing to are
+        // its own until it is done. Where the system refuses, they stay as they are.
+        let _ = unsafe { rustix::mm::madvise(memory.base.cast(), memory.len, rustix::mm::Advice::LinuxDontNeed) };
+        match anonymous(memory.len, Filled::InParts) {
+            Ok(mut arena) => {
+                *memory = Slice { base: arena.as_mut_ptr(), len: memory.len, _arena: Arc::new(arena) };
+            }
+            Err(_) => memory.len = 0,
+        }
+    }
+
+    /// All memory of our own, for [`Run::at`], while no part of it is with the kernel.
     pub(super) fn memory_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Owned(bytes) => bytes,
@@ -323,15 +365,10 @@ impl IoBuf {
         }
     }
 
-    /// Drops what was mapped and takes `maps`: (mapping, offset of the part in it, length of the part).
-    pub(super) fn remap(&mut self, maps: impl IntoIterator<Item = (Mmap, usize, usize)>) {
+    /// Drops what was mapped and takes `maps`, one a part.
+    pub(super) fn remap(&mut self, maps: Vec<Mapping>) {
         let Memory::Mapped(list) = &mut self.memory else { panic!("an owned buffer is not remapped") };
-        list.clear();
-        self.parts.clear();
-        for (map, start, len) in maps {
-            self.parts.push((start, len));
-            list.push(map);
-        }
+        *list = maps;
     }
 
     /// Gives the pages back to the system. The content is void; the buffer itself can be filled again.
@@ -355,7 +392,6 @@ impl IoBuf {
     pub(super) fn unmap(&mut self) {
         if let Memory::Mapped(list) = &mut self.memory {
             list.clear();
-            self.parts.clear();
         }
     }
 }

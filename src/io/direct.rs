@@ -15,6 +15,7 @@ use super::{
     Extents, Files, IoBuf, ReadError, ReadPath,
     buf::{Layout, Run, page_bytes},
 };
+use crate::input::ReadAt;
 
 /// Files opened past the page cache, and the block that all of them take.
 #[derive(Clone)]
@@ -131,7 +132,7 @@ fn read_run(file: &File, run: &Run, block: usize, memory: &mut [u8]) -> Result<(
     let mut got = 0;
     while got < run.needed {
         let end = || io::ErrorKind::UnexpectedEof.into();
-        match read_at(file, &mut to[got..], run.offset + got as u64) {
+        match file.read_at(&mut to[got..], run.offset + got as u64) {
             Ok(0) => return Err((got, end())),
             Ok(n) => got += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -143,16 +144,6 @@ fn read_run(file: &File, run: &Run, block: usize, memory: &mut [u8]) -> Result<(
         }
     }
     Ok(())
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, to, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, to, offset)
 }
 
 /// See the module.

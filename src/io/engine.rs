@@ -7,21 +7,16 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError, buf::Layout};
+use crate::input::patiently;
 
 /// Reads in flight at most, each on a thread where the engine has threads: twice the queue depth at which drives stop getting faster.
 pub const MAX_DEPTH: usize = 64;
-
-/// How often a read that the system puts off is tried again, with pauses that double from [`RETRY_PAUSE`] on: for a second.
-pub(super) const RETRIES: u32 = 10;
-
-/// See [`RETRIES`].
-pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// How one read is done, on an I/O thread.
 pub trait ReadPath: Send + Sync + 'static {
@@ -97,7 +92,9 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
             }
         };
         drop(queue);
-        let result = catch_unwind(AssertUnwindSafe(|| patiently(path, &mut read)));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            patiently(|e: &ReadError| &e.source, || path.read(&read.extents, &mut read.buf))
+        }));
         // A read that never came back would leave its owner waiting for ever. On an error nobody looks into the buffer.
         let result = result.unwrap_or_else(|_| {
             Err(ReadError { extent: read.extents[0], source: std::io::Error::other("the read path panicked") })
@@ -106,17 +103,6 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
             return;
         }
     }
-}
-
-/// The read, tried again where the system puts it off (`EAGAIN`).
-fn patiently(path: &dyn ReadPath, read: &mut Read) -> Result<(), ReadError> {
-    for pause in (0..RETRIES).map(|i| RETRY_PAUSE * (1 << i)) {
-        match path.read(&read.extents, &mut read.buf) {
-            Err(e) if e.source.kind() == std::io::ErrorKind::WouldBlock => std::thread::sleep(pause),
-            result => return result,
-        }
-    }
-    path.read(&read.extents, &mut read.buf)
 }
 
 impl IoEngine for ThreadEngine {

@@ -5,6 +5,8 @@
 use std::{fs::File, path::PathBuf, sync::Arc};
 
 pub mod buf;
+#[cfg(unix)]
+mod bus_error;
 mod direct;
 mod engine;
 mod mapped;

@@ -4,6 +4,7 @@
 //! ones, each of them waited for (PEER figures: 5–40× apart).
 
 use super::{Extents, Files, IoBuf, ReadError, ReadPath, buf::Layout};
+use crate::input::read_full_at;
 
 /// See the module.
 pub struct Pread {
@@ -28,31 +29,9 @@ impl ReadPath for Pread {
     fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
         for (i, &extent) in extents.iter().enumerate() {
             let part = &mut buf.part_mut(i)[..extent.len];
-            read_exact_at(&self.files[extent.file as usize].1, part, extent.offset)
-                .map_err(|source| ReadError { extent, source })?;
+            read_full_at(&*self.files[extent.file as usize].1, part, extent.offset)
+                .map_err(|(_, source)| ReadError { extent, source })?;
         }
         Ok(())
     }
-}
-
-/// Fills `buf` from `offset`; `UnexpectedEof` if the file ends first. Interrupted and short reads are continued.
-#[cfg(unix)]
-fn read_exact_at(file: &std::fs::File, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &std::fs::File, mut buf: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !buf.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, buf, offset) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                buf = &mut buf[n..];
-                offset += n as u64;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

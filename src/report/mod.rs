@@ -185,7 +185,7 @@ impl Group<'_> {
 
 fn hash(path: &Path) -> Result<String> {
     use std::io::Read;
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let file = crate::input::open(path)?;
     let mut failed = None;
     let bytes = std::io::BufReader::new(file).bytes().map_while(|b| b.map_err(|e| failed = Some(e)).ok());
     let hash = fnv1a(bytes);

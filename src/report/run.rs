@@ -2,12 +2,12 @@
 //!
 //! A key that is missing, or counts that contradict each other, are an error: no figure is guessed.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::series::Series;
-use crate::{Error, Result};
+use crate::{Error, Result, input};
 
 /// A record's bytes at most; [`super::series::MAX_POINTS`] points take under 1 MiB.
 const MAX_BYTES: u64 = 16 << 20;
@@ -100,12 +100,7 @@ impl Run {
     /// # Errors
     /// What is no such record, or contradicts itself.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(path, "read", e))?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(Error::format(path, "the run's record", format!("at most {MAX_BYTES} bytes"), "more"));
-        }
+        let text = input::read(path, MAX_BYTES)?;
         let wrong = |e| Error::format(path, "the run's record", "what hotset run --stats-json writes", e);
         let run: Run = serde_json::from_slice(&text).map_err(wrong)?;
         run.check(path)?;

@@ -12,6 +12,7 @@ use crate::{
     expert::ExpertStore,
     gguf::Gguf,
     id::ExpertId,
+    input,
     io::{Extents, IoEngine, IoKind, Limits, Rates, probe},
     machine,
     model::Config,
@@ -26,6 +27,9 @@ const PROBE_SHARE: u64 = 4;
 
 /// Answers that the file keeps.
 const MAX_KEPT: usize = 64;
+
+/// Bytes that they take at most.
+const MAX_KEPT_BYTES: u64 = 1 << 20;
 
 /// An engine, and why it is this one.
 pub struct Chosen {
@@ -119,7 +123,7 @@ fn place(_: &fs::Metadata) -> String {
 
 /// The file's answers, newest first; none if it is missing or not ours.
 fn kept(path: &Path) -> VecDeque<(String, Rates)> {
-    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    input::read(path, MAX_KEPT_BYTES).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
 fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {

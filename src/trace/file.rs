@@ -27,7 +27,7 @@ use crc32fast::hash as crc32;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerEvent, Phase, Routed, TraceSink};
-use crate::{Error, Result, id::ExpertId};
+use crate::{Error, Result, id::ExpertId, input};
 
 const MAGIC: &[u8; 8] = b"HOTTRACE";
 /// Without and with `lookahead2_ranks`.
@@ -264,7 +264,7 @@ impl TraceReader {
     /// # Errors
     /// What is no trace, of another version, or has a damaged header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let file = input::open(path)?;
         let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
         let header = read_header(path, &mut file)?;
         header.check(path)?;

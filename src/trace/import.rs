@@ -149,7 +149,7 @@ fn read_arrays(path: &Path) -> Result<(Arrays, Option<Header>)> {
     if path.extension().is_some_and(|e| e == "npy") {
         return Ok((BTreeMap::from([(String::new(), Npy::read(path)?)]), None));
     }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let file = crate::input::open(path)?;
     let broken = |e: zip::result::ZipError| Error::format(path, "the archive", "an .npz", e);
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
     let (mut arrays, mut header) = (BTreeMap::new(), None);
