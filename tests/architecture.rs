@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("new_file", &["error"]),
     ("npy", &["error", "new_file"]),
     ("gguf", &["error", "new_file", "quant"]),
-    ("trace", &["error", "id", "new_file", "npy"]),
+    ("trace", &["error", "id", "machine", "new_file", "npy"]),
     ("policy", &["id", "trace"]),
     ("prefetch", &["id", "trace"]),
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),

@@ -16,7 +16,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, count, read_text},
-    out::{Out, Progress},
+    out::{Out, Progress, notes},
     stats::{Record, Stats},
 };
 
@@ -53,7 +53,11 @@ pub fn run(args: &Args) -> Ended {
     let (mut tokens, bos) = {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let adds_bos = tokenizer.encode("a", true, false).first().copied();
-        (tokenizer.encode(&read_text(&args.file)?, true, false), tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
+        let text = read_text(&args.file)?;
+        let tokens = tokenizer.encode(&text, true, false);
+        notes(tokenizer.notes());
+        notes(&tokenizer.prompt_notes(&text, &tokens));
+        (tokens, tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
     };
     let windows = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {

@@ -9,7 +9,11 @@ use std::{
 
 use hotset::{Error, Result, gguf::Gguf, tokenizer::Tokenizer};
 
-use super::{Ended, args::read_text, out::Out};
+use super::{
+    Ended,
+    args::read_text,
+    out::{Out, notes},
+};
 
 /// Show the tokens of a text
 ///
@@ -39,6 +43,8 @@ pub fn run(args: &Args) -> Ended {
     let text = text(args)?;
     let tokenizer = Tokenizer::from_gguf(&Gguf::open_header(&args.model)?)?;
     let tokens = tokenizer.encode(&text, !args.no_bos, args.parse_special);
+    notes(tokenizer.notes());
+    notes(&tokenizer.prompt_notes(&text, &tokens));
     let mut lines = String::new();
     if args.ids {
         let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();
