@@ -2,7 +2,7 @@
 //!
 //! Little-endian and C order only. Must not know: what the numbers mean.
 
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -10,6 +10,9 @@ use crate::new_file::NewFile;
 
 /// Magic and version 1.0; a u16 header length follows.
 const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
+
+/// NumPy's header of a plain array has some hundred bytes.
+const MAX_DICT_BYTES: u32 = 1 << 16;
 
 /// An element that can be written.
 pub trait Element: Copy {
@@ -125,24 +128,37 @@ impl Npy {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Format`] for what is no `.npy`, [`Error::Unsupported`] for other types, byte orders or Fortran order.
+    /// As [`Npy::from_reader`].
     pub fn read(path: &Path) -> Result<Npy> {
-        let mut bytes = Vec::new();
-        crate::input::open(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
-        Npy::parse(path, &bytes)
+        let file = crate::input::open(path)?;
+        let bytes = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
+        Npy::from_reader(path, BufReader::new(file), bytes)
     }
 
     /// Parses a file's bytes; `path` is what errors name.
+    ///
+    /// # Errors
+    /// As [`Npy::from_reader`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Npy> {
-        let (dict, body) = split(path, bytes)?;
+        Npy::from_reader(path, bytes, bytes.len() as u64)
+    }
+
+    /// Reads an array of at most `most` bytes, and not a byte more than its header says: what inflates without end is
+    /// an error after the first byte too many. `path` is what errors name.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for what is no `.npy` or is longer than allowed, [`Error::Unsupported`] for other types, byte
+    /// orders or Fortran order, [`Error::Io`] for what cannot be read.
+    pub fn from_reader(path: &Path, mut reader: impl Read, most: u64) -> Result<Npy> {
+        let dict = read_dict(path, &mut reader)?;
         let field =
-            |name: &str| field(dict, name).ok_or_else(|| Error::format(path, "header", format!("'{name}'"), dict));
+            |name: &str| field(&dict, name).ok_or_else(|| Error::format(path, "header", format!("'{name}'"), &dict));
         let fortran = field("fortran_order")?;
         if !fortran.starts_with("False") {
             return Err(Error::unsupported(path, "array order", "C", "Fortran"));
         }
         let shape = parse_shape(field("shape")?)
-            .ok_or_else(|| Error::format(path, "header", "a shape of numbers in parentheses", dict))?;
+            .ok_or_else(|| Error::format(path, "header", "a shape of numbers in parentheses", &dict))?;
         let descr = field("descr")?.trim_start_matches('\'').split('\'').next().unwrap_or_default();
         let width = match descr {
             "|u1" | "<u1" => 1,
@@ -151,20 +167,38 @@ impl Npy {
             "<i8" => 8,
             _ => return Err(Error::unsupported(path, "element type", "<f2, <f4, <i4, <i8, |u1 or <u2", descr)),
         };
-        let want = shape.iter().try_fold(width, |n: usize, &d| n.checked_mul(d));
-        if want != Some(body.len()) {
+        let Some(want) = body_bytes(&shape, width).filter(|&bytes| bytes <= most) else {
+            let got = format!("the shape {shape:?} of {width} bytes each");
+            return Err(Error::format(path, "array data", format!("at most {most} bytes"), got));
+        };
+        let mut body = Vec::new();
+        reader.take(want + 1).read_to_end(&mut body).map_err(|e| Error::io(path, "read", e))?;
+        if body.len() as u64 != want {
             let expected = format!("the elements of shape {shape:?} in {width} bytes each");
-            return Err(Error::format(path, "array data", expected, format!("{} bytes", body.len())));
+            let got = if body.len() as u64 > want { "more".to_owned() } else { format!("{} bytes", body.len()) };
+            return Err(Error::format(path, "array data", expected, got));
         }
         let data = match descr {
-            "<f4" => Data::F32(words(body).map(f32::from_le_bytes).collect()),
-            "<f2" => Data::F32(words(body).map(|w| half::f16::from_le_bytes(w).to_f32()).collect()),
-            "<i4" => Data::I32(words(body).map(i32::from_le_bytes).collect()),
-            "<i8" => Data::I64(words(body).map(i64::from_le_bytes).collect()),
-            "<u2" => Data::U16(words(body).map(u16::from_le_bytes).collect()),
-            _ => Data::U8(body.to_vec()),
+            "<f4" => Data::F32(words(&body).map(f32::from_le_bytes).collect()),
+            "<f2" => Data::F32(words(&body).map(|w| half::f16::from_le_bytes(w).to_f32()).collect()),
+            "<i4" => Data::I32(words(&body).map(i32::from_le_bytes).collect()),
+            "<i8" => Data::I64(words(&body).map(i64::from_le_bytes).collect()),
+            "<u2" => Data::U16(words(&body).map(u16::from_le_bytes).collect()),
+            _ => Data::U8(body),
         };
         Ok(Npy { shape, data, path: path.to_owned() })
+    }
+
+    /// Bytes that the elements take in memory.
+    pub fn heap_bytes(&self) -> u64 {
+        let (n, width) = match &self.data {
+            Data::F32(v) => (v.len(), 4),
+            Data::I32(v) => (v.len(), 4),
+            Data::I64(v) => (v.len(), 8),
+            Data::U8(v) => (v.len(), 1),
+            Data::U16(v) => (v.len(), 2),
+        };
+        n as u64 * width
     }
 
     /// The elements, where they are f32 (or were f16).
@@ -182,7 +216,8 @@ impl Npy {
         if let Data::U8(v) = &self.data { Ok(v) } else { Err(self.wrong("u8")) }
     }
 
-    fn wrong(&self, expected: &str) -> Error {
+    /// That the elements are of another type than expected.
+    pub(crate) fn wrong(&self, expected: &str) -> Error {
         let got = match self.data {
             Data::F32(_) => "f32",
             Data::I32(_) => "i32",
@@ -194,22 +229,36 @@ impl Npy {
     }
 }
 
-/// Header dictionary and array bytes.
-fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a str, &'a [u8])> {
-    let parts = || {
-        let rest = bytes.strip_prefix(b"\x93NUMPY")?;
-        // Version 1 has a u16 header length, 2 and 3 a u32.
-        let (n, rest) = match rest.split_at_checked(2)? {
-            ([1, _], rest) => (usize::from(u16::from_le_bytes(*rest.first_chunk()?)), &rest[2..]),
-            ([2 | 3, _], rest) => (usize::try_from(u32::from_le_bytes(*rest.first_chunk()?)).ok()?, &rest[4..]),
-            _ => return None,
-        };
-        let (dict, body) = rest.split_at_checked(n)?;
-        Some((std::str::from_utf8(dict).ok()?, body))
+/// The header's dictionary. The reader then stands at the elements.
+fn read_dict(path: &Path, reader: &mut impl Read) -> Result<String> {
+    let mut take = |n: u64| {
+        let mut bytes = Vec::new();
+        reader.take(n).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
+        Ok::<_, Error>(bytes)
     };
-    parts().ok_or_else(|| {
-        Error::format(path, "header", "a .npy header of version 1 to 3", format!("{} bytes", bytes.len()))
-    })
+    let wrong = || Error::format(path, "header", "a .npy header of version 1 to 3", "something else");
+    let start = take(8)?;
+    // Version 1 has a u16 header length, 2 and 3 a u32.
+    let bytes = match start.strip_prefix(b"\x93NUMPY") {
+        Some([1, _]) => take(2)?.first_chunk().map(|n| u32::from(u16::from_le_bytes(*n))),
+        Some([2 | 3, _]) => take(4)?.first_chunk().map(|n| u32::from_le_bytes(*n)),
+        _ => None,
+    };
+    let bytes = bytes.ok_or_else(wrong)?;
+    if bytes > MAX_DICT_BYTES {
+        return Err(Error::format(path, "header", format!("at most {MAX_DICT_BYTES} bytes"), bytes));
+    }
+    let dict = take(bytes.into())?;
+    let whole = dict.len() as u64 == u64::from(bytes);
+    String::from_utf8(dict).ok().filter(|_| whole).ok_or_else(wrong)
+}
+
+/// Bytes of the elements; `None` if even the axes that are not empty multiply to more than a computer has. NumPy draws
+/// the line there, too, so that nobody meets an empty array with an axis of 2^61.
+fn body_bytes(shape: &[usize], width: u64) -> Option<u64> {
+    let all = shape.iter().filter(|&&n| n > 0).try_fold(width, |bytes, &n| bytes.checked_mul(n as u64))?;
+    let all = Some(all).filter(|&bytes| bytes <= i64::MAX as u64)?;
+    Some(if shape.contains(&0) { 0 } else { all })
 }
 
 /// What follows `'name':` in the header dictionary.

@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("new_file", &["error"]),
     ("npy", &["error", "input", "new_file"]),
     ("gguf", &["error", "input", "new_file", "quant"]),
-    ("trace", &["error", "id", "input", "new_file", "npy"]),
+    ("trace", &["error", "id", "input", "machine", "new_file", "npy"]),
     ("policy", &["id", "trace"]),
     ("prefetch", &["id", "trace"]),
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
@@ -33,8 +33,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "backend", "error", "expert", "gguf", "id", "input", "io", "machine", "model", "new_file", "plan", "policy",
-            "prefetch", "pressure", "quant", "trace",
+            "backend", "error", "expert", "gguf", "id", "input", "io", "machine", "model", "new_file", "plan",
+            "policy", "prefetch", "pressure", "quant", "trace",
         ],
     ),
 ];

@@ -1,77 +1,15 @@
 //! The tokenizer on small vocabularies that are built here, and on the bundled model's.
 
+mod common;
+
 use std::borrow::Cow;
 use std::path::Path;
 
+use common::vocab::{ENDOFTEXT, IM_END, MERGES, USER, byte_char, byte_level, sentence_piece};
 use hotset::gguf::Gguf;
 use hotset::tokenizer::{StreamDecoder, Tokenizer, VocabSource};
 use hotset::{Error, Result};
 use proptest::prelude::*;
-
-const MERGES: [&str; 10] = ["t h", "h e", "i n", "e r", "a n", "th e", "Ġ the", "Ġ a", "o u", "in g"];
-const ENDOFTEXT: u32 = 266;
-const IM_END: u32 = 268;
-const USER: u32 = 269;
-
-/// GPT-2's printable stand-in for each byte.
-fn byte_char(byte: u8) -> char {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let unprintable_before = (0..byte).filter(|&b| !printable(b)).count() as u32;
-    if printable(byte) { char::from(byte) } else { char::from_u32(0x100 + unprintable_before).expect("below U+0144") }
-}
-
-/// All bytes, ten merges, three control tokens and a user-defined one.
-fn byte_level() -> VocabSource<'static> {
-    let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
-    tokens.extend(MERGES.iter().map(|merge| merge.replace(' ', "")));
-    tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<user>"].map(str::to_owned));
-    let types = (0..)
-        .zip(&tokens)
-        .map(|(i, _)| {
-            if i < 266 {
-                1
-            } else if i < 269 {
-                3
-            } else {
-                4
-            }
-        })
-        .collect();
-    VocabSource {
-        model: "gpt2".into(),
-        pre: Some("qwen2".into()),
-        tokens: tokens.into(),
-        types,
-        merges: MERGES.map(str::to_owned).to_vec().into(),
-        bos: Some(ENDOFTEXT),
-        eos: Some(IM_END),
-        ..VocabSource::default()
-    }
-}
-
-/// `<unk>`, `<s>`, `</s>`, the 256 byte tokens, and pieces with scores.
-fn sentence_piece() -> VocabSource<'static> {
-    let pieces =
-        ["▁", "t", "h", "e", "a", "n", "é", "th", "an", "the", "▁the", "he", "▁t", "▁a", "▁▁", "nd", "and", "▁and"];
-    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
-    tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
-    tokens.extend(pieces.map(str::to_owned));
-    let types = (0..tokens.len())
-        .map(|i| {
-            if i == 0 {
-                2
-            } else if i < 3 {
-                3
-            } else if i < 259 {
-                6
-            } else {
-                1
-            }
-        })
-        .collect();
-    let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
-    VocabSource { model: "llama".into(), tokens: tokens.into(), types, scores, ..VocabSource::default() }
-}
 
 fn build(source: VocabSource<'_>) -> Result<Tokenizer> {
     Tokenizer::new(Path::new("model.gguf"), source)
@@ -226,8 +164,6 @@ fn broken_vocabularies_name_what_is_wrong() {
         (merges("t zz"), "tokenizer.ggml.merges", "\"t zz\""),
         (merges("x y"), "tokenizer.ggml.merges", "\"x y\""),
         (merges("th"), "tokenizer.ggml.merges", "\"th\""),
-        (VocabSource { bos: Some(9999), ..bytes() }, "tokenizer.ggml.bos_token_id", "got 9999"),
-        (VocabSource { pad: Some(u32::MAX), ..bytes() }, "tokenizer.ggml.padding_token_id", "got 4294967295"),
         (VocabSource { scores: vec![0.0; 3].into(), ..sentence_piece() }, "tokenizer.ggml.scores", "got 3"),
     ];
     for (source, what, got) in cases {

@@ -38,6 +38,11 @@ pub fn note(text: fmt::Arguments<'_>) {
     plain(format_args!("hotset: {text}"));
 }
 
+/// Each as a [`note`].
+pub fn notes(list: &[String]) {
+    list.iter().for_each(|text| note(format_args!("{text}")));
+}
+
 /// A line on standard error.
 pub fn plain(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{text}");

@@ -16,7 +16,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, count},
-    out::{Out, Progress},
+    out::{Out, Progress, notes},
     stats::{Record, Stats},
     text::{Limit, read_text},
 };
@@ -55,7 +55,10 @@ pub fn run(args: &Args) -> Ended {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let adds_bos = tokenizer.encode("a", true, false).first().copied();
         let text = read_text(&args.file, &Limit::of_texts())?;
-        (tokenizer.encode(&text, true, false), tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
+        let tokens = tokenizer.encode(&text, true, false);
+        notes(tokenizer.notes());
+        notes(&tokenizer.prompt_notes(&text, &tokens));
+        (tokens, tokenizer.bos().filter(|&bos| adds_bos == Some(bos)))
     };
     let windows = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {

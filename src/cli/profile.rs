@@ -54,7 +54,8 @@ impl Profile {
     /// A file that is not what bench writes as JSON, or has another number of such tests.
     pub fn read(path: &Path) -> Result<Self> {
         let wrong = |got: String| Error::format(path, "the profile", "what hotset bench -o json writes", got);
-        let rows: Vec<Self> = serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
+        let rows: Vec<Self> =
+            serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
         let mut decoded: Vec<Self> = rows.into_iter().filter(|row| row.layer_us.is_some()).collect();
         let Some(profile) = decoded.pop().filter(|_| decoded.is_empty()) else {
             let tests: Vec<_> = decoded.iter().map(|row| row.test.as_str()).collect();

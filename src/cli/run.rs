@@ -24,7 +24,7 @@ use super::{
     interrupt::{INTERRUPTED, Interrupts},
     live::{self, Live},
     model_file,
-    out::{Out, Progress, note},
+    out::{Out, Progress, note, notes},
     stats::{self, Record, Snapshot, Stats},
     text::{Limit, read_text},
 };
@@ -167,6 +167,10 @@ pub fn run(args: &Args) -> Ended {
     let prompt = text_of(prompt, args.prompt_file.as_deref(), &Limit::of_prompt(&gguf, args.ctx)?)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
+    if !args.quiet {
+        notes(tokenizer.notes());
+        notes(&tokenizer.prompt_notes(&prompt, &tokens));
+    }
     let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
     let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
     let mut session = {

@@ -11,7 +11,7 @@ use hotset::{Error, Result, gguf::Gguf, tokenizer::Tokenizer};
 
 use super::{
     Ended,
-    out::Out,
+    out::{Out, notes},
     text::{Limit, read_text},
 };
 
@@ -43,6 +43,8 @@ pub fn run(args: &Args) -> Ended {
     let text = text(args)?;
     let tokenizer = Tokenizer::from_gguf(&Gguf::open_header(&args.model)?)?;
     let tokens = tokenizer.encode(&text, !args.no_bos, args.parse_special);
+    notes(tokenizer.notes());
+    notes(&tokenizer.prompt_notes(&text, &tokens));
     let mut lines = String::new();
     if args.ids {
         let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();

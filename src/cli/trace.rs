@@ -31,7 +31,7 @@ use super::{
     Ended,
     args::{Engine, Memory, count},
     hot, made,
-    out::{Out, Progress, note, printable},
+    out::{Out, Progress, note, notes, printable},
     text::{Limit, read_text},
 };
 
@@ -224,8 +224,11 @@ fn generate(session: &mut Session, prompt: &[u32], tokens: usize) -> Result<()> 
 /// Each file with its tokens, `room` at most.
 fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u32>)>> {
     let tokenizer = Tokenizer::from_gguf(gguf)?;
+    notes(tokenizer.notes());
     let read = |path: &PathBuf| {
-        let mut tokens = tokenizer.encode(&read_text(path, &Limit::of_texts())?, true, false);
+        let text = read_text(path, &Limit::of_texts())?;
+        let mut tokens = tokenizer.encode(&text, true, false);
+        notes(&tokenizer.prompt_notes(&text, &tokens));
         if tokens.is_empty() {
             return Err(Error::request(format!("the prompt {}", path.display()), "at least one token", "none"));
         }

@@ -1,10 +1,9 @@
 //! BPE over an explicit list of merges (`gpt2`, `gemma4`): the adjacent pair that is first in the list merges first.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
+use super::merge::{Pair, Rules, Symbols};
 use super::pretokenizer::PreTokenizer;
 use super::source::VocabSource;
 use super::table::{IdTable, NONE};
@@ -28,29 +27,16 @@ struct Merge {
     result: u32,
 }
 
-/// A stretch of one word; `len` 0: merged into its left neighbour.
-#[derive(Clone, Copy)]
-struct Symbol {
-    id: u32, // NONE: no token spells it; never merges
-    len: usize,
-    prev: usize,
-    next: usize,
-}
-
-const NIL: usize = usize::MAX;
-
-/// A merge that may still be possible: rank, left symbol, and both ids to tell if it is outdated.
-type Candidate = Reverse<(u32, usize, u32, u32)>;
-
-/// What one `encode` reuses from word to word.
-#[derive(Default)]
-pub(super) struct Scratch {
-    symbols: Vec<Symbol>,
-    queue: BinaryHeap<Candidate>,
-}
-
 impl Bpe {
-    pub fn new(path: &Path, source: &VocabSource<'_>, vocab: &Vocab, pre: PreTokenizer) -> Result<Self> {
+    /// The merges, and a note on those that name no tokens: they can never apply, since no text becomes their parts or
+    /// none stands for their result (vocabularies cut down after training, stray lines of a merges.txt).
+    pub fn new(
+        path: &Path,
+        source: &VocabSource<'_>,
+        vocab: &Vocab,
+        pre: PreTokenizer,
+        notes: &mut Vec<String>,
+    ) -> Result<Self> {
         if source.merges.is_empty() || source.merges.len() > MAX_MERGES {
             let expected = format!("1 to {MAX_MERGES} merges");
             return Err(Error::format(path, "tokenizer.ggml.merges", expected, source.merges.len()));
@@ -64,6 +50,7 @@ impl Bpe {
         };
         let alphabet = ByteAlphabet::new();
         let (mut left, mut right) = (Vec::new(), Vec::new());
+        let (mut left_out, mut first_left_out) = (0, None);
         for text in source.merges.iter() {
             let merge = split_merge(text).and_then(|(a, b)| {
                 left.clear();
@@ -80,11 +67,24 @@ impl Bpe {
                 left.extend_from_slice(&right);
                 Some(Merge { left: left_id, right: right_id, result: vocab.find(&left)? })
             });
-            let Some(merge) = merge else {
+            match merge {
+                Some(merge) => bpe.file(merge),
+                None => {
+                    left_out += 1;
+                    first_left_out.get_or_insert(text);
+                }
+            }
+        }
+        if let Some(first) = first_left_out {
+            let first: String = first.chars().take(40).collect();
+            if left_out == source.merges.len() {
                 let expected = "\"left right\", where left, right and both together are tokens";
-                return Err(Error::format(path, "tokenizer.ggml.merges", expected, format!("{text:?}")));
-            };
-            bpe.file(merge);
+                return Err(Error::format(path, "tokenizer.ggml.merges", expected, format!("{first:?} and no better")));
+            }
+            let of = source.merges.len();
+            notes.push(format!(
+                "{left_out} of {of} merges are left out, since they name no tokens; the first is {first:?}"
+            ));
         }
         Ok(bpe)
     }
@@ -94,86 +94,37 @@ impl Bpe {
         self.merges.capacity() * size_of::<Merge>() + self.ranks.heap_bytes() + size_of_val(&*self.byte_ids)
     }
 
-    pub fn encode(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
+    pub fn encode(&self, vocab: &Vocab, text: &str, symbols: &mut Symbols, out: &mut Vec<u32>) {
         self.pre.split(text, |word| {
             let whole = self.pre.ignore_merges || (!self.pre.byte_level && word.bytes().all(|b| b == b'\n'));
             match vocab.find(word.as_bytes()).filter(|_| whole) {
                 Some(id) => out.push(id),
-                None => self.encode_word(vocab, word, scratch, out),
+                None => self.encode_word(vocab, word, symbols, out),
             }
         });
     }
 
-    fn encode_word(&self, vocab: &Vocab, word: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
-        let Scratch { symbols, queue } = scratch;
-        symbols.clear();
-        queue.clear();
-        let mut push = |id, len| {
-            let i = symbols.len();
-            symbols.push(Symbol { id, len, prev: i.checked_sub(1).unwrap_or(NIL), next: i + 1 });
-        };
+    fn encode_word(&self, vocab: &Vocab, word: &str, symbols: &mut Symbols, out: &mut Vec<u32>) {
+        symbols.begin(word.len());
         if self.pre.byte_level {
-            word.bytes().for_each(|b| push(self.byte_ids[usize::from(b)], 1));
+            word.bytes().for_each(|b| symbols.push(self.byte_ids[usize::from(b)], 1));
         } else {
             let mut utf8 = [0; 4];
             word.chars().for_each(|c| {
                 let bytes = c.encode_utf8(&mut utf8).as_bytes();
-                push(vocab.find(bytes).unwrap_or(NONE), bytes.len());
+                symbols.push(vocab.find(bytes).unwrap_or(NONE), bytes.len());
             });
         }
-        if let Some(last) = symbols.last_mut() {
-            last.next = NIL;
-        }
-        for left in 0..symbols.len() {
-            self.push_candidate(symbols, left, queue);
-        }
-        while let Some(Reverse((rank, left, left_id, right_id))) = queue.pop() {
-            let Symbol { id, len, prev, next: right } = symbols[left];
-            if len == 0 || id != left_id || right == NIL || symbols[right].id != right_id {
-                continue; // one of them has merged with something else since
-            }
-            let after = symbols[right].next;
-            symbols[left] =
-                Symbol { id: self.merges[rank as usize].result, len: len + symbols[right].len, prev, next: after };
-            symbols[right].len = 0;
-            if after != NIL {
-                symbols[after].prev = left;
-            }
-            if prev != NIL {
-                self.push_candidate(symbols, prev, queue);
-            }
-            self.push_candidate(symbols, left, queue);
-        }
-        let mut start = 0;
-        for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
-            let piece = &word.as_bytes()[start..start + symbol.len];
-            start += symbol.len;
-            match symbol.id {
-                NONE => out.extend(piece.iter().map(|&b| self.byte_ids[usize::from(b)]).filter(|&id| id != NONE)),
+        symbols.merge(self);
+        for (id, span) in symbols.iter() {
+            match id {
+                NONE => {
+                    let bytes = word.as_bytes()[span].iter();
+                    out.extend(bytes.map(|&b| self.byte_ids[usize::from(b)]).filter(|&id| id != NONE));
+                }
                 id => out.push(id),
             }
         }
-    }
-
-    /// Queues the merge of `left` with its right neighbour, if there is one.
-    fn push_candidate(&self, symbols: &[Symbol], left: usize, queue: &mut BinaryHeap<Candidate>) {
-        let Symbol { id, next, .. } = symbols[left];
-        if next == NIL {
-            return;
-        }
-        let right_id = symbols[next].id;
-        if let Some(rank) = self.rank(id, right_id) {
-            queue.push(Reverse((rank, left, id, right_id)));
-        }
-    }
-
-    fn rank(&self, left: u32, right: u32) -> Option<u32> {
-        self.ranks.find(self.hasher.hash_one((left, right)), |rank| self.is_pair(rank, left, right))
-    }
-
-    fn is_pair(&self, rank: u32, left: u32, right: u32) -> bool {
-        let merge = &self.merges[rank as usize];
-        merge.left == left && merge.right == right
     }
 
     /// Files a merge under the next rank. A pair that is listed twice keeps its first rank.
@@ -186,6 +137,18 @@ impl Bpe {
             (there.left, there.right) == (merge.left, merge.right)
         });
         self.merges.push(merge);
+    }
+}
+
+impl Rules for Bpe {
+    fn rank(&self, pair: &Pair) -> Option<u32> {
+        let hash = self.hasher.hash_one((pair.left, pair.right));
+        self.ranks.find(hash, |rank| self.merged(rank, pair).is_some())
+    }
+
+    fn merged(&self, rank: u32, pair: &Pair) -> Option<u32> {
+        let merge = &self.merges[rank as usize];
+        (merge.left == pair.left && merge.right == pair.right).then_some(merge.result)
     }
 }
 

@@ -11,9 +11,11 @@
 //! bear.
 
 mod bpe;
+mod merge;
 mod patterns;
 mod pretokenizer;
 mod source;
+mod special;
 mod spm;
 mod stream;
 mod table;
@@ -28,9 +30,20 @@ pub use stream::StreamDecoder;
 use crate::gguf::Gguf;
 use crate::{Error, Result};
 use bpe::Bpe;
+use merge::Symbols;
 use pretokenizer::PreTokenizer;
+use special::Specials;
 use spm::Spm;
+use unicode_normalization::is_nfc;
 use vocab::{Kind, Vocab};
+
+const PRE_MISSING: &str = "the file names no pre-tokenizer (tokenizer.ggml.pre): text is cut by llama.cpp's default rules, \
+    which may not be the model's own and then make its answers worse; a newer conversion of the model has the key";
+const BOS_TWICE: &str =
+    "the prompt begins with the beginning-of-text token, and the model's file adds one: the text has two";
+const EOS_TWICE: &str = "the prompt ends with the end-of-text token, and the model's file adds one: the text has two";
+const NOT_COMPOSED: &str = "the prompt has characters that are not composed (Unicode NFC): the model's own tokenizer may \
+    compose them first, which neither hotset nor llama.cpp does, and the model then gets other tokens than it learned from";
 
 /// How SentencePiece writes a space.
 const SPACE: &str = "▁";
@@ -76,9 +89,13 @@ const END_TEXTS: &[&str] = &[
 /// Control tokens that print nevertheless: gpt-oss structures its answers with them (llama.cpp does the same).
 const VISIBLE_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
+/// Bytes of text that are tokenised at once: with `▁` for every space they still have 32-bit positions.
+const MAX_PART_BYTES: usize = 1 << 30;
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     vocab: Vocab,
+    specials: Specials,
     algorithm: Algorithm,
     /// Spaces are written `▁` in the vocabulary.
     escaped_spaces: bool,
@@ -91,6 +108,9 @@ pub struct Tokenizer {
     add_bos: bool,
     add_eos: bool,
     ends: Vec<u32>, // sorted
+    /// The model's own tokenizer composes text first, or nobody knows whether it does.
+    may_compose: bool,
+    notes: Vec<String>,
 }
 
 enum Algorithm {
@@ -103,7 +123,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for an algorithm or pre-tokenizer that hotset does not have; [`Error::Format`] for
-    /// arrays that do not fit each other, tokens that occur twice, merges of unknown tokens, ids out of range.
+    /// arrays that do not fit each other, tokens that occur twice, merges of which none has known tokens. What a file
+    /// gets wrong without much harm is a note instead: [`Tokenizer::notes`].
     pub fn new(path: &Path, mut source: VocabSource<'_>) -> Result<Self> {
         let spm = match source.model.as_str() {
             "gpt2" | "gemma4" => false,
@@ -113,7 +134,11 @@ impl Tokenizer {
                 return Err(Error::unsupported(path, "tokenizer (tokenizer.ggml.model)", expected, other));
             }
         };
-        check_ids(path, &source)?;
+        let mut notes = leave_out_bad_ids(&mut source);
+        let pre_missing = source.model == "gpt2" && source.pre.is_none();
+        if pre_missing {
+            notes.push(PRE_MISSING.to_owned());
+        }
         let pre = match (spm, source.model.as_str()) {
             (true, _) => None,
             (_, "gemma4") => Some(PreTokenizer::new(path, "gemma4")?),
@@ -128,12 +153,11 @@ impl Tokenizer {
             source.unk = source.unk.or(Some(0));
         }
         let ends = end_tokens(&source, &mut vocab);
-        for id in VISIBLE_TEXTS.iter().filter_map(|text| vocab.find_special(text)).collect::<Vec<_>>() {
-            vocab.set_kind(id, Kind::UserDefined);
-        }
+        let specials = Specials::new(path, &vocab)?;
+        let may_compose = pre_missing || pre.as_ref().is_some_and(|pre| pre.composes);
         let default_add_bos = pre.as_ref().map_or(spm, |pre| pre.add_bos);
         let algorithm = match pre {
-            Some(pre) => Algorithm::Bpe(Bpe::new(path, &source, &vocab, pre)?),
+            Some(pre) => Algorithm::Bpe(Bpe::new(path, &source, &vocab, pre, &mut notes)?),
             None => Algorithm::Spm(Spm::new(path, &source, &vocab)?),
         };
         let name = source.name.as_deref().unwrap_or_default().to_lowercase();
@@ -147,6 +171,9 @@ impl Tokenizer {
             add_bos: source.model == "gemma4" || source.add_bos.unwrap_or(default_add_bos),
             add_eos: source.add_eos.unwrap_or(false),
             ends,
+            may_compose,
+            notes,
+            specials,
             vocab,
             algorithm,
         })
@@ -164,47 +191,86 @@ impl Tokenizer {
     ///
     /// `add_special` puts the beginning and end tokens around it that the file asks for; `parse_special` reads
     /// control tokens spelled out in the text (a chat template's) as such. Without it they are plain text, so that a
-    /// user cannot forge them; user-defined tokens are always read.
+    /// user cannot forge them; user-defined tokens are always read. [`Tokenizer::prompt_notes`] has what may be wrong with
+    /// the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         out.extend(self.bos.filter(|_| add_special && self.add_bos));
-        let mut scratch = bpe::Scratch::default();
+        let mut symbols = Symbols::default();
         let mut after_special = true;
-        let (mut start, mut at) = (0, 0);
-        while at < text.len() {
-            let Some(id) = self.vocab.special_at(&text.as_bytes()[at..], parse_special) else {
-                at += text[at..].chars().next().map_or(1, char::len_utf8);
-                continue;
-            };
+        let mut start = 0;
+        // The last one first, so that the next one is popped.
+        let mut specials = self.specials.starts(text, parse_special);
+        while let Some((at, id)) = specials.pop() {
+            if at < start {
+                continue; // inside the one before it
+            }
             if at > start {
-                self.encode_plain(&text[start..at], after_special, &mut scratch, &mut out);
+                self.encode_plain(&text[start..at], after_special, &mut symbols, &mut out);
             }
             out.push(id);
             after_special = true;
-            at += self.vocab.text(id).len();
+            start = at + self.vocab.text(id).len();
             if self.strips_after(id) {
-                at = text.len() - text[at..].trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').len();
+                let rest = text[start..].trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+                start = text.len() - rest.len();
             }
-            start = at;
         }
         if text.len() > start {
-            self.encode_plain(&text[start..], after_special, &mut scratch, &mut out);
+            self.encode_plain(&text[start..], after_special, &mut symbols, &mut out);
         }
         out.extend(self.eos.filter(|_| add_special && self.add_eos));
         out
     }
 
     /// Text without special tokens.
-    fn encode_plain(&self, text: &str, after_special: bool, scratch: &mut bpe::Scratch, out: &mut Vec<u32>) {
-        let mut text = Cow::Borrowed(text);
-        if self.escaped_spaces {
-            let prefix = if self.space_prefix && after_special { SPACE } else { "" };
-            text = Cow::Owned(prefix.to_owned() + &text.replace(' ', SPACE));
+    fn encode_plain(&self, mut text: &str, mut after_special: bool, symbols: &mut Symbols, out: &mut Vec<u32>) {
+        while !text.is_empty() {
+            let (part, rest) = text.split_at(text.floor_char_boundary(MAX_PART_BYTES));
+            let escaped = self.escaped_spaces.then(|| self.escaped(part, after_special));
+            let part = escaped.as_deref().unwrap_or(part);
+            match &self.algorithm {
+                Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, part, symbols, out),
+                Algorithm::Spm(spm) => spm.encode(&self.vocab, part, symbols, out),
+            }
+            (text, after_special) = (rest, false);
         }
-        match &self.algorithm {
-            Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, &text, scratch, out),
-            Algorithm::Spm(spm) => spm.encode(&self.vocab, &text, out),
+    }
+
+    /// The text with `▁` for every space, and one before it where the vocabulary wants that.
+    fn escaped(&self, text: &str, after_special: bool) -> String {
+        let mut escaped = String::with_capacity(text.len() + text.len() / 2);
+        if self.space_prefix && after_special {
+            escaped.push_str(SPACE);
         }
+        for (i, word) in text.split(' ').enumerate() {
+            if i > 0 {
+                escaped.push_str(SPACE);
+            }
+            escaped.push_str(word);
+        }
+        escaped
+    }
+
+    /// What is odd about the file and was put up with, a sentence each. Empty for a sound one.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What is odd about `text` and its `tokens`, as [`Tokenizer::encode`] gave them with `add_special`: a sentence each.
+    pub fn prompt_notes(&self, text: &str, tokens: &[u32]) -> Vec<String> {
+        let mut notes = Vec::new();
+        let twice = |id: Option<u32>, pair: Option<&[u32]>| id.is_some_and(|id| pair == Some(&[id, id]));
+        if self.add_bos && twice(self.bos, tokens.get(..2)) {
+            notes.push(BOS_TWICE.to_owned());
+        }
+        if self.add_eos && twice(self.eos, tokens.len().checked_sub(2).map(|n| &tokens[n..])) {
+            notes.push(EOS_TWICE.to_owned());
+        }
+        if self.may_compose && !text.is_ascii() && !is_nfc(text) {
+            notes.push(NOT_COMPOSED.to_owned());
+        }
+        notes
     }
 
     /// Appends one token's bytes: nothing for an unused token or an id outside the vocabulary; a control token's
@@ -273,7 +339,7 @@ impl Tokenizer {
 
     /// The special token with this text, such as `<|im_end|>`.
     pub fn special_token(&self, text: &str) -> Option<u32> {
-        self.vocab.find_special(text)
+        self.specials.find(&self.vocab, text)
     }
 
     /// Whether generation ends here: end of text, turn or message, by the file's ids or the token's text.
@@ -289,7 +355,7 @@ impl Tokenizer {
             Algorithm::Bpe(bpe) => bpe.heap_bytes(),
             Algorithm::Spm(spm) => spm.heap_bytes(),
         };
-        self.vocab.heap_bytes() + algorithm + self.ends.capacity() * size_of::<u32>()
+        self.vocab.heap_bytes() + self.specials.heap_bytes() + algorithm + self.ends.capacity() * size_of::<u32>()
     }
 
     fn strips_after(&self, id: u32) -> bool {
@@ -303,28 +369,34 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Every id that the file names must be a token.
-fn check_ids(path: &Path, source: &VocabSource<'_>) -> Result<()> {
+/// Forgets ids that are no tokens, as if their keys were absent, and gives a note for each: -1 often stands for "none".
+fn leave_out_bad_ids(source: &mut VocabSource<'_>) -> Vec<String> {
+    let n_vocab = source.tokens.len();
     let ids = [
-        ("bos", source.bos),
-        ("eos", source.eos),
-        ("eot", source.eot),
-        ("eom", source.eom),
-        ("unknown", source.unk),
-        ("padding", source.pad),
+        ("bos", &mut source.bos),
+        ("eos", &mut source.eos),
+        ("eot", &mut source.eot),
+        ("eom", &mut source.eom),
+        ("unknown", &mut source.unk),
+        ("padding", &mut source.pad),
     ];
+    let mut notes = Vec::new();
     for (name, id) in ids {
-        if let Some(id) = id.filter(|&id| id as usize >= source.tokens.len()) {
-            let what = format!("tokenizer.ggml.{name}_token_id");
-            return Err(Error::format(path, what, format!("below {}", source.tokens.len()), id));
+        if let Some(bad) = id.take_if(|id| *id as usize >= n_vocab) {
+            notes.push(format!("tokenizer.ggml.{name}_token_id is ignored: {bad} is none of the {n_vocab} tokens"));
         }
     }
-    Ok(())
+    notes
 }
 
 /// Finds the tokens that end generation, sorted, and makes control tokens of those that the file calls otherwise: a
 /// user must not be able to end a turn by spelling it.
 fn end_tokens(source: &VocabSource<'_>, vocab: &mut Vocab) -> Vec<u32> {
+    for (id, text) in (0..).zip(source.tokens.iter()) {
+        if VISIBLE_TEXTS.contains(&text.as_str()) && vocab.kind(id).is_special() {
+            vocab.set_kind(id, Kind::UserDefined);
+        }
+    }
     let named: Vec<(&str, u32)> = (0..)
         .zip(source.tokens.iter())
         .filter(|(_, text)| text.starts_with(['<', '[', '_']) && END_TEXTS.contains(&text.as_str()))

@@ -24,6 +24,8 @@ pub(super) struct PreTokenizer {
     pub add_bos: bool,
     /// Symbols are bytes; otherwise characters, with `▁` for a space.
     pub byte_level: bool,
+    /// The models' own tokenizers compose text first (`NFC` in their `tokenizer.json`). llama.cpp does not, nor do we.
+    pub composes: bool,
 }
 
 enum Pass {
@@ -103,6 +105,7 @@ impl PreTokenizer {
             ignore_merges: llama3 || matches!(name, "tekken" | "glm4" | "glm5" | "minicpm5" | "youtu"),
             add_bos: llama3 || matches!(name, "tekken" | "gemma4"),
             byte_level: !by_characters,
+            composes: matches!(name, "qwen2" | "qwen35" | "mpt" | "olmo"),
         })
     }
 
@@ -153,15 +156,16 @@ impl Pass {
             if start > at {
                 piece(&text[at..start]);
             }
-            at = match self {
-                Pass::Expression { .. } => self.end(text, start, found.end()),
-                Pass::DigitsFromRight(_) => {
-                    let n = found.as_str().chars().count();
-                    let leading = if n % 3 == 0 { 3 } else { n % 3 };
-                    start + found.as_str().chars().take(leading).map(char::len_utf8).sum::<usize>()
+            match self {
+                Pass::Expression { .. } => {
+                    at = self.end(text, start, found.end());
+                    piece(&text[start..at]);
                 }
-            };
-            piece(&text[start..at]);
+                Pass::DigitsFromRight(_) => {
+                    at = found.end();
+                    threes(found.as_str(), piece);
+                }
+            }
         }
         if at < text.len() {
             piece(&text[at..]);
@@ -181,6 +185,19 @@ impl Pass {
             _ => end,
         }
     }
+}
+
+/// Cuts digits in threes, the first group shorter where they do not come out even.
+fn threes(digits: &str, piece: &mut dyn FnMut(&str)) {
+    let (mut left, mut start) = (digits.chars().count(), 0);
+    for (at, _) in digits.char_indices() {
+        if at > start && left % 3 == 0 {
+            piece(&digits[start..at]);
+            start = at;
+        }
+        left -= 1;
+    }
+    piece(&digits[start..]);
 }
 
 #[cfg(test)]
@@ -243,6 +260,7 @@ mod tests {
         assert_eq!(words("qwen2", "1234"), ["1", "2", "3", "4"]);
         assert_eq!(words("llama-bpe", "1234"), ["123", "4"]);
         assert_eq!(words("afmoe", "1234 567"), ["1", "234", " ", "567"]);
+        assert_eq!(words("afmoe", "12³45678"), ["12", "³45", "678"]);
         assert_eq!(words("gpt-2", " 1234"), [" 1234"]);
     }
 }

@@ -66,7 +66,7 @@ impl<'a> VocabSource<'a> {
     /// [`crate::Error::Format`] for a missing model or token list, and for keys of the wrong type.
     pub fn from_metadata(meta: &'a Metadata) -> Result<Self> {
         let string = |key: &str| meta.str(key).map(|text| text.map(str::to_owned));
-        let id = |name: &str| meta.u32(&format!("tokenizer.ggml.{name}_token_id"));
+        let id = |name: &str| id(meta, &format!("tokenizer.ggml.{name}_token_id"));
         Ok(Self {
             model: meta.require_str("tokenizer.ggml.model")?.to_owned(),
             pre: string("tokenizer.ggml.pre")?,
@@ -86,4 +86,12 @@ impl<'a> VocabSource<'a> {
             add_space_prefix: meta.bool("tokenizer.ggml.add_space_prefix")?,
         })
     }
+}
+
+/// A token's id. One that does not fit, such as the -1 of some converters, is `u32::MAX`, which no token has.
+fn id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
+    meta.u32(key).or_else(|error| {
+        let integer = meta.i32(key).is_ok() || meta.u64(key).is_ok();
+        if integer { Ok(Some(u32::MAX)) } else { Err(error) }
+    })
 }

@@ -2,123 +2,114 @@
 //!
 //! Works on text in which every space is `▁` already. What no token spells becomes byte tokens.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::path::Path;
 
+use super::merge::{Pair, Rules, Symbols};
 use super::source::VocabSource;
 use super::table::NONE;
 use super::vocab::Vocab;
 use crate::{Error, Result};
 
 pub(super) struct Spm {
-    scores: Vec<f32>,          // n_vocab
+    /// Place in the order of scores, the best first; equal scores share theirs. (n_vocab)
+    ranks: Vec<u32>,
     byte_ids: Box<[u32; 256]>, // NONE where neither the byte nor `unk` has a token
+    joints: Joints,
 }
 
-/// A stretch of the text; `len` 0: merged into its left neighbour.
-#[derive(Clone, Copy)]
-struct Symbol {
-    start: usize,
-    len: usize,
-    prev: usize,
-    next: usize,
-}
+/// The pairs of bytes that stand side by side in some token, a bit each. A text can be cut between two others: nothing
+/// ever merges there. Most vocabularies cut before each `▁`, so that a text is many short words, not one long one.
+struct Joints(Box<[u64; 1024]>);
 
-/// Two neighbours that form a token of `len` bytes.
-struct Pair {
-    score: f32,
-    left: usize,
-    right: usize,
-    len: usize,
-}
+impl Joints {
+    fn new(vocab: &Vocab) -> Self {
+        let mut bits = Box::new([0; 1024]);
+        for id in 0..vocab.len() as u32 {
+            for pair in vocab.text(id).windows(2) {
+                let at = usize::from(u16::from_be_bytes([pair[0], pair[1]]));
+                bits[at / 64] |= 1 << (at % 64);
+            }
+        }
+        Self(bits)
+    }
 
-const NIL: usize = usize::MAX;
+    fn joins(&self, left: u8, right: u8) -> bool {
+        let at = usize::from(u16::from_be_bytes([left, right]));
+        self.0[at / 64] >> (at % 64) & 1 != 0
+    }
+
+    /// Calls `word` for each stretch of the text within which something may merge.
+    fn split<'a>(&self, text: &'a str, mut word: impl FnMut(&'a str)) {
+        let (bytes, mut start) = (text.as_bytes(), 0);
+        for at in (1..bytes.len()).filter(|&at| text.is_char_boundary(at)) {
+            if !self.joins(bytes[at - 1], bytes[at]) {
+                word(&text[start..at]);
+                start = at;
+            }
+        }
+        word(&text[start..]);
+    }
+}
 
 impl Spm {
     pub fn new(path: &Path, source: &VocabSource<'_>, vocab: &Vocab) -> Result<Self> {
         let Some(scores) = source.scores.get(..vocab.len()) else {
             return Err(Error::format(path, "tokenizer.ggml.scores", vocab.len(), source.scores.len()));
         };
-        Ok(Self { scores: scores.to_vec(), byte_ids: vocab.byte_tokens(source.unk.unwrap_or(NONE)) })
+        // -0 is 0.
+        let score = |id: &u32| scores[*id as usize] + 0.0;
+        let mut order: Vec<u32> = (0..vocab.len() as u32).collect();
+        order.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        let mut ranks = vec![0; vocab.len()];
+        for group in order.chunk_by(|a, b| score(a).total_cmp(&score(b)).is_eq()).enumerate() {
+            let (rank, ids) = group;
+            ids.iter().for_each(|&id| ranks[id as usize] = rank as u32);
+        }
+        let byte_ids = vocab.byte_tokens(source.unk.unwrap_or(NONE));
+        Ok(Self { ranks, byte_ids, joints: Joints::new(vocab) })
     }
 
     /// Heap bytes.
     pub fn heap_bytes(&self) -> usize {
-        self.scores.capacity() * size_of::<f32>() + size_of_val(&*self.byte_ids)
+        self.ranks.capacity() * size_of::<u32>() + size_of_val(&*self.byte_ids) + size_of_val(&*self.joints.0)
     }
 
-    pub fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
-        let n = text.chars().count();
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(n);
-        for (i, (start, c)) in text.char_indices().enumerate() {
-            let (prev, next) = (i.checked_sub(1).unwrap_or(NIL), if i + 1 < n { i + 1 } else { NIL });
-            symbols.push(Symbol { start, len: c.len_utf8(), prev, next });
-        }
-        let text = text.as_bytes();
-        let mut queue = BinaryHeap::with_capacity(n);
-        for right in 1..n {
-            self.push_pair(vocab, text, &symbols, right - 1, right, &mut queue);
-        }
-        while let Some(Pair { left, right, len, .. }) = queue.pop() {
-            let (a, b) = (symbols[left], symbols[right]);
-            if a.len == 0 || b.len == 0 || a.len + b.len != len {
-                continue; // one of them has merged with something else since
+    pub fn encode(&self, vocab: &Vocab, text: &str, symbols: &mut Symbols, out: &mut Vec<u32>) {
+        self.joints.split(text, |word| {
+            let text = word.as_bytes();
+            symbols.begin(text.len());
+            for (start, c) in word.char_indices() {
+                let len = c.len_utf8();
+                symbols.push(vocab.find(&text[start..start + len]).unwrap_or(NONE), len);
             }
-            symbols[left].len = len;
-            symbols[left].next = b.next;
-            symbols[right].len = 0;
-            if b.next != NIL {
-                symbols[b.next].prev = left;
+            symbols.merge(&Word { spm: self, vocab, text });
+            for (id, span) in symbols.iter() {
+                match id {
+                    NONE => {
+                        let bytes = text[span].iter();
+                        out.extend(bytes.map(|&b| self.byte_ids[usize::from(b)]).filter(|&id| id != NONE));
+                    }
+                    id => out.push(id),
+                }
             }
-            self.push_pair(vocab, text, &symbols, a.prev, left, &mut queue);
-            self.push_pair(vocab, text, &symbols, left, b.next, &mut queue);
-        }
-        for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
-            let piece = &text[symbol.start..symbol.start + symbol.len];
-            match vocab.find(piece) {
-                Some(id) => out.push(id),
-                None => out.extend(piece.iter().map(|&b| self.byte_ids[usize::from(b)]).filter(|&id| id != NONE)),
-            }
-        }
-    }
-
-    fn push_pair(
-        &self,
-        vocab: &Vocab,
-        text: &[u8],
-        symbols: &[Symbol],
-        left: usize,
-        right: usize,
-        queue: &mut BinaryHeap<Pair>,
-    ) {
-        if left == NIL || right == NIL {
-            return;
-        }
-        let (start, len) = (symbols[left].start, symbols[left].len + symbols[right].len);
-        if let Some(id) = vocab.find(&text[start..start + len]) {
-            queue.push(Pair { score: self.scores[id as usize], left, right, len });
-        }
+        });
     }
 }
 
-/// Best score first, then leftmost.
-impl Ord for Pair {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
-    }
+/// A pair merges if its text is a token.
+struct Word<'a> {
+    spm: &'a Spm,
+    vocab: &'a Vocab,
+    text: &'a [u8],
 }
 
-impl PartialOrd for Pair {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+impl Rules for Word<'_> {
+    fn rank(&self, pair: &Pair) -> Option<u32> {
+        Some(self.spm.ranks[self.vocab.find(&self.text[pair.span.clone()])? as usize])
+    }
+
+    fn merged(&self, rank: u32, pair: &Pair) -> Option<u32> {
+        let id = self.vocab.find(&self.text[pair.span.clone()])?;
+        (self.spm.ranks[id as usize] == rank).then_some(id)
     }
 }
-
-impl PartialEq for Pair {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Pair {}

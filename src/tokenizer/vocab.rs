@@ -1,6 +1,5 @@
 //! The tokens themselves: one arena of bytes, and the way back from bytes to id. Knows no merging.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
@@ -38,7 +37,7 @@ impl Kind {
     }
 
     /// Whether the token is cut out of the text before any merging.
-    fn is_special(self) -> bool {
+    pub fn is_special(self) -> bool {
         matches!(self, Kind::Unknown | Kind::Control | Kind::UserDefined)
     }
 }
@@ -52,26 +51,8 @@ pub(super) struct Vocab {
     kinds: Vec<Kind>, // n_vocab
     ids: IdTable,
     hasher: RandomState,
-    specials: Specials,
-}
-
-/// The special tokens, by text.
-struct Specials {
-    ids: HashMap<Box<[u8]>, u32>,
-    /// Distinct lengths, longest first.
-    lengths: Vec<usize>,
-    first_bytes: Box<[bool; 256]>,
-}
-
-impl Specials {
-    /// Files a token; the id that had this text before, if any. Without text, there is nothing to find.
-    fn insert(&mut self, text: Box<[u8]>, id: u32) -> Option<u32> {
-        self.first_bytes[usize::from(*text.first()?)] = true;
-        if let Err(at) = self.lengths.binary_search_by(|length| text.len().cmp(length)) {
-            self.lengths.insert(at, text.len());
-        }
-        self.ids.insert(text, id)
-    }
+    /// Bytes of the longest token: no longer text is looked up.
+    longest: usize,
 }
 
 impl Vocab {
@@ -94,7 +75,7 @@ impl Vocab {
             kinds: Vec::with_capacity(tokens.len()),
             ids: IdTable::with_capacity(tokens.len()),
             hasher: RandomState::new(),
-            specials: Specials { ids: HashMap::new(), lengths: Vec::new(), first_bytes: Box::new([false; 256]) },
+            longest: 0,
         };
         let alphabet = ByteAlphabet::new();
         for (id, text) in tokens.iter().enumerate() {
@@ -109,34 +90,29 @@ impl Vocab {
             }
             vocab.ends.push(vocab.bytes.len() as u32);
             vocab.kinds.push(kind);
-            vocab.file(path, id as u32, !(byte_level && literal))?;
+            // What no bytes spell is found as a special token or never.
+            if !(byte_level && literal) {
+                vocab.file(path, id as u32)?;
+            }
         }
         vocab.bytes.shrink_to_fit();
         Ok(vocab)
     }
 
-    /// Makes token `id` findable, by merging if `mergeable`, and as a special token if it is one.
-    fn file(&mut self, path: &Path, id: u32, mergeable: bool) -> Result<()> {
+    /// Makes token `id` findable by its bytes.
+    fn file(&mut self, path: &Path, id: u32) -> Result<()> {
         let text = &self.bytes[self.range(id)];
         // Some published vocabularies have unused slots without text: they print as nothing and are never found.
         if text.is_empty() {
             return Ok(());
         }
-        let mut twin = None;
-        if mergeable {
-            let hash = self.hasher.hash_one(text);
-            twin = self.ids.insert(hash, id, |other| slice(&self.bytes, &self.ends, other) == text);
+        let hash = self.hasher.hash_one(text);
+        if let Some(other) = self.ids.insert(hash, id, |other| slice(&self.bytes, &self.ends, other) == text) {
+            let got = format!("{:?} at both {other} and {id}", String::from_utf8_lossy(text));
+            return Err(Error::format(path, "tokenizer.ggml.tokens", "every token once", got));
         }
-        if self.kinds[id as usize].is_special() && twin.is_none() {
-            twin = self.specials.insert(text.into(), id);
-        }
-        match twin {
-            None => Ok(()),
-            Some(other) => {
-                let got = format!("{:?} at both {other} and {id}", String::from_utf8_lossy(text));
-                Err(Error::format(path, "tokenizer.ggml.tokens", "every token once", got))
-            }
-        }
+        self.longest = self.longest.max(text.len());
+        Ok(())
     }
 
     pub fn len(&self) -> usize {
@@ -155,33 +131,15 @@ impl Vocab {
 
     /// The token that is exactly these bytes.
     pub fn find(&self, text: &[u8]) -> Option<u32> {
+        if text.len() > self.longest {
+            return None;
+        }
         self.ids.find(self.hasher.hash_one(text), |id| slice(&self.bytes, &self.ends, id) == text)
-    }
-
-    /// The token with this text, if it is a special one.
-    pub fn find_special(&self, text: &str) -> Option<u32> {
-        self.specials.ids.get(text.as_bytes()).copied()
     }
 
     /// Overrides what the file says of a token.
     pub fn set_kind(&mut self, id: u32, kind: Kind) {
         self.kinds[id as usize] = kind;
-        let text: Box<[u8]> = self.text(id).into();
-        if kind.is_special() {
-            self.specials.insert(text, id);
-        } else {
-            self.specials.ids.remove(&text);
-        }
-    }
-
-    /// The special token at the start of `text`: the longest. Control tokens count only if asked for.
-    pub fn special_at(&self, text: &[u8], parse_control: bool) -> Option<u32> {
-        if !self.specials.first_bytes[usize::from(*text.first()?)] {
-            return None;
-        }
-        let fits = self.specials.lengths.iter().filter(|&&length| length <= text.len());
-        fits.filter_map(|&length| self.specials.ids.get(&text[..length]).copied())
-            .find(|&id| parse_control || self.kind(id) == Kind::UserDefined)
     }
 
     /// For each byte, the token `<0xNN>`, else the token that is this byte alone, else `fallback`.
@@ -196,16 +154,7 @@ impl Vocab {
 
     /// Heap bytes.
     pub fn heap_bytes(&self) -> usize {
-        // A map's entry: key pointer and length, id, padding, a control byte, at 7/8 load; then the key itself.
-        let specials: usize = self.specials.ids.keys().map(|text| text.len()).sum();
-        self.bytes.capacity()
-            + self.ends.capacity() * size_of::<u32>()
-            + self.kinds.capacity()
-            + self.ids.heap_bytes()
-            + self.specials.ids.capacity() * 8 / 7 * (size_of::<(Box<[u8]>, u32)>() + 1)
-            + specials
-            + self.specials.lengths.capacity() * size_of::<usize>()
-            + size_of_val(&*self.specials.first_bytes)
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>() + self.kinds.capacity() + self.ids.heap_bytes()
     }
 
     fn range(&self, id: u32) -> std::ops::Range<usize> {

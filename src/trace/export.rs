@@ -54,7 +54,7 @@ impl Batch {
     fn choices(&self, layer: usize, token: usize, k: usize) -> &[Routed] {
         let all = &self.layers[layer];
         // Only imported tokens, which come one by one, can have fewer.
-        if self.n_token == 1 { &all[..all.len().min(k)] } else { &all[token * k..(token + 1) * k] }
+        if self.n_token == 1 { all } else { &all[token * k..(token + 1) * k] }
     }
 }
 
@@ -74,6 +74,8 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
     let ahead = [vec![Vec::new(); header.n_layer], vec![Vec::new(); header.n_layer]];
     let mut batch = Batch { phase: Phase::Prompt, first_token: 0, n_token: 0, layers, ahead };
     let (mut next, mut done) = (0, Exported::default());
+    let mut seen = vec![0u64; header.n_expert];
+    let mut round = 0;
     while let Some(event) = trace.next_event()? {
         let layer = usize::from(event.layer);
         if layer == 0 {
@@ -81,10 +83,18 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
         }
         let choices = event.routed.len();
         let whole = choices == batch.n_token.saturating_mul(header.n_expert_used);
-        if layer != next || event.n_tokens as usize != batch.n_token || !(whole || batch.n_token == 1) {
+        let few = batch.n_token == 1 && choices < header.n_expert_used;
+        if layer != next || event.n_tokens as usize != batch.n_token || !(whole || few) {
             let expected = format!("layer {next} of a batch of {} tokens", batch.n_token);
             let got = format!("layer {layer} of {} tokens with {choices} choices", event.n_tokens);
             return Err(Error::format(path, format!("the event after token {}", done.tokens), expected, got));
+        }
+        for (i, r) in event.routed.iter().enumerate() {
+            round += u64::from(i % header.n_expert_used == 0);
+            if std::mem::replace(&mut seen[usize::from(r.id.expert)], round) == round {
+                let what = format!("expert {} of layer {layer}, after token {}", r.id.expert, done.tokens);
+                return Err(Error::format(path, what, "once for a token", "twice"));
+            }
         }
         batch.layers[layer].clear();
         batch.layers[layer].extend_from_slice(event.routed);

@@ -34,7 +34,7 @@ const MAGIC: &[u8; 8] = b"HOTTRACE";
 const VERSIONS: [u32; 2] = [1, 2];
 
 /// A header or a chunk has this many bytes at most, so that a damaged length cannot ask for all memory.
-const MAX_BYTES: usize = 64 << 20;
+pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// A chunk is written once it has this many bytes.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -98,6 +98,24 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
+/// # Errors
+/// What cannot be a model's shape.
+pub(super) fn check_shape(path: &Path, n_layer: usize, n_expert: usize, n_expert_used: usize) -> Result<()> {
+    for (what, n) in [("n_layer", n_layer), ("n_expert", n_expert), ("n_expert_used", n_expert_used)] {
+        if !(1..=MAX_SHAPE).contains(&n) {
+            return Err(Error::format(path, what, format!("1 to {MAX_SHAPE}"), n));
+        }
+    }
+    let experts = n_layer * n_expert;
+    if experts > MAX_EXPERTS {
+        return Err(Error::format(path, "n_layer times n_expert", format!("at most {MAX_EXPERTS}"), experts));
+    }
+    if n_expert_used > n_expert {
+        return Err(Error::format(path, "n_expert_used", format!("at most {n_expert}"), n_expert_used));
+    }
+    Ok(())
+}
+
 impl Header {
     /// Of the file's layout.
     fn version(&self) -> u32 {
@@ -107,19 +125,7 @@ impl Header {
     /// # Errors
     /// What cannot be a model's shape.
     fn check(&self, path: &Path) -> Result<()> {
-        let shape = [("n_layer", self.n_layer), ("n_expert", self.n_expert), ("n_expert_used", self.n_expert_used)];
-        for (what, n) in shape {
-            if !(1..=MAX_SHAPE).contains(&n) {
-                return Err(Error::format(path, what, format!("1 to {MAX_SHAPE}"), n));
-            }
-        }
-        let experts = self.n_layer * self.n_expert;
-        if experts > MAX_EXPERTS {
-            return Err(Error::format(path, "n_layer times n_expert", format!("at most {MAX_EXPERTS}"), experts));
-        }
-        if self.n_expert_used > self.n_expert {
-            return Err(Error::format(path, "n_expert_used", format!("at most {}", self.n_expert), self.n_expert_used));
-        }
+        check_shape(path, self.n_layer, self.n_expert, self.n_expert_used)?;
         for (what, ranks) in [("lookahead_ranks", self.lookahead_ranks), ("lookahead2_ranks", self.lookahead2_ranks)] {
             if ranks > self.n_expert {
                 return Err(Error::format(path, what, format!("at most {}", self.n_expert), ranks));
@@ -157,8 +163,11 @@ impl TraceWriter {
     /// If the file is there or cannot be written, or the header makes no sense.
     pub fn create(path: &Path, header: Header) -> Result<Self> {
         header.check(path)?;
-        let mut file = File::create_new(path).map_err(|e| Error::io(path, "create", e))?;
         let json = serde_json::to_vec(&header).expect("a header is plain text and numbers");
+        if json.len() > MAX_BYTES {
+            return Err(Error::format(path, "the header", format!("at most {MAX_BYTES} bytes"), json.len()));
+        }
+        let mut file = File::create_new(path).map_err(|e| Error::io(path, "create", e))?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&header.version().to_le_bytes());
         bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
@@ -228,6 +237,12 @@ impl TraceSink for TraceWriter {
         }
         for (scores, ranks) in horizons {
             self.scores(scores, ranks);
+        }
+        if self.chunk.len() > MAX_BYTES {
+            // A reader would take it for damage.
+            let (what, got) = (format!("an event of {} tokens", event.n_tokens), self.chunk.len());
+            self.failed = Some(Error::format(&self.path, what, format!("at most {MAX_BYTES} bytes"), got));
+            return;
         }
         if self.chunk.len() >= CHUNK_BYTES {
             self.failed = self.flush().err();

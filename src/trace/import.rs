@@ -10,20 +10,20 @@
 //! Each token becomes a decode event, unless the file says that some were prompts: what [`super::export`] writes has also
 //! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score`, `pred_mid_plus2_score` and `header.json`, and becomes the trace that it was.
 
-use std::{collections::BTreeMap, io::Read, path::Path};
+use std::{ops::Range, path::Path};
 
 use super::{
     LayerEvent, Phase, Routed, TraceSink,
-    file::{Header, Prompt, TraceWriter, fnv1a},
+    arrays::{self, Arrays, Ints},
+    file::{Header, Prompt, TraceWriter, check_shape, fnv1a},
 };
-use crate::{
-    Error, Result,
-    id::ExpertId,
-    npy::{Data, Npy},
-};
+use crate::{Error, Result, id::ExpertId, npy::Npy};
 
 /// "No entry".
 const NONE: i64 = 65535;
+
+/// Prompts of an import at most: their list must fit a trace's header.
+const MAX_PROMPTS: usize = 1 << 18;
 
 /// What an import made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,141 +34,30 @@ pub struct Imported {
     pub events: u64,
 }
 
-/// Numbers of any integer type, in C order.
-struct Ints<'a>(&'a Npy);
-
-impl Ints<'_> {
-    fn at(&self, i: usize) -> i64 {
-        match &self.0.data {
-            Data::I32(v) => i64::from(v[i]),
-            Data::I64(v) => v[i],
-            Data::U8(v) => i64::from(v[i]),
-            Data::U16(v) => i64::from(v[i]),
-            Data::F32(_) => -1,
-        }
-    }
-}
-
 /// Reads `from` and writes the trace `to`. `expert_bytes` is the size of an expert, 0 if it is not known.
 ///
 /// # Errors
 /// What is missing or does not fit, by array.
 pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
-    let (arrays, kept) = read_arrays(from)?;
-    let layer_major = arrays.contains_key("");
-    let experts = ["experts", "ids", ""].iter().find_map(|name| arrays.get(*name)).ok_or_else(|| {
-        let names: Vec<_> = arrays.keys().map(String::as_str).collect();
-        Error::format(from, "the archive", "an array named experts or ids", names.join(", "))
-    })?;
-    let &[a, b, k] = experts.shape.as_slice() else {
-        return Err(Error::format(from, "the experts' shape", "three axes", format!("{:?}", experts.shape)));
+    let (arrays, kept) = arrays::read(from)?;
+    let source = Source::new(from, &arrays, kept.as_ref())?;
+    let scores = Scores {
+        probs: source.floats(&arrays, "probs", source.n_expert)?,
+        weights: source.floats(&arrays, "weights", source.k)?,
+        ahead: [source.ranks(&arrays, 1)?, source.ranks(&arrays, 2)?],
     };
-    let (n_token, n_layer) = if layer_major { (b, a) } else { (a, b) };
-    let source = Source { path: from, experts: Ints(experts), layer_major, n_token, n_layer, k };
-    let n_expert = match arrays.get("n_expert") {
-        Some(npy) if npy.shape.iter().product::<usize>() == 1 => usize::try_from(Ints(npy).at(0)).unwrap_or(0),
-        Some(npy) => return Err(Error::format(from, "n_expert", "one number", format!("{:?}", npy.shape))),
-        None => kept.as_ref().map_or_else(|| source.largest().map(|e| e + 1), |h| Ok(h.n_expert))?,
-    };
-    let probs = arrays.get("probs").map(|p| source.floats(p, "probs", n_expert)).transpose()?;
-    let weights = arrays.get("weights").map(|w| source.floats(w, "weights", k)).transpose()?;
-    let ahead = [source.ranks(&arrays, 1)?, source.ranks(&arrays, 2)?];
-    let ranks = ahead.each_ref().map(|a| a.as_ref().map_or(0, |a| a.n));
-    let starts = arrays.get("prompt_start").map(|p| source.starts(p)).transpose()?.unwrap_or_else(|| vec![0]);
-    let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let runs = source.runs(&starts, &arrays)?;
-    let made = || -> Result<Header> {
-        Ok(Header {
-            model: name.clone(),
-            model_id: String::new(),
-            source: format!("imported from {} by hotset {}", from.display(), env!("CARGO_PKG_VERSION")),
-            n_layer,
-            n_expert,
-            n_expert_used: k,
-            expert_bytes: vec![expert_bytes; n_layer],
-            weights: probs.is_some() || weights.is_some(),
-            lookahead: match ranks {
-                [0, 0] => String::new(),
-                [_, 0] => "pred_mid_plus1, ranks for scores".to_owned(),
-                [0, _] => "pred_mid_plus2, ranks for scores".to_owned(),
-                _ => "pred_mid_plus1 and pred_mid_plus2, ranks for scores".to_owned(),
-            },
-            lookahead_ranks: ranks[0],
-            lookahead2_ranks: ranks[1],
-            prompts: source.prompts(&name, &starts)?,
-        })
-    };
+    let runs = source.runs(&arrays)?;
     let header = match kept {
-        Some(mut header) => {
-            let shape = |h: &Header| {
-                (h.n_layer, h.n_expert_used, h.n_expert, h.weights, [h.lookahead_ranks, h.lookahead2_ranks])
-            };
-            let (expected, got) = ((n_layer, k, n_expert, probs.is_some() || weights.is_some(), ranks), shape(&header));
-            if expected != got {
-                let what = "the shape (layers, used, experts, weights, ranks) in header.json";
-                return Err(Error::format(from, what, format!("{expected:?} as in the arrays"), format!("{got:?}")));
-            }
-            if expert_bytes > 0 {
-                header.expert_bytes = vec![expert_bytes; n_layer];
-            }
-            header
-        }
-        None => made()?,
+        Some(header) => source.kept_header(header, &scores, expert_bytes)?,
+        None => source.made_header(&scores, &runs.starts, expert_bytes)?,
     };
     let mut writer = TraceWriter::create(to, header)?;
-    let scores = Scores { probs, weights, ahead };
-    let written = source.write(&mut writer, n_expert, &scores, &runs);
+    let written = source.write(&mut writer, &scores, &runs);
     let events = written.and_then(|n| writer.flush().map(|()| n)).inspect_err(|_| {
         // Half an import is of no use. If it stays, the error that follows still says what went wrong.
         let _ = std::fs::remove_file(to);
     })?;
-    Ok(Imported { tokens: n_token, events })
-}
-
-/// Names of arrays that mean something here.
-const KNOWN: [&str; 13] = [
-    "experts",
-    "ids",
-    "n_expert",
-    "prompt_start",
-    "probs",
-    "pred_mid_plus1",
-    "weights",
-    "phase",
-    "batch",
-    "position",
-    "pred_mid_plus1_score",
-    "pred_mid_plus2",
-    "pred_mid_plus2_score",
-];
-
-type Arrays = BTreeMap<String, Npy>;
-
-/// The arrays of an archive by name, of a lone `.npy` by the empty name; and a trace's header, if there.
-fn read_arrays(path: &Path) -> Result<(Arrays, Option<Header>)> {
-    if path.extension().is_some_and(|e| e == "npy") {
-        return Ok((BTreeMap::from([(String::new(), Npy::read(path)?)]), None));
-    }
-    let file = crate::input::open(path)?;
-    let broken = |e: zip::result::ZipError| Error::format(path, "the archive", "an .npz", e);
-    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
-    let (mut arrays, mut header) = (BTreeMap::new(), None);
-    for i in 0..archive.len() {
-        let mut member = archive.by_index(i).map_err(broken)?;
-        let name = member.name().map_err(broken)?.trim_end_matches(".npy").to_owned();
-        if name != "header.json" && !KNOWN.contains(&name.as_str()) {
-            continue;
-        }
-        let mut bytes = Vec::new();
-        member.read_to_end(&mut bytes).map_err(|e| Error::io(path, format!("read {name}"), e))?;
-        if name == "header.json" {
-            let parsed = serde_json::from_slice(&bytes);
-            header = Some(parsed.map_err(|e| Error::format(path, "header.json", "the header of a trace", e))?);
-        } else {
-            arrays.insert(name.clone(), Npy::parse(&path.join(&name), &bytes)?);
-        }
-    }
-    Ok((arrays, header))
+    Ok(Imported { tokens: source.n_token, events })
 }
 
 /// Ranks of the lookahead, and what they scored.
@@ -190,9 +79,28 @@ struct Scores<'a> {
     ahead: [Option<Ahead<'a>>; 2],
 }
 
+impl Scores<'_> {
+    fn weighted(&self) -> bool {
+        self.probs.is_some() || self.weights.is_some()
+    }
+
+    fn ranks(&self) -> [usize; 2] {
+        self.ahead.each_ref().map(|a| a.as_ref().map_or(0, |a| a.n))
+    }
+}
+
+/// Which tokens ran together, in which phase, and where in their text.
+struct Runs<'a> {
+    phases: Option<Ints<'a>>,
+    batch: Option<Ints<'a>>,
+    position: Option<Ints<'a>>,
+    /// First tokens of prompts, ascending.
+    starts: Vec<usize>,
+}
+
 /// Tokens that ran together.
 struct Run {
-    tokens: std::ops::Range<usize>,
+    tokens: Range<usize>,
     phase: Phase,
     first_token: u32,
 }
@@ -204,19 +112,92 @@ struct Source<'a> {
     layer_major: bool,
     n_token: usize,
     n_layer: usize,
+    n_expert: usize,
     k: usize,
+    /// Whether it was a trace before: then a layer without choices is kept, which others only use for layers without
+    /// experts.
+    was_trace: bool,
 }
 
 impl<'a> Source<'a> {
+    fn new(path: &'a Path, arrays: &'a Arrays, kept: Option<&Header>) -> Result<Self> {
+        let experts = ["experts", "ids", ""].iter().find_map(|name| arrays.get(*name)).ok_or_else(|| {
+            let names: Vec<_> = arrays.keys().map(String::as_str).collect();
+            let got = if names.is_empty() { "none that is known".to_owned() } else { names.join(", ") };
+            Error::format(path, "the archive", "an array named experts or ids", got)
+        })?;
+        let layer_major = arrays.contains_key("");
+        let (n_token, n_layer, k) = match *experts.shape.as_slice() {
+            [n_layer, n_token, k] if layer_major => (n_token, n_layer, k),
+            [n_token, n_layer, k] => (n_token, n_layer, k),
+            _ => return Err(Error::format(path, "the experts' shape", "three axes", format!("{:?}", experts.shape))),
+        };
+        let experts = Ints::new(experts)?;
+        let mut source =
+            Source { path, experts, layer_major, n_token, n_layer, n_expert: 0, k, was_trace: kept.is_some() };
+        source.n_expert = match (arrays.get("n_expert"), kept) {
+            (Some(npy), _) if npy.shape.iter().all(|&n| n == 1) => usize::try_from(Ints::new(npy)?.at(0)).unwrap_or(0),
+            (Some(npy), _) => return Err(Error::format(path, "n_expert", "one number", format!("{:?}", npy.shape))),
+            (None, Some(header)) => header.n_expert,
+            (None, None) => source.largest()?.saturating_add(1),
+        };
+        // Before anything is made in proportion to them.
+        check_shape(path, n_layer, source.n_expert, k)?;
+        if u32::try_from(n_token).is_err() {
+            return Err(Error::format(path, "the number of tokens", "at most 4294967295", n_token));
+        }
+        Ok(source)
+    }
+
     fn expert(&self, token: usize, layer: usize, i: usize) -> i64 {
         let row = if self.layer_major { layer * self.n_token + token } else { token * self.n_layer + layer };
         self.experts.at(row * self.k + i)
     }
 
     fn largest(&self) -> Result<usize> {
-        let all = (0..self.n_token * self.n_layer * self.k).map(|i| self.experts.at(i)).filter(|&e| e != NONE);
-        let largest = all.max().unwrap_or(-1);
+        // All axes are of the array, so that their product is its length.
+        let all = (0..self.n_token.saturating_mul(self.n_layer).saturating_mul(self.k)).map(|i| self.experts.at(i));
+        let largest = all.filter(|&e| e != NONE).max().unwrap_or(-1);
         usize::try_from(largest).map_err(|_| Error::format(self.path, "the experts", "at least one", "none"))
+    }
+
+    fn made_header(&self, scores: &Scores<'_>, starts: &[usize], expert_bytes: u64) -> Result<Header> {
+        let name = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let ranks = scores.ranks();
+        Ok(Header {
+            model: name.clone(),
+            model_id: String::new(),
+            source: format!("imported from {} by hotset {}", self.path.display(), env!("CARGO_PKG_VERSION")),
+            n_layer: self.n_layer,
+            n_expert: self.n_expert,
+            n_expert_used: self.k,
+            expert_bytes: vec![expert_bytes; self.n_layer],
+            weights: scores.weighted(),
+            lookahead: match ranks {
+                [0, 0] => String::new(),
+                [_, 0] => "pred_mid_plus1, ranks for scores".to_owned(),
+                [0, _] => "pred_mid_plus2, ranks for scores".to_owned(),
+                _ => "pred_mid_plus1 and pred_mid_plus2, ranks for scores".to_owned(),
+            },
+            lookahead_ranks: ranks[0],
+            lookahead2_ranks: ranks[1],
+            prompts: self.prompts(&name, starts)?,
+        })
+    }
+
+    /// The trace's own header, if it fits the arrays.
+    fn kept_header(&self, mut header: Header, scores: &Scores<'_>, expert_bytes: u64) -> Result<Header> {
+        let expected = (self.n_layer, self.k, self.n_expert, scores.weighted(), scores.ranks());
+        let ranks = [header.lookahead_ranks, header.lookahead2_ranks];
+        let got = (header.n_layer, header.n_expert_used, header.n_expert, header.weights, ranks);
+        if expected != got {
+            let what = "the shape (layers, used, experts, weights, ranks) in header.json";
+            return Err(Error::format(self.path, what, format!("{expected:?} as in the arrays"), format!("{got:?}")));
+        }
+        if expert_bytes > 0 {
+            header.expert_bytes = vec![expert_bytes; self.n_layer];
+        }
+        Ok(header)
     }
 
     fn shaped(&self, npy: &Npy, name: &str, last: Option<usize>) -> Result<usize> {
@@ -229,18 +210,24 @@ impl<'a> Source<'a> {
         Ok(n)
     }
 
-    fn floats(&self, npy: &'a Npy, name: &str, last: usize) -> Result<&'a [f32]> {
+    /// An array of (token, layer, `last`), if there.
+    fn floats(&self, arrays: &'a Arrays, name: &str, last: usize) -> Result<Option<&'a [f32]>> {
+        let Some(npy) = arrays.get(name) else { return Ok(None) };
         self.shaped(npy, name, Some(last))?;
-        npy.f32s()
+        npy.f32s().map(Some)
     }
 
     /// Ranks of the layers that are `horizon` ahead, if there.
     fn ranks(&self, arrays: &'a Arrays, horizon: u8) -> Result<Option<Ahead<'a>>> {
         let name = format!("pred_mid_plus{horizon}");
         let Some(npy) = arrays.get(&name) else { return Ok(None) };
-        let (n, name_of_scores) = (self.shaped(npy, &name, None)?, format!("{name}_score"));
-        let scores = arrays.get(&name_of_scores).map(|s| self.floats(s, &name_of_scores, n)).transpose()?;
-        Ok(Some(Ahead { experts: Ints(npy), scores, n }))
+        let n = self.shaped(npy, &name, None)?;
+        if n > self.n_expert {
+            let what = format!("the ranks of {name}");
+            return Err(Error::format(self.path, what, format!("at most {}", self.n_expert), n));
+        }
+        let scores = self.floats(arrays, &format!("{name}_score"), n)?;
+        Ok(Some(Ahead { experts: Ints::new(npy)?, scores, n }))
     }
 
     /// A number for each token.
@@ -250,41 +237,33 @@ impl<'a> Source<'a> {
             let expected = format!("({})", self.n_token);
             return Err(Error::format(self.path, format!("the shape of {name}"), expected, format!("{:?}", npy.shape)));
         }
-        Ok(Some(Ints(npy)))
+        Ints::new(npy).map(Some)
     }
 
-    /// The tokens in runs: each on its own, unless `batch` says which ran together.
-    fn runs(&self, starts: &[usize], arrays: &'a Arrays) -> Result<Vec<Run>> {
-        let (phases, batch) = (self.by_token(arrays, "phase")?, self.by_token(arrays, "batch")?);
-        let position = self.by_token(arrays, "position")?;
-        let mut runs: Vec<Run> = Vec::new();
-        let mut start = 0;
-        for token in 0..self.n_token {
-            if starts.binary_search(&token).is_ok() {
-                start = token;
-            }
-            if token > 0 && batch.as_ref().is_some_and(|b| b.at(token) == b.at(token - 1)) {
-                runs.last_mut().expect("token 0 began one").tokens.end = token + 1;
-                continue;
-            }
-            let at = position.as_ref().map_or((token - start) as i64, |p| p.at(token));
-            let first_token = u32::try_from(at)
-                .map_err(|_| Error::format(self.path, format!("position of token {token}"), "32 bits", at))?;
-            let prompt = phases.as_ref().is_some_and(|p| p.at(token) == 0);
-            let phase = if prompt { Phase::Prompt } else { Phase::Decode };
-            runs.push(Run { tokens: token..token + 1, phase, first_token });
-        }
-        Ok(runs)
+    fn runs(&self, arrays: &'a Arrays) -> Result<Runs<'a>> {
+        Ok(Runs {
+            phases: self.by_token(arrays, "phase")?,
+            batch: self.by_token(arrays, "batch")?,
+            position: self.by_token(arrays, "position")?,
+            starts: arrays.get("prompt_start").map_or_else(|| Ok(vec![0]), |npy| self.starts(npy))?,
+        })
     }
 
-    /// First tokens of prompts: ascending, the first 0.
+    /// First tokens of prompts. A trace that begins in the middle of a text has none at its start.
     fn starts(&self, npy: &Npy) -> Result<Vec<usize>> {
-        let list: Vec<_> = (0..npy.shape.iter().product()).map(|i| Ints(npy).at(i)).collect();
-        let sound = list.first() == Some(&0) && list.is_sorted() && list.iter().all(|&s| s <= self.n_token as i64);
-        if !sound {
-            return Err(Error::format(self.path, "prompt_start", "ascending token numbers from 0 on", "others"));
+        let n = npy.shape.iter().product();
+        if n > MAX_PROMPTS {
+            return Err(Error::format(self.path, "prompt_start", format!("at most {MAX_PROMPTS} prompts"), n));
         }
-        Ok(list.into_iter().map(|s| s as usize).collect())
+        let numbers = Ints::new(npy)?;
+        let list: Vec<_> = (0..n).map(|i| numbers.at(i)).collect();
+        let begins = self.was_trace || list.first() == Some(&0);
+        let fits = |&start: &i64| usize::try_from(start).is_ok_and(|start| start <= self.n_token);
+        if !(begins && list.is_sorted() && list.iter().all(fits)) {
+            let expected = format!("ascending token numbers from 0 to {}", self.n_token);
+            return Err(Error::format(self.path, "prompt_start", expected, "others"));
+        }
+        Ok(list.into_iter().map(|start| start as usize).collect())
     }
 
     fn prompts(&self, name: &str, starts: &[usize]) -> Result<Vec<Prompt>> {
@@ -298,75 +277,118 @@ impl<'a> Source<'a> {
         Ok(starts.iter().zip(ends).enumerate().map(prompt).collect())
     }
 
-    fn write(&self, out: &mut TraceWriter, n_expert: usize, scores: &Scores<'_>, runs: &[Run]) -> Result<u64> {
-        let (mut events, mut routed, mut lookahead) = (0, Vec::new(), [Vec::new(), Vec::new()]);
-        for Run { tokens, phase, first_token } in runs {
+    /// The tokens from `first` on that ran together: it alone, unless `batch` says more. `start`: of its text.
+    fn run(&self, runs: &Runs<'_>, first: usize, start: usize) -> Result<Run> {
+        let together = |token: usize| runs.batch.as_ref().is_some_and(|b| b.at(token) == b.at(first));
+        let end = (first + 1..self.n_token).find(|&token| !together(token)).unwrap_or(self.n_token);
+        let position = |token: usize| runs.position.as_ref().map_or((token - start) as i64, |p| p.at(token));
+        let phase = |token: usize| runs.phases.as_ref().map_or(1, |p| p.at(token));
+        let first_token = u32::try_from(position(first))
+            .map_err(|_| Error::format(self.path, format!("position of token {first}"), "32 bits", position(first)))?;
+        for token in first..end {
+            let wanted = i64::from(first_token) + (token - first) as i64;
+            if position(token) != wanted {
+                let what = format!("position of token {token}, in a batch");
+                return Err(Error::format(self.path, what, wanted, position(token)));
+            }
+            if phase(token) != phase(first) || !(0..=1).contains(&phase(token)) {
+                let what = format!("phase of token {token}");
+                let expected = "0 (prompt) or 1 (decode), one for a batch";
+                return Err(Error::format(self.path, what, expected, phase(token)));
+            }
+        }
+        let phase = if phase(first) == 0 { Phase::Prompt } else { Phase::Decode };
+        Ok(Run { tokens: first..end, phase, first_token })
+    }
+
+    /// Records all events, and says how many they were.
+    fn write(&self, out: &mut TraceWriter, scores: &Scores<'_>, runs: &Runs<'_>) -> Result<u64> {
+        let (mut events, mut next, mut start) = (0, 0, 0);
+        let mut buffers = Buffers { seen: vec![0; self.n_expert], ..Buffers::default() };
+        let mut starts = runs.starts.iter().copied().peekable();
+        while next < self.n_token {
+            while let Some(begins) = starts.next_if(|&begins| begins <= next) {
+                start = begins;
+            }
+            let run = self.run(runs, next, start)?;
+            next = run.tokens.end;
             for layer in 0..self.n_layer {
-                routed.clear();
-                for token in tokens.clone() {
-                    self.choices(token, layer, n_expert, scores, &mut routed)?;
-                }
-                for (target, (ahead, lookahead)) in (layer + 1..).zip(scores.ahead.iter().zip(&mut lookahead)) {
-                    lookahead.clear();
-                    if let Some(ahead) = ahead.as_ref().filter(|_| target < self.n_layer && tokens.len() == 1) {
-                        self.lookahead(tokens.start, target, n_expert, ahead, lookahead)?;
-                    }
-                }
-                if !routed.is_empty() {
-                    let (phase, first_token, n_tokens, layer) =
-                        (*phase, *first_token, tokens.len() as u32, layer as u16);
-                    out.record(LayerEvent {
-                        phase,
-                        first_token,
-                        n_tokens,
-                        layer,
-                        routed: &routed,
-                        lookahead: &lookahead[0],
-                        lookahead2: &lookahead[1],
-                    });
-                    events += 1;
-                }
+                events += u64::from(self.event(out, scores, &run, layer, &mut buffers)?);
             }
         }
         Ok(events)
     }
 
-    /// Scores for `layer`; none where its first rank is no entry. (n_expert or 0)
-    fn lookahead(
+    /// Records what a layer did for a run, if anything.
+    fn event(
         &self,
-        token: usize,
+        out: &mut TraceWriter,
+        scores: &Scores<'_>,
+        run: &Run,
         layer: usize,
-        n_expert: usize,
-        ahead: &Ahead<'_>,
-        scores: &mut Vec<f32>,
-    ) -> Result<()> {
+        Buffers { routed, lookahead, seen, round }: &mut Buffers,
+    ) -> Result<bool> {
+        routed.clear();
+        for token in run.tokens.clone() {
+            *round += 1;
+            self.choices(token, layer, scores, (seen, *round), routed)?;
+        }
+        let (n_tokens, used) = (run.tokens.len(), routed.len());
+        // Which token a choice belongs to is told by its place alone.
+        if n_tokens > 1 && used > 0 && used != n_tokens * self.k {
+            let what = format!("layer {layer} of the batch at token {}", run.tokens.start);
+            return Err(Error::format(self.path, what, format!("{} experts a token", self.k), "fewer of some"));
+        }
+        for (target, (ahead, lookahead)) in (layer + 1..).zip(scores.ahead.iter().zip(&mut *lookahead)) {
+            lookahead.clear();
+            if let Some(ahead) = ahead.as_ref().filter(|_| target < self.n_layer && n_tokens == 1) {
+                self.lookahead(run.tokens.start, target, ahead, lookahead)?;
+            }
+        }
+        if routed.is_empty() && !self.was_trace {
+            return Ok(false);
+        }
+        out.record(LayerEvent {
+            phase: run.phase,
+            first_token: run.first_token,
+            n_tokens: n_tokens as u32,
+            layer: layer as u16,
+            routed,
+            lookahead: &lookahead[0],
+            lookahead2: &lookahead[1],
+        });
+        Ok(true)
+    }
+
+    /// Scores for `layer`; none where its first rank is no entry. (n_expert or 0)
+    fn lookahead(&self, token: usize, layer: usize, ahead: &Ahead<'_>, scores: &mut Vec<f32>) -> Result<()> {
         let row = (token * self.n_layer + layer) * ahead.n;
         if ahead.experts.at(row) == NONE {
             return Ok(());
         }
-        scores.resize(n_expert, f32::NEG_INFINITY);
+        scores.resize(self.n_expert, f32::NEG_INFINITY);
         for i in 0..ahead.n {
-            let expert = self.checked(ahead.experts.at(row + i), n_expert, token, layer)?;
+            let expert = self.checked(ahead.experts.at(row + i), token, layer)?;
             scores[usize::from(expert)] = ahead.scores.map_or(-(i as f32), |s| s[row + i]);
         }
         Ok(())
     }
 
-    fn checked(&self, expert: i64, n_expert: usize, token: usize, layer: usize) -> Result<u16> {
-        let id = u16::try_from(expert).ok().filter(|&e| usize::from(e) < n_expert);
+    fn checked(&self, expert: i64, token: usize, layer: usize) -> Result<u16> {
+        let id = u16::try_from(expert).ok().filter(|&e| usize::from(e) < self.n_expert);
         id.ok_or_else(|| {
             let what = format!("an expert of token {token} in layer {layer}");
-            Error::format(self.path, what, format!("a number below {n_expert}"), expert)
+            Error::format(self.path, what, format!("a number below {}", self.n_expert), expert)
         })
     }
 
-    /// Appends a token's choices.
+    /// Appends a token's choices. `seen`: for each expert the last round in which it was chosen, and this one's number.
     fn choices(
         &self,
         token: usize,
         layer: usize,
-        n_expert: usize,
         scores: &Scores<'_>,
+        (seen, round): (&mut [u64], u64),
         routed: &mut Vec<Routed>,
     ) -> Result<()> {
         let (first, row) = (routed.len(), token * self.n_layer + layer);
@@ -375,18 +397,32 @@ impl<'a> Source<'a> {
             if expert == NONE {
                 continue;
             }
-            let id = ExpertId { layer: layer as u16, expert: self.checked(expert, n_expert, token, layer)? };
-            if routed[first..].iter().any(|r| r.id == id) {
+            let id = ExpertId { layer: layer as u16, expert: self.checked(expert, token, layer)? };
+            if std::mem::replace(&mut seen[usize::from(id.expert)], round) == round {
                 let what = format!("expert {expert} of token {token} in layer {layer}");
                 return Err(Error::format(self.path, what, "once", "twice"));
             }
             routed.push(Routed { id, weight: scores.weights.map_or(0.0, |w| w[row * self.k + i]) });
         }
-        if let Some(probs) = scores.probs {
-            let p = |r: &Routed| probs[row * n_expert + usize::from(r.id.expert)];
+        if let Some(probs) = scores.probs.filter(|_| routed.len() > first) {
+            let p = |r: &Routed| probs[row * self.n_expert + usize::from(r.id.expert)];
             let sum: f32 = routed[first..].iter().map(p).sum();
+            if !(sum > 0.0 && sum.is_finite()) {
+                let what = format!("the sum of the probabilities of token {token}'s experts in layer {layer}");
+                return Err(Error::format(self.path, what, "more than 0", sum));
+            }
             routed[first..].iter_mut().for_each(|r| r.weight = p(r) / sum);
         }
         Ok(())
     }
+}
+
+/// What one event after the other is put together in.
+#[derive(Default)]
+struct Buffers {
+    routed: Vec<Routed>,
+    lookahead: [Vec<f32>; 2],
+    /// (n_expert)
+    seen: Vec<u64>,
+    round: u64,
 }

@@ -5,6 +5,7 @@
 
 use crate::id::ExpertId;
 
+mod arrays;
 pub mod export;
 pub mod file;
 pub mod foresight;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod dice;
+pub mod mutate;
 pub mod npz;
 pub mod numpy_rng;
 pub mod program;
@@ -9,6 +10,7 @@ pub mod ref_models;
 pub mod routing;
 pub mod samples;
 pub mod tiny;
+pub mod vocab;
 
 use std::{
     fs::File,
