@@ -7,9 +7,11 @@
 //!
 //! Must not know: what the bytes mean, models, arithmetic.
 
+mod allowance;
 mod kept;
 mod rolling;
 
+pub use self::allowance::Allowance;
 use self::{kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
@@ -54,6 +56,12 @@ const MAX_PREFETCHES: usize = 8;
 /// when they have been computed, and an engine without threads is looked after only between hand-outs: all of a layer's
 /// residents at once left the drive idle meanwhile.
 const PROMPT_GROUP: usize = 4;
+
+/// The same when none is on its way: nobody waits, but memory may have to be given back meanwhile.
+const PROMPT_GROUP_AT_HAND: usize = 32;
+
+/// A drive that takes longer is waited for in pieces, so that memory can be given back meanwhile.
+const LOOK_NS: u64 = 10_000_000;
 
 /// Slots of each pool that have pages before a read needs them: as many again as have been used, and at least what a token
 /// wants of a layer in most models.
@@ -135,6 +143,7 @@ pub struct ExpertCache {
     io: Box<dyn IoEngine>,
     pools: Vec<Pool>,
     slots: Vec<Slot>,
+    allowance: Option<Box<dyn Allowance>>,
     /// Gone once slots have been given back.
     toucher: Option<Toucher>,
     /// (slots)
@@ -214,6 +223,7 @@ impl ExpertCache {
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
+            allowance: None,
             toucher,
             pools,
             store,
@@ -272,7 +282,8 @@ impl ExpertCache {
     }
 
     /// Uses at most `slots[i]` of pool i's slots from now on: the memory of the others goes back to the system, the least
-    /// valuable residents first, or comes back into use. What is in use this moment follows at the next requests.
+    /// valuable residents first, or comes back into use. May be called between the hand-outs of an event; what is in use this
+    /// moment follows at the next ones.
     /// Numbers above those that the cache was made with mean these, and none means one.
     ///
     /// # Panics
@@ -307,8 +318,13 @@ impl ExpertCache {
 
     /// Parks slots where [`ExpertCache::resize`] asked for it, as far as nobody needs them now.
     fn park(&mut self) {
+        if self.pools.iter().all(|pool| pool.parked.len() >= pool.park) {
+            return;
+        }
+        // Slots of all pools are to leave, and those that were lent count where they came from.
+        self.settle();
         for pool in 0..self.pools.len() {
-            while self.pools[pool].parked.len() < self.pools[pool].park {
+            while self.pools[pool].parked.len() < self.pools[pool].park && self.may_park(pool) {
                 let Some(slot) = self.free_slot(pool, &[]) else { break };
                 if let Slot::Free(buf) = &mut self.slots[slot] {
                     buf.give_back();
@@ -316,6 +332,14 @@ impl ExpertCache {
                 self.pools[pool].parked.push(slot as u32);
             }
         }
+    }
+
+    /// False for a pool that has lent so many slots that without another one its next event might have none.
+    fn may_park(&self, pool: usize) -> bool {
+        let Some(lent) = self.lent(pool) else { return true };
+        let n_expert = self.store.n_expert();
+        let pinned = self.kept.pinned[pool * n_expert..][..n_expert].iter().filter(|pinned| **pinned).count();
+        self.pools[pool].n_slot > self.pools[pool].parked.len() + lent + pinned + 1
     }
 
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
@@ -450,6 +474,7 @@ impl ExpertCache {
         while let Some(done) = self.io.poll() {
             self.complete(done)?;
         }
+        self.park();
         // After the poll: it may have been a guess that held the slot for which a wanted expert queues.
         self.issue();
         loop {
@@ -462,10 +487,13 @@ impl ExpertCache {
                 return Ok(());
             }
             let start = self.io.now_ns();
-            let done = self.io.wait().expect("a wanted expert that is not ready has a read in flight");
+            let done = self.io.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
             let stall = self.io.now_ns() - start;
             self.stats.of_mut(self.phase).stall_ns += stall;
-            self.complete(done)?;
+            match done {
+                Some(done) => self.complete(done)?,
+                None => self.obey(),
+            }
             self.issue();
         }
     }
@@ -499,8 +527,11 @@ impl ExpertCache {
             Want::Held => !is_ready(r.id),
             Want::Taken | Want::Done => false,
         };
-        let few = self.phase == Phase::Prompt && self.wanted.iter().any(waits);
-        let most = if few { PROMPT_GROUP } else { usize::MAX };
+        let most = match self.phase {
+            Phase::Decode => usize::MAX,
+            Phase::Prompt if self.wanted.iter().any(waits) => PROMPT_GROUP,
+            Phase::Prompt => PROMPT_GROUP_AT_HAND,
+        };
         for (Routed { id, .. }, want) in &mut self.wanted {
             if *want == Want::Held && out.len() < most && is_ready(*id) {
                 *want = Want::Taken;

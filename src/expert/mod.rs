@@ -10,7 +10,7 @@ mod pace;
 mod stats;
 mod store;
 
-pub use cache::{ExpertCache, Scope};
+pub use cache::{Allowance, ExpertCache, Scope};
 pub use hot::{Hot, HotList};
 pub use pace::{Line, Pace, Times};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
@@ -42,11 +42,24 @@ impl Experts {
         if !trace.wants_every_token() {
             cache.read_ahead_but_for_last();
         }
-        Self { cache, prefetcher, trace, guesses: Vec::with_capacity(256), token: None, pacer: Pacer::new() }
+        let (guesses, pacer) = (Vec::with_capacity(256), Pacer::new());
+        Self { cache, prefetcher, trace, guesses, token: None, pacer }
+    }
+
+    /// See [`ExpertCache::follow`].
+    pub fn follow(&mut self, allowance: Option<Box<dyn Allowance>>) {
+        self.cache.follow(allowance);
+    }
+
+    /// To be called now and then while something long is computed between two events. In a long prompt, attention keeps
+    /// everybody else waiting for some tenths of a second, in which a process that grows takes 100 MB.
+    pub fn meanwhile(&mut self) {
+        self.cache.obey();
     }
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
+        self.cache.obey();
         self.tell_time(event);
         let late = self.cache.stats().decode.late;
         self.cache.request(event);
@@ -80,6 +93,7 @@ impl Experts {
     /// # Errors
     /// The first read that failed, with path, expert and offset.
     pub fn next_ready(&mut self, ready: &mut Vec<ExpertId>) -> Result<()> {
+        self.cache.obey();
         self.pacer.asked(self.cache.io().now_ns());
         let before = self.cache.stats().decode.stall_ns;
         self.cache.next_ready(ready).inspect_err(|_| self.pacer.failed())?;

@@ -26,6 +26,9 @@ use crate::input::Retries;
 /// Larger reads go in pieces of this size, so that a demand read need not wait for all of a prefetch.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// How long one call waits: who waits for a drive has to look at other things now and then.
+const LONGEST_WAIT: Duration = Duration::from_millis(10);
+
 /// Failures of the system call in a row before the engine gives up, after some five seconds. They are transient by its manual,
 /// short of memory for instance.
 const MAX_FAILURES: u32 = 5000;
@@ -40,7 +43,8 @@ trait Ring: Send {
     /// # Safety
     /// `to` must have `len` bytes that nobody else uses until [`Ring::pop`] has given `id`.
     unsafe fn push(&mut self, id: u64, file: u16, offset: u64, to: *mut u8, len: usize);
-    /// Hands what is queued to the kernel; if `wait`, until one is done.
+    /// Hands what is queued to the kernel; if `wait`, waits until one is done, for [`LONGEST_WAIT`] at most where the kernel
+    /// can (since Linux 5.11).
     fn enter(&mut self, wait: bool) -> io::Result<()>;
     /// A read that is done: its id, and the bytes that came or the error's number below zero.
     fn pop(&mut self) -> Option<(u64, i32)>;
@@ -62,7 +66,14 @@ impl Ring for Kernel {
         pushed.expect("the ring has an entry for each read in flight");
     }
     fn enter(&mut self, wait: bool) -> io::Result<()> {
-        self.ring.submit_and_wait(usize::from(wait)).map(drop)
+        if !wait || !self.ring.params().is_feature_ext_arg() {
+            return self.ring.submit_and_wait(usize::from(wait)).map(drop);
+        }
+        let time = types::Timespec::from(LONGEST_WAIT);
+        match self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time)) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::TIME.raw_os_error()) => Ok(()),
+            result => result.map(drop),
+        }
     }
     fn pop(&mut self) -> Option<(u64, i32)> {
         self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))
@@ -349,15 +360,27 @@ impl IoEngine for Uring {
         }
     }
     fn wait(&mut self) -> Option<Done> {
+        loop {
+            if let Some(done) = self.wait_at_most(u64::MAX)? {
+                return Some(done);
+            }
+        }
+    }
+    fn wait_at_most(&mut self, ns: u64) -> Option<Option<Done>> {
+        let start = Instant::now();
         let mut failures = 0;
         loop {
             let done = self.poll();
             if done.is_some() || self.is_idle() {
-                return done;
+                return done.map(Some);
+            }
+            if start.elapsed() >= Duration::from_nanos(ns) {
+                return Some(None);
             }
             if self.nothing_in_kernel() {
                 let until = self.put_off.iter().map(|(until, _)| *until).min();
-                std::thread::sleep(until.map_or(Duration::ZERO, |u| u.saturating_duration_since(Instant::now())));
+                let pause = until.map_or(Duration::ZERO, |u| u.saturating_duration_since(Instant::now()));
+                std::thread::sleep(pause.min(LONGEST_WAIT));
                 continue;
             }
             match self.ring.enter(true) {

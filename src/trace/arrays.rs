@@ -114,7 +114,7 @@ mod tests {
 
     /// An archive whose `experts` are `n` zeros of shape `shape`.
     fn archive(path: &Path, shape: &[u64], n: usize) {
-        let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
         for name in ["experts.npy", "weights.npy", "unknown.npy"] {
             zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
             zip.write_all(&npy::header("|u1", shape, 0)).unwrap();
