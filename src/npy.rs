@@ -36,37 +36,43 @@ impl Element for i32 {
     }
 }
 
-/// Writes an array item by item along its first axis, whose length is only known at the end.
+/// Writes an array item by item along its first axis.
 #[derive(Debug)]
 pub struct NpyWriter<T> {
-    path: PathBuf,
     out: NewFile,
-    /// The array's: its first axis is [`NpyWriter::finish`]'s to say.
     shape: Vec<u64>,
-    header_bytes: usize,
-    rows: usize,
+    rows: u64,
     element: std::marker::PhantomData<T>,
 }
 
 impl<T: Element> NpyWriter<T> {
-    /// A file that replaces `path` when finished, for items of shape `item`: `&[n_vocab]` for logits, `&[]` for a flat
-    /// array.
-    pub fn create(path: &Path, item: &[usize]) -> Result<NpyWriter<T>> {
-        let mut out = NewFile::create(path)?;
-        // Room for the longest count, so that the true one can be written over it.
-        let mut shape = vec![u64::MAX];
-        shape.extend(item.iter().map(|&n| n as u64));
-        let header = header(T::DESCR, &shape, 0);
+    /// Begins an array of `shape`, which has at least one axis: `&[n_token, n_vocab]` for logits. The room that it needs is
+    /// taken now.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn new(mut out: NewFile, shape: &[usize]) -> Result<NpyWriter<T>> {
+        let shape: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        let header = header(T::DESCR, &shape);
+        out.reserve(
+            shape.iter().fold(4, |bytes: u64, &n| bytes.saturating_mul(n)).saturating_add(header.len() as u64),
+        )?;
         out.write(&header)?;
-        let (path, header_bytes) = (path.to_owned(), header.len());
-        Ok(NpyWriter { path, out, shape, header_bytes, rows: 0, element: std::marker::PhantomData })
+        Ok(NpyWriter { out, shape, rows: 0, element: std::marker::PhantomData })
     }
 
-    /// Appends one item; its length must be the product of the item's shape.
+    /// Appends one item; its length must be the product of all axes but the first.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for another length; what the system says, with the path.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
         let n: u64 = self.shape[1..].iter().product();
         if values.len() as u64 != n {
-            return Err(Error::request(format!("item {} of {}", self.rows, self.path.display()), n, values.len()));
+            return Err(Error::request(
+                format!("item {} of {}", self.rows, self.out.path().display()),
+                n,
+                values.len(),
+            ));
         }
         for v in values {
             self.out.write(&v.bytes())?;
@@ -75,24 +81,27 @@ impl<T: Element> NpyWriter<T> {
         Ok(())
     }
 
-    /// Writes the number of items into the header. Without this call there is no file.
-    pub fn finish(mut self) -> Result<()> {
-        self.shape[0] = self.rows as u64;
-        let header = header(T::DESCR, &self.shape, self.header_bytes);
-        self.out.rewrite_start(&header)?;
+    /// Gives the file its name. Without this call there is no file.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where items are missing or too many; as [`NewFile::finish`].
+    pub fn finish(self) -> Result<()> {
+        if self.rows != self.shape[0] {
+            let what = format!("the items of {}", self.out.path().display());
+            return Err(Error::request(what, self.shape[0], self.rows));
+        }
         self.out.finish()
     }
 }
 
-/// The start of a file, padded to a multiple of 64 bytes and at least `min_bytes`. `descr`: NumPy's name for the type of the
-/// elements.
-pub(crate) fn header(descr: &str, shape: &[u64], min_bytes: usize) -> Vec<u8> {
+/// The start of a file, padded to a multiple of 64 bytes. `descr`: NumPy's name for the type of the elements.
+pub(crate) fn header(descr: &str, shape: &[u64]) -> Vec<u8> {
     let shape = match shape {
         [n] => format!("{n},"),
         shape => shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
     };
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
-    let bytes = (MAGIC.len() + 2 + dict.len() + 1).next_multiple_of(64).max(min_bytes);
+    let bytes = (MAGIC.len() + 2 + dict.len() + 1).next_multiple_of(64);
     let mut header = MAGIC.to_vec();
     let dict_bytes = u16::try_from(bytes - MAGIC.len() - 2).expect("a shape of a few numbers is short");
     header.extend_from_slice(&dict_bytes.to_le_bytes());
@@ -284,7 +293,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
-        let mut w = NpyWriter::create(&path, &[3]).unwrap();
+        let mut w = NpyWriter::new(NewFile::create(&path).unwrap(), &[2, 3]).unwrap();
         w.write(&[1.0f32, -0.5, f32::MAX]).unwrap();
         w.write(&[0.0, 2.0, 3.0]).unwrap();
         assert!(w.write(&[0.0; 2]).is_err(), "an item of another length");
@@ -293,7 +302,8 @@ mod tests {
         assert_eq!((a.shape.as_slice(), a.f32s().unwrap()), (&[2, 3][..], &[1.0, -0.5, f32::MAX, 0.0, 2.0, 3.0][..]));
         assert!(a.i32s().unwrap_err().to_string().contains("a.npy"));
 
-        let mut w = NpyWriter::create(&path, &[]).unwrap();
+        assert!(NpyWriter::<i32>::new(NewFile::create(&path).unwrap(), &[1]).unwrap().finish().is_err(), "none of one");
+        let mut w = NpyWriter::new(NewFile::create(&path).unwrap(), &[5]).unwrap();
         for i in 0..5 {
             w.write(&[i - 2]).unwrap();
         }
@@ -306,7 +316,7 @@ mod tests {
     fn broken_files_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
-        let mut w = NpyWriter::create(&path, &[2, 2]).unwrap();
+        let mut w = NpyWriter::new(NewFile::create(&path).unwrap(), &[1, 2, 2]).unwrap();
         w.write(&[1i32, 2, 3, 4]).unwrap();
         w.finish().unwrap();
         let good = std::fs::read(&path).unwrap();

@@ -18,8 +18,9 @@
 //!
 //! # What may go wrong
 //!
-//! The file takes its name only when every tensor's bytes have been read back and compared with the source's, and only
-//! if the name is free: [`crate::new_file`]. Memory does not grow with the tensors.
+//! The file takes its name only when every tensor's bytes have been read back and compared with the source's:
+//! [`crate::new_file`]. What cannot be read back, such as a pipe, is written and not checked. Memory does not grow with the
+//! tensors.
 //!
 //! Must not know: caches, arithmetic, terminals.
 
@@ -30,6 +31,7 @@ use crate::{
     expert::{BLOCK_BYTES, ExpertStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version},
     gguf::{Gguf, GgufWriter, TensorInfo, Value},
     model::Config,
+    new_file::NewFile,
     quant::GgmlType,
 };
 
@@ -53,6 +55,8 @@ pub struct Report {
     pub tensors: usize,
     /// Length of the new file.
     pub bytes: u64,
+    /// Whether it was read back and compared; not where it was written in place, as to a pipe.
+    pub checked: bool,
 }
 
 /// Told the bytes done and the bytes in all of a step; may ask for an end.
@@ -61,15 +65,23 @@ pub type Watch<'a> = dyn FnMut(Step, u64, u64) -> ControlFlow<()> + 'a;
 /// Bytes copied and compared at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Writes `source`, repacked, to a new file `out`: see [`repack_to`].
+///
+/// # Errors
+/// Where `out` exists, and as [`repack_to`].
+pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option<Report>> {
+    repack_to(source, NewFile::create_new(out)?, watch)
+}
+
 /// Writes `source`, repacked, to `out`. `None` if `watch` asked for an end: then nothing is left of it.
 ///
 /// # Errors
-/// Where `out` exists; where `source` is repacked already, is no model that hotset runs, or has a tensor of unknown type;
+/// Where `source` is repacked already, is no model that hotset runs, or has a tensor of unknown type;
 /// what the system says about a read or a write; where the bytes that were read back are others. In each case nothing is
 /// left.
-pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option<Report>> {
-    refuse_same(source, out)?;
-    let mut writer = GgufWriter::new(out, false)?;
+pub fn repack_to(source: &Gguf, out: NewFile, watch: &mut Watch<'_>) -> Result<Option<Report>> {
+    let out_path = out.path().to_owned();
+    let mut writer = GgufWriter::to(out);
     let store = experts_of(source)?;
     if let Some(version) = repack_version(source)? {
         let expected = "a file that is not repacked already";
@@ -94,34 +106,19 @@ pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option
     if copied.is_break() {
         return Ok(None);
     }
-    let path = writer.read_back()?;
-    let copy = Gguf::open(&path).map_err(|e| unlike(out, e))?;
-    check_header(&copy, &meta, &tensors, out)?;
-    let mut theirs = vec![0; CHUNK_BYTES];
-    let checked = job.run(Step::Check, &mut |t, at, bytes| {
-        let theirs = &mut theirs[..bytes.len()];
-        copy.read_tensor_part(copy.require(&t.name)?, at, theirs).map_err(|e| unlike(out, e))?;
-        match bytes.iter().zip(&*theirs).position(|(a, b)| a != b) {
-            None => Ok(()),
-            Some(i) => Err(unlike(out, format!("another byte {} of tensor {}", at + i as u64, t.name))),
+    let written = writer.read_back()?;
+    if let Some(path) = &written {
+        let copy = Gguf::open(path).map_err(|e| unlike(&out_path, e))?;
+        check_header(&copy, &meta, &tensors, &out_path)?;
+        if check_bytes(&mut job, &copy, &out_path)?.is_break() {
+            return Ok(None);
         }
-    })?;
-    if checked.is_break() {
-        return Ok(None);
     }
+    let bytes = writer.bytes();
     writer.finish()?;
     let layers = store.layers().len();
-    let bytes = copy.shards()[0].len;
-    Ok(Some(Report { layers, experts: layers * store.n_expert(), tensors: tensors.len(), bytes }))
-}
-
-/// Refuses to write over a file of the source, by whatever path it is named: a clearer word than "exists".
-fn refuse_same(source: &Gguf, out: &Path) -> Result<()> {
-    let Ok(real) = out.canonicalize() else { return Ok(()) };
-    if source.shards().iter().any(|s| s.path.canonicalize().is_ok_and(|p| p == real)) {
-        return Err(Error::request(out.display().to_string(), "another file than the model itself", "the model"));
-    }
-    Ok(())
+    let (experts, checked) = (layers * store.n_expert(), written.is_some());
+    Ok(Some(Report { layers, experts, tensors: tensors.len(), bytes, checked }))
 }
 
 fn experts_of(gguf: &Gguf) -> Result<ExpertStore> {
@@ -245,6 +242,19 @@ fn check_header(copy: &Gguf, meta: &[(String, Value)], tensors: &[Tensor], out: 
     let store = experts_of(copy).map_err(|e| unlike(out, e))?;
     assert!(store.layers().iter().all(|l| l.is_one_read()), "tensors in this order and alignment make one read");
     Ok(())
+}
+
+/// Every tensor's bytes, read back, are the source's.
+fn check_bytes(job: &mut Job<'_, '_>, copy: &Gguf, out: &Path) -> Result<ControlFlow<()>> {
+    let mut theirs = vec![0; CHUNK_BYTES];
+    job.run(Step::Check, &mut |t, at, bytes| {
+        let theirs = &mut theirs[..bytes.len()];
+        copy.read_tensor_part(copy.require(&t.name)?, at, theirs).map_err(|e| unlike(out, e))?;
+        match bytes.iter().zip(&*theirs).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(i) => Err(unlike(out, format!("another byte {} of tensor {}", at + i as u64, t.name))),
+        }
+    })
 }
 
 /// The new file, read back, is not what was written.

@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("expert", &["error", "gguf", "id", "io", "policy", "prefetch", "quant", "trace"]),
     ("backend", &["error", "quant"]),
     ("model", &["backend", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
-    ("repack", &["error", "expert", "gguf", "model", "quant"]),
+    ("repack", &["error", "expert", "gguf", "model", "new_file", "quant"]),
     ("plan", &["backend", "error", "expert", "gguf", "io", "model", "prefetch", "quant"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),

@@ -91,7 +91,11 @@ impl Start {
         if let Some(path) = self.memory.as_deref().filter(|_| !hot.is_empty()) {
             let older = self.warm.clone().unwrap_or_default();
             let _ = path.parent().map(fs::create_dir_all);
-            let _ = NewFile::create(path).and_then(|file| write(file, &hot.after(&older)));
+            let written = |mut file: NewFile| {
+                file.write(hot.after(&older).to_text().as_bytes())?;
+                file.publish() // not worth waiting for the drive
+            };
+            let _ = NewFile::create(path).and_then(written);
         }
     }
 }

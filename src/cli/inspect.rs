@@ -13,7 +13,11 @@ use hotset::{
 };
 use serde::Serialize;
 
-use super::{Ended, args::count, out::Out};
+use super::{
+    Ended,
+    args::count,
+    out::{Out, printable},
+};
 
 /// Show what a model file holds
 ///
@@ -274,6 +278,7 @@ struct Lines(String);
 
 impl Lines {
     fn line(&mut self, name: &str, value: impl std::fmt::Display) {
+        let value = printable(&value.to_string()); // has names from the file
         writeln!(self.0, "{name:20} {value}").expect("a String takes all");
     }
     fn gap(&mut self) {

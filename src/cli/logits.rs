@@ -21,6 +21,7 @@ use super::{
     Ended,
     args::Engine,
     out::Progress,
+    outputs::{Force, Outputs},
     text::{Limit, read_text},
 };
 
@@ -37,10 +38,11 @@ pub struct Args {
     /// File of token ids, with commas or white space between them (- is standard input)
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<PathBuf>,
-    /// Where to write the logits: .npy, float32, (tokens, vocabulary)
+    /// Where to write the logits (- is standard output): .npy, float32, (tokens, vocabulary). Replaces a file that is there
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where to write the experts used: .npy, int32, (MoE layers, tokens, experts used), best first
+    /// Where to write the experts used: .npy, int32, (MoE layers, tokens, experts used), best first. Replaces a file that is
+    /// there
     #[arg(long, value_name = "FILE")]
     experts: Option<PathBuf>,
     #[command(flatten)]
@@ -66,9 +68,13 @@ pub fn run(args: &Args) -> Ended {
         let config = Config::new(&gguf)?;
         (config.moe_layers.len(), config.n_expert_used, config.n_vocab)
     };
-    let mut logits = NpyWriter::<f32>::create(&args.out, &[vocab])?;
-    let experts =
-        args.experts.as_deref().map(|path| NpyWriter::<i32>::create(path, &[tokens.len(), used])).transpose()?;
+    let mut outputs = Outputs::new(&Force::default());
+    outputs.reads_model(&gguf);
+    args.tokens_file.iter().for_each(|file| outputs.reads("the list of tokens", file));
+    let mut logits = NpyWriter::<f32>::new(outputs.replace("--out", &args.out)?, &[tokens.len(), vocab])?;
+    let experts = args.experts.as_deref().map(|path| outputs.replace("--experts", path)).transpose()?;
+    let shape = [layers, tokens.len(), used];
+    let experts = experts.map(|file| NpyWriter::<i32>::new(file, &shape)).transpose()?;
 
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };

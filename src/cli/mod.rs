@@ -14,6 +14,7 @@ mod logits;
 mod made;
 mod model_file;
 mod out;
+mod outputs;
 mod perplexity;
 mod plan;
 mod profile;
@@ -27,10 +28,10 @@ mod text;
 mod tokenize;
 mod trace;
 
-use std::process::ExitCode;
+use std::{io::ErrorKind, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use hotset::Error;
+use hotset::{Error, new_file::STDOUT};
 
 /// Runs Mixture-of-Experts models (GGUF) inside a memory budget, reading experts from disk as they are needed.
 #[derive(Parser)]
@@ -65,7 +66,13 @@ enum Stop {
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        Stop::Error(error)
+        match &error {
+            // An output file may be standard output, too.
+            Error::Io { path, source, .. } if path == Path::new(STDOUT) && source.kind() == ErrorKind::BrokenPipe => {
+                Stop::Pipe
+            }
+            _ => Stop::Error(error),
+        }
     }
 }
 

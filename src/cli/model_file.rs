@@ -4,13 +4,11 @@
 //! a file is read expert by expert, so it has to be one.
 
 use std::{
-    env,
-    fs::{self, File},
-    io::Write,
+    env, fs,
     path::{Path, PathBuf},
 };
 
-use hotset::{Error, Result};
+use hotset::{Error, Result, new_file::NewFile};
 
 /// The bundled model's file name.
 const NAME: &str = "moe-s-q4_0.gguf";
@@ -68,16 +66,9 @@ fn unpack(folder: &Path) -> Result<PathBuf> {
         return Ok(path);
     }
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the cache folder", e))?;
-    let partial = folder.join(format!(".{NAME}.{}", std::process::id()));
-    let written = File::create(&partial).and_then(|mut file| {
-        file.write_all(EMBEDDED)?;
-        file.sync_all()?;
-        fs::rename(&partial, &path)
-    });
-    written.map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        Error::io(&path, "write the bundled model", e)
-    })?;
+    let mut file = NewFile::create(&path)?;
+    file.write(EMBEDDED)?;
+    file.finish()?;
     Ok(path)
 }
 

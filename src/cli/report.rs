@@ -4,12 +4,16 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 use hotset::{
-    new_file::NewFile,
     report::{Made, Report, Run, Traced},
     trace::file::TraceReader,
 };
 
-use super::{Ended, made, out::Out, sweep::Sweep};
+use super::{
+    Ended, made,
+    out::Out,
+    outputs::{Force, Outputs},
+    sweep::Sweep,
+};
 
 /// Show what a trace and a live run say: miss-ratio curves, heat maps, a timeline
 ///
@@ -23,7 +27,7 @@ pub struct Args {
     /// The record of a live run, for its timeline
     #[arg(long, value_name = "FILE")]
     run: Option<PathBuf>,
-    /// Write the page to this file, which must not exist
+    /// Write the page to this new file (- is standard output)
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// What to print. Default: plot, or nothing with --html
@@ -31,6 +35,8 @@ pub struct Args {
     output: Option<Format>,
     #[command(flatten)]
     sweep: Sweep,
+    #[command(flatten)]
+    force: Force,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -44,7 +50,14 @@ enum Format {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     // Begun before the work, which would be lost on a path that cannot be written.
-    let page = args.html.as_deref().map(NewFile::create_new).transpose()?;
+    let mut outputs = Outputs::new(&args.force);
+    args.trace.iter().for_each(|file| outputs.reads("the trace", file));
+    args.run.iter().for_each(|file| outputs.reads("the record of the run", file));
+    args.sweep.profile().into_iter().for_each(|file| outputs.reads("the profile", file));
+    if args.html.is_none() || args.output.is_some() {
+        outputs.prints("the report");
+    }
+    let page = args.html.as_deref().map(|file| outputs.create("--html", file)).transpose()?;
     let run = args.run.as_deref().map(Run::read).transpose()?;
     let trace = match &args.trace {
         Some(path) => {

@@ -25,6 +25,7 @@ use super::{
     live::{self, Live},
     model_file,
     out::{Out, Progress, note, notes},
+    outputs::{Force, Outputs},
     stats::{self, Record, Snapshot, Stats},
     text::{Limit, read_text},
 };
@@ -56,7 +57,7 @@ pub struct Args {
     /// Do not print the prompt
     #[arg(long)]
     no_echo: bool,
-    /// Write statistics to this file, as JSON
+    /// Write statistics to this file, as JSON; replaces a file that is there
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
     /// Show hits, reads and waiting while the text appears: in a panel at the foot of the terminal; where standard error
@@ -83,6 +84,8 @@ pub struct Args {
     /// Write how often each expert was used to this new file, the most used first, as --pin and --warm read it
     #[arg(long, value_name = "FILE")]
     save_hot: Option<PathBuf>,
+    #[command(flatten)]
+    force: Force,
 }
 
 /// How tokens are chosen. The defaults are llama.cpp's, but for the seed.
@@ -158,11 +161,9 @@ impl End {
 pub fn run(args: &Args) -> Ended {
     args.sampling.config().validate()?;
     let (model, prompt) = positionals(args)?;
-    // Begun before the run, which would be lost on a path that cannot be written.
-    let json = args.stats_json.as_deref().map(NewFile::create).transpose()?;
-    let save_hot = args.save_hot.as_deref().map(NewFile::create_new).transpose()?;
     let panel = args.stats_live && live::has_panel()?;
     let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
+    let (json, save_hot) = outputs(args, &gguf)?;
     let mut record = Record::new(&gguf);
     let prompt = text_of(prompt, args.prompt_file.as_deref(), &Limit::of_prompt(&gguf, args.ctx)?)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
@@ -213,6 +214,21 @@ pub fn run(args: &Args) -> Ended {
         hot::write(file, &session.hot())?;
     }
     Ok(if end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The files for statistics and hot experts, begun before the run, which would be lost on a path that cannot be written.
+fn outputs(args: &Args, gguf: &Gguf) -> Result<(Option<NewFile>, Option<NewFile>)> {
+    let mut outputs = Outputs::new(&args.force);
+    outputs.reads_model(gguf);
+    args.prompt_file.iter().for_each(|file| outputs.reads("the prompt", file));
+    args.pin.iter().for_each(|file| outputs.reads("the list of --pin", file));
+    if let Warm::File(file) = &args.warm {
+        outputs.reads("the list of --warm", file);
+    }
+    outputs.prints("the text");
+    let json = args.stats_json.as_deref().map(|file| outputs.replace("--stats-json", file)).transpose()?;
+    let save_hot = args.save_hot.as_deref().map(|file| outputs.create("--save-hot", file)).transpose()?;
+    Ok((json, save_hot))
 }
 
 /// The model and the prompt, where they are named: see [`Args::model`].
@@ -371,7 +387,7 @@ impl Text {
     fn push(&mut self, text: &str) -> Result<(), Stop> {
         if !text.is_empty() {
             self.ends_line = text.ends_with('\n');
-            self.out.text(text)?;
+            self.out.generated(text)?;
         }
         Ok(())
     }

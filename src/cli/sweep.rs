@@ -113,6 +113,11 @@ impl Effort {
 const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];
 
 impl Sweep {
+    /// The file of `--profile`.
+    pub fn profile(&self) -> Option<&Path> {
+        self.profile.as_deref()
+    }
+
     /// Runs all of it on all cores: by scope, prefetcher, slots and policy, in the order of the options.
     ///
     /// # Errors

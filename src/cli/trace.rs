@@ -32,6 +32,7 @@ use super::{
     args::{Engine, Memory, count},
     hot, made,
     out::{Out, Progress, note, notes, printable},
+    outputs::{Force, Outputs},
     text::{Limit, read_text},
 };
 
@@ -49,9 +50,11 @@ pub struct Args {
     /// Texts, a prompt each (- is standard input)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     prompts: Vec<PathBuf>,
-    /// Where to write the trace
+    /// Where to write the trace (- is standard output)
     #[arg(short, long, value_name = "FILE", required = true)]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    force: Force,
     /// Tokens to generate after each prompt
     #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 128)]
     max_tokens: usize,
@@ -75,9 +78,11 @@ enum Verb {
         /// What hotset trace export wrote; or experts or ids (token, layer, k), with n_expert, prompt_start, probs,
         /// pred_mid_plus1 if there; a lone .npy is (layer, token, k)
         from: PathBuf,
-        /// Where to write the trace
+        /// Where to write the trace (- is standard output)
         #[arg(short, long, value_name = "FILE")]
         out: PathBuf,
+        #[command(flatten)]
+        force: Force,
         /// What an expert takes, for budgets and times
         #[arg(long, value_name = "SIZE")]
         expert_bytes: Option<Memory>,
@@ -86,9 +91,11 @@ enum Verb {
     Hot {
         /// The trace
         trace: PathBuf,
-        /// Where to write the list
+        /// Where to write the list (- is standard output)
         #[arg(short, long, value_name = "FILE")]
         out: PathBuf,
+        #[command(flatten)]
+        force: Force,
         /// Only so many of each layer, the most used
         #[arg(long, value_name = "EXPERTS", value_parser = count::<65_536>)]
         top: Option<usize>,
@@ -97,9 +104,12 @@ enum Verb {
     Export {
         /// The trace
         trace: PathBuf,
-        /// What to write: .csv (a line a choice) or .npz (all of it; hotset trace import takes it back)
+        /// What to write: .csv (a line a choice) or .npz (all of it; hotset trace import takes it back). Standard output (-),
+        /// pipes and devices get CSV
         #[arg(short, long, value_name = "FILE")]
         out: PathBuf,
+        #[command(flatten)]
+        force: Force,
     },
     /// How even and how sticky the routing of a trace is
     Stats {
@@ -114,34 +124,47 @@ enum Verb {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     match (&args.verb, &args.model, &args.out) {
-        (Some(Verb::Import { from, out, expert_bytes }), ..) => import(from, out, *expert_bytes),
-        (Some(Verb::Hot { trace, out, top }), ..) => {
-            let file = NewFile::create_new(out)?;
+        (Some(Verb::Import { from, out, force, expert_bytes }), ..) => {
+            import(from, output(out, force, &[("the file to import", from.as_path())])?, *expert_bytes)
+        }
+        (Some(Verb::Hot { trace, out, force, top }), ..) => {
+            let file = output(out, force, &[("the trace", trace.as_path())])?;
             hot::write(file, &hot::of_trace(trace)?.top(top.unwrap_or(usize::MAX)))?;
             Ok(ExitCode::SUCCESS)
         }
-        (Some(Verb::Export { trace, out }), ..) => export(trace, out),
+        (Some(Verb::Export { trace, out, force }), ..) => {
+            export(trace, output(out, force, &[("the trace", trace.as_path())])?)
+        }
         (Some(Verb::Stats { trace, json }), ..) => print_stats(trace, *json),
         (None, Some(model), Some(out)) => record(args, model, out),
         (None, ..) => unreachable!("clap asks for model and --out"),
     }
 }
 
-fn export(trace: &Path, out: &Path) -> Ended {
-    let done = export::export(trace, out)?;
+/// Begins the file of `--out`, which is none of `inputs`.
+fn output(out: &Path, force: &Force, inputs: &[(&str, &Path)]) -> Result<NewFile> {
+    let mut outputs = Outputs::new(force);
+    inputs.iter().for_each(|(what, path)| outputs.reads(what, path));
+    outputs.create("--out", out)
+}
+
+fn export(trace: &Path, out: NewFile) -> Ended {
+    let to = out.path().to_owned();
+    let done = export::export_to(trace, out)?;
     let s = if done.prompts == 1 { "" } else { "s" };
-    note(format_args!("{}: {} tokens of {} prompt{s}", out.display(), done.tokens, done.prompts));
+    note(format_args!("{}: {} tokens of {} prompt{s}", to.display(), done.tokens, done.prompts));
     Ok(ExitCode::SUCCESS)
 }
 
-fn import(from: &Path, out: &Path, expert_bytes: Option<Memory>) -> Ended {
+fn import(from: &Path, out: NewFile, expert_bytes: Option<Memory>) -> Ended {
     let bytes = match expert_bytes {
         Some(Memory::Bytes(n)) => n,
         Some(other) => return Err(Error::request("--expert-bytes", "a size", other).into()),
         None => 0,
     };
-    let done = import::import(from, out, bytes)?;
-    note(format_args!("{}: {} tokens, {} events", out.display(), done.tokens, done.events));
+    let to = out.path().to_owned();
+    let done = import::import_to(from, out, bytes)?;
+    note(format_args!("{}: {} tokens, {} events", to.display(), done.tokens, done.events));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -176,12 +199,14 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     };
     let prompts = prompts(args, &gguf, room)?;
     let header = header(args, &gguf, &config, &prompts)?;
-    let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::create(out, header)?)));
+    let mut outputs = Outputs::new(&args.force);
+    outputs.reads_model(&gguf);
+    args.prompts.iter().for_each(|file| outputs.reads("a prompt", file));
+    let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::to(outputs.create("--out", out)?, header)?)));
     let options = args.engine.options(&gguf, n_ctx)?;
-    let mut session = open(gguf, &options, recorder.clone()).inspect_err(|_| {
-        // It holds nothing but the header. If it stays, the error that follows still says what went wrong.
-        let _ = std::fs::remove_file(out);
-    })?;
+    let mut session = open(gguf, &options, recorder.clone())?;
+    // Not before, so that a model that does not run replaces nothing.
+    recorder.writer().flush()?;
     let total: usize = prompts.iter().map(|(_, tokens)| tokens.len() + generated).sum();
     let bar = Progress::tokens("tracing", false);
     let mut done = 0;

@@ -13,8 +13,7 @@ use crate::quant::GgmlType;
 /// Collects metadata and tensor declarations. Nothing is written before [`GgufWriter::start`].
 #[derive(Debug)]
 pub struct GgufWriter {
-    path: PathBuf,
-    overwrite: bool,
+    out: NewFile,
     meta: Metadata,
     /// Offsets relative to the data section.
     tensors: Vec<TensorInfo>,
@@ -25,18 +24,15 @@ impl GgufWriter {
     /// Prepares to write `path` (format version 3). Where the file exists, `overwrite` must be true.
     ///
     /// # Errors
-    /// [`Error::Request`] where `path` exists and may not be replaced.
+    /// Where `path` exists and may not be replaced, or cannot be written.
     pub fn new(path: &Path, overwrite: bool) -> Result<GgufWriter> {
-        if !overwrite {
-            NewFile::refuse_taken(path)?;
-        }
-        Ok(GgufWriter {
-            path: path.to_owned(),
-            overwrite,
-            meta: Metadata::new(path),
-            tensors: Vec::new(),
-            alignment: DEFAULT_ALIGNMENT,
-        })
+        NewFile::open(path, overwrite).map(Self::to)
+    }
+
+    /// Prepares to write a file that was begun.
+    pub fn to(out: NewFile) -> GgufWriter {
+        let meta = Metadata::new(out.path());
+        GgufWriter { out, meta, tensors: Vec::new(), alignment: DEFAULT_ALIGNMENT }
     }
 
     /// Adds a metadata entry; a key given twice is an error.
@@ -62,13 +58,14 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::Format`] for 0 or more than 4 dims, a zero dim, or rows that are not whole blocks.
     pub fn tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<&mut Self> {
-        let wrong =
-            |expected: &str, got: String| Err(Error::format(&self.path, format!("tensor {name:?}"), expected, got));
+        let wrong = |expected: &str, got: String| {
+            Err(Error::format(self.out.path(), format!("tensor {name:?}"), expected, got))
+        };
         if !(1..=4).contains(&dims.len()) {
             return wrong("1 to 4 dimensions", dims.len().to_string());
         }
         let ty = TensorType::Ggml(ty);
-        let bytes = tensor_bytes(&self.path, name, dims, ty)?;
+        let bytes = tensor_bytes(self.out.path(), name, dims, ty)?;
         let offset = match self.tensors.last() {
             Some(t) => (t.end().expect("no end above 2^63 was let in")).next_multiple_of(self.alignment),
             None => 0,
@@ -80,12 +77,12 @@ impl GgufWriter {
         Ok(self)
     }
 
-    /// Creates the temporary file and writes the header.
+    /// Takes the room that the file needs and writes the header.
     ///
     /// # Errors
     /// [`Error::Format`] where a tensor name was declared twice; [`Error::Io`].
     pub fn start(self) -> Result<TensorWriter> {
-        super::unique_names(&self.path, self.tensors.iter())?;
+        super::unique_names(self.out.path(), self.tensors.iter())?;
         let mut header = Vec::new();
         header.extend_from_slice(b"GGUF");
         header.extend_from_slice(&3u32.to_le_bytes());
@@ -106,10 +103,11 @@ impl GgufWriter {
         header.resize(header.len().next_multiple_of(self.alignment as usize), 0);
 
         let data = self.tensors.last().map_or(0, |t| t.end().expect("checked above").next_multiple_of(self.alignment));
-        let mut out = if self.overwrite { NewFile::create(&self.path) } else { NewFile::create_new(&self.path) }?;
-        out.reserve(header.len() as u64 + data)?;
-        let mut writer =
-            TensorWriter { out, tensors: self.tensors, alignment: self.alignment, begun: 0, missing: 0, padded: false };
+        let mut out = self.out;
+        let bytes = header.len() as u64 + data;
+        out.reserve(bytes)?;
+        let (tensors, alignment) = (self.tensors, self.alignment);
+        let mut writer = TensorWriter { out, bytes, tensors, alignment, begun: 0, missing: 0, padded: false };
         writer.out.write(&header)?;
         Ok(writer)
     }
@@ -119,6 +117,8 @@ impl GgufWriter {
 #[derive(Debug)]
 pub struct TensorWriter {
     out: NewFile,
+    /// Length of the whole file.
+    bytes: u64,
     tensors: Vec<TensorInfo>,
     alignment: u64,
     /// Tensors begun so far.
@@ -130,6 +130,11 @@ pub struct TensorWriter {
 }
 
 impl TensorWriter {
+    /// Length of the whole file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Begins the next tensor, which must be `name`, after the last one got all its bytes.
     pub fn begin(&mut self, name: &str) -> Result<()> {
         self.check_complete()?;
@@ -162,12 +167,12 @@ impl TensorWriter {
         self.write(bytes)
     }
 
-    /// Where what was written can be read until [`TensorWriter::finish`], once every tensor has its bytes: see
+    /// Where what was written can be read until [`TensorWriter::finish`], if at all, once every tensor has its bytes: see
     /// [`NewFile::read_back`].
     ///
     /// # Errors
     /// [`Error::Request`] where tensor bytes are missing; [`Error::Io`].
-    pub fn read_back(&mut self) -> Result<PathBuf> {
+    pub fn read_back(&mut self) -> Result<Option<PathBuf>> {
         self.complete()?;
         self.out.read_back()
     }
@@ -179,7 +184,6 @@ impl TensorWriter {
     /// since; [`Error::Io`]. In each case the target is untouched.
     pub fn finish(mut self) -> Result<()> {
         self.complete()?;
-        self.out.sync()?;
         self.out.finish()
     }
 

@@ -132,7 +132,7 @@ fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {
     }
     let mut file = NewFile::create(path)?;
     file.write(format!("{:#}\n", serde_json::json!(kept)).as_bytes())?;
-    file.finish()
+    file.publish() // not worth waiting for the drive
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use zip::{
@@ -110,20 +110,29 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
     Ok(done)
 }
 
-/// Writes the trace `from` as `to`, by whose ending `.csv` or `.npz` the form is chosen. Replaces nothing.
+/// Writes the trace `from` as a new file `to`: see [`export_to`].
+///
+/// # Errors
+/// Where `to` exists, and as [`export_to`].
+pub fn export(from: &Path, to: &Path) -> Result<Exported> {
+    export_to(from, NewFile::create_new(to)?)
+}
+
+/// Writes the trace `from` to `to`, by whose ending `.csv` or `.npz` the form is chosen. What is written in place, such as a
+/// pipe, has no ending that means something: it gets CSV.
 ///
 /// # Errors
 /// Another ending; a trace that cannot be read; what the system says of `to`.
-pub fn export(from: &Path, to: &Path) -> Result<Exported> {
-    match to.extension().and_then(|e| e.to_str()) {
-        Some("csv") => csv(from, to),
+pub fn export_to(from: &Path, to: NewFile) -> Result<Exported> {
+    match to.path().extension().and_then(|e| e.to_str()) {
         Some("npz") => npz(from, to),
-        _ => Err(Error::request("the ending of the exported file", ".csv or .npz", to.display())),
+        Some("csv") => csv(from, to),
+        _ if to.in_place() => csv(from, to),
+        _ => Err(Error::request("the ending of the exported file", ".csv or .npz", to.path().display())),
     }
 }
 
-fn csv(from: &Path, to: &Path) -> Result<Exported> {
-    let mut out = NewFile::create_new(to)?;
+fn csv(from: &Path, mut out: NewFile) -> Result<Exported> {
     out.write(b"token,prompt,position,phase,layer,rank,expert,weight\n")?;
     let (mut token, mut prompt) = (0u64, 0u64);
     let done = batches(from, |header, batch| {
@@ -163,7 +172,7 @@ impl Write for Sink {
 /// The archive that is being written.
 struct Archive<'a> {
     from: &'a Path,
-    to: &'a Path,
+    to: PathBuf,
     zip: ZipWriter<StreamWriter<Sink>>,
     tokens: u64,
 }
@@ -172,7 +181,7 @@ impl Archive<'_> {
     fn failed(&self, e: io::Error) -> Error {
         match e.downcast::<Error>() {
             Ok(error) => error,
-            Err(e) => Error::io(self.to, "write", e),
+            Err(e) => Error::io(&self.to, "write", e),
         }
     }
 
@@ -188,7 +197,7 @@ impl Archive<'_> {
 
     fn numbers(&mut self, name: &str, list: &[i64]) -> Result<()> {
         self.start(&format!("{name}.npy"))?;
-        self.bytes(&npy::header("<i8", &[list.len() as u64], 0))?;
+        self.bytes(&npy::header("<i8", &[list.len() as u64]))?;
         self.bytes(&list.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>())
     }
 
@@ -202,7 +211,7 @@ impl Archive<'_> {
     ) -> Result<()> {
         self.start(&format!("{name}.npy"))?;
         let shape: Vec<u64> = [self.tokens].into_iter().chain(item.iter().map(|&n| n as u64)).collect();
-        self.bytes(&npy::header(ty, &shape, 0))?;
+        self.bytes(&npy::header(ty, &shape))?;
         // A trace that grows meanwhile: no more than were counted.
         let (mut left, mut bytes) = (self.tokens, Vec::new());
         batches(self.from, |_, batch| {
@@ -269,8 +278,8 @@ impl Archive<'_> {
     }
 }
 
-fn npz(from: &Path, to: &Path) -> Result<Exported> {
-    let file = NewFile::create_new(to)?;
+fn npz(from: &Path, file: NewFile) -> Result<Exported> {
+    let to = file.path().to_owned();
     // Shapes stand before values: one pass to count.
     let (mut token, mut starts) = (0i64, Vec::new());
     let done = batches(from, |_, batch| {
@@ -291,7 +300,8 @@ fn npz(from: &Path, to: &Path) -> Result<Exported> {
     archive.numbers("expert_bytes", &header.expert_bytes.iter().map(|&n| n as i64).collect::<Vec<_>>())?;
     archive.start("header.json")?;
     archive.bytes(&serde_json::to_vec(&header).expect("a header is plain text and numbers"))?;
-    let finished = archive.zip.finish().map_err(io::Error::from);
-    finished.map_err(|e| Error::io(to, "write", e))?.into_inner().0.finish()?;
+    let Archive { to, zip, .. } = archive;
+    let finished = zip.finish().map_err(io::Error::from);
+    finished.map_err(|e| Error::io(&to, "write", e))?.into_inner().0.finish()?;
     Ok(done)
 }

@@ -19,7 +19,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Read, Write},
+    io::{BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -27,7 +27,7 @@ use crc32fast::hash as crc32;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerEvent, Phase, Routed, TraceSink};
-use crate::{Error, Result, id::ExpertId, input};
+use crate::{Error, Result, id::ExpertId, input, new_file::NewFile};
 
 const MAGIC: &[u8; 8] = b"HOTTRACE";
 /// Without and with `lookahead2_ranks`.
@@ -143,11 +143,12 @@ impl Header {
     }
 }
 
-/// Writes a trace, in place: what is there can be read while it grows.
+/// Writes a trace, which can be read while it grows.
 #[derive(Debug)]
 pub struct TraceWriter {
-    path: PathBuf,
-    file: File,
+    file: NewFile,
+    /// Others may be reading it.
+    public: bool,
     header: Header,
     chunk: Vec<u8>,
     /// Lookahead ranks, sorted. (n_expert)
@@ -157,28 +158,39 @@ pub struct TraceWriter {
 }
 
 impl TraceWriter {
-    /// Begins a trace in a new file: one that is there may have taken hours.
+    /// Begins a trace in a new file, which is there from now on.
     ///
     /// # Errors
-    /// If the file is there or cannot be written, or the header makes no sense.
+    /// If there is such a file already, and as [`TraceWriter::to`].
     pub fn create(path: &Path, header: Header) -> Result<Self> {
         header.check(path)?;
+        let mut writer = Self::to(NewFile::create_new(path)?, header)?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    /// Begins a trace in a file, which has its name from the first [`TraceWriter::flush`] on.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or the header makes no sense.
+    pub fn to(mut file: NewFile, header: Header) -> Result<Self> {
+        header.check(file.path())?;
         let json = serde_json::to_vec(&header).expect("a header is plain text and numbers");
         if json.len() > MAX_BYTES {
-            return Err(Error::format(path, "the header", format!("at most {MAX_BYTES} bytes"), json.len()));
+            return Err(Error::format(file.path(), "the header", format!("at most {MAX_BYTES} bytes"), json.len()));
         }
-        let mut file = File::create_new(path).map_err(|e| Error::io(path, "create", e))?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&header.version().to_le_bytes());
         bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&json);
         bytes.extend_from_slice(&crc32(&json).to_le_bytes());
-        file.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
-        let (path, order) = (path.to_owned(), Vec::with_capacity(header.n_expert));
-        Ok(Self { path, file, header, chunk: Vec::with_capacity(2 * CHUNK_BYTES), order, failed: None })
+        file.write(&bytes)?;
+        let order = Vec::with_capacity(header.n_expert);
+        let chunk = Vec::with_capacity(2 * CHUNK_BYTES);
+        Ok(Self { file, public: false, header, chunk, order, failed: None })
     }
 
-    /// Writes what has gathered.
+    /// Writes what has gathered, for all to read.
     ///
     /// # Errors
     /// The first failure since the start.
@@ -186,14 +198,20 @@ impl TraceWriter {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        if !self.chunk.is_empty() {
-            let mut head = (self.chunk.len() as u32).to_le_bytes().to_vec();
-            head.extend_from_slice(&crc32(&self.chunk).to_le_bytes());
-            let written = self.file.write_all(&head).and_then(|()| self.file.write_all(&self.chunk));
-            self.chunk.clear();
-            written.map_err(|e| Error::io(&self.path, "write", e))?;
+        self.write_chunk()?;
+        self.public = true;
+        self.file.publish()
+    }
+
+    fn write_chunk(&mut self) -> Result<()> {
+        if self.chunk.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let mut head = (self.chunk.len() as u32).to_le_bytes().to_vec();
+        head.extend_from_slice(&crc32(&self.chunk).to_le_bytes());
+        let written = self.file.write(&head).and_then(|()| self.file.write(&self.chunk));
+        self.chunk.clear();
+        written
     }
 
     fn expert(&mut self, expert: u16) {
@@ -241,11 +259,12 @@ impl TraceSink for TraceWriter {
         if self.chunk.len() > MAX_BYTES {
             // A reader would take it for damage.
             let (what, got) = (format!("an event of {} tokens", event.n_tokens), self.chunk.len());
-            self.failed = Some(Error::format(&self.path, what, format!("at most {MAX_BYTES} bytes"), got));
+            self.failed = Some(Error::format(self.file.path(), what, format!("at most {MAX_BYTES} bytes"), got));
             return;
         }
         if self.chunk.len() >= CHUNK_BYTES {
-            self.failed = self.flush().err();
+            let written = if self.public { self.flush() } else { self.write_chunk() };
+            self.failed = written.err();
         }
     }
     fn horizon(&self) -> u16 {

@@ -17,7 +17,7 @@ use super::{
     arrays::{self, Arrays, Ints},
     file::{Header, Prompt, TraceWriter, check_shape, fnv1a},
 };
-use crate::{Error, Result, id::ExpertId, npy::Npy};
+use crate::{Error, Result, id::ExpertId, new_file::NewFile, npy::Npy};
 
 /// "No entry".
 const NONE: i64 = 65535;
@@ -34,11 +34,19 @@ pub struct Imported {
     pub events: u64,
 }
 
-/// Reads `from` and writes the trace `to`. `expert_bytes` is the size of an expert, 0 if it is not known.
+/// Reads `from` and writes the trace as a new file `to`: see [`import_to`].
 ///
 /// # Errors
-/// What is missing or does not fit, by array.
+/// Where `to` exists, and as [`import_to`].
 pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
+    import_to(from, NewFile::create_new(to)?, expert_bytes)
+}
+
+/// Reads `from` and writes the trace to `to`. `expert_bytes` is the size of an expert, 0 if it is not known.
+///
+/// # Errors
+/// What is missing or does not fit, by array; what the system says of `to`.
+pub fn import_to(from: &Path, to: NewFile, expert_bytes: u64) -> Result<Imported> {
     let (arrays, kept) = arrays::read(from)?;
     let source = Source::new(from, &arrays, kept.as_ref())?;
     let scores = Scores {
@@ -51,12 +59,9 @@ pub fn import(from: &Path, to: &Path, expert_bytes: u64) -> Result<Imported> {
         Some(header) => source.kept_header(header, &scores, expert_bytes)?,
         None => source.made_header(&scores, &runs.starts, expert_bytes)?,
     };
-    let mut writer = TraceWriter::create(to, header)?;
-    let written = source.write(&mut writer, &scores, &runs);
-    let events = written.and_then(|n| writer.flush().map(|()| n)).inspect_err(|_| {
-        // Half an import is of no use. If it stays, the error that follows still says what went wrong.
-        let _ = std::fs::remove_file(to);
-    })?;
+    let mut writer = TraceWriter::to(to, header)?;
+    let events = source.write(&mut writer, &scores, &runs)?;
+    writer.flush()?;
     Ok(Imported { tokens: source.n_token, events })
 }
 
