@@ -49,6 +49,14 @@ pub enum Error {
         /// What the file asks for.
         got: String,
     },
+    /// What is wrong with a file or folder, in words of its own.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// The rest of the sentence.
+        message: String,
+    },
     /// The caller asked for something that cannot be.
     #[error("{what}: expected {expected}, got {got}")]
     Request {
@@ -81,6 +89,10 @@ impl Error {
             expected: expected.to_string(),
             got: got.to_string(),
         }
+    }
+    /// An [`Error::File`]: "model.gguf: the file is empty".
+    pub fn file(path: &Path, message: impl Into<String>) -> Self {
+        Error::File { path: path.to_owned(), message: message.into() }
     }
     /// An [`Error::Request`].
     pub fn request(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
