@@ -111,7 +111,7 @@ impl Plan {
     /// If the budget is too small; the sentence names the smallest that works.
     pub fn new(gguf: &Gguf, c: &Config, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
         let n_ff = widest(gguf, c, store);
-        let dense_bytes = model::resident_bytes(gguf);
+        let dense_bytes = model::resident_bytes(gguf, c)?;
         let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
         let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
         let shape =

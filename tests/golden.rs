@@ -107,6 +107,24 @@ fn the_reference_backend_matches_llama_cpp() {
     }
 }
 
+/// The logits that are kept are those after tokens 3, 7, 11 and 15 of a prompt of 64 to 79.
+#[test]
+fn a_factor_of_rotated_queries_and_keys_matches_llama_cpp() {
+    let name = "qwen3moe-attn-factor";
+    let tokens: Vec<u32> = (64..80).collect();
+    let kept = golden(name, "logits");
+    let options = Options { kv: GgmlType::F32, all_logits: true, ..Options::default() };
+    let mut session = Session::open(Gguf::open(&ref_model(name)).unwrap(), &options, &mut |_, _| {}).unwrap();
+    assert_eq!(session.config().rope_attn_factor, 2.0);
+    let n_vocab = session.config().n_vocab;
+    let logits = session.feed_all(&tokens).unwrap();
+    for (expected, token) in kept.f32s().unwrap().chunks(n_vocab).zip([3, 7, 11, 15]) {
+        let row = &logits[token * n_vocab..(token + 1) * n_vocab];
+        let worst = row.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst <= 1e-4, "after token {token}: {worst}");
+    }
+}
+
 /// The smallest budget that works, as the error for a budget of nothing names it.
 fn smallest(name: &str, options: Options) -> u64 {
     let options = Options { kv: GgmlType::F32, all_logits: true, memory_bytes: Some(0), ..options };

@@ -128,9 +128,10 @@ fn metadata_that_breaks_the_format() {
     assert_refused(Raw::header(0, 1).str("k").u32(7).bytes(&[2]), &["\"k\"", "a bool of 0 or 1", "2"]);
     assert_refused(Raw::header(0, 1).str("k").u32(9).u32(7).u64(2).bytes(&[1, 7]), &["\"k\"", "a bool of 0 or 1"]);
     assert_refused(Raw::header(0, 1).u64(1).bytes(&[0xff]).u32(0).u64(0), &["key of metadata entry 0", "UTF-8"]);
-    assert_refused(Raw::header(0, 1).str("k").u32(8).u64(2).bytes(&[b'a', 0xff]), &["\"k\"", "UTF-8", "0xff at 1"]);
-    let tokens = Raw::header(0, 1).str("k").u32(9).u32(8).u64(2).str("ok").u64(1).bytes(&[0xc3]);
-    assert_refused(tokens, &["\"k\", element 1", "UTF-8"]);
+    let pre = Raw::header(0, 1).str("tokenizer.ggml.pre").u32(8).u64(2).bytes(&[b'a', 0xff]);
+    assert_refused(pre, &["\"tokenizer.ggml.pre\"", "UTF-8", "0xff at 1"]);
+    let tokens = Raw::header(0, 1).str("tokenizer.ggml.tokens").u32(9).u32(8).u64(2).str("ok").u64(1).bytes(&[0xc3]);
+    assert_refused(tokens, &["\"tokenizer.ggml.tokens\", element 1", "UTF-8"]);
     let twice = Raw::header(0, 2).str("k").u32(0).bytes(&[1]).str("k").u32(0).bytes(&[1]);
     assert_refused(twice, &["\"k\"", "two entries"]);
     let nested = (0..1000).fold(Raw::header(0, 1).str("k").u32(9), |raw, _| raw.u32(9).u64(1));

@@ -7,11 +7,14 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs::OpenOptions,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use common::tiny::{N_EMBD, N_EXPERT, N_FF, N_LAYER, N_USED, Tensor, Tiny};
+use common::{
+    opened::{Folder, bits_of, logits, open, open_with, options, refused},
+    tiny::{ARCHS, N_EMBD, N_EXPERT, N_FF, N_LAYER, N_USED, Tiny},
+};
 use hotset::{
     Result,
     expert::{ExpertStore, Scope},
@@ -21,7 +24,7 @@ use hotset::{
     plan::{Needs, Plan},
     prefetch::PrefetchKind,
     quant::GgmlType,
-    session::{Options, Session},
+    session::Options,
 };
 use proptest::prelude::*;
 
@@ -58,66 +61,6 @@ static ALLOCATOR: Counting = Counting;
 
 /// No file here is larger than a MiB.
 const MOST_BYTES: usize = 256 << 20;
-
-const ARCHS: [&str; 4] = ["qwen3moe", "llama", "olmoe", "qwen2moe"];
-
-/// A folder for files, gone with the test.
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Folder {
-        Folder(tempfile::tempdir().unwrap())
-    }
-    fn write(&self, tiny: &Tiny) -> PathBuf {
-        let path = self.0.path().join("model.gguf");
-        tiny.write(&path);
-        path
-    }
-}
-
-fn options() -> Options {
-    Options { threads: Some(1), process_bytes: Some(0), ..Options::default() }
-}
-
-fn open_with(path: &Path, options: Options) -> Result<Session> {
-    Session::open(Gguf::open(path)?, &options, &mut |_, _| {})
-}
-
-fn open(path: &Path) -> Result<Session> {
-    open_with(path, options())
-}
-
-/// The model must be refused in one sentence that names its file and holds these words.
-#[track_caller]
-fn refused(tiny: &Tiny, words: &[&str]) -> String {
-    let folder = Folder::new();
-    let path = folder.write(tiny);
-    let text = match open(&path) {
-        Ok(_) => panic!("accepted, though {words:?}"),
-        Err(e) => e.to_string(),
-    };
-    assert!(text.starts_with(&format!("{}: ", path.display())), "{text}");
-    assert!(!text.contains('\n'), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in: {text}");
-    }
-    text
-}
-
-/// The bits of the logits of a prompt and two decoded tokens.
-fn logits(mut session: Session) -> Result<Vec<u32>> {
-    let mut bits = Vec::new();
-    bits.extend(session.feed(&[3, 1, 4, 1, 5], &mut |_| {})?.iter().map(|x| x.to_bits()));
-    for token in [9, 2] {
-        bits.extend(session.decode(token)?.iter().map(|x| x.to_bits()));
-    }
-    Ok(bits)
-}
-
-fn bits_of(tiny: &Tiny) -> Vec<u32> {
-    let folder = Folder::new();
-    logits(open(&folder.write(tiny)).unwrap()).unwrap()
-}
 
 #[test]
 fn the_tiny_models_are_good() {
@@ -242,12 +185,6 @@ fn a_type_that_is_only_known_by_size() {
         t.bytes = vec![0; n as usize];
     }
     refused(&tiny, &["tensor blk.1.ffn_down_exps.weight", "IQ1_S", "not supported"]);
-    // The same type where nothing uses it.
-    let mut tiny = Tiny::new("llama");
-    let expected = bits_of(&tiny);
-    let bytes = vec![0; 50];
-    tiny.tensors.push(Tensor { name: "notes".to_owned(), dims: vec![256], ty: GgmlType::IQ1_S, bytes });
-    assert_eq!(bits_of(&tiny), expected);
 }
 
 const REQUIRED: [&str; 7] = [
@@ -351,15 +288,17 @@ fn options_that_make_no_sense() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_do_not_panic() {
+fn the_largest_weights_do_not_panic() {
     for arch in ["qwen3moe", "qwen2moe"] {
         let whole = Tiny::new(arch);
         for name in names(&whole) {
-            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
-                let mut tiny = whole.clone();
-                let bytes = &mut tiny.tensor(&name).bytes;
-                bytes.as_chunks_mut::<4>().0.iter_mut().for_each(|x| *x = bad.to_le_bytes());
-                bits_of(&tiny);
+            let mut tiny = whole.clone();
+            let bytes = &mut tiny.tensor(&name).bytes;
+            bytes.as_chunks_mut::<4>().0.iter_mut().for_each(|x| *x = f32::MAX.to_le_bytes());
+            let folder = Folder::new();
+            match logits(open(&folder.write(&tiny)).unwrap()) {
+                Ok(bits) => assert!(bits.iter().any(|&bits| f32::from_bits(bits).is_finite()), "{arch}: {name}"),
+                Err(e) => assert!(e.to_string().contains("gives NaN or infinity"), "{arch}: {name}: {e}"),
             }
         }
     }
@@ -372,12 +311,12 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
         let expected = bits_of(&stacked);
         let folder = Folder::new();
         let whole = folder.write(&stacked);
-        let split = stacked.write_split(folder.0.path(), 3);
-        let old = folder.0.path().join("old.gguf");
+        let split = stacked.write_split(folder.path(), 3);
+        let old = folder.path().join("old.gguf");
         stacked.clone().old_layout().write(&old);
-        let fused = folder.0.path().join("fused.gguf");
+        let fused = folder.path().join("fused.gguf");
         stacked.clone().fused_layout(0..N_LAYER).write(&fused);
-        let mixed = folder.0.path().join("mixed.gguf");
+        let mixed = folder.path().join("mixed.gguf");
         stacked.clone().fused_layout(1..N_LAYER).write(&mixed);
         for path in [&whole, &split, &old, &fused, &mixed] {
             for &io in common::read_paths() {
@@ -421,7 +360,7 @@ fn a_hole_in_an_unusual_layout() {
     let folder = Folder::new();
     let mut tiny = Tiny::new("llama");
     tiny.tensor("blk.1.ffn_down_exps.weight").ty = GgmlType::I32;
-    let first = tiny.write_split(folder.0.path(), 3);
+    let first = tiny.write_split(folder.path(), 3);
     let text = open(&first).err().expect("refused").to_string();
     assert!(text.contains("model-00003-of-00003.gguf") && text.contains("blk.1.ffn_down_exps.weight"), "{text}");
 }

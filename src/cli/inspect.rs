@@ -1,15 +1,18 @@
-//! `hotset inspect`: what a model file holds, and what memory it wants. The text and the JSON say the same.
+//! `hotset inspect`: what a model file holds, what memory it wants, and whether it runs. The text and the JSON say the same.
+//!
+//! A file that does not run is shown as far as it is understood: that is what the question is about, then.
 
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    Result,
-    expert::{ExpertStore, repack_version},
-    gguf::{Gguf, TensorInfo},
+    Error, Result,
+    expert::{ExpertStore, LayerStore, repack_version},
+    gguf::{Gguf, Reader, TensorInfo},
     human_bytes,
     io::Layout,
-    model::{Config, is_expert, resident_bytes},
+    model::{Config, Unread, check_dense, is_expert, missing_data, resident_bytes},
     session::{Options, make_plan},
+    tokenizer::Tokenizer,
 };
 use serde::Serialize;
 
@@ -41,9 +44,37 @@ pub struct Args {
 struct Report {
     path: String,
     name: Option<String>,
-    architecture: &'static str,
+    architecture: String,
     parameters: u64,
     expert_parameters: u64,
+    tokenizer: Option<String>,
+    pre_tokenizer: Option<String>,
+    types: Vec<TypeRow>,
+    tensor_bytes: u64,
+    /// What the architecture says; `None` if hotset does not know it.
+    #[serde(flatten)]
+    shape: Option<Shape>,
+    /// `None` where tensors are missing or do not fit.
+    #[serde(flatten)]
+    memory: Option<Memory>,
+    /// Version of the layout if `hotset repack` wrote the file.
+    repacked: Option<u32>,
+    shards: Vec<Shard>,
+    /// Every tensor's bytes are there.
+    complete: bool,
+    missing_bytes: u64,
+    /// A tensor whose bytes are there in length only.
+    missing_data: Option<String>,
+    /// Keys of the file that change nothing.
+    unread: Vec<UnreadKey>,
+    runs: bool,
+    /// What does not.
+    why_not: Option<String>,
+}
+
+/// The model's shape.
+#[derive(Serialize)]
+struct Shape {
     active_parameters: u64,
     layers: usize,
     moe_layers: usize,
@@ -53,24 +84,26 @@ struct Report {
     shared_expert_layers: usize,
     context_train: usize,
     vocabulary: usize,
-    tokenizer: Option<String>,
-    pre_tokenizer: Option<String>,
-    types: Vec<TypeRow>,
-    tensor_bytes: u64,
+}
+
+/// What the model takes.
+#[derive(Serialize)]
+struct Memory {
     dense_resident_bytes: u64,
     experts_bytes: u64,
     moe: Vec<Layer>,
     /// Bytes of experts that one token uses.
     token_working_set_bytes: u64,
     budget: Budget,
-    /// Version of the layout if `hotset repack` wrote the file.
-    repacked: Option<u32>,
     /// Every expert lies in one place, from the start of a block: seen, not said by the file.
     one_read_experts: bool,
-    shards: Vec<Shard>,
-    /// Every tensor's bytes are there.
-    complete: bool,
-    missing_bytes: u64,
+}
+
+/// A key that is not read, and why that is right.
+#[derive(Serialize)]
+struct UnreadKey {
+    key: String,
+    reason: &'static str,
 }
 
 /// Tensors of one role and type.
@@ -123,57 +156,164 @@ pub fn run(args: &Args) -> Ended {
 
 impl Report {
     fn new(gguf: &Gguf, n_ctx: Option<usize>) -> Result<Self> {
-        let config = Config::new(gguf)?;
-        let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-        // A budget without end, since the question is what would be needed, not what is there.
-        let plan = make_plan(
-            gguf,
-            &config,
-            &store,
-            &Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() },
-            Layout::Lines,
-        )?;
-        let elements = |keep: &dyn Fn(&str) -> bool| -> u64 {
-            gguf.tensors().iter().filter(|t| keep(&t.name)).map(TensorInfo::elements).sum()
-        };
-        let (parameters, expert_parameters) = (elements(&|_| true), elements(&is_expert));
-        let untied = gguf.tensor("output.weight").is_some();
-        let rows_only = elements(&|name| untied && name == "token_embd.weight");
-        let used = (u128::from(expert_parameters) * config.n_expert_used as u128 / config.n_expert as u128) as u64;
-        let n_expert = config.n_expert as u64;
-        let moe: Vec<Layer> = store
-            .layers()
-            .iter()
-            .map(|l| Layer {
-                block: l.block,
-                types: l.types().map(|t| t.name()),
-                expert_bytes: l.expert_bytes(),
-                bytes: l.expert_bytes() * n_expert,
-            })
-            .collect();
+        let config = Config::read(&Reader::new(gguf)).ok();
+        let string = |key: &str| gguf.meta().str(key).ok().flatten().map(str::to_owned);
         let shards = shards(gguf);
         let missing_bytes = shards.iter().map(|s| s.missing_bytes).sum();
-        let string = |key: &str| gguf.meta().str(key).map(|s| s.map(str::to_owned));
-        let shared = |il: &usize| gguf.tensor(&format!("blk.{il}.ffn_gate_shexp.weight")).is_some();
-        Ok(Self {
+        let missing_data = if missing_bytes > 0 { None } else { missing_data(gguf).ok().flatten() };
+        let missing_data = missing_data.map(|t| t.name.clone());
+        let memory = config.as_ref().map(|c| Memory::new(gguf, c, n_ctx)).transpose();
+        let runs = runs(gguf, missing_bytes, missing_data.as_deref());
+        // Where the model is fine, the context that was asked for is not.
+        let memory = if runs.is_ok() { memory? } else { memory.ok().flatten() };
+        Ok(Report {
             path: gguf.path().display().to_string(),
-            name: string("general.name")?,
-            architecture: config.arch.name,
-            parameters,
-            expert_parameters,
-            active_parameters: parameters - expert_parameters - rows_only + used,
-            layers: config.n_layer,
-            moe_layers: config.moe_layers.len(),
-            experts: config.n_expert,
-            experts_used: config.n_expert_used,
-            shared_expert_layers: config.moe_layers.iter().filter(|il| shared(il)).count(),
-            context_train: config.n_ctx_train,
-            vocabulary: config.n_vocab,
-            tokenizer: string("tokenizer.ggml.model")?,
-            pre_tokenizer: string("tokenizer.ggml.pre")?,
+            name: string("general.name"),
+            architecture: string("general.architecture").unwrap_or_else(|| "not given".to_owned()),
+            parameters: elements(gguf, |_| true),
+            expert_parameters: elements(gguf, is_expert),
+            tokenizer: string("tokenizer.ggml.model"),
+            pre_tokenizer: string("tokenizer.ggml.pre"),
             types: types(gguf),
             tensor_bytes: gguf.tensors().iter().filter_map(|t| t.bytes).sum(),
-            dense_resident_bytes: resident_bytes(gguf),
+            shape: config.as_ref().map(|c| Shape::new(gguf, c)),
+            memory,
+            repacked: repack_version(gguf).ok().flatten(),
+            complete: missing_bytes == 0 && missing_data.is_none(),
+            shards,
+            missing_bytes,
+            missing_data,
+            runs: runs.is_ok(),
+            unread: runs.as_deref().unwrap_or_default().iter().map(UnreadKey::new).collect(),
+            why_not: runs.err().map(|e| without_path(gguf, &e.to_string())),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = Lines(String::new());
+        let b = human_bytes;
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "not given".to_owned());
+        text.line("file", &self.path);
+        if self.missing_bytes > 0 {
+            let missing = format!("{} of tensor data are not there (still downloading?)", b(self.missing_bytes));
+            text.line("INCOMPLETE", missing);
+        }
+        if let Some(tensor) = &self.missing_data {
+            text.line("INCOMPLETE", format!("the data of tensor {tensor} is not there (still downloading?)"));
+        }
+        text.line("name", or_unknown(&self.name));
+        text.line("architecture", &self.architecture);
+        let (all, experts) = (short(self.parameters), short(self.expert_parameters));
+        let active = self.shape.as_ref().map(|s| format!(", {} active a token", short(s.active_parameters)));
+        text.line("parameters", format!("{all} in all, {experts} in experts{}", active.unwrap_or_default()));
+        let pre = self.pre_tokenizer.as_ref().map_or(String::new(), |pre| format!(" ({pre})"));
+        let tokenizer = or_unknown(&self.tokenizer) + &pre;
+        match &self.shape {
+            Some(shape) => shape.lines(&mut text, &tokenizer),
+            None => text.line("vocabulary", tokenizer),
+        }
+        for shard in &self.shards {
+            text.line("shard", format!("{} ({})", shard.path, b(shard.bytes)));
+        }
+        text.gap();
+        for row in &self.types {
+            text.line(row.role, format!("{:8} {:>5} tensors {:>12}", row.r#type, row.tensors, b(row.bytes)));
+        }
+        if let Some(memory) = &self.memory {
+            text.gap();
+            memory.lines(&mut text, self.repacked);
+        }
+        if !self.unread.is_empty() {
+            text.gap();
+        }
+        for unread in &self.unread {
+            text.line("not used", format!("{}: {}", unread.key, unread.reason));
+        }
+        text.gap();
+        text.0 += &self.why_not.as_ref().map_or("runs: yes\n".to_owned(), |why| format!("runs: no, because {why}\n"));
+        text.0
+    }
+}
+
+/// What is not read of a file that runs.
+///
+/// # Errors
+/// Why it does not, in the words in which `hotset run` would say it.
+fn runs(gguf: &Gguf, missing_bytes: u64, missing_data: Option<&str>) -> Result<Vec<Unread>> {
+    let config = Config::new(gguf)?;
+    check_dense(gguf, &config)?;
+    Memory::new(gguf, &config, None)?;
+    Tokenizer::from_gguf(gguf)?;
+    let incomplete = |what: String| Err(Error::file(gguf.path(), what + " not there (still downloading?)"));
+    match missing_data {
+        _ if missing_bytes > 0 => incomplete(format!("{} of tensor data are", human_bytes(missing_bytes))),
+        Some(tensor) => incomplete(format!("the data of tensor {tensor} is")),
+        None => Ok(config.unread),
+    }
+}
+
+/// An error's sentence without the file that the report is about.
+fn without_path(gguf: &Gguf, sentence: &str) -> String {
+    let path = format!("{}: ", gguf.path().display());
+    sentence.strip_prefix(&path).unwrap_or(sentence).to_owned()
+}
+
+/// Elements of the tensors whose names are such.
+fn elements(gguf: &Gguf, keep: impl Fn(&str) -> bool) -> u64 {
+    let kept = gguf.tensors().iter().filter(|t| keep(&t.name));
+    kept.map(TensorInfo::elements).fold(0, u64::saturating_add)
+}
+
+impl UnreadKey {
+    fn new(unread: &Unread) -> Self {
+        UnreadKey { key: unread.key.clone(), reason: unread.reason }
+    }
+}
+
+impl Shape {
+    fn new(gguf: &Gguf, c: &Config) -> Self {
+        let (all, experts) = (elements(gguf, |_| true), elements(gguf, is_expert));
+        let untied = gguf.tensor("output.weight").is_some();
+        let rows_only = elements(gguf, |name| untied && name == "token_embd.weight");
+        let used = (u128::from(experts) * c.n_expert_used as u128 / c.n_expert as u128) as u64;
+        let shared = |il: &&usize| gguf.tensor(&format!("blk.{il}.ffn_gate_shexp.weight")).is_some();
+        Shape {
+            active_parameters: all.saturating_sub(experts).saturating_sub(rows_only).saturating_add(used),
+            layers: c.n_layer,
+            moe_layers: c.moe_layers.len(),
+            experts: c.n_expert,
+            experts_used: c.n_expert_used,
+            shared_expert_layers: c.moe_layers.iter().filter(shared).count(),
+            context_train: c.n_ctx_train,
+            vocabulary: c.n_vocab,
+        }
+    }
+
+    fn lines(&self, text: &mut Lines, tokenizer: &str) {
+        text.line("layers", format!("{}, {} of them with experts", self.layers, self.moe_layers));
+        let shared = if self.shared_expert_layers > 0 { ", and a shared one" } else { "" };
+        text.line("experts", format!("{} a layer, {} used{shared}", self.experts, self.experts_used));
+        text.line("context", format!("{} tokens in training", self.context_train));
+        text.line("vocabulary", format!("{} tokens, {tokenizer}", self.vocabulary));
+    }
+}
+
+impl Memory {
+    fn new(gguf: &Gguf, config: &Config, n_ctx: Option<usize>) -> Result<Self> {
+        let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        // A budget without end, since the question is what would be needed, not what is there.
+        let options = Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() };
+        let plan = make_plan(gguf, config, &store, &options, Layout::Lines)?;
+        let n_expert = config.n_expert as u64;
+        let layer = |l: &LayerStore| Layer {
+            block: l.block,
+            types: l.types().map(|t| t.name()),
+            expert_bytes: l.expert_bytes(),
+            bytes: l.expert_bytes() * n_expert,
+        };
+        let moe: Vec<Layer> = store.layers().iter().map(layer).collect();
+        Ok(Memory {
+            dense_resident_bytes: resident_bytes(gguf, config)?,
             experts_bytes: moe.iter().map(|l| l.bytes).sum(),
             token_working_set_bytes: moe.iter().map(|l| l.expert_bytes * config.n_expert_used as u64).sum(),
             moe,
@@ -183,57 +323,18 @@ impl Report {
                 smallest_bytes: plan.smallest_bytes,
                 full_bytes: plan.full_bytes,
             },
-            repacked: repack_version(gguf)?,
             one_read_experts: store.layers().iter().all(|l| l.is_one_read()),
-            complete: missing_bytes == 0,
-            shards,
-            missing_bytes,
         })
     }
 
-    fn text(&self) -> String {
-        let mut text = Lines(String::new());
+    fn lines(&self, text: &mut Lines, repacked: Option<u32>) {
         let b = human_bytes;
-        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "not given".to_owned());
-        text.line("file", &self.path);
-        if !self.complete {
-            text.line(
-                "INCOMPLETE",
-                format!("{} of tensor data are not there (still downloading?)", b(self.missing_bytes)),
-            );
-        }
-        text.line("name", or_unknown(&self.name));
-        text.line("architecture", self.architecture);
-        text.line(
-            "parameters",
-            format!(
-                "{} in all, {} in experts, {} active a token",
-                short(self.parameters),
-                short(self.expert_parameters),
-                short(self.active_parameters)
-            ),
-        );
-        text.line("layers", format!("{}, {} of them with experts", self.layers, self.moe_layers));
-        let shared = if self.shared_expert_layers > 0 { ", and a shared one" } else { "" };
-        text.line("experts", format!("{} a layer, {} used{shared}", self.experts, self.experts_used));
-        text.line("context", format!("{} tokens in training", self.context_train));
-        let pre = self.pre_tokenizer.as_ref().map_or(String::new(), |pre| format!(" ({pre})"));
-        text.line("vocabulary", format!("{} tokens, {}{pre}", self.vocabulary, or_unknown(&self.tokenizer)));
-        for shard in &self.shards {
-            text.line("shard", format!("{} ({})", shard.path, b(shard.bytes)));
-        }
-        text.gap();
-        for row in &self.types {
-            text.line(row.role, format!("{:8} {:>5} tensors {:>12}", row.r#type, row.tensors, b(row.bytes)));
-        }
-        text.gap();
-        self.layer_lines(&mut text);
-        let layout = match (self.repacked, self.one_read_experts) {
+        self.layer_lines(text);
+        let in_one_place = "each expert lies in one place, from the start of a block";
+        let layout = match (repacked, self.one_read_experts) {
             (None, false) => None,
-            (None, true) => Some("each expert lies in one place, from the start of a block".to_owned()),
-            (Some(v), true) => {
-                Some(format!("repacked (version {v}): each expert lies in one place, from the start of a block"))
-            }
+            (None, true) => Some(in_one_place.to_owned()),
+            (Some(v), true) => Some(format!("repacked (version {v}): {in_one_place}")),
             (Some(v), false) => Some(format!("repacked (version {v}), but changed since: an expert's parts lie apart")),
         };
         if let Some(layout) = layout {
@@ -250,7 +351,6 @@ impl Report {
             "full budget",
             format!("{} ({} bytes), every expert in memory", b(budget.full_bytes), budget.full_bytes),
         );
-        text.0
     }
 
     /// A line for each run of layers that are alike.

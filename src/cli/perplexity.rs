@@ -107,9 +107,17 @@ fn measure(session: &mut Session, window: &[u32], loss: &mut Loss) -> Result<()>
     }
     // The last token foretells one that is not in the window.
     let (known, next) = (&window[half..window.len() - 1], &window[half + 1..]);
+    let path = session.path().to_owned();
     for (batch, next) in known.chunks(n_batch).zip(next.chunks(n_batch)) {
         for (logits, &next) in session.feed_all(batch)?.chunks_exact(n_vocab).zip(next) {
-            loss.add(negative_log_likelihood(logits, next as usize));
+            let nll = negative_log_likelihood(logits, next as usize);
+            if !nll.is_finite() {
+                // One logit that is no number is a token that is never drawn, but what is measured here is about all of them.
+                let token = logits.iter().position(|logit| !logit.is_finite()).unwrap_or(next as usize);
+                let message = format!("the logit of token {token} is {}, so the text has no perplexity", logits[token]);
+                return Err(Error::file(&path, message));
+            }
+            loss.add(nll);
         }
     }
     Ok(())

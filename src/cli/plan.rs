@@ -15,7 +15,7 @@ use hotset::{
         probe::{Limits, probe, steady},
     },
     machine,
-    model::{Config, Touched, resident_bytes, touched},
+    model::{Config, Touched, check_dense, resident_bytes, touched},
     outlook::{Estimate, Rates, Token, decode, hit_rate},
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -195,6 +195,7 @@ impl Outlook {
     fn new(args: &Args) -> Result<Self> {
         let gguf = Gguf::open_header(&args.file)?;
         let config = Config::new(&gguf)?;
+        check_dense(&gguf, &config)?;
         let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
         if let Some(trace) = &args.trace {
             fits(trace, &config)?;
@@ -203,7 +204,7 @@ impl Outlook {
         let experts = (expert_bytes * config.n_expert_used as u64) as f64;
         let n_layer = store.layers().len();
         let token = Token {
-            touched: resident_bytes(&gguf) as f64 + experts,
+            touched: resident_bytes(&gguf, &config)? as f64 + experts,
             experts,
             n_layer: n_layer as f64,
             n_expert_used: config.n_expert_used as f64,

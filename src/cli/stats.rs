@@ -346,4 +346,7 @@ pub fn print_plan(session: &Session<Cpu>) {
         session.config().moe_layers.len()
     ));
     plain(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
+    for unread in &session.config().unread {
+        plain(format_args!("not used {}: {}", unread.key, unread.reason));
+    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::{
     Error, Result,
-    gguf::{Gguf, TensorInfo},
+    gguf::{Gguf, Reader, TensorInfo},
     id::ExpertId,
     io::{Extent, Extents, Files, IoBuf, ReadError},
     quant::{FfnMats, GgmlType, QMat, QMatMut},
@@ -244,64 +244,110 @@ fn close_gaps(experts: &mut [[Extent; 3]]) {
     }
 }
 
+/// The tensors of one layer's experts, as they are named; neither shapes nor types have been looked at.
+enum LayerTensors<'a> {
+    /// `gate_up_exps` and `down_exps`.
+    Fused([&'a TensorInfo; 2]),
+    /// `gate_exps`, `up_exps`, `down_exps`.
+    Stacked([&'a TensorInfo; 3]),
+    /// Gate, up and down of each expert. (n_expert)
+    Single(Vec<[&'a TensorInfo; 3]>),
+}
+
+impl<'a> LayerTensors<'a> {
+    fn find(reader: &Reader<'a>, block: usize, n_expert: usize) -> Result<Self> {
+        let name = |role: &str| format!("blk.{block}.ffn_{role}.weight");
+        let has = |role: &str| reader.gguf().tensor(&name(role)).is_some();
+        let take = |role: &str| reader.require(&name(role));
+        if has("gate_up_exps") {
+            return Ok(Self::Fused([take("gate_up_exps")?, take("down_exps")?]));
+        }
+        if has("gate_exps") || !has("gate.0") {
+            return Ok(Self::Stacked([take("gate_exps")?, take("up_exps")?, take("down_exps")?]));
+        }
+        let expert = |e: usize| {
+            let take = |role: &str| take(&format!("{role}.{e}"));
+            Ok([take("gate")?, take("up")?, take("down")?])
+        };
+        (0..n_expert).map(expert).collect::<Result<_>>().map(Self::Single)
+    }
+}
+
+/// Takes the tensors of the routed experts of layer `block` (N of `blk.N`) and says how wide the experts are, if the
+/// tensors' shapes have a width at all: they are checked by [`ExpertStore::new`] only.
+///
+/// # Errors
+/// Names the tensor that is missing.
+pub fn take_experts(reader: &Reader<'_>, block: usize, n_expert: usize) -> Result<Option<u64>> {
+    let dim = |tensor: &TensorInfo| tensor.dims.get(1).copied();
+    Ok(match LayerTensors::find(reader, block, n_expert)? {
+        LayerTensors::Fused([gate_up, _]) => dim(gate_up).map(|d| d / 2),
+        LayerTensors::Stacked([gate, ..]) => dim(gate),
+        LayerTensors::Single(experts) => experts.first().and_then(|[gate, ..]| dim(gate)),
+    })
+}
+
 fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Result<LayerStore> {
-    let name = |role: &str| format!("blk.{block}.ffn_{role}.weight");
     // The hidden width is the tensors' own: some models vary it by layer.
-    let width = |tensor: &TensorInfo, dim: usize| tensor.dims.get(dim).map_or(0, |&d| d as usize);
-
-    if let Some(fused) = gguf.tensor(&name("gate_up_exps")) {
-        let n_ff = width(fused, 1) / 2;
-        let (ty, both) = checked(gguf, fused, &[n_embd, 2 * n_ff, n_expert])?;
-        let (down_ty, down) = checked(gguf, gguf.require(&name("down_exps"))?, &[n_ff, n_embd, n_expert])?;
-        let gate = Place { ty, rows: n_ff, cols: n_embd, part: 0, start: 0 };
-        let up = Place { start: both.len / n_expert / 2, ..gate };
-        let down_place = Place { ty: down_ty, rows: n_embd, cols: n_ff, part: 1, start: 0 };
-        let extents = |e| Extents::new(&[slice(both, e, n_expert), slice(down, e, n_expert)]);
-        return Ok(LayerStore { block, gate, up, down: down_place, extents: (0..n_expert).map(extents).collect() });
-    }
-
-    let roles = ["gate", "up", "down"];
-    let mut types = [GgmlType::F32; 3];
-    let mut extents = Vec::with_capacity(n_expert);
-    let stacked = gguf.tensor(&name("gate_exps")).is_some() || gguf.tensor(&name("gate.0")).is_none();
-    let first = gguf.require(&if stacked { name("gate_exps") } else { name("gate.0") })?;
-    let n_ff = width(first, 1);
-    let dims = |role: usize| if role == 2 { [n_ff, n_embd] } else { [n_embd, n_ff] };
-    if stacked {
-        let mut whole = [Extent { file: 0, offset: 0, len: 0 }; 3];
-        for (r, role) in roles.iter().enumerate() {
-            let [cols, rows] = dims(r);
-            let tensor = gguf.require(&name(&format!("{role}_exps")))?;
-            (types[r], whole[r]) = checked(gguf, tensor, &[cols, rows, n_expert])?;
+    let width = |tensor: &TensorInfo| tensor.dims.get(1).map_or(0, |&d| d as usize);
+    // (cols, rows) of gate, up and down
+    let dims = |n_ff: usize| [[n_embd, n_ff], [n_embd, n_ff], [n_ff, n_embd]];
+    let (types, n_ff, extents) = match LayerTensors::find(&Reader::new(gguf), block, n_expert)? {
+        LayerTensors::Fused([gate_up, down]) => {
+            let n_ff = width(gate_up) / 2;
+            let (ty, both) = checked(gguf, gate_up, &[n_embd, 2 * n_ff, n_expert])?;
+            let (down_ty, down) = checked(gguf, down, &[n_ff, n_embd, n_expert])?;
+            let gate = Place { ty, rows: n_ff, cols: n_embd, part: 0, start: 0 };
+            let up = Place { start: both.len / n_expert / 2, ..gate };
+            let down_place = Place { ty: down_ty, rows: n_embd, cols: n_ff, part: 1, start: 0 };
+            let extents = |e| Extents::new(&[slice(both, e, n_expert), slice(down, e, n_expert)]);
+            return Ok(LayerStore { block, gate, up, down: down_place, extents: (0..n_expert).map(extents).collect() });
         }
-        extents.extend((0..n_expert).map(|e| Extents::new(&whole.map(|w| slice(w, e, n_expert)))));
-    } else {
-        let mut experts = Vec::with_capacity(n_expert);
-        for e in 0..n_expert {
-            let mut places = [Extent { file: 0, offset: 0, len: 0 }; 3];
-            for (r, role) in roles.iter().enumerate() {
-                let tensor = gguf.require(&name(&format!("{role}.{e}")))?;
-                let ty;
-                (ty, places[r]) = checked(gguf, tensor, &dims(r))?;
-                if e > 0 && ty != types[r] {
-                    let what = format!("tensor {}", tensor.name);
-                    return Err(Error::format(
-                        gguf.path_of(tensor),
-                        what,
-                        format!("the layer's type {}", types[r]),
-                        ty,
-                    ));
-                }
-                types[r] = ty;
+        LayerTensors::Stacked(tensors) => {
+            let n_ff = width(tensors[0]);
+            let mut types = [GgmlType::F32; 3];
+            let mut whole = [Extent { file: 0, offset: 0, len: 0 }; 3];
+            for (r, [cols, rows]) in dims(n_ff).into_iter().enumerate() {
+                (types[r], whole[r]) = checked(gguf, tensors[r], &[cols, rows, n_expert])?;
             }
-            experts.push(places);
+            let extents = |e| Extents::new(&whole.map(|w| slice(w, e, n_expert)));
+            (types, n_ff, (0..n_expert).map(extents).collect())
         }
-        close_gaps(&mut experts);
-        extents.extend(experts.iter().map(|places| Extents::new(places)));
-    }
-    let place = |r: usize| {
-        let [cols, rows] = dims(r);
-        Place { ty: types[r], rows, cols, part: r, start: 0 }
+        LayerTensors::Single(experts) => {
+            let n_ff = experts.first().map_or(0, |[gate, ..]| width(gate));
+            let (types, mut places) = single_experts(gguf, &experts, dims(n_ff))?;
+            close_gaps(&mut places);
+            (types, n_ff, places.iter().map(|places| Extents::new(places)).collect())
+        }
     };
-    Ok(LayerStore { block, gate: place(0), up: place(1), down: place(2), extents })
+    let [gate, up, down] = [0, 1, 2].map(|part| {
+        let [cols, rows] = dims(n_ff)[part];
+        Place { ty: types[part], rows, cols, part, start: 0 }
+    });
+    Ok(LayerStore { block, gate, up, down, extents })
+}
+
+/// Types and places of experts that have tensors of their own: all of a layer must be of the same types.
+fn single_experts(
+    gguf: &Gguf,
+    experts: &[[&TensorInfo; 3]],
+    dims: [[usize; 2]; 3],
+) -> Result<([GgmlType; 3], Vec<[Extent; 3]>)> {
+    let mut types = [GgmlType::F32; 3];
+    let mut all = Vec::with_capacity(experts.len());
+    for (e, tensors) in experts.iter().enumerate() {
+        let mut places = [Extent { file: 0, offset: 0, len: 0 }; 3];
+        for (r, tensor) in tensors.iter().enumerate() {
+            let ty;
+            (ty, places[r]) = checked(gguf, tensor, &dims[r])?;
+            if e > 0 && ty != types[r] {
+                let what = format!("tensor {}", tensor.name);
+                let expected = format!("the layer's type {}", types[r]);
+                return Err(Error::format(gguf.path_of(tensor), what, expected, ty));
+            }
+            types[r] = ty;
+        }
+        all.push(places);
+    }
+    Ok((types, all))
 }

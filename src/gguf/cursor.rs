@@ -125,15 +125,29 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn string(&mut self, what: fmt::Arguments<'_>) -> Result<String> {
+        self.text(Strings::Strict, what)
+    }
+
+    pub fn text(&mut self, strings: Strings, what: fmt::Arguments<'_>) -> Result<String> {
         let n = self.u64(what)?;
         let path = self.path;
         let bytes = self.take(n, what)?;
-        match std::str::from_utf8(bytes) {
-            Ok(s) => Ok(s.to_owned()),
-            Err(e) => {
+        match (std::str::from_utf8(bytes), strings) {
+            (Ok(s), _) => Ok(s.to_owned()),
+            (Err(_), Strings::Lossy) => Ok(String::from_utf8_lossy(bytes).into_owned()),
+            (Err(e), Strings::Strict) => {
                 let got = format!("byte {:#04x} at {}", bytes[e.valid_up_to()], e.valid_up_to());
                 Err(Error::format(path, what.to_string(), "UTF-8", got))
             }
         }
     }
+}
+
+/// What to do with strings that are not UTF-8.
+#[derive(Clone, Copy)]
+pub(super) enum Strings {
+    /// Refuse them.
+    Strict,
+    /// Each wrong sequence of bytes becomes U+FFFD.
+    Lossy,
 }

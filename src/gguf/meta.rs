@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -184,15 +185,39 @@ impl Value {
         on_integers!(self, Value, v => Some(i128::from(*v)), None)
     }
 
+    /// A number, or all of an array of numbers; a bool is 0 or 1. `None` for what is no number.
+    pub fn numbers(&self) -> Option<Vec<f64>> {
+        match self {
+            Value::F32(x) => Some(vec![f64::from(*x)]),
+            Value::F64(x) => Some(vec![*x]),
+            Value::Bool(x) => Some(vec![f64::from(u8::from(*x))]),
+            Value::Array(Array::F32(x)) => Some(x.iter().map(|&x| f64::from(x)).collect()),
+            Value::Array(Array::F64(x)) => Some(x.clone()),
+            Value::Array(Array::Bool(x)) => Some(x.iter().map(|&x| f64::from(u8::from(x))).collect()),
+            Value::Array(a) => on_integers!(a, Array, x => Some(x.iter().map(|&x| x as f64).collect()), None),
+            v => v.integer().map(|x| vec![x as f64]),
+        }
+    }
+
     /// For errors: a scalar with its type, an array's kind alone.
     fn describe(&self) -> String {
         match self {
             Value::Array(_) => self.kind(),
-            Value::String(s) => format!("string {:?}", s.chars().take(60).collect::<String>()),
-            Value::Bool(b) => format!("bool {b}"),
-            Value::F32(x) => format!("f32 {x}"),
-            Value::F64(x) => format!("f64 {x}"),
-            v => format!("{} {}", v.kind(), v.integer().expect("all other scalars are integers")),
+            v => format!("{} {v}", v.kind()),
+        }
+    }
+}
+
+/// A scalar as people write it, of an array only what it is an array of.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Array(_) => write!(f, "an {}", self.kind()),
+            Value::String(s) => write!(f, "{:?}", s.chars().take(60).collect::<String>()),
+            Value::Bool(x) => x.fmt(f),
+            Value::F32(x) => x.fmt(f),
+            Value::F64(x) => x.fmt(f),
+            v => v.integer().expect("all other scalars are integers").fmt(f),
         }
     }
 }

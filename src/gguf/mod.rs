@@ -3,28 +3,32 @@
 //! The input is not trusted. Every count, length and offset is checked against the bytes that are left before it
 //! is used, nothing is allocated by a number that the file merely claims, and nothing here panics on input.
 //!
-//! Strings must be UTF-8, token texts too. llama.cpp takes any bytes, but the format says UTF-8, every converter
-//! writes it (byte tokens as `<0x0A>` or in GPT-2's alphabet; so do all 19 vocabularies in llama.cpp's own tree), and
-//! a lossy reading could give two tokens one text.
+//! Names and token texts must be UTF-8. llama.cpp takes any bytes, but the format says UTF-8, every converter writes it
+//! (byte tokens as `<0x0A>` or in GPT-2's alphabet; so do all 19 vocabularies in llama.cpp's own tree), and a lossy reading
+//! could give two tokens one text. Other strings are for people, or are compared with a few known ones: a wrong byte in them
+//! is read as U+FFFD and costs nobody the model.
 //!
 //! Must not know: what a key or a tensor means, how types are computed with.
 
 mod cursor;
 mod file;
+mod holes;
 mod meta;
+mod reader;
 mod write;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use self::cursor::Cursor;
+use self::cursor::{Cursor, Strings};
 use crate::error::{Error, Result};
 use crate::input::ReadAt;
 use crate::quant::GgmlType;
 
 pub use file::{Gguf, Shard, TensorReader};
 pub use meta::{Array, Metadata, Value};
+pub use reader::Reader;
 pub use write::{GgufWriter, TensorWriter};
 
 /// The alignment of tensor data in bytes where the file names none.
@@ -36,6 +40,9 @@ pub const MAX_HEADER_BYTES: usize = 128 << 20;
 
 /// Largest alignment: a limit on what padding can make anyone write. Files in use have 32.
 pub const MAX_ALIGNMENT: u32 = 1 << 20;
+
+/// What the keys begin with whose strings are token texts, or merged to such.
+const TOKENIZER_PREFIX: &str = "tokenizer.ggml.";
 
 /// Most arrays within arrays. No known file nests at all.
 const MAX_DEPTH: usize = 4;
@@ -223,26 +230,27 @@ fn parse_metadata(cursor: &mut Cursor<'_>, n: u64) -> Result<Metadata> {
         let key = cursor.string(format_args!("key of metadata entry {i}"))?;
         let what = format_args!("metadata key {key:?}");
         let ty = cursor.u32(what)?;
-        let value = parse_value(cursor, ty, what)?;
+        let strings = if key.starts_with(TOKENIZER_PREFIX) { Strings::Strict } else { Strings::Lossy };
+        let value = parse_value(cursor, ty, strings, what)?;
         meta.insert(key, value)?;
     }
     Ok(meta)
 }
 
-fn parse_value(cursor: &mut Cursor<'_>, ty: u32, what: fmt::Arguments<'_>) -> Result<Value> {
+fn parse_value(cursor: &mut Cursor<'_>, ty: u32, strings: Strings, what: fmt::Arguments<'_>) -> Result<Value> {
     if let Some(scalar) = meta::decode_scalar(ty, |n| cursor.take(n as u64, what)) {
         return scalar;
     }
     match ty {
         7 => cursor.bool(what).map(Value::Bool),
-        8 => cursor.string(what).map(Value::String),
-        9 => parse_array(cursor, MAX_DEPTH, what).map(Value::Array),
+        8 => cursor.text(strings, what).map(Value::String),
+        9 => parse_array(cursor, MAX_DEPTH, strings, what).map(Value::Array),
         _ => Err(Error::format(cursor.path, what.to_string(), "a value type from 0 to 12", ty)),
     }
 }
 
 /// `depth`: how many arrays may still nest, this one included.
-fn parse_array(cursor: &mut Cursor<'_>, depth: usize, what: fmt::Arguments<'_>) -> Result<Array> {
+fn parse_array(cursor: &mut Cursor<'_>, depth: usize, strings: Strings, what: fmt::Arguments<'_>) -> Result<Array> {
     if depth == 0 {
         return Err(Error::format(cursor.path, what.to_string(), format!("at most {MAX_DEPTH} nested arrays"), "more"));
     }
@@ -260,11 +268,12 @@ fn parse_array(cursor: &mut Cursor<'_>, depth: usize, what: fmt::Arguments<'_>) 
         }
         8 => {
             cursor.check_count(n, 8, what)?;
-            (0..n).map(|i| cursor.string(format_args!("{what}, element {i}"))).collect::<Result<_>>().map(Array::String)
+            let text = |i| cursor.text(strings, format_args!("{what}, element {i}"));
+            (0..n).map(text).collect::<Result<_>>().map(Array::String)
         }
         9 => {
             cursor.check_count(n, 4 + 8, what)?;
-            (0..n).map(|_| parse_array(cursor, depth - 1, what)).collect::<Result<_>>().map(Array::Array)
+            (0..n).map(|_| parse_array(cursor, depth - 1, strings, what)).collect::<Result<_>>().map(Array::Array)
         }
         _ => Err(Error::format(cursor.path, what.to_string(), "an element type from 0 to 12", ty)),
     }

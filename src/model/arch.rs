@@ -28,7 +28,7 @@ pub struct Arch {
     pub qk_norm: QkNorm,
     /// Whether the weights of the experts used are scaled to sum to 1.
     pub renormalise: bool,
-    /// Whether a shared expert has a sigmoid gate.
+    /// Whether there is a shared expert behind a sigmoid gate; without, there may be one that has no gate.
     pub shared_gate: bool,
 }
 

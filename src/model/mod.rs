@@ -4,19 +4,27 @@
 
 pub mod arch;
 mod config;
+mod dense;
+mod finite;
 mod kv_cache;
+mod missing;
 mod moe;
 mod rope;
 mod scratch;
+mod unread;
 mod weights;
 
 pub use config::Config;
 pub use kv_cache::{KV_TYPES, KvCache, KvView};
+pub use missing::missing_data;
 pub use scratch::{Scratch, ScratchShape};
-pub use weights::{Touched, Weights, is_expert, resident_bytes, touched};
+pub use unread::Unread;
+pub use weights::{Touched, Weights, check_dense, is_expert, resident_bytes, touched};
+
+use std::path::PathBuf;
 
 use crate::{
-    Result,
+    Error, Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
     expert::Experts,
     gguf::{Gguf, TensorReader},
@@ -33,6 +41,7 @@ use crate::{
 pub struct Model {
     /// Hyper-parameters.
     pub config: Config,
+    path: PathBuf,
     weights: Weights,
     rope: Rope,
     embd: Embedding,
@@ -74,7 +83,7 @@ impl Model {
         let weights = Weights::load(gguf, &config, progress)?;
         let rope = Rope::new(&config, &weights.rope_freqs);
         let embd = Embedding::new(gguf, &config)?;
-        Ok(Self { config, weights, rope, embd })
+        Ok(Self { config, path: gguf.path().to_owned(), weights, rope, embd })
     }
 
     /// Brings the dense weights into the order that the backend likes best.
@@ -85,7 +94,7 @@ impl Model {
     /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
     ///
     /// # Errors
-    /// A read that failed. The KV cache is as before the call then.
+    /// A read that failed; a part of the model that gives no numbers, by name. The KV cache is as before the call then.
     ///
     /// # Panics
     /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
@@ -104,6 +113,7 @@ impl Model {
 
         let x = &mut s.x[..n * c.n_embd]; // (n, n_embd), the residual stream
         self.embd.rows(batch.tokens, x, &mut s.embd)?;
+        self.check(x, 0, pos, || "the token embedding".to_owned())?;
         let rotation = self.rope.rotation(pos, n, &mut s.turns);
 
         // Of the last layer nothing but keys and values is anybody's, except in rows whose logits are wanted: a prompt of 512
@@ -117,33 +127,59 @@ impl Model {
         let leaves_out = !experts.wants_every_token();
 
         for (il, layer) in self.weights.layers.iter().enumerate() {
-            let go_on = if il == last && leaves_out { first } else { 0 };
+            let is_last = il == last;
+            let go_on = if is_last && leaves_out { first } else { 0 };
             attention(b, c, layer, il, go_on, kv, experts, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
             if go_on == n {
                 break;
             }
+            // Rows before that are not read again.
+            let matters = if is_last { first } else { 0 };
+            self.check(x, matters, pos, || format!("the attention of blk.{il}"))?;
 
-            let (x, pos) = (&mut x[go_on * c.n_embd..], pos + go_on);
-            b.rms_norm(x, &layer.ffn_norm, eps, s.norm.start(n - go_on));
+            let (rest, pos) = (&mut x[go_on * c.n_embd..], pos + go_on);
+            b.rms_norm(rest, &layer.ffn_norm, eps, s.norm.start(n - go_on));
             b.prepare(&mut s.norm);
             match &layer.ffn {
-                Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, x),
+                Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, rest),
                 Ffn::Moe(moe) => {
                     let ahead = &self.weights.layers[il + 1..];
-                    moe::forward(b, c, moe, ahead, batch.phase, pos, &s.norm, &mut s.moe, experts, x)?;
+                    moe::forward(b, c, moe, ahead, batch.phase, pos, &s.norm, &mut s.moe, experts, rest)?;
                 }
             }
+            self.check(x, matters, pos - go_on, || format!("the feed-forward part of blk.{il}"))?;
+        }
+
+        let logits = &mut s.logits[..(n - first) * c.n_vocab];
+        if first < n {
+            b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
+            b.prepare(&mut s.norm);
+            b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
+        }
+        // One number is enough to draw a token by.
+        if let Some(row) = logits.chunks_exact(c.n_vocab).position(|row| !row.iter().any(|x| x.is_finite())) {
+            return Err(self.broken("the output", pos + first + row));
         }
         kv.advance(n);
-
-        if first == n {
-            return Ok(());
-        }
-        let logits = &mut s.logits[..(n - first) * c.n_vocab];
-        b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
-        b.prepare(&mut s.norm);
-        b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
         Ok(())
+    }
+
+    /// Refuses rows of `x` from `first` on that are no numbers any more: from there on, nothing is. `pos` is the position of
+    /// row 0, `part` what was added to them last.
+    fn check(&self, x: &[f32], first: usize, pos: usize, part: impl FnOnce() -> String) -> Result<()> {
+        let n_embd = self.config.n_embd;
+        match finite::first_broken_row(&x[first * n_embd..], n_embd) {
+            None => Ok(()),
+            Some(row) => Err(self.broken(&part(), pos + first + row)),
+        }
+    }
+
+    fn broken(&self, part: &str, pos: usize) -> Error {
+        let message = format!(
+            "{part} gives NaN or infinity for the token at position {pos}: the file is damaged, was wrongly quantised, or has \
+             changed while it was read"
+        );
+        Error::file(&self.path, message)
     }
 }
 

@@ -104,7 +104,7 @@ pub(super) fn forward(
 
 /// Chooses the experts of one row, best first, from the softmax of the scores of all.
 ///
-/// The `n_expert_used` largest (ties: the lower number), renormalised where the architecture does so, scaled.
+/// The `n_expert_used` largest (ties: the lower number), renormalised where the architecture does so.
 fn route(c: &Config, layer: u16, probabilities: &[f32], routed: &mut [Routed]) {
     let mut n = 0;
     for (expert, &weight) in (0u16..).zip(probabilities) {
@@ -121,9 +121,11 @@ fn route(c: &Config, layer: u16, probabilities: &[f32], routed: &mut [Routed]) {
         }
         routed[at] = Routed { id: ExpertId { layer, expert }, weight };
     }
-    let sum: f32 = routed.iter().map(|r| r.weight).sum();
-    let scale = c.expert_weights_scale / if c.arch.renormalise { sum.max(MIN_WEIGHT_SUM) } else { 1.0 };
-    routed.iter_mut().for_each(|r| r.weight *= scale);
+    if c.arch.renormalise {
+        let sum: f32 = routed.iter().map(|r| r.weight).sum();
+        let scale = 1.0 / sum.max(MIN_WEIGHT_SUM);
+        routed.iter_mut().for_each(|r| r.weight *= scale);
+    }
 }
 
 /// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this

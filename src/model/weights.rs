@@ -3,11 +3,11 @@
 
 use memmap2::MmapMut;
 
-use super::{arch::QkNorm, config::Config};
+use super::{config::Config, dense::Dense, missing::missing_data};
 use crate::{
     Error, Result,
     backend::Backend,
-    gguf::{Gguf, TensorType},
+    gguf::{Gguf, Reader, TensorType},
     machine::{Filled, anonymous},
     quant::{FfnMats, GgmlType, QMat, QMatMut, dequantize_row},
 };
@@ -114,10 +114,20 @@ pub struct Weights {
 
 /// Bytes of the dense tensors that [`Weights::load`] keeps in memory: all but the routed experts and an untied token
 /// embedding, of which each token needs one row.
-pub fn resident_bytes(gguf: &Gguf) -> u64 {
-    let tied = gguf.tensor("output.weight").is_none();
-    let dense = gguf.tensors().iter().filter(|t| !is_expert(&t.name) && (tied || t.name != "token_embd.weight"));
-    dense.filter_map(|t| t.bytes).map(|b| b.next_multiple_of(4096)).sum()
+///
+/// # Errors
+/// Names the tensor that is missing.
+pub fn resident_bytes(gguf: &Gguf, c: &Config) -> Result<u64> {
+    let dense = Dense::find(&Reader::new(gguf), c)?;
+    Ok(dense.resident().filter_map(|t| t.bytes).map(|b| b.next_multiple_of(4096)).sum())
+}
+
+/// Whether the dense tensors have the shapes and types that can be computed with, for those who do not load them.
+///
+/// # Errors
+/// Names the tensor that is missing, or whose shape or type does not fit.
+pub fn check_dense(gguf: &Gguf, c: &Config) -> Result<()> {
+    Dense::find(&Reader::new(gguf), c)?.iter().try_for_each(|found| found.check(gguf).map(drop))
 }
 
 /// Weights of one type that a token touches.
@@ -160,120 +170,117 @@ pub fn is_expert(name: &str) -> bool {
 
 struct Loader<'a> {
     gguf: &'a Gguf,
+    dense: Dense<'a>,
     progress: &'a mut dyn FnMut(u64),
 }
 
 impl Loader<'_> {
-    fn mat(&mut self, name: &str, cols: usize, rows: usize) -> Result<Mat> {
-        let tensor = self.gguf.require(name)?;
-        // A single row may be stored as a vector.
-        let ty = if rows == 1 && tensor.dims.len() == 1 {
-            self.gguf.computable(tensor, &[cols])?
-        } else {
-            self.gguf.computable(tensor, &[cols, rows])?
-        };
-        let bytes = tensor.require_bytes(self.gguf.path_of(tensor))? as usize;
+    fn mat(&mut self, name: &str) -> Result<Mat> {
+        let found = self.dense.take(name).expect("Dense::find has found or refused it");
+        let (ty, (rows, cols)) = (found.check(self.gguf)?, found.shape());
+        let bytes = found.tensor.require_bytes(self.gguf.path_of(found.tensor))? as usize;
         let refused = |e| Error::request(format!("memory for tensor {name}"), format!("{bytes} bytes"), e);
         let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
-        self.gguf.read_tensor(tensor, &mut data[..bytes])?;
+        self.gguf.read_tensor(found.tensor, &mut data[..bytes])?;
         (self.progress)(bytes as u64);
         Ok(Mat { ty, rows, cols, data, interleaved: false })
     }
 
-    /// A vector of `n` as F32; empty where the tensor is absent.
-    fn optional_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        let Some(tensor) = self.gguf.tensor(name) else { return Ok(Vec::new()) };
-        let ty = self.gguf.computable(tensor, &[n])?;
-        let mut bytes = vec![0; tensor.require_bytes(self.gguf.path_of(tensor))? as usize];
-        self.gguf.read_tensor(tensor, &mut bytes)?;
+    fn has(&self, name: &str) -> bool {
+        self.dense.has(name)
+    }
+
+    /// A vector as F32; empty where the model has none of that name.
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        let Some(found) = self.dense.take(name) else { return Ok(Vec::new()) };
+        let (ty, (_, n)) = (found.check(self.gguf)?, found.shape());
+        let mut bytes = vec![0; found.tensor.require_bytes(self.gguf.path_of(found.tensor))? as usize];
+        self.gguf.read_tensor(found.tensor, &mut bytes)?;
         (self.progress)(bytes.len() as u64);
         let mut values = vec![0.0; n];
         dequantize_row(ty, &bytes, &mut values);
-        Ok(values)
+        match wrong_vector(name, &values) {
+            None => Ok(values),
+            Some(why) => Err(Error::file(self.gguf.path_of(found.tensor), format!("tensor {name} {why}"))),
+        }
     }
 
-    fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        self.gguf.require(name)?;
-        self.optional_vector(name, n)
-    }
-
-    fn ffn(&mut self, block: usize, suffix: &str, n_embd: usize) -> Result<DenseFfn> {
-        let name = |role: &str| format!("blk.{block}.ffn_{role}{suffix}.weight");
-        let n_ff = self.gguf.require(&name("gate"))?.dims.get(1).map_or(0, |&d| d as usize);
-        Ok(DenseFfn {
-            gate: self.mat(&name("gate"), n_embd, n_ff)?,
-            up: self.mat(&name("up"), n_embd, n_ff)?,
-            down: self.mat(&name("down"), n_ff, n_embd)?,
-        })
+    fn ffn(&mut self, il: usize, suffix: &str) -> Result<DenseFfn> {
+        let name = |role: &str| format!("blk.{il}.ffn_{role}{suffix}.weight");
+        Ok(DenseFfn { gate: self.mat(&name("gate"))?, up: self.mat(&name("up"))?, down: self.mat(&name("down"))? })
     }
 
     fn layer(&mut self, c: &Config, il: usize) -> Result<Layer> {
         let name = |role: &str| format!("blk.{il}.{role}");
-        let (q, k, v) = (c.n_head * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_k, c.n_head_kv * c.n_embd_head_v);
-        let norms = match c.arch.qk_norm {
-            QkNorm::Off => None,
-            QkNorm::Head => Some((c.n_embd_head_k, c.n_embd_head_k)),
-            QkNorm::Whole => Some((q, k)),
-        };
-        let (mut q_norm, mut k_norm) = (Vec::new(), Vec::new());
-        if let Some((nq, nk)) = norms {
-            q_norm = self.vector(&name("attn_q_norm.weight"), nq)?;
-            k_norm = self.vector(&name("attn_k_norm.weight"), nk)?;
-        }
         let ffn = match c.moe_layers.binary_search(&il) {
-            Err(_) => Ffn::Dense(self.ffn(il, "", c.n_embd)?),
+            Err(_) => Ffn::Dense(self.ffn(il, "")?),
             Ok(index) => {
-                let has = |part: &str| self.gguf.tensor(&name(&format!("ffn_{part}_shexp.weight"))).is_some();
-                let shared = ["gate", "up", "down", "gate_inp"].into_iter().any(has);
-                let gated = shared && c.arch.shared_gate;
-                Ffn::Moe(MoeWeights {
-                    index,
-                    router: self.mat(&name("ffn_gate_inp.weight"), c.n_embd, c.n_expert)?,
-                    shared: if shared { Some(self.ffn(il, "_shexp", c.n_embd)?) } else { None },
-                    shared_gate: if gated {
-                        Some(self.mat(&name("ffn_gate_inp_shexp.weight"), c.n_embd, 1)?)
-                    } else {
-                        None
-                    },
-                })
+                let router = self.mat(&name("ffn_gate_inp.weight"))?;
+                let shared = self.has(&name("ffn_gate_shexp.weight"));
+                let shared = if shared { Some(self.ffn(il, "_shexp")?) } else { None };
+                let gate = name("ffn_gate_inp_shexp.weight");
+                let shared_gate = if self.has(&gate) { Some(self.mat(&gate)?) } else { None };
+                Ffn::Moe(MoeWeights { index, router, shared, shared_gate })
             }
         };
         Ok(Layer {
-            attn_norm: self.vector(&name("attn_norm.weight"), c.n_embd)?,
-            wq: self.mat(&name("attn_q.weight"), c.n_embd, q)?,
-            wk: self.mat(&name("attn_k.weight"), c.n_embd, k)?,
-            wv: self.mat(&name("attn_v.weight"), c.n_embd, v)?,
-            wo: self.mat(&name("attn_output.weight"), c.n_head * c.n_embd_head_v, c.n_embd)?,
+            attn_norm: self.vector(&name("attn_norm.weight"))?,
+            wq: self.mat(&name("attn_q.weight"))?,
+            wk: self.mat(&name("attn_k.weight"))?,
+            wv: self.mat(&name("attn_v.weight"))?,
+            wo: self.mat(&name("attn_output.weight"))?,
             bias: [
-                self.optional_vector(&name("attn_q.bias"), q)?,
-                self.optional_vector(&name("attn_k.bias"), k)?,
-                self.optional_vector(&name("attn_v.bias"), v)?,
-                self.optional_vector(&name("attn_output.bias"), c.n_embd)?,
+                self.vector(&name("attn_q.bias"))?,
+                self.vector(&name("attn_k.bias"))?,
+                self.vector(&name("attn_v.bias"))?,
+                self.vector(&name("attn_output.bias"))?,
             ],
-            q_norm,
-            k_norm,
-            ffn_norm: self.vector(&name("ffn_norm.weight"), c.n_embd)?,
+            q_norm: self.vector(&name("attn_q_norm.weight"))?,
+            k_norm: self.vector(&name("attn_k_norm.weight"))?,
+            ffn_norm: self.vector(&name("ffn_norm.weight"))?,
             ffn,
         })
     }
+}
+
+/// Why no model has such a vector, if none has.
+fn wrong_vector(name: &str, values: &[f32]) -> Option<String> {
+    if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+        return Some(format!("has {} as its element {i}: the file is damaged or was wrongly quantised", values[i]));
+    }
+    if name == "rope_freqs.weight"
+        && let Some(x) = values.iter().find(|&&x| x <= 0.0)
+    {
+        return Some(format!("has {x}, and frequencies are divided by it: only numbers above 0 make sense"));
+    }
+    None
 }
 
 impl Weights {
     /// Reads the dense weights. `progress` is told the bytes of each tensor as it arrives.
     ///
     /// # Errors
-    /// Names the tensor that is missing, or whose shape or type does not fit, or whose bytes cannot be read.
+    /// Names the tensor that is missing, or whose shape or type does not fit, or whose bytes cannot be read, or are not there
+    /// yet, or are no numbers.
     pub fn load(gguf: &Gguf, c: &Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let mut loader = Loader { gguf, progress };
-        let tied = gguf.tensor("output.weight").is_none();
-        let head = if tied { "token_embd.weight" } else { "output.weight" };
-        Ok(Self {
+        if let Some(tensor) = missing_data(gguf)? {
+            let message = format!("the data of tensor {} is not there (still downloading?)", tensor.name);
+            return Err(Error::file(gguf.path_of(tensor), message));
+        }
+        let mut loader = Loader { gguf, dense: Dense::find(&Reader::new(gguf), c)?, progress };
+        let tied = !loader.has("output.weight");
+        let weights = Self {
             layers: (0..c.n_layer).map(|il| loader.layer(c, il)).collect::<Result<_>>()?,
-            output_norm: loader.vector("output_norm.weight", c.n_embd)?,
-            output: loader.mat(head, c.n_embd, c.n_vocab)?,
+            output_norm: loader.vector("output_norm.weight")?,
+            output: loader.mat(if tied { "token_embd.weight" } else { "output.weight" })?,
             tied,
-            rope_freqs: loader.optional_vector("rope_freqs.weight", c.n_rot / 2)?,
-        })
+            rope_freqs: loader.vector("rope_freqs.weight")?,
+        };
+        // A row of it is read for each token.
+        loader.dense.take("token_embd.weight");
+        let left = loader.dense.iter().next().map(|found| &found.tensor.name);
+        assert_eq!(left, None, "what the model needs is loaded");
+        Ok(weights)
     }
 
     /// The bytes of the attention's and the output's matrices, most of the dense weights.

@@ -5,6 +5,7 @@ pub mod dice;
 pub mod mutate;
 pub mod npz;
 pub mod numpy_rng;
+pub mod opened;
 pub mod program;
 pub mod ref_models;
 pub mod routing;

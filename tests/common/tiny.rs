@@ -23,6 +23,9 @@ pub const N_VOCAB: u64 = 40;
 /// The longest context.
 pub const N_CTX: u32 = 64;
 
+/// The architectures that [`Tiny::new`] makes: all that hotset runs.
+pub const ARCHS: [&str; 4] = ["qwen3moe", "llama", "olmoe", "qwen2moe"];
+
 /// A tensor to be written.
 #[derive(Clone)]
 pub struct Tensor {
@@ -113,7 +116,8 @@ impl Tiny {
         Tiny { meta, tensors: tensors.collect() }
     }
 
-    fn add(&mut self, name: &str, dims: &[u64]) {
+    /// Adds a tensor of noise.
+    pub fn add(&mut self, name: &str, dims: &[u64]) {
         let (n, seed) = (dims.iter().product(), self.tensors.len() as u64);
         let (centre, scale) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 2.0 / (dims[0] as f32).sqrt()) };
         let bytes = floats(seed, n, centre, scale);

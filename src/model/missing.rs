@@ -1,0 +1,30 @@
+//! Notices a file that has its length and not its data: what is left of a download that takes its whole length first.
+
+use crate::{
+    Result,
+    gguf::{Gguf, TensorInfo},
+};
+
+/// A tensor whose data is not there: it lies in a hole of its file, or it is a norm of zeros, which would make zeros of
+/// everything. Biases may be zeros, and then a sparse copy has no bytes for them.
+///
+/// # Errors
+/// If a norm cannot be read.
+pub fn missing_data(gguf: &Gguf) -> Result<Option<&TensorInfo>> {
+    if let Some(hollow) = gguf.hollow_tensors().into_iter().find(|t| !t.name.ends_with(".bias")) {
+        return Ok(Some(hollow));
+    }
+    for tensor in gguf.tensors().iter().filter(|t| t.name.ends_with("norm.weight")) {
+        // A norm is as long as a row of the residual stream.
+        let Some(n) = tensor.bytes.filter(|&n| n <= MAX_NORM_BYTES) else { continue };
+        let mut bytes = vec![0; n as usize];
+        gguf.read_tensor(tensor, &mut bytes)?;
+        if bytes.iter().all(|&b| b == 0) {
+            return Ok(Some(tensor));
+        }
+    }
+    Ok(None)
+}
+
+/// A limit on what is read at once: a megabyte-wide stream of F32.
+const MAX_NORM_BYTES: u64 = 4 << 20;
