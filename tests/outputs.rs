@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, Write},
+    io::Read,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},

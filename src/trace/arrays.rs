@@ -117,7 +117,7 @@ mod tests {
         let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
         for name in ["experts.npy", "weights.npy", "unknown.npy"] {
             zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
-            zip.write_all(&npy::header("|u1", shape, 0)).unwrap();
+            zip.write_all(&npy::header("|u1", shape)).unwrap();
             zip.write_all(&vec![0; n]).unwrap();
         }
         zip.finish().unwrap();
