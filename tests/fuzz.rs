@@ -23,7 +23,7 @@ use common::{
 };
 use hotset::{
     Error,
-    expert::hot::HotList,
+    expert::HotList,
     gguf::Gguf,
     report::{Made, Report, Run},
     tokenizer::{StreamDecoder, Tokenizer, VocabSource},
