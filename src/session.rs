@@ -2,18 +2,23 @@
 //!
 //! Must not know: text, sampling, terminals.
 
+mod follow;
 mod read_path;
 
 use std::{
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
-use self::read_path::Chosen;
+use self::{follow::Follow, read_path::Chosen};
 use crate::{
     Error, Result,
     backend::{Backend, cpu::Cpu},
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace, Scope},
+    expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
@@ -21,7 +26,6 @@ use crate::{
     plan::{Needs, Plan},
     policy::PolicyKind,
     prefetch::PrefetchKind,
-    pressure::{Governor, Reading},
     quant::GgmlType,
     trace::{Phase, TraceSink},
 };
@@ -102,9 +106,8 @@ pub struct Session<B: Backend = Cpu> {
     plan: Plan,
     io_reason: Option<String>,
     timing: Timing,
-    /// Where no budget was asked for.
-    governor: Option<Governor>,
-    memory_bytes: u64,
+    /// The budget now.
+    memory_bytes: Arc<AtomicU64>,
 }
 
 /// Time spent in forward passes, and the tokens that came of it.
@@ -204,21 +207,26 @@ impl<B: Backend> Session<B> {
         let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
         let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
         let scratch = Scratch::new(config, plan.scratch());
-        let experts = Experts::new(cache, prefetcher, trace);
-        let governor = options.memory_bytes.is_none().then(|| governor(&plan));
-        let (timing, memory_bytes) = (Timing::default(), plan.budget_bytes);
-        Ok(Self { path, model, backend, experts, kv, scratch, plan, io_reason, timing, governor, memory_bytes })
+        let mut experts = Experts::new(cache, prefetcher, trace);
+        let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
+        if options.memory_bytes.is_none() {
+            let follow = Follow::new(plan.clone(), memory_bytes.clone());
+            experts.follow(follow.map(|follow| Box::new(follow) as Box<dyn Allowance>));
+        }
+        Ok(Self { path, model, backend, experts, kv, scratch, plan, io_reason, timing, memory_bytes })
     }
 
     /// Sets another budget for the running session, from [`Plan::least_bytes`] to the one that it was opened with. Slots
-    /// go back to the system, or come into use again; nothing that is computed changes.
+    /// go back to the system, or come into use again; nothing that is computed changes. A session that was opened without a
+    /// budget has one from then on, and no longer follows the machine.
     ///
     /// # Errors
     /// If the budget is outside these limits.
     pub fn set_memory(&mut self, memory_bytes: u64) -> Result<()> {
         let slots = self.plan.slots_within(memory_bytes)?;
+        self.experts.follow(None);
         self.experts.resize(&slots);
-        self.memory_bytes = memory_bytes;
+        self.memory_bytes.store(memory_bytes, Relaxed);
         Ok(())
     }
 
@@ -251,19 +259,7 @@ impl<B: Backend> Session<B> {
 
     /// The budget now: that of the plan, or what [`Session::set_memory`] or a machine short of memory made of it.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
-    }
-
-    /// Follows the machine's need where no budget was asked for.
-    fn yield_memory(&mut self) {
-        let Some(governor) = &mut self.governor else { return };
-        let read = || {
-            machine::available_bytes()
-                .map(|available_bytes| Reading { available_bytes, stall_us: machine::memory_stall_us() })
-        };
-        if let Some(budget) = governor.check(Instant::now(), read) {
-            self.set_memory(budget).expect("the governor stays between the plan's limits");
-        }
+        self.memory_bytes.load(Relaxed)
     }
 
     /// Runs prompt tokens in batches and returns the last one's logits (n_vocab). `progress` is told the tokens done.
@@ -322,7 +318,6 @@ impl<B: Backend> Session<B> {
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
-        self.yield_memory();
         let start = Instant::now();
         let batch = Batch { tokens, phase, want };
         self.model.forward(&mut self.backend, batch, &mut self.kv, &mut self.experts, &mut self.scratch)?;
@@ -415,12 +410,6 @@ impl<B: Backend> Session<B> {
     pub fn backend(&self) -> String {
         self.backend.describe()
     }
-}
-
-/// Memory that a session without a budget leaves to others: a twentieth of what is free at its start.
-fn governor(plan: &Plan) -> Governor {
-    let headroom = machine::available_bytes().unwrap_or(0) / 20;
-    Governor::new(plan.least_bytes(), plan.budget_bytes, headroom, Instant::now())
 }
 
 /// The split of the budget that `options` ask for, with slots of this layout.

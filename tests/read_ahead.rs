@@ -9,7 +9,7 @@ use std::{
 
 use common::{dice::Dice, tiny::Tensor, tiny::Tiny};
 use hotset::{
-    expert::{ExpertCache, ExpertStore, Experts, Scope},
+    expert::{Allowance, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
     id::ExpertId,
     io::{Done, IoEngine, Layout, Priority, Read, SimClock, SimIo},
@@ -245,4 +245,41 @@ fn layers_of_different_sizes_lend_nothing() {
     let mut world = world(PrefetchKind::Lookahead, [10, 10, 11, 10], PolicyKind::default());
     (0..5).for_each(|_| drop(world.pass(Phase::Prompt, LONG)));
     assert_eq!(world.ahead(), 0);
+}
+
+/// Says other numbers of slots at every third question.
+struct Whims(Dice, Arc<Mutex<[usize; N_LAYER]>>);
+
+impl Allowance for Whims {
+    fn check(&mut self) -> Option<Vec<usize>> {
+        if self.0.below(3) > 0 {
+            return None;
+        }
+        let slots = [(); N_LAYER].map(|()| 1 + self.0.below(SLOTS));
+        *self.1.lock().unwrap() = slots;
+        Some(slots.to_vec())
+    }
+}
+
+#[test]
+fn slots_may_be_given_back_while_they_roll() {
+    for &policy in PolicyKind::ALL {
+        let mut world = world(PrefetchKind::Off, N_FF, policy);
+        let said = Arc::new(Mutex::new([SLOTS; N_LAYER]));
+        world.experts.follow(Some(Box::new(Whims(Dice(11), said.clone()))));
+        for _ in 0..100 {
+            for _ in 0..world.dice.below(3) {
+                world.pass(Phase::Prompt, LONG);
+                assert!(world.experts.cache().n_slot() <= SLOTS * N_LAYER);
+            }
+            let (phase, n) = if world.dice.below(2) == 0 { (Phase::Prompt, 5) } else { (Phase::Decode, 1) };
+            world.pass(phase, n);
+            let slots = *said.lock().unwrap();
+            assert_eq!(world.experts.cache().n_slot(), slots.iter().sum::<usize>(), "{policy:?}: nothing is in use");
+            for (layer, n) in slots.into_iter().enumerate() {
+                assert!(world.residents(layer) <= n, "{policy:?}: layer {layer} has only its own slots");
+            }
+        }
+        assert!(world.ahead() > 0, "{policy:?}: slots rolled");
+    }
 }

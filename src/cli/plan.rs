@@ -77,6 +77,9 @@ const STEADY: Limits = Limits { time: Duration::from_millis(700), bytes: 4 << 30
 /// A type's rate is not tried if it is a smaller part of what a token touches.
 const SMALL_PART: f64 = 0.02;
 
+/// Bytes of weights a second where they cannot be tried: what two channels of DDR4 give.
+const USUAL_RATE: f64 = 20e9;
+
 /// Shares of the experts that get a row, in percent, besides the smallest budget.
 const SHARES: [f64; 6] = [12.5, 25.0, 37.5, 50.0, 75.0, 100.0];
 
@@ -384,7 +387,11 @@ fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
 
 /// Bytes a second of a mixture of types, and how that came about.
 fn weights_rate(mut types: Vec<Touched>, threads: usize) -> Result<(f64, String)> {
-    let (mut cpu, mut rate) = (Cpu::new(threads)?, WeightRate::new());
+    let free = machine::available_bytes().unwrap_or(u64::MAX);
+    let (mut cpu, Some(mut rate)) = (Cpu::new(threads)?, WeightRate::new(free)) else {
+        let why = format!("a guess: {} free are too few to measure with; --memory-rate sets it", human_bytes(free));
+        return Ok((USUAL_RATE, why));
+    };
     let all: f64 = types.iter().map(|t| t.bytes).sum();
     types.retain(|t| t.bytes >= SMALL_PART * all);
     types.sort_by(|a, b| b.bytes.total_cmp(&a.bytes));

@@ -272,7 +272,8 @@ impl ExpertCache {
     }
 
     /// Uses at most `slots[i]` of pool i's slots from now on: the memory of the others goes back to the system, the least
-    /// valuable residents first, or comes back into use. What is in use this moment follows at the next requests.
+    /// valuable residents first, or comes back into use. May be called between the hand-outs of an event; what is in use this
+    /// moment follows at the next ones.
     /// Numbers above those that the cache was made with mean these, and none means one.
     ///
     /// # Panics
@@ -307,8 +308,13 @@ impl ExpertCache {
 
     /// Parks slots where [`ExpertCache::resize`] asked for it, as far as nobody needs them now.
     fn park(&mut self) {
+        if self.pools.iter().all(|pool| pool.parked.len() >= pool.park) {
+            return;
+        }
+        // Slots of all pools are to leave, and those that were lent count where they came from.
+        self.settle();
         for pool in 0..self.pools.len() {
-            while self.pools[pool].parked.len() < self.pools[pool].park {
+            while self.pools[pool].parked.len() < self.pools[pool].park && self.may_park(pool) {
                 let Some(slot) = self.free_slot(pool, &[]) else { break };
                 if let Slot::Free(buf) = &mut self.slots[slot] {
                     buf.give_back();
@@ -316,6 +322,14 @@ impl ExpertCache {
                 self.pools[pool].parked.push(slot as u32);
             }
         }
+    }
+
+    /// False for a pool that has lent so many slots that without another one its next event might have none.
+    fn may_park(&self, pool: usize) -> bool {
+        let Some(lent) = self.lent(pool) else { return true };
+        let n_expert = self.store.n_expert();
+        let pinned = self.kept.pinned[pool * n_expert..][..n_expert].iter().filter(|pinned| **pinned).count();
+        self.pools[pool].n_slot > self.pools[pool].parked.len() + lent + pinned + 1
     }
 
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
@@ -450,6 +464,7 @@ impl ExpertCache {
         while let Some(done) = self.io.poll() {
             self.complete(done)?;
         }
+        self.park();
         // After the poll: it may have been a guess that held the slot for which a wanted expert queues.
         self.issue();
         loop {

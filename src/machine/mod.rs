@@ -5,32 +5,24 @@
 
 mod cgroup;
 mod cores;
+mod watch;
 
-use std::{fs, path::Path};
+use std::fs;
 
 use memmap2::MmapMut;
 
-use cgroup::Version;
 pub use cores::{Cores, cores};
+pub use watch::MemoryWatch;
 
 /// Bytes of memory that this process may still take: what the machine has available, or what its cgroup leaves.
 pub fn available_bytes() -> Option<u64> {
-    let machine = meminfo("MemAvailable:")?;
-    Some(cgroup_left().map_or(machine, |left| left.min(machine)))
+    MemoryWatch::new()?.available_bytes()
 }
 
-/// Time so far, in microseconds, in which some task had to wait for memory: pressure stall information of this process's
-/// cgroup (v2) or of the machine. `None` where the system keeps no account.
-pub fn memory_stall_us() -> Option<u64> {
-    let of = |path: &Path| stall_total(&fs::read_to_string(path).ok()?);
-    let unified = cgroup::folders("memory").into_iter().filter(|(version, _)| *version == Version::V2);
-    let own = unified.map(|(_, folder)| of(&folder.join("memory.pressure"))).next().flatten();
-    own.or_else(|| of(Path::new("/proc/pressure/memory")))
-}
-
-/// `total` of the line `some`.
-fn stall_total(text: &str) -> Option<u64> {
-    text.lines().find_map(|l| l.strip_prefix("some "))?.rsplit_once("total=")?.1.trim().parse().ok()
+/// The most memory that this process could ever have: that of the machine, or the limit of its cgroup, in bytes.
+pub fn limit_bytes() -> Option<u64> {
+    let machine = memory_bytes()?;
+    Some(watch::smallest_limit().map_or(machine, |limit| limit.min(machine)))
 }
 
 /// Memory of the machine.
@@ -81,28 +73,6 @@ pub fn major_faults() -> Option<u64> {
 fn kib_line(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
-}
-
-/// What the limits of this process's memory cgroup and of those above it leave; `None` without a limit.
-fn cgroup_left() -> Option<u64> {
-    let left = cgroup::folders("memory").into_iter().filter_map(|(version, folder)| {
-        let (limit, usage) = match version {
-            Version::V1 => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            Version::V2 => ("memory.max", "memory.current"),
-        };
-        let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-        let (limit, usage) = (number(limit)?, number(usage)?);
-        // Page cache counts as used and is given back on demand.
-        let cache = fs::read_to_string(folder.join("memory.stat")).ok().and_then(|s| file_pages(&s)).unwrap_or(0);
-        Some(limit.saturating_sub(usage.saturating_sub(cache)))
-    });
-    left.min()
-}
-
-/// Reclaimable file pages in a cgroup's `memory.stat`.
-fn file_pages(stat: &str) -> Option<u64> {
-    let number = |key: &str| stat.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
-    Some(number("inactive_file ")? + number("active_file ").unwrap_or(0))
 }
 
 /// Makes the calling thread give way to every other one that has something to do. Where the system does not let us, it

@@ -19,8 +19,10 @@ use crate::{
 /// Width of the matrices: a multiple of every block.
 const COLS: usize = 2048;
 
-/// Weights in all: more than caches hold.
+/// Weights in all: more than caches hold. Where memory is short, half of what is free, and [`LEAST_BYTES`] at least, since
+/// fewer would show how fast a cache is.
 const BYTES: usize = 128 << 20;
+const LEAST_BYTES: usize = 64 << 20;
 
 /// Passes, of which the fastest counts: neighbours make products slower, never faster. Nothing but the first counts once
 /// [`MOST`] is over.
@@ -69,7 +71,7 @@ impl Cpu {
     }
 }
 
-/// Matrices to measure with. 128 MiB while it lives.
+/// Matrices to measure with: 128 MiB while it lives, or less where memory is short.
 pub struct WeightRate {
     weights: Vec<u8>,
     rows: Rows,
@@ -77,17 +79,22 @@ pub struct WeightRate {
 }
 
 impl WeightRate {
-    /// Makes the weights.
-    pub fn new() -> Self {
+    /// Makes the weights where `free_bytes` may be taken. `None` if those are too few to measure with.
+    pub fn new(free_bytes: u64) -> Option<Self> {
+        let bytes = usize::try_from(free_bytes / 2).unwrap_or(BYTES).min(BYTES);
+        if bytes < LEAST_BYTES {
+            return None;
+        }
         let mut rows = Rows::new(1, COLS);
         rows.start(1).fill(1.0);
-        Self { weights: vec![FILL; BYTES], rows, y: Vec::new() }
+        Some(Self { weights: vec![FILL; bytes], rows, y: Vec::new() })
     }
 
-    /// Bytes a second of type `ty` in products of about `product` bytes each, which is what is handed out to threads at once. `None` for a type that has no kernels. Takes some tenths of a second.
+    /// Bytes a second of type `ty` in products of about `product` bytes each, which is what is handed out to threads at
+    /// once. `None` for a type that has no kernels. Takes some tenths of a second.
     pub fn of(&mut self, cpu: &mut Cpu, ty: GgmlType, product: usize) -> Option<f64> {
         let row_bytes = ty.is_computable().then(|| ty.row_bytes(COLS as u64))?? as usize;
-        let n_row = (product / row_bytes).clamp(1, BYTES / row_bytes);
+        let n_row = (product / row_bytes).clamp(1, self.weights.len() / row_bytes);
         self.y.resize(n_row, 0.0);
         cpu.prepare(&mut self.rows);
         let (start, mut best) = (Instant::now(), 0f64);
@@ -109,12 +116,6 @@ impl WeightRate {
     }
 }
 
-impl Default for WeightRate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,13 +123,24 @@ mod tests {
     /// No pass of so many bytes is quicker than a cache or slower than a disk.
     #[test]
     fn every_type_with_kernels_has_a_rate() {
-        let (mut cpu, mut rate) = (Cpu::new(1).unwrap(), WeightRate::new());
+        let (mut cpu, mut rate) = (Cpu::new(1).unwrap(), WeightRate::new(u64::MAX).unwrap());
         for ty in [GgmlType::F32, GgmlType::Q4_0] {
             let rate = rate.of(&mut cpu, ty, 1 << 20).unwrap();
             assert!((1e7..1e12).contains(&rate), "{ty} {rate}");
         }
         let without = GgmlType::ALL.iter().find(|ty| !ty.is_computable());
         assert!(without.is_none_or(|ty| rate.of(&mut cpu, *ty, 1 << 20).is_none()));
+    }
+
+    #[test]
+    fn weights_take_half_of_what_is_free_and_no_more_than_needed() {
+        let taken = |free: u64| WeightRate::new(free).map(|rate| rate.weights.len());
+        assert_eq!([taken(u64::MAX), taken(1 << 30)], [Some(BYTES); 2]);
+        assert_eq!(taken(200 << 20), Some(100 << 20));
+        assert_eq!([taken((128 << 20) - 2), taken(0)], [None; 2]);
+        let (mut cpu, mut rate) = (Cpu::new(1).unwrap(), WeightRate::new(128 << 20).unwrap());
+        let rate = rate.of(&mut cpu, GgmlType::Q8_0, usize::MAX).expect("a product of all that there is");
+        assert!((1e7..1e12).contains(&rate), "{rate}");
     }
 
     #[test]

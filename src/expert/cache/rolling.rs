@@ -95,7 +95,7 @@ impl ExpertCache {
         if self.rolling.borrowed.iter().all(|&n| n == 0) {
             let (pool, n_expert) = (&self.pools[usize::from(layer)], self.store.n_expert());
             let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
-            let movable = (pool.n_slot - pool.parked.len()).saturating_sub(pinned);
+            let movable = (pool.n_slot - pool.parked.len().max(pool.park)).saturating_sub(pinned);
             self.lend(layer.into(), next, (movable / SHARE).min(MOST));
         }
         for from in (0..n_layer).filter(|&l| l != next) {
@@ -129,8 +129,13 @@ impl ExpertCache {
         }
     }
 
-    /// Gives every layer its own number of slots back.
-    fn settle(&mut self) {
+    /// Slots that a layer has lent, if it has.
+    pub(super) fn lent(&self, layer: usize) -> Option<usize> {
+        usize::try_from(-self.rolling.borrowed[layer]).ok().filter(|&n| n > 0)
+    }
+
+    /// Gives every layer its own number of slots back, as far as they are not in use.
+    pub(super) fn settle(&mut self) {
         let n_layer = self.rolling.borrowed.len();
         while let Some(to) = (0..n_layer).find(|&l| self.rolling.borrowed[l] < 0) {
             let before = self.rolling.borrowed[to];
