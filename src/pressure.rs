@@ -244,7 +244,7 @@ mod tests {
         const MB: f64 = 1e6;
         let (all, budget) = (1000.0 * MB, 800.0 * MB);
         let start = Instant::now();
-        let mut g = Governor::new((200.0 * MB) as u64, budget as u64, (100.0 * MB) as u64, start);
+        let mut g = Governor::new((200.0 * MB) as u64, budget as u64, (50.0 * MB) as u64, start);
         // Calm before, with a look now and then.
         let begin = 0.5;
         let neighbour = |t: f64| {
@@ -269,14 +269,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_neighbour_of_up_to_400_mb_a_second_finds_memory(
-            rate in 5e6..400e6f64,
+            rate in prop_oneof![Just(25e6), Just(200e6), Just(400e6), 5e6..400e6f64],
             step in prop_oneof![Just(5e6), Just(60e6), 1e6..60e6],
-            gap in 0.01..0.2f64,
+            gap in prop_oneof![Just(0.2), 0.01..0.2f64],
             grown in 100e6..450e6f64,
             jitters in prop::collection::vec(0.05..1.0f64, 1..40),
         ) {
             let free = least_free(rate, step, gap, grown, &jitters);
-            prop_assert!(free > 20e6, "{free}");
+            prop_assert!(free > 10e6, "{free}");
         }
     }
 }

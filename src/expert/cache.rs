@@ -55,6 +55,9 @@ const MAX_PREFETCHES: usize = 8;
 /// residents at once left the drive idle meanwhile.
 const PROMPT_GROUP: usize = 4;
 
+/// The same when none is on its way: nobody waits, but memory may have to be given back meanwhile.
+const PROMPT_GROUP_AT_HAND: usize = 32;
+
 /// Slots of each pool that have pages before a read needs them: as many again as have been used, and at least what a token
 /// wants of a layer in most models.
 const TOUCH_AHEAD: usize = 8;
@@ -514,8 +517,11 @@ impl ExpertCache {
             Want::Held => !is_ready(r.id),
             Want::Taken | Want::Done => false,
         };
-        let few = self.phase == Phase::Prompt && self.wanted.iter().any(waits);
-        let most = if few { PROMPT_GROUP } else { usize::MAX };
+        let most = match self.phase {
+            Phase::Decode => usize::MAX,
+            Phase::Prompt if self.wanted.iter().any(waits) => PROMPT_GROUP,
+            Phase::Prompt => PROMPT_GROUP_AT_HAND,
+        };
         for (Routed { id, .. }, want) in &mut self.wanted {
             if *want == Want::Held && out.len() < most && is_ready(*id) {
                 *want = Want::Taken;

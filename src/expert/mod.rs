@@ -60,6 +60,12 @@ impl Experts {
         self.allowance = allowance;
     }
 
+    /// To be called now and then while something long is computed between two events. In a long prompt, attention keeps
+    /// everybody else waiting for some tenths of a second, in which a process that grows takes 100 MB.
+    pub fn meanwhile(&mut self) {
+        self.obey();
+    }
+
     /// Gives slots back, or takes them into use again, where the allowance says so.
     fn obey(&mut self) {
         if let Some(slots) = self.allowance.as_mut().and_then(|allowance| allowance.check()) {

@@ -118,7 +118,7 @@ impl Model {
 
         for (il, layer) in self.weights.layers.iter().enumerate() {
             let go_on = if il == last && leaves_out { first } else { 0 };
-            attention(b, c, layer, il, go_on, kv, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
+            attention(b, c, layer, il, go_on, kv, experts, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
             if go_on == n {
                 break;
             }
@@ -156,6 +156,7 @@ fn attention(
     il: usize,
     first: usize,
     kv: &mut KvCache,
+    experts: &mut Experts,
     rotation: &Rotation<'_>,
     norm: &mut Rows,
     attended: &mut Rows,
@@ -180,6 +181,7 @@ fn attention(
             b.matmul(norm, &mut [Product { w: wq, y: q }]);
         }
     }
+    experts.meanwhile();
     for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
         add_bias(b, x, bias);
     }
@@ -204,6 +206,7 @@ fn attention(
     let attention =
         Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos + first, scale };
     b.attend(&attention, attended.start(left));
+    experts.meanwhile();
     b.prepare(attended);
     b.matmul(attended, &mut [Product { w: layer.wo.view(), y: out }]);
     add_bias(b, out, &layer.bias[3]);
