@@ -7,9 +7,11 @@
 //!
 //! Must not know: what the bytes mean, models, arithmetic.
 
+mod allowance;
 mod kept;
 mod rolling;
 
+pub use self::allowance::Allowance;
 use self::{kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
@@ -57,6 +59,9 @@ const PROMPT_GROUP: usize = 4;
 
 /// The same when none is on its way: nobody waits, but memory may have to be given back meanwhile.
 const PROMPT_GROUP_AT_HAND: usize = 32;
+
+/// A drive that takes longer is waited for in pieces, so that memory can be given back meanwhile.
+const LOOK_NS: u64 = 10_000_000;
 
 /// Slots of each pool that have pages before a read needs them: as many again as have been used, and at least what a token
 /// wants of a layer in most models.
@@ -138,6 +143,7 @@ pub struct ExpertCache {
     io: Box<dyn IoEngine>,
     pools: Vec<Pool>,
     slots: Vec<Slot>,
+    allowance: Option<Box<dyn Allowance>>,
     /// Gone once slots have been given back.
     toucher: Option<Toucher>,
     /// (slots)
@@ -217,6 +223,7 @@ impl ExpertCache {
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
+            allowance: None,
             toucher,
             pools,
             store,
@@ -480,10 +487,13 @@ impl ExpertCache {
                 return Ok(());
             }
             let start = self.io.now_ns();
-            let done = self.io.wait().expect("a wanted expert that is not ready has a read in flight");
+            let done = self.io.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
             let stall = self.io.now_ns() - start;
             self.stats.of_mut(self.phase).stall_ns += stall;
-            self.complete(done)?;
+            match done {
+                Some(done) => self.complete(done)?,
+                None => self.obey(),
+            }
             self.issue();
         }
     }

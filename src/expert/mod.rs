@@ -10,7 +10,7 @@ mod pace;
 mod stats;
 mod store;
 
-pub use cache::{ExpertCache, Scope};
+pub use cache::{Allowance, ExpertCache, Scope};
 pub use hot::{Hot, HotList};
 pub use pace::{Line, Pace, Times};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
@@ -25,17 +25,9 @@ use crate::{
     trace::{LayerEvent, Phase, TraceSink},
 };
 
-/// Says how many slots may be in use. It is asked at every layer and hand-out, some hundred times a token, so most answers
-/// must be cheap; and it owns clock and machine, of which nobody here knows.
-pub trait Allowance: Send {
-    /// The slots that each pool may use from now on, where that is to change. See [`ExpertCache::resize`].
-    fn check(&mut self) -> Option<Vec<usize>>;
-}
-
 /// See the module.
 pub struct Experts {
     cache: ExpertCache,
-    allowance: Option<Box<dyn Allowance>>,
     prefetcher: Box<dyn Prefetcher>,
     trace: Box<dyn TraceSink>,
     guesses: Vec<ExpertId>,
@@ -51,31 +43,23 @@ impl Experts {
             cache.read_ahead_but_for_last();
         }
         let (guesses, pacer) = (Vec::with_capacity(256), Pacer::new());
-        Self { cache, allowance: None, prefetcher, trace, guesses, token: None, pacer }
+        Self { cache, prefetcher, trace, guesses, token: None, pacer }
     }
 
-    /// From now on uses as many slots as `allowance` says, within those that the cache was made with; `None`: as many as it
-    /// uses now.
+    /// See [`ExpertCache::follow`].
     pub fn follow(&mut self, allowance: Option<Box<dyn Allowance>>) {
-        self.allowance = allowance;
+        self.cache.follow(allowance);
     }
 
     /// To be called now and then while something long is computed between two events. In a long prompt, attention keeps
     /// everybody else waiting for some tenths of a second, in which a process that grows takes 100 MB.
     pub fn meanwhile(&mut self) {
-        self.obey();
-    }
-
-    /// Gives slots back, or takes them into use again, where the allowance says so.
-    fn obey(&mut self) {
-        if let Some(slots) = self.allowance.as_mut().and_then(|allowance| allowance.check()) {
-            self.cache.resize(&slots);
-        }
+        self.cache.obey();
     }
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
-        self.obey();
+        self.cache.obey();
         self.tell_time(event);
         let late = self.cache.stats().decode.late;
         self.cache.request(event);
@@ -109,7 +93,7 @@ impl Experts {
     /// # Errors
     /// The first read that failed, with path, expert and offset.
     pub fn next_ready(&mut self, ready: &mut Vec<ExpertId>) -> Result<()> {
-        self.obey();
+        self.cache.obey();
         self.pacer.asked(self.cache.io().now_ns());
         let before = self.cache.stats().decode.stall_ns;
         self.cache.next_ready(ready).inspect_err(|_| self.pacer.failed())?;

@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -137,6 +137,15 @@ impl IoEngine for ThreadEngine {
         }
         let done = self.done.recv().expect("an I/O thread ends only when the engine is dropped");
         self.in_flight -= 1;
+        Some(done)
+    }
+    fn wait_at_most(&mut self, ns: u64) -> Option<Option<Done>> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        // Its threads end only when the engine is dropped, so that the only failure is a time that is over.
+        let done = self.done.recv_timeout(Duration::from_nanos(ns)).ok();
+        self.in_flight -= usize::from(done.is_some());
         Some(done)
     }
     fn poll(&mut self) -> Option<Done> {

@@ -130,6 +130,11 @@ pub trait IoEngine: Send {
     fn promote(&mut self, tag: usize);
     /// Blocks until some read is done. `None`: nothing is in flight.
     fn wait(&mut self) -> Option<Done>;
+    /// Waits so many nanoseconds at most: `Some(None)` says that reads are in flight and none is done. An engine that cannot
+    /// say so waits until one is.
+    fn wait_at_most(&mut self, _ns: u64) -> Option<Option<Done>> {
+        self.wait().map(Some)
+    }
     /// Takes a finished read if there is one.
     fn poll(&mut self) -> Option<Done>;
     /// Nanoseconds since the engine was made; virtual in a simulated one.

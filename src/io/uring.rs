@@ -26,6 +26,9 @@ use crate::input::Retries;
 /// Larger reads go in pieces of this size, so that a demand read need not wait for all of a prefetch.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// How long one call waits: who waits for a drive has to look at other things now and then.
+const LONGEST_WAIT: Duration = Duration::from_millis(10);
+
 /// Failures of the system call in a row before the engine gives up, after some five seconds. They are transient by its manual,
 /// short of memory for instance.
 const MAX_FAILURES: u32 = 5000;
@@ -40,7 +43,8 @@ trait Ring: Send {
     /// # Safety
     /// `to` must have `len` bytes that nobody else uses until [`Ring::pop`] has given `id`.
     unsafe fn push(&mut self, id: u64, file: u16, offset: u64, to: *mut u8, len: usize);
-    /// Hands what is queued to the kernel; if `wait`, until one is done.
+    /// Hands what is queued to the kernel; if `wait`, waits until one is done, for [`LONGEST_WAIT`] at most where the kernel
+    /// can (since Linux 5.11).
     fn enter(&mut self, wait: bool) -> io::Result<()>;
     /// A read that is done: its id, and the bytes that came or the error's number below zero.
     fn pop(&mut self) -> Option<(u64, i32)>;
@@ -62,7 +66,14 @@ impl Ring for Kernel {
         pushed.expect("the ring has an entry for each read in flight");
     }
     fn enter(&mut self, wait: bool) -> io::Result<()> {
-        self.ring.submit_and_wait(usize::from(wait)).map(drop)
+        if !wait || !self.ring.params().is_feature_ext_arg() {
+            return self.ring.submit_and_wait(usize::from(wait)).map(drop);
+        }
+        let time = types::Timespec::from(LONGEST_WAIT);
+        match self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time)) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::TIME.raw_os_error()) => Ok(()),
+            result => result.map(drop),
+        }
     }
     fn pop(&mut self) -> Option<(u64, i32)> {
         self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))
@@ -112,6 +123,8 @@ pub struct Uring {
     reads: Vec<Option<Active>>,
     free_reads: Vec<usize>,
     finished: VecDeque<Done>,
+    /// Failures of the system call in a row, over however many calls of this engine.
+    failures: u32,
     /// [`MAX_FAILURES`], unless a test is in a hurry.
     max_failures: u32,
     /// Why nothing is read any more.
@@ -154,6 +167,7 @@ impl Uring {
             reads: Vec::with_capacity(MAX_DEPTH),
             free_reads: Vec::with_capacity(MAX_DEPTH),
             finished: VecDeque::with_capacity(MAX_DEPTH),
+            failures: 0,
             max_failures: MAX_FAILURES,
             broken: None,
             start: Instant::now(),
@@ -349,23 +363,34 @@ impl IoEngine for Uring {
         }
     }
     fn wait(&mut self) -> Option<Done> {
-        let mut failures = 0;
+        loop {
+            if let Some(done) = self.wait_at_most(u64::MAX)? {
+                return Some(done);
+            }
+        }
+    }
+    fn wait_at_most(&mut self, ns: u64) -> Option<Option<Done>> {
+        let start = Instant::now();
         loop {
             let done = self.poll();
             if done.is_some() || self.is_idle() {
-                return done;
+                return done.map(Some);
+            }
+            if start.elapsed() >= Duration::from_nanos(ns) {
+                return Some(None);
             }
             if self.nothing_in_kernel() {
                 let until = self.put_off.iter().map(|(until, _)| *until).min();
-                std::thread::sleep(until.map_or(Duration::ZERO, |u| u.saturating_duration_since(Instant::now())));
+                let pause = until.map_or(Duration::ZERO, |u| u.saturating_duration_since(Instant::now()));
+                std::thread::sleep(pause.min(LONGEST_WAIT));
                 continue;
             }
             match self.ring.enter(true) {
-                Ok(()) => failures = 0,
+                Ok(()) => self.failures = 0,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    failures += 1;
-                    if failures >= self.max_failures {
+                    self.failures += 1;
+                    if self.failures >= self.max_failures {
                         self.give_up(&e);
                     }
                     std::thread::sleep(PAUSE);
@@ -562,7 +587,9 @@ mod tests {
             (0..4).for_each(|tag| submit(&mut engine, tag, Priority::Demand));
             for at in [1, 2] {
                 let (mut tags, mut bufs) = (Vec::new(), Vec::new());
-                while let Some(done) = engine.wait() {
+                // Waiting in pieces does not start the count anew.
+                while let Some(done) = engine.wait_at_most(1_000_000) {
+                    let Some(done) = done else { continue };
                     let error = done.result.unwrap_err();
                     assert_eq!(error.extent, extents(done.tag)[0]);
                     assert!(error.source.to_string().starts_with("io_uring keeps failing: "), "{}", error.source);
