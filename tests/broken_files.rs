@@ -202,10 +202,10 @@ fn a_file_that_ends_inside_its_header_may_still_be_downloading() {
     assert!(refusal(command(&args([&"inspect", &folder.model]))).ends_with("cannot open: the file is empty"));
 }
 
-/// A run that is fed from the file all the time, once its first text is out.
-fn running(model: &Path, io: IoKind) -> Child {
+/// A run of so many tokens, once the first of them are out. Each takes at least a row of the embedding from the file.
+fn running(model: &Path, io: IoKind, tokens: &str) -> Child {
     let name = io.name();
-    let args = args([&"run", &model, &"Once", &"-n", &"900", &"--memory", &"11MiB", &"--io", &name, &"-q"]);
+    let args = args([&"run", &model, &"Once", &"-n", &tokens, &"--io", &name, &"-q"]);
     let mut child = command(&args).spawn().unwrap();
     let stdout = child.stdout.as_mut().unwrap();
     let mut first = [0; 8];
@@ -217,8 +217,8 @@ fn running(model: &Path, io: IoKind) -> Child {
 fn a_file_cut_short_under_a_run_ends_it_with_one_sentence_on_every_read_path() {
     for &io in common::read_paths() {
         let folder = Folder::new();
-        let child = running(&folder.model, io);
-        OpenOptions::new().write(true).open(&folder.model).unwrap().set_len(1 << 20).unwrap();
+        let child = running(&folder.model, io, "900");
+        OpenOptions::new().write(true).open(&folder.model).unwrap().set_len(0).unwrap();
         let (status, said) = end(child);
         assert_eq!(status.code(), Some(1), "{io:?}: {status}: {said}");
         assert!(said.starts_with("hotset: ") && said.contains("model.gguf: "), "{io:?}: {said}");
@@ -231,7 +231,7 @@ fn a_file_cut_short_under_a_run_ends_it_with_one_sentence_on_every_read_path() {
 fn a_file_that_vanishes_under_a_run_is_read_to_the_end() {
     for &io in common::read_paths() {
         let folder = Folder::new();
-        let child = running(&folder.model, io);
+        let child = running(&folder.model, io, "60");
         fs::remove_file(&folder.model).unwrap();
         let (status, said) = end(child);
         assert!(status.success(), "{io:?}: {status}: {said}");
