@@ -26,6 +26,8 @@ pub struct MemoryWatch {
 struct Group {
     version: Version,
     limit: File,
+    /// Where version 2 begins to slow its tasks down.
+    high: Option<File>,
     usage: File,
     stat: Option<File>,
 }
@@ -74,12 +76,15 @@ impl Group {
     fn open(version: Version, folder: &Path) -> Option<Self> {
         let (limit, usage) = files(version);
         let open = |name| File::open(folder.join(name)).ok();
-        Some(Self { version, limit: open(limit)?, usage: open(usage)?, stat: open("memory.stat") })
+        let (limit, usage) = (open(limit)?, open(usage)?);
+        Some(Self { version, limit, high: open("memory.high"), usage, stat: open("memory.stat") })
     }
 
     /// What the limit leaves; `None` without one, or with one above what the machine has.
     fn left(&mut self, machine: u64, text: &mut String) -> Option<u64> {
-        let limit = number(read(&mut self.limit, text)?).filter(|&limit| limit <= machine)?;
+        let hard = number(read(&mut self.limit, text)?);
+        let high = self.high.as_mut().and_then(|high| number(read(high, text)?));
+        let limit = hard.into_iter().chain(high).min().filter(|&limit| limit <= machine)?;
         let usage = number(read(&mut self.usage, text)?)?;
         // Page cache counts as used and is given back on demand.
         let stat = self.stat.as_mut().and_then(|stat| read(stat, text));
@@ -161,6 +166,9 @@ mod tests {
         assert_eq!(left("10000\n", "1000\n", stat), Some(10_000), "the cache is no more than what is used");
         assert_eq!(left("10000\n", "4000\n", ""), Some(6000));
         assert_eq!(left("max\n", "4000\n", stat), None);
+        fs::write(folder.path().join("memory.high"), "9000\n").unwrap();
+        assert_eq!([left("max\n", "4000\n", stat), left("5000\n", "4000\n", stat)], [Some(6500), Some(2500)]);
+        fs::remove_file(folder.path().join("memory.high")).unwrap();
         assert_eq!(left("9223372036854771712\n", "4000\n", stat), None, "version 1 says so much");
         assert!(Group::open(Version::V1, folder.path()).is_none());
     }
