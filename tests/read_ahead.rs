@@ -264,7 +264,7 @@ impl Allowance for Whims {
 #[test]
 fn slots_may_be_given_back_while_they_roll() {
     for &policy in PolicyKind::ALL {
-        let mut world = world(PrefetchKind::Off, N_FF, policy);
+        let mut world = world(PrefetchKind::Lookahead, N_FF, policy);
         let said = Arc::new(Mutex::new([SLOTS; N_LAYER]));
         world.experts.follow(Some(Box::new(Whims(Dice(11), said.clone()))));
         for _ in 0..100 {
