@@ -30,7 +30,7 @@ use crate::{
     Error, Result,
     expert::{BLOCK_BYTES, ExpertStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version},
     gguf::{Gguf, GgufWriter, TensorInfo, Value},
-    model::Config,
+    model::{Config, refuse_missing},
     new_file::NewFile,
     quant::GgmlType,
 };
@@ -76,13 +76,14 @@ pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option
 /// Writes `source`, repacked, to `out`. `None` if `watch` asked for an end: then nothing is left of it.
 ///
 /// # Errors
-/// Where `source` is repacked already, is no model that hotset runs, or has a tensor of unknown type;
+/// Where `source` is repacked already, is no model that hotset runs, has no data yet, or has a tensor of unknown type;
 /// what the system says about a read or a write; where the bytes that were read back are others. In each case nothing is
 /// left.
 pub fn repack_to(source: &Gguf, out: NewFile, watch: &mut Watch<'_>) -> Result<Option<Report>> {
     let out_path = out.path().to_owned();
     let mut writer = GgufWriter::to(out);
     let store = experts_of(source)?;
+    refuse_missing(source)?;
     if let Some(version) = repack_version(source)? {
         let expected = "a file that is not repacked already";
         return Err(Error::request(source.path().display().to_string(), expected, format!("{REPACK_KEY} {version}")));

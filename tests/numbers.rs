@@ -280,6 +280,11 @@ fn a_download_that_took_its_length_first_is_noticed() {
     std::fs::write(&path, &zeros).unwrap();
     let said = open(&path).err().expect("no data").to_string();
     assert!(said.contains("norm.weight is not there (still downloading?)"), "{said}");
+    // A copy of it would be no better.
+    let (empty, copy) = (Gguf::open(&path).unwrap(), folder.path().join("copy.gguf"));
+    let watch = &mut |_, _, _| std::ops::ControlFlow::Continue(());
+    assert!(hotset::repack::repack(&empty, &copy, watch).unwrap_err().to_string().ends_with("(still downloading?)"));
+    assert!(!copy.exists());
 
     for name in ["output_norm.weight", "blk.0.attn_norm.weight", "blk.1.ffn_norm.weight"] {
         let mut tiny = whole.clone();

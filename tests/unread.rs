@@ -66,6 +66,27 @@ fn a_tensor_that_nothing_reads_is_refused_by_name() {
     }
 }
 
+/// What a file says does not break the sentence that says so.
+#[test]
+fn names_with_control_characters_stay_in_one_line() {
+    let shown = r"evil\n\u{1b}[2J";
+    let evil = "evil\n\u{1b}[2J";
+    let mut tiny = Tiny::new("qwen3moe");
+    tiny.add(evil, &[N_EMBD]);
+    refused(&tiny, &[&format!("tensor {shown} ")]);
+    let mut tiny = Tiny::new("qwen3moe");
+    tiny.add(&format!("blk.7.{evil}"), &[N_EMBD]);
+    refused(&tiny, &["block_count is 2,", &format!("tensor blk.7.{shown}")]);
+    let mut tiny = Tiny::new("qwen3moe");
+    tiny.set(&format!("qwen3moe.{evil}"), evil);
+    refused(&tiny, &[&format!("key qwen3moe.{shown} (\"{shown}\")")]);
+    for key in ["general.architecture", "qwen3moe.rope.scaling.type"] {
+        let mut tiny = Tiny::new("qwen3moe");
+        tiny.set(key, evil);
+        refused(&tiny, &[shown]);
+    }
+}
+
 #[test]
 fn an_expert_too_many_is_refused_in_every_layout() {
     let mut tiny = Tiny::new("llama").old_layout();

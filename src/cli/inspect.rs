@@ -230,7 +230,10 @@ impl Report {
             text.line("not used", format!("{}: {}", unread.key, unread.reason));
         }
         text.gap();
-        text.0 += &self.why_not.as_ref().map_or("runs: yes\n".to_owned(), |why| format!("runs: no, because {why}\n"));
+        match &self.why_not {
+            None => text.0 += "runs: yes\n",
+            Some(why) => text.0 += &format!("runs: no, because {}\n", printable(why)),
+        }
         text.0
     }
 }

@@ -89,7 +89,12 @@ impl Config {
         let name = meta.require_str("general.architecture")?;
         let arch = arch::find(name).ok_or_else(|| {
             let known: Vec<_> = arch::ARCHS.iter().map(|a| a.name).collect();
-            Error::unsupported(gguf.path(), "the architecture", format!("one of {}", known.join(", ")), name)
+            Error::unsupported(
+                gguf.path(),
+                "the architecture",
+                format!("one of {}", known.join(", ")),
+                name.escape_debug(),
+            )
         })?;
         let keys = Keys(reader);
         let n_layer = keys.count("block_count", MAX_LAYERS)?;
@@ -283,6 +288,6 @@ fn rope_freq_scale(keys: &Keys<'_, '_>) -> Result<f32> {
     match keys.meta().str(&key)? {
         Some("none") => Ok(1.0),
         None | Some("linear") => Ok(1.0 / factor),
-        Some(other) => Err(Error::unsupported(keys.meta().path(), key, "none or linear", other)),
+        Some(other) => Err(Error::unsupported(keys.meta().path(), key, "none or linear", other.escape_debug())),
     }
 }

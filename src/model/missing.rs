@@ -1,7 +1,7 @@
 //! Notices a file that has its length and not its data: what is left of a download that takes its whole length first.
 
 use crate::{
-    Result,
+    Error, Result,
     gguf::{Gguf, TensorInfo},
 };
 
@@ -24,6 +24,16 @@ pub fn missing_data(gguf: &Gguf) -> Result<Option<&TensorInfo>> {
         }
     }
     Ok(None)
+}
+
+/// Refuses a file of which [`missing_data`] finds a tensor.
+///
+/// # Errors
+/// Names the tensor.
+pub fn refuse_missing(gguf: &Gguf) -> Result<()> {
+    let Some(tensor) = missing_data(gguf)? else { return Ok(()) };
+    let message = format!("the data of tensor {} is not there (still downloading?)", tensor.name.escape_debug());
+    Err(Error::file(gguf.path_of(tensor), message))
 }
 
 /// A limit on what is read at once: a megabyte-wide stream of F32.

@@ -16,7 +16,7 @@ mod weights;
 
 pub use config::Config;
 pub use kv_cache::{KV_TYPES, KvCache, KvView};
-pub use missing::missing_data;
+pub use missing::{missing_data, refuse_missing};
 pub use scratch::{Scratch, ScratchShape};
 pub use unread::Unread;
 pub use weights::{Touched, Weights, check_dense, is_expert, resident_bytes, touched};

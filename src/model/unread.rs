@@ -96,12 +96,14 @@ pub(super) fn check(reader: &Reader<'_>, c: &Config) -> Result<Vec<Unread>> {
     if let Some(tensor) = reader.tensors_left().first() {
         let message = format!(
             "tensor {} is not part of a {} model as hotset runs it; without it the answers would be wrong",
-            tensor.name, c.arch.name
+            tensor.name.escape_debug(),
+            c.arch.name
         );
         return Err(Error::file(gguf.path_of(tensor), message));
     }
     let mut keys = gguf.meta().iter().map(|(key, _)| key);
     if let Some(key) = keys.find(|key| CHANGED_WEIGHTS.iter().any(|prefix| key.starts_with(prefix))) {
+        let key = key.escape_debug();
         let message = format!("metadata key {key} says that the weights are transformed, which hotset does not undo");
         return Err(Error::file(gguf.path(), message));
     }
@@ -115,7 +117,9 @@ fn check_layers(gguf: &Gguf, c: &Config) -> Result<()> {
     let Some(tensor) = beyond else { return Ok(()) };
     let message = format!(
         "{}.block_count is {}, but the file has more layers: there is a tensor {}",
-        c.arch.name, c.n_layer, tensor.name
+        c.arch.name,
+        c.n_layer,
+        tensor.name.escape_debug()
     );
     Err(Error::file(gguf.path_of(tensor), message))
 }
@@ -129,6 +133,7 @@ fn unread(gguf: &Gguf, c: &Config, short: &str, value: &Value) -> Result<Unread>
             Err(Error::file(gguf.path(), message))
         }
         None => {
+            let key = key.escape_debug();
             let message =
                 format!("metadata key {key} ({value}) is unknown to hotset, and may change what the model computes");
             Err(Error::file(gguf.path(), message))

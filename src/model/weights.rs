@@ -3,7 +3,7 @@
 
 use memmap2::MmapMut;
 
-use super::{config::Config, dense::Dense, missing::missing_data};
+use super::{config::Config, dense::Dense, missing::refuse_missing};
 use crate::{
     Error, Result,
     backend::Backend,
@@ -263,10 +263,7 @@ impl Weights {
     /// Names the tensor that is missing, or whose shape or type does not fit, or whose bytes cannot be read, or are not there
     /// yet, or are no numbers.
     pub fn load(gguf: &Gguf, c: &Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        if let Some(tensor) = missing_data(gguf)? {
-            let message = format!("the data of tensor {} is not there (still downloading?)", tensor.name);
-            return Err(Error::file(gguf.path_of(tensor), message));
-        }
+        refuse_missing(gguf)?;
         let mut loader = Loader { gguf, dense: Dense::find(&Reader::new(gguf), c)?, progress };
         let tied = !loader.has("output.weight");
         let weights = Self {
