@@ -1,8 +1,11 @@
-//! One error type. Each variant prints as one sentence that names what, where, expected and got.
+//! One error type. Each variant prints as one sentence that names what is wrong, and where.
+//!
+//! Most sentences are whole: [`Error::invalid`] and [`Error::file`]. Readers of binary formats compose theirs from the
+//! field, what a good file has there, and what this one has: [`Error::format`].
 
 use std::path::{Path, PathBuf};
 
-/// Everything that the world can do to us. A bug of ours is a panic instead.
+/// All recoverable errors; broken invariants panic.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused something on a path.
@@ -49,7 +52,18 @@ pub enum Error {
         /// What the file asks for.
         got: String,
     },
-    /// The caller asked for something that cannot be.
+    /// What is wrong with a file or folder, in words of its own.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// The rest of the sentence.
+        message: String,
+    },
+    /// The caller asked for something that cannot be: a whole sentence.
+    #[error("{0}")]
+    Invalid(String),
+    /// The caller gave a value out of its range.
     #[error("{what}: expected {expected}, got {got}")]
     Request {
         /// The option or argument.
@@ -81,6 +95,14 @@ impl Error {
             expected: expected.to_string(),
             got: got.to_string(),
         }
+    }
+    /// An [`Error::File`]: "model.gguf: the file is empty".
+    pub fn file(path: &Path, message: impl Into<String>) -> Self {
+        Error::File { path: path.to_owned(), message: message.into() }
+    }
+    /// An [`Error::Invalid`]: "the prompt is empty".
+    pub fn invalid(sentence: impl Into<String>) -> Self {
+        Error::Invalid(sentence.into())
     }
     /// An [`Error::Request`].
     pub fn request(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {

@@ -6,14 +6,19 @@ use hotset::{
     Result,
     expert::{ExpertStore, repack_version},
     gguf::{Gguf, TensorInfo},
-    human_bytes,
+    human_bytes, human_bytes_up,
     io::Layout,
     model::{Config, is_expert, resident_bytes},
     session::{Options, make_plan},
 };
 use serde::Serialize;
 
-use super::{Ended, args::count, out::Out};
+use super::{
+    Ended,
+    args::{asked_ctx, ctx},
+    json,
+    out::Out,
+};
 
 /// Show what a model file holds
 ///
@@ -24,8 +29,8 @@ use super::{Ended, args::count, out::Out};
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
     file: PathBuf,
-    /// Context for the budgets, in tokens; default: the model's own, at most 4096
-    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    /// Context for the budgets, in tokens; 0: the model's own; default: that, at most 4096
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
     ctx: Option<usize>,
     /// Print JSON
     #[arg(long)]
@@ -108,11 +113,7 @@ struct Shard {
 pub fn run(args: &Args) -> Ended {
     let gguf = Gguf::open_header(&args.file)?;
     let report = Report::new(&gguf, args.ctx)?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&report).expect("strings and numbers are JSON") + "\n"
-    } else {
-        report.text()
-    };
+    let text = if args.json { json::document(&report) } else { report.text() };
     Out::new().text(&text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -126,7 +127,11 @@ impl Report {
             gguf,
             &config,
             &store,
-            &Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() },
+            &Options {
+                n_ctx: n_ctx.map(|n| asked_ctx(n, config.n_ctx_train)),
+                memory_bytes: Some(u64::MAX),
+                ..Options::default()
+            },
             Layout::Lines,
         )?;
         let elements = |keep: &dyn Fn(&str) -> bool| -> u64 {
@@ -241,7 +246,10 @@ impl Report {
         text.gap();
         let budget = &self.budget;
         text.line("for a context", format!("of {} tokens, whose KV cache takes {}:", budget.n_ctx, b(budget.kv_bytes)));
-        text.line("smallest budget", format!("{} ({} bytes)", b(budget.smallest_bytes), budget.smallest_bytes));
+        text.line(
+            "smallest budget",
+            format!("{} ({} bytes)", human_bytes_up(budget.smallest_bytes), budget.smallest_bytes),
+        );
         text.line(
             "full budget",
             format!("{} ({} bytes), every expert in memory", b(budget.full_bytes), budget.full_bytes),

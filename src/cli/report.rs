@@ -2,14 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::ValueEnum;
 use hotset::{
     new_file::NewFile,
     report::{Made, Report, Run, Traced},
     trace::file::TraceReader,
 };
 
-use super::{Ended, made, out::Out, sweep::Sweep};
+use super::{Ended, json, made, out::Out, sweep::Sweep};
 
 /// Show what a trace and a live run say: miss-ratio curves, heat maps, a timeline
 ///
@@ -26,19 +25,14 @@ pub struct Args {
     /// Write the page to this file, which must not exist
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// What to print. Default: plot, or nothing with --html
-    #[arg(short, long, value_enum)]
-    output: Option<Format>,
+    /// Print all numbers of the page as JSON
+    #[arg(long, conflicts_with = "plot")]
+    json: bool,
+    /// Print miss-ratio curves, a letter per policy, and a sentence on the run. The default without --html
+    #[arg(long)]
+    plot: bool,
     #[command(flatten)]
     sweep: Sweep,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Format {
-    /// Miss-ratio curves, a letter a policy, and a sentence on the run
-    Plot,
-    /// All numbers of the page
-    Json,
 }
 
 /// The verb.
@@ -65,11 +59,10 @@ pub fn run(args: &Args) -> Ended {
         page.write(report.html().as_bytes())?;
         page.finish()?;
     }
-    let text = match args.output {
-        Some(Format::Json) => serde_json::to_string_pretty(&report).expect("plain text and numbers") + "\n",
-        Some(Format::Plot) => report.text(),
-        None if has_page => String::new(),
-        None => report.text(),
+    let text = match (args.json, args.plot || !has_page) {
+        (true, _) => json::document(&report),
+        (false, true) => report.text(),
+        (false, false) => String::new(),
     };
     Out::new().text(&text)?;
     Ok(ExitCode::SUCCESS)
