@@ -30,7 +30,7 @@ impl Interrupts {
             Some(bytes) => watch.restoring(bytes),
             None => watch.plain(),
         }
-        .map_err(|e| Error::invalid(format!("cannot install a handler for Ctrl-C: {e}")))?;
+        .map_err(|e| Error::request("a handler for Ctrl-C", "it to be installed", e))?;
         Ok(watch)
     }
 

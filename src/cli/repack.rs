@@ -88,7 +88,7 @@ fn watch_signals() -> Result<Arc<AtomicUsize>> {
     let ignored = ignored_signals();
     for signal in signals.filter(|s| ignored >> (s - 1) & 1 == 0) {
         signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
-            .map_err(|e| Error::invalid(format!("cannot install a handler for signals: {e}")))?;
+            .map_err(|e| Error::request("a handler for signals", "it to be installed", e))?;
     }
     Ok(last)
 }
