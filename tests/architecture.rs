@@ -33,8 +33,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "backend", "error", "expert", "gguf", "id", "input", "io", "machine", "model", "new_file", "plan", "policy",
-            "prefetch", "pressure", "quant", "trace",
+            "backend", "error", "expert", "gguf", "id", "input", "io", "machine", "model", "new_file", "plan",
+            "policy", "prefetch", "pressure", "quant", "trace",
         ],
     ),
 ];

@@ -36,7 +36,8 @@ fn fields(value: &Value, into: &mut BTreeSet<String>) {
 fn documented(heading: &str) -> BTreeSet<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md");
     let text = fs::read_to_string(path).unwrap();
-    let section = text.split("\n## ").find(|section| section.starts_with(heading)).unwrap_or_else(|| panic!("{heading}"));
+    let section =
+        text.split("\n## ").find(|section| section.starts_with(heading)).unwrap_or_else(|| panic!("{heading}"));
     section.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 

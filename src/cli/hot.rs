@@ -7,7 +7,8 @@ use std::{
 };
 
 use hotset::{
-    Result, expert::HotList, gguf::Gguf, input, model::Config, new_file::NewFile, session::Session, trace::file::TraceReader,
+    Result, expert::HotList, gguf::Gguf, input, model::Config, new_file::NewFile, session::Session,
+    trace::file::TraceReader,
 };
 
 use super::{made, model_file, text::read_list};

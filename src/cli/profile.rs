@@ -64,7 +64,8 @@ impl Profile {
     pub fn read(path: &Path) -> Result<Self> {
         let wrong =
             |why: String| Error::file(path, format!("this is no profile, as hotset bench --json prints it: {why}"));
-        let Rows { rows } = serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
+        let Rows { rows } =
+            serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
         let mut decoded: Vec<Self> = rows.into_iter().filter(|row| row.layer_us.is_some()).collect();
         let Some(profile) = decoded.pop().filter(|_| decoded.is_empty()) else {
             let n = if decoded.is_empty() { "none".to_owned() } else { format!("{}", decoded.len() + 1) };
