@@ -16,7 +16,7 @@ use crate::{
     quant::GgmlType,
 };
 
-/// What the program takes with any model: its code, its libraries, heap, stacks. Measured: see `tests/budget.rs`.
+/// What the program takes with any model: its code, its libraries, heap, stacks. `tests/habits.rs` holds processes to it.
 const PROGRAM_BYTES: u64 = 9 << 20;
 
 /// What it takes for each byte of the model's header: names and tokens as strings, the tokenizer's tables.

@@ -48,19 +48,21 @@ impl Engine {
 /// Says before a run that the memory which its budget lets it take is not there.
 pub fn warn_of_budget(gguf: &Gguf, options: &Options, quiet: bool) {
     let (Some(asked), Some(free)) = (options.memory_bytes, machine::available_bytes()) else { return };
-    if quiet || asked <= free {
-        return;
+    // What else is wrong the session will say.
+    let told = missing_memory(asked, free, || full_bytes(gguf, options).unwrap_or(asked));
+    if let Some(told) = told.filter(|_| !quiet) {
+        note(format_args!("{told}"));
     }
-    // A budget may be larger than what the model can use. What else is wrong the session will say.
-    let used = full_bytes(gguf, options).map_or(asked, |full| full.min(asked));
-    if used > free {
-        note(format_args!(
-            "the budget of {} is more than the {} that the machine or its memory cgroup has free: the system may swap, or \
-             kill the run",
-            human_bytes(used),
-            human_bytes(free)
-        ));
-    }
+}
+
+/// What to say of a budget where `free` bytes are free; it may be larger than the `full` that the model can use.
+fn missing_memory(asked: u64, free: u64, full: impl FnOnce() -> u64) -> Option<String> {
+    let used = if asked > free { asked.min(full()) } else { asked };
+    let told = || {
+        let (used, free) = (human_bytes(used), human_bytes(free));
+        format!("the budget of {used} is more than the {free} that the machine or its memory cgroup has free")
+    };
+    (used > free).then(|| told() + ": the system may swap, or kill the run")
 }
 
 /// What a model takes with every expert in memory.
@@ -290,6 +292,17 @@ impl FromStr for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_that_is_not_there_is_said() {
+        let said = |asked, free, full| missing_memory(asked << 30, free << 30, || full << 30);
+        assert_eq!(said(8, 16, 4), None);
+        assert_eq!(said(64, 16, 4), None, "the model cannot use it");
+        for (asked, full, used) in [(64, 20, "20.0 GiB"), (17, 20, "17.0 GiB")] {
+            let told = said(asked, 16, full).unwrap();
+            assert!(told.contains(used) && told.contains("16.0 GiB"), "{told}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
