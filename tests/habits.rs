@@ -232,7 +232,7 @@ fn nothing_is_wider_than_a_terminal_of_100_columns() {
     let bench = narrow(&["bench", MODEL, "-p", "4", "-n", "3", "-r", "2", "--warmup", "2", "--probe", "0"]);
     assert!(bench.contains("tok/s") && bench.contains("more columns"), "{bench}");
     let plan = narrow(&["plan", MODEL, "--memory-rate", "30", "--drive", "80:1000"]);
-    assert!(plan.starts_with("On this machine: "), "{plan}");
+    assert!(plan.starts_with("On this machine, with the rates"), "{plan}");
     narrow(&["run", MODEL, "Once upon a time", "-n", "8", "-v", "--no-echo", "--temp", "0"]);
     narrow(&["--help"]);
     narrow(&["run", "--help"]);

@@ -85,6 +85,9 @@ const SENSIBLE: f64 = 0.8;
 /// See the module. The fields are the JSON's keys.
 #[derive(Serialize)]
 struct Outlook {
+    /// Rates of another machine.
+    #[serde(skip)]
+    given: bool,
     model: String,
     n_ctx: usize,
     threads: usize,
@@ -262,6 +265,7 @@ impl Outlook {
         let less = here.map(|here| rounded_down(here / 2).max(smallest)).filter(|&less| Some(less) < here);
         let less = less.map(|budget_bytes| Ok(Less { budget_bytes, tok_s: case.row(budget_bytes)?.1 })).transpose()?;
         Ok(Outlook {
+            given: args.drive.is_some() || args.memory_rate.is_some(),
             model: args.file.display().to_string(),
             n_ctx: whole.n_ctx,
             threads,
@@ -291,6 +295,7 @@ impl Outlook {
     /// What most people want to know.
     fn sentence(&self) -> String {
         let b = human_bytes;
+        let machine = if self.given { "On this machine, with the rates that were given" } else { "On this machine" };
         let Some(here) = self.rows.iter().find(|row| row.here) else {
             let free = self.available_bytes.map_or("unknown".to_owned(), b);
             let smallest = human_bytes_up(self.one_pool_bytes.min(self.smallest_bytes));
@@ -303,7 +308,7 @@ impl Outlook {
         let whole = if here.budget_bytes == self.full_bytes { "; all of it fits" } else { "" };
         let less =
             self.less.map_or(String::new(), |less| format!("; {} gives {:.0}", b(less.budget_bytes), less.tok_s));
-        format!("On this machine: about {tok_s:.0} tok/s in {budget} of the {free} that are free{whole}{less}.")
+        format!("{machine}: about {tok_s:.0} tok/s in {budget} of the {free} that are free{whole}{less}.")
     }
 
     fn text(&self) -> String {
