@@ -298,9 +298,10 @@ impl Outlook {
         let machine = if self.given { "On this machine, with the rates that were given" } else { "On this machine" };
         let Some(here) = self.rows.iter().find(|row| row.here) else {
             let free = self.available_bytes.map_or("unknown".to_owned(), b);
-            let smallest = human_bytes_up(self.one_pool_bytes.min(self.smallest_bytes));
+            let [least, layers] = [self.one_pool_bytes, self.smallest_bytes].map(human_bytes_up);
             return format!(
-                "On this machine: not without a smaller --ctx; it takes {smallest} at least, and {free} are free."
+                "{machine}: too little memory is free, {free}; the model takes {least} at least, and {layers} with slots for \
+                 each layer."
             );
         };
         let (tok_s, budget) = (here.decode_tok_s.expected, b(here.budget_bytes));
