@@ -5,7 +5,6 @@ use std::{fmt, str::FromStr};
 use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
-    Error,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes,
