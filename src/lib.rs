@@ -99,6 +99,15 @@ pub use error::{Error, Result};
 
 /// Bytes for people, in binary units: `15.2 MiB`.
 pub fn human_bytes(bytes: u64) -> String {
+    in_units(bytes, |tenths| tenths.round())
+}
+
+/// As [`human_bytes`], rounded up: a budget of so much is not too small.
+pub fn human_bytes_up(bytes: u64) -> String {
+    in_units(bytes, |tenths| tenths.ceil())
+}
+
+fn in_units(bytes: u64, round: fn(f64) -> f64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes as f64, "bytes");
     for next in units {
@@ -107,5 +116,9 @@ pub fn human_bytes(bytes: u64) -> String {
         }
         (value, unit) = (value / 1024.0, next);
     }
-    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
+    match unit {
+        "bytes" if bytes == 1 => "1 byte".to_owned(),
+        "bytes" => format!("{bytes} bytes"),
+        unit => format!("{:.1} {unit}", round(value * 10.0) / 10.0),
+    }
 }

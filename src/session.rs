@@ -5,6 +5,8 @@
 mod follow;
 mod read_path;
 
+pub use read_path::{PlainReads, plain_reads};
+
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -23,7 +25,7 @@ use crate::{
     io::{Files, IoEngine, IoKind, Layout},
     machine,
     model::{Batch, Config, KvCache, Model, Scratch, Want},
-    plan::{Needs, Plan},
+    plan::{Needs, Plan, process_bytes},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -36,8 +38,9 @@ pub struct Options {
     /// The budget in bytes. `None`: four fifths of what the machine has free, at most what the model can use; and
     /// while it runs, slots are given back when the machine is short of memory, and taken again when it no longer is.
     pub memory_bytes: Option<u64>,
-    /// What the process holds already and the budget is to bear; `None`: measured. An embedder whose process is mostly
-    /// its own says 0.
+    /// What the process is charged beside what the session allocates; `None`: what the program takes with such a model, or
+    /// what is measured if that is more, see [`plan::process_bytes`](crate::plan::process_bytes). An embedder whose process
+    /// is mostly its own says 0.
     pub process_bytes: Option<u64>,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
@@ -288,7 +291,7 @@ impl<B: Backend> Session<B> {
         self.check(tokens)?;
         let room = self.plan.n_batch;
         if tokens.len() > room {
-            return Err(Error::request("tokens in a batch", format!("at most {room}"), tokens.len()));
+            return Err(Error::invalid(format!("a batch holds {room} tokens, not {}", tokens.len())));
         }
         self.timed(tokens, Phase::Prompt, Want::Nothing)
     }
@@ -301,7 +304,7 @@ impl<B: Backend> Session<B> {
         self.check(tokens)?;
         let room = self.plan.n_logits.min(self.plan.n_batch);
         if tokens.len() > room {
-            return Err(Error::request("tokens in a batch with logits", format!("at most {room}"), tokens.len()));
+            return Err(Error::invalid(format!("a batch holds {room} tokens with logits, not {}", tokens.len())));
         }
         self.timed(tokens, Phase::Prompt, Want::All)?;
         Ok(&self.scratch.logits()[..tokens.len() * self.model.config.n_vocab])
@@ -333,18 +336,18 @@ impl<B: Backend> Session<B> {
     fn check(&self, tokens: &[u32]) -> Result<()> {
         let n_vocab = self.model.config.n_vocab;
         if tokens.is_empty() {
-            return Err(Error::request("the prompt", "at least one token", "none"));
+            return Err(Error::invalid("the prompt has no tokens"));
         }
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
-            return Err(Error::request("a token", format!("an id below {n_vocab}"), token));
+            return Err(Error::invalid(format!("token {token} is not in the vocabulary of {n_vocab} tokens")));
         }
         let (used, n_ctx) = (self.kv.len(), self.kv.n_ctx());
         if used + tokens.len() > n_ctx {
-            let expected = format!(
-                "at most {n_ctx} tokens (--ctx sets it; the model was trained for {})",
+            return Err(Error::invalid(format!(
+                "the context of {n_ctx} tokens is too short for {} (the model was trained for {})",
+                used + tokens.len(),
                 self.config().n_ctx_train
-            );
-            return Err(Error::request("the context", expected, used + tokens.len()));
+            )));
         }
         Ok(())
     }
@@ -419,14 +422,13 @@ impl<B: Backend> Session<B> {
 pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options, layout: Layout) -> Result<Plan> {
     let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
     if n_ctx == 0 || n_ctx > config.n_ctx_train {
-        return Err(Error::request(
-            "the context",
-            format!("1 to {} tokens, the model's own", config.n_ctx_train),
-            n_ctx,
-        ));
+        return Err(Error::invalid(match n_ctx {
+            0 => "a context of 0 tokens holds nothing".to_owned(),
+            n => format!("context length {n} exceeds the model's maximum of {}", config.n_ctx_train),
+        }));
     }
     if options.n_batch == Some(0) {
-        return Err(Error::request("the batch", "at least 1 token", 0));
+        return Err(Error::invalid("a batch of 0 tokens holds nothing"));
     }
     let needs = Needs {
         n_ctx,
@@ -437,7 +439,11 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
-        process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
+        process_bytes: options.process_bytes.unwrap_or_else(|| {
+            // Tensors begin where the header ends.
+            let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
+            process_bytes(header_bytes, machine::rss_bytes().unwrap_or(0))
+        }),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
     let plan = Plan::new(gguf, config, store, needs, None)?;

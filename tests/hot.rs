@@ -218,7 +218,7 @@ fn no_bit_of_the_output_changes() {
 /// Runs the program with a cache folder of its own. Gives the text, the statistics and what was said.
 fn run(folder: &Path, more: &[&str]) -> (String, Value, String) {
     let json = folder.join("stats.json");
-    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--memory", "9MiB", "--stats-json"];
+    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--seed", "4", "-v", "--memory", "17MiB", "--stats-json"];
     let mut command = command(env!("CARGO_BIN_EXE_hotset"));
     let output = command.args(args).arg(&json).args(more).env("XDG_CACHE_HOME", folder).output().unwrap();
     let stats = output.status.success().then(|| serde_json::from_slice(&fs::read(&json).unwrap()).unwrap());

@@ -41,6 +41,13 @@ fn text(args: &[&str]) -> String {
     String::from_utf8(hotset(args).stdout).unwrap()
 }
 
+/// The rows of a document.
+fn rows(args: &[&str]) -> Vec<Value> {
+    let mut document: Value = serde_json::from_str(&text(args)).unwrap();
+    assert_eq!(document["schema"], 1);
+    serde_json::from_value(document["rows"].take()).unwrap()
+}
+
 /// Decoding with scores of the next layer: its own choices, but a third of them replaced by others.
 fn scored(seed: u64) -> Vec<Event> {
     let mut dice = Dice(seed);
@@ -277,8 +284,8 @@ fn shares_of_prefetches_are_those_of_their_counts() {
     let trace = folder.path().join("a.trace");
     write(&trace, with_scores(SHAPE.experts), &scored(5));
     let args = ["--slots", "4,8", "--policy", "lru,default", "--prefetch", "off,lookahead", "--drive", "1:1000"];
-    let args = [&["simulate", trace.to_str().unwrap(), "-o", "json", "--layer-us", "3"], &args[..]].concat();
-    let rows: Vec<Value> = serde_json::from_str(&text(&args)).unwrap();
+    let args = [&["simulate", trace.to_str().unwrap(), "--json", "--layer-us", "3"], &args[..]].concat();
+    let rows = rows(&args);
     let (mut in_time, mut late, mut wasted) = (0, 0, 0);
     for row in &rows {
         let count = |key: &str| row[key].as_u64().unwrap();
@@ -302,8 +309,8 @@ fn csv_says_what_json_says() {
     let trace = folder.path().join("a.trace");
     write(&trace, with_scores(6), &scored(7));
     let args = ["simulate", trace.to_str().unwrap(), "--slots", "4,8", "--prefetch", "off,lookahead"];
-    let json: Vec<Value> = serde_json::from_str(&text(&[&args[..], &["-o", "json"]].concat())).unwrap();
-    let csv = text(&[&args[..], &["-o", "csv"]].concat());
+    let json = rows(&[&args[..], &["--json"]].concat());
+    let csv = text(&[&args[..], &["--csv"]].concat());
     let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let head = lines.next().unwrap();
     assert_eq!(head[..4], ["policy", "scope", "prefetch", "slots_per_layer"]);
@@ -350,7 +357,7 @@ fn text_has_the_rows_figures_and_the_control() {
     write(&trace, hostile, &scored(9));
     let args = ["simulate", trace.to_str().unwrap(), "--slots", "4", "--policy", "lru"];
     let shown = text(&args);
-    let rows: Vec<Value> = serde_json::from_str(&text(&[&args[..], &["-o", "json"]].concat())).unwrap();
+    let rows = rows(&[&args[..], &["--json"]].concat());
     let percent = |value: &Value| format!("{:.2}", value.as_f64().unwrap() * 100.0);
     let figures: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("lru ")).map(str::trim).collect();
     assert_eq!(figures, [percent(&rows[0]["hit_rate"]), percent(&rows[0]["foresight"][1]["recall_on_misses"][2])]);
@@ -370,8 +377,7 @@ fn a_trace_of_prompts_only_has_no_figures() {
     let mut events = scored(11);
     events.iter_mut().for_each(|e| e.phase = Phase::Prompt);
     write(&trace, with_scores(6), &events);
-    let rows: Vec<Value> =
-        serde_json::from_str(&text(&["simulate", trace.to_str().unwrap(), "--slots", "4", "-o", "json"])).unwrap();
+    let rows = rows(&["simulate", trace.to_str().unwrap(), "--slots", "4", "--json"]);
     for row in &rows {
         assert!(row["hit_rate"].is_null() && row["foresight"].as_array().unwrap().is_empty(), "{row}");
     }

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::ValueEnum;
 use hotset::{
     Result,
     backend::cpu::kernels::Kernels,
@@ -25,7 +24,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Memory, Modes, count, file_bytes, kv_name},
+    args::{Memory, Modes, count, file_bytes, kv_name, warn_of_budget},
     model_file,
     out::{Out, Progress, note},
     profile::Profile,
@@ -35,7 +34,7 @@ use super::{
 mod bound;
 mod report;
 
-use bound::{Bounds, drive};
+use bound::{Bounds, drive, path};
 use report::{Rates, Report, Row};
 
 /// Measure speed
@@ -45,6 +44,10 @@ use report::{Rates, Report, Row};
 #[derive(clap::Args)]
 pub struct Args {
     /// Model file (GGUF; of a split set any file); default: the small model that comes with hotset
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    file: Option<PathBuf>,
+    /// The model file, by an option
+    #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Prompt lengths, with commas between them; 0: no prompt test
     #[arg(short = 'p', long, value_name = "TOKENS", default_value = "512", value_delimiter = ',', value_parser = length)]
@@ -78,11 +81,24 @@ pub struct Args {
     /// first, with --warmup-prompt 512
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     probe: Duration,
-    /// Form of the results
-    #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
-    output: Form,
+    /// Print JSON: an object with a row per test
+    #[arg(long, conflicts_with_all = ["csv", "markdown"])]
+    json: bool,
+    /// Print comma-separated values: a line per test, with the fields of the JSON's rows
+    #[arg(long, conflicts_with = "markdown")]
+    csv: bool,
+    /// Print a table in Markdown
+    #[arg(long)]
+    markdown: bool,
     /// Memory budgets, as in hotset run, with commas between them
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "auto", help_heading = "Memory and speed")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_delimiter = ',',
+        default_value = "auto",
+        allow_negative_numbers = true,
+        help_heading = "Memory and speed"
+    )]
     memory: Vec<Memory>,
     /// Numbers of threads that compute, with commas between them; default: as in hotset run
     #[arg(short = 't', long, value_name = "N", value_delimiter = ',', value_parser = count::<1024>, help_heading = "Memory and speed")]
@@ -91,16 +107,24 @@ pub struct Args {
     modes: Modes,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
-    /// Aligned columns
+    /// Aligned columns.
     Text,
-    /// An array with an object for each test
     Json,
-    /// A line for each test, the same fields
     Csv,
-    /// A table in Markdown
     Md,
+}
+
+impl Args {
+    fn form(&self) -> Form {
+        match (self.json, self.csv, self.markdown) {
+            (true, ..) => Form::Json,
+            (_, true, _) => Form::Csv,
+            (.., true) => Form::Md,
+            _ => Form::Text,
+        }
+    }
 }
 
 /// A length that an argument may ask for, 0 included.
@@ -251,9 +275,9 @@ fn median(samples: &[f64]) -> Option<f64> {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    let path = args.model.clone().map_or_else(model_file::find, Ok)?;
+    let path = args.model.clone().or(args.file.clone()).map_or_else(model_file::find, Ok)?;
     let tests = Test::all(args);
-    let mut report = Report::new(args.output, Out::new());
+    let mut report = Report::new(args.form(), Out::new());
     let threads: Vec<_> = if args.threads.is_empty() { vec![None] } else { args.threads.iter().map(Some).collect() };
     let (mut failed, mut bounds) = (false, Bounds::default());
     for threads in threads {
@@ -291,6 +315,7 @@ fn setup(
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.bytes(facts.model_bytes);
     let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx)? };
+    warn_of_budget(&gguf, &options, false);
     // What an earlier setup held does not count.
     let (mut peak_is_ours, mut peak) = (machine::reset_peak_rss(), None);
     let mut session = {
@@ -307,8 +332,17 @@ fn setup(
         }
         let needed = sums.needed_bytes();
         let mut row = row(args, test, &session, &facts, sums, peak)?;
-        if row.bytes_read_per_token > Some(0.0) && !args.probe.is_zero() {
-            row.probed_bytes_per_second = drive(row.io, row.io_depth, &store, args.probe);
+        if row.bytes_read_per_token > Some(0.0) {
+            if !args.probe.is_zero() {
+                row.probed_bytes_per_second = drive(row.io, row.io_depth, &store, args.probe);
+            }
+            if test.work == Work::Decode && row.read_mb_s.is_none() {
+                // Nobody waited, so that the run's reads have no times of their own.
+                let probed = row.probed_bytes_per_second;
+                let alone = || path(row.io, row.io_depth, &store, args.probe).or(row.read_bytes_per_second);
+                row.read_mb_s = probed.or_else(alone).map(|rate| rate / 1e6);
+                row.read_latency_us = row.read_mb_s.map(|_| 0.0);
+            }
             // Its buffers are not the session's.
             peak_is_ours &= machine::reset_peak_rss();
         }
@@ -326,11 +360,7 @@ fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
     let text = |file: &PathBuf| {
         let tokens = tokenizer.encode(&read_text(file, &Limit::of_texts())?, true, false);
         if tokens.is_empty() {
-            return Err(hotset::Error::request(
-                format!("the text of {}", file.display()),
-                "at least one token",
-                "none",
-            ));
+            return Err(hotset::Error::file(file, "the text is empty"));
         }
         Ok((tokens, 0))
     };
@@ -444,7 +474,6 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         budget_bytes: plan.budget_bytes,
         smallest_bytes: plan.smallest_bytes,
         full_bytes: plan.full_bytes,
-        beside_bytes: plan.beside_bytes,
         peak_rss_bytes: peak,
         slots: plan.slots.iter().sum(),
         experts: config.n_expert * config.moe_layers.len(),

@@ -8,7 +8,7 @@ use hotset::{
     Error, Result,
     expert::{ExpertStore, LayerStore, repack_version},
     gguf::{Gguf, Reader, TensorInfo},
-    human_bytes,
+    human_bytes, human_bytes_up,
     io::Layout,
     model::{Config, Unread, check_dense, is_expert, missing_data, resident_bytes},
     session::{Options, make_plan},
@@ -18,7 +18,8 @@ use serde::Serialize;
 
 use super::{
     Ended,
-    args::count,
+    args::{asked_ctx, ctx},
+    json,
     out::{Out, printable},
 };
 
@@ -31,8 +32,8 @@ use super::{
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
     file: PathBuf,
-    /// Context for the budgets, in tokens; default: the model's own, at most 4096
-    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    /// Context for the budgets, in tokens; 0: the model's own; default: that, at most 4096
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
     ctx: Option<usize>,
     /// Print JSON
     #[arg(long)]
@@ -145,11 +146,7 @@ struct Shard {
 pub fn run(args: &Args) -> Ended {
     let gguf = Gguf::open_header(&args.file)?;
     let report = Report::new(&gguf, args.ctx)?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&report).expect("strings and numbers are JSON") + "\n"
-    } else {
-        report.text()
-    };
+    let text = if args.json { json::document(&report) } else { report.text() };
     Out::new().text(&text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -305,6 +302,7 @@ impl Memory {
     fn new(gguf: &Gguf, config: &Config, n_ctx: Option<usize>) -> Result<Self> {
         let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
         // A budget without end, since the question is what would be needed, not what is there.
+        let n_ctx = n_ctx.map(|n| asked_ctx(n, config.n_ctx_train));
         let options = Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() };
         let plan = make_plan(gguf, config, &store, &options, Layout::Lines)?;
         let n_expert = config.n_expert as u64;
@@ -349,7 +347,10 @@ impl Memory {
         text.gap();
         let budget = &self.budget;
         text.line("for a context", format!("of {} tokens, whose KV cache takes {}:", budget.n_ctx, b(budget.kv_bytes)));
-        text.line("smallest budget", format!("{} ({} bytes)", b(budget.smallest_bytes), budget.smallest_bytes));
+        text.line(
+            "smallest budget",
+            format!("{} ({} bytes)", human_bytes_up(budget.smallest_bytes), budget.smallest_bytes),
+        );
         text.line(
             "full budget",
             format!("{} ({} bytes), every expert in memory", b(budget.full_bytes), budget.full_bytes),

@@ -19,7 +19,7 @@ use hotset::{
 
 use super::{
     Ended,
-    args::Engine,
+    args::{Engine, warn_of_budget},
     out::Progress,
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<PathBuf>,
     /// Where to write the logits (- is standard output): .npy, float32, (tokens, vocabulary). Replaces a file that is there
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, visible_alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Where to write the experts used: .npy, int32, (MoE layers, tokens, experts used), best first. Replaces a file that is
     /// there
@@ -78,6 +78,7 @@ pub fn run(args: &Args) -> Ended {
 
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };
+    warn_of_budget(&gguf, &options, false);
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
     let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
     let mut session = {
@@ -110,7 +111,7 @@ fn tokens(args: &Args) -> Result<Vec<u32>> {
     };
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
     let ids: Vec<u32> = words
-        .map(|word| word.parse().map_err(|_| Error::request(&what, "token ids", format!("{word:?}"))))
+        .map(|word| word.parse().map_err(|_| Error::invalid(format!("{what}: {word:?} is no token id"))))
         .collect::<Result<_>>()?;
-    if ids.is_empty() { Err(Error::request(what, "at least one token id", "none")) } else { Ok(ids) }
+    if ids.is_empty() { Err(Error::invalid(format!("{what}: there are no token ids"))) } else { Ok(ids) }
 }

@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use clap::ValueEnum;
 use hotset::{
     Result, human_bytes, machine,
     simulate::{
@@ -17,7 +16,7 @@ use hotset::{
 };
 
 use super::{
-    Ended, csv,
+    Ended, csv, json,
     out::{Out, note, printable},
     sweep::Sweep,
 };
@@ -32,16 +31,12 @@ pub struct Args {
     trace: PathBuf,
     #[command(flatten)]
     sweep: Sweep,
-    /// How to write the results
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    output: Format,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-    Csv,
+    /// Print JSON: an object with a row for each run
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print comma-separated values, with the fields of the JSON's rows
+    #[arg(long)]
+    csv: bool,
 }
 
 /// The verb.
@@ -55,10 +50,10 @@ pub fn run(args: &Args) -> Ended {
     }
     let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
     let mut out = Out::new();
-    out.text(&match args.output {
-        Format::Json => serde_json::to_string_pretty(&rows).expect("rows are plain numbers") + "\n",
-        Format::Csv => csv::table(&rows),
-        Format::Text => text(&header, &rows),
+    out.text(&match (args.json, args.csv) {
+        (true, _) => json::rows(&rows),
+        (_, true) => csv::table(&rows),
+        _ => text(&header, &rows),
     })?;
     let millions = effort.requests as f64 / 1e6;
     let a_core = millions / effort.busy.as_secs_f64().max(1e-9);

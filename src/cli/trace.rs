@@ -28,9 +28,9 @@ use hotset::{
 };
 
 use super::{
-    Ended,
-    args::{Engine, Memory, count},
-    hot, made,
+    Ended, Stop,
+    args::{Engine, Memory, asked_ctx, count, ctx, warn_of_budget},
+    hot, json, made,
     out::{Out, Progress, note, notes, printable},
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -61,8 +61,8 @@ pub struct Args {
     /// Run each text token by token as if it were generated, instead of continuing it
     #[arg(long)]
     teacher_forced: bool,
-    /// Tokens of context; longer prompts are cut
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = count::<{ u32::MAX as usize }>)]
+    /// Tokens of context, 0: the model's own; longer prompts are cut
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", default_value_t = 1024, value_parser = ctx)]
     ctx: usize,
     /// How many guessed experts of each of the next two layers to keep, the best; 0: none. Default: three times those used
     #[arg(long, value_name = "RANKS")]
@@ -159,7 +159,7 @@ fn export(trace: &Path, out: NewFile) -> Ended {
 fn import(from: &Path, out: NewFile, expert_bytes: Option<Memory>) -> Ended {
     let bytes = match expert_bytes {
         Some(Memory::Bytes(n)) => n,
-        Some(other) => return Err(Error::request("--expert-bytes", "a size", other).into()),
+        Some(other) => return Err(Stop::usage(format!("--expert-bytes {other}: give a size, such as 3MiB"))),
         None => 0,
     };
     let to = out.path().to_owned();
@@ -190,12 +190,13 @@ impl TraceSink for Recorder {
 fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     let gguf = Gguf::open(model)?;
     let config = Config::new(&gguf)?;
-    let n_ctx = args.ctx.min(config.n_ctx_train);
+    let n_ctx = asked_ctx(args.ctx, config.n_ctx_train).min(config.n_ctx_train);
     let generated = if args.teacher_forced { 0 } else { args.max_tokens };
     let Some(room) = n_ctx.checked_sub(generated).filter(|room| *room > 0) else {
-        return Err(
-            Error::request("--max-tokens", format!("fewer than the context of {n_ctx} tokens"), generated).into()
-        );
+        return Err(Error::invalid(format!(
+            "--max-tokens {generated} leaves no room for a prompt in a context of {n_ctx} tokens"
+        ))
+        .into());
     };
     let prompts = prompts(args, &gguf, room)?;
     let header = header(args, &gguf, &config, &prompts)?;
@@ -204,6 +205,7 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     args.prompts.iter().for_each(|file| outputs.reads("a prompt", file));
     let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::to(outputs.create("--out", out)?, header)?)));
     let options = args.engine.options(&gguf, n_ctx)?;
+    warn_of_budget(&gguf, &options, false);
     let mut session = open(gguf, &options, recorder.clone())?;
     // Not before, so that a model that does not run replaces nothing.
     recorder.writer().flush()?;
@@ -255,7 +257,7 @@ fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u3
         let mut tokens = tokenizer.encode(&text, true, false);
         notes(&tokenizer.prompt_notes(&text, &tokens));
         if tokens.is_empty() {
-            return Err(Error::request(format!("the prompt {}", path.display()), "at least one token", "none"));
+            return Err(Error::file(path, "the prompt is empty"));
         }
         tokens.truncate(room);
         Ok((path.clone(), tokens))
@@ -289,16 +291,16 @@ fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u3
     })
 }
 
-fn print_stats(path: &Path, json: bool) -> Ended {
+fn print_stats(path: &Path, as_json: bool) -> Ended {
     let header = TraceReader::open(path)?.header().clone();
     let stats = stats::stats(path)?;
     if let Some(damage) = &stats.damage {
         note(format_args!("{}: {damage}", path.display()));
     }
     let mut out = Out::new();
-    if json {
+    if as_json {
         let value = serde_json::json!({ "header": header, "stats": stats });
-        out.text(&(serde_json::to_string_pretty(&value).expect("plain numbers") + "\n"))?;
+        out.text(&json::document(&value))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = format!(

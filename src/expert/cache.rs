@@ -196,7 +196,7 @@ impl ExpertCache {
         let n_layer = store.layers().len();
         let n_pool = if scope == Scope::Global { 1 } else { n_layer };
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
-        let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
+        let refused = |e| Error::invalid(format!("cannot allocate memory for expert slots: {e}"));
         let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
         let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {

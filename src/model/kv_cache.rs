@@ -7,7 +7,7 @@
 use memmap2::MmapMut;
 
 use super::config::Config;
-use crate::{Error, Result, quant::GgmlType};
+use crate::{Error, Result, human_bytes, quant::GgmlType};
 
 /// See the module.
 pub struct KvCache {
@@ -65,8 +65,9 @@ impl KvCache {
     /// As [`KvCache::bytes`], or if the system refuses the memory.
     pub fn new(config: &Config, ty: GgmlType, n_ctx: usize) -> Result<Self> {
         let (row_k, row_v) = (row_bytes(ty, config.n_embd_head_k)?, row_bytes(ty, config.n_embd_head_v)?);
-        let memory = MmapMut::map_anon((Self::bytes(config, ty, n_ctx)? as usize).max(1))
-            .map_err(|e| Error::request("memory for the KV cache", "it to be granted", e))?;
+        let bytes = Self::bytes(config, ty, n_ctx)?;
+        let refused = |e| Error::invalid(format!("cannot allocate {} for the KV cache: {e}", human_bytes(bytes)));
+        let memory = MmapMut::map_anon((bytes as usize).max(1)).map_err(refused)?;
         Ok(Self { ty, n_ctx, n_head_kv: config.n_head_kv, row_k, row_v, memory, len: 0 })
     }
 

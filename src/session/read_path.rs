@@ -17,6 +17,7 @@ use crate::{
     machine,
     model::Config,
     new_file::NewFile,
+    plan::Plan,
 };
 
 /// Time that a probe may take. With reads in flight at its end and opening, it takes a little more.
@@ -38,6 +39,40 @@ pub struct Chosen {
     pub reason: Option<String>,
 }
 
+/// Why experts are read through the page cache without a look at the drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainReads {
+    /// Each is read once, into its slot.
+    AllHaveSlots,
+    /// Beside the budget there is memory for all of them.
+    FitThePageCache,
+}
+
+impl PlainReads {
+    fn reason(self) -> &'static str {
+        match self {
+            PlainReads::AllHaveSlots => "every expert has a slot",
+            PlainReads::FitThePageCache => "the page cache has room for all experts",
+        }
+    }
+}
+
+/// Whether a session with this plan, of which nobody says how it reads, reads through the page cache in any case. `None`:
+/// the drive is asked.
+pub fn plain_reads(plan: &Plan, store: &ExpertStore) -> Option<PlainReads> {
+    let n_expert = store.layers().len() * store.n_expert();
+    if plan.slots.iter().sum::<usize>() >= n_expert {
+        return Some(PlainReads::AllHaveSlots);
+    }
+    let room = machine::available_bytes().map_or(0, |free| free.saturating_sub(plan.budget_bytes));
+    (room > expert_bytes(store)).then_some(PlainReads::FitThePageCache)
+}
+
+/// Of all of them.
+fn expert_bytes(store: &ExpertStore) -> u64 {
+    store.layers().iter().map(|l| l.expert_bytes() * store.n_expert() as u64).sum()
+}
+
 /// The engine that `options` ask for, or the one that suits.
 ///
 /// # Errors
@@ -45,25 +80,17 @@ pub struct Chosen {
 pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Chosen> {
     let start = |(kind, depth): (IoKind, usize)| {
         let engine = kind.build(store.files().clone(), options.io_depth.unwrap_or(depth));
-        engine.map_err(|e| Error::request(format!("the read path {}", kind.name()), "it to start", e))
+        engine.map_err(|e| Error::invalid(format!("the read path {} does not work here: {e}", kind.name())))
     };
     if let Some(kind) = options.io {
         return Ok(Chosen { engine: start((kind, kind.default_depth()))?, reason: None });
     }
     let plain = start((IoKind::Pread, IoKind::Pread.default_depth()))?;
     let plan = make_plan(gguf, config, store, options, plain.layout())?;
-    let n_expert = store.layers().len() * store.n_expert();
-    let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes() * store.n_expert() as u64).sum();
-    let room = machine::available_bytes().map_or(0, |free| free.saturating_sub(plan.budget_bytes));
-    let easy = if plan.slots.iter().sum::<usize>() >= n_expert {
-        Some("every expert has a slot")
-    } else {
-        (room > expert_bytes).then_some("the page cache has room for all experts")
-    };
-    if let Some(reason) = easy {
-        return Ok(Chosen { engine: plain, reason: Some(reason.to_owned()) });
+    if let Some(plainly) = plain_reads(&plan, store) {
+        return Ok(Chosen { engine: plain, reason: Some(plainly.reason().to_owned()) });
     }
-    let (rates, how) = rates(store, expert_bytes, options.io_memory);
+    let (rates, how) = rates(store, expert_bytes(store), options.io_memory);
     let mut reason = format!("{how} {rates}");
     match rates.best().filter(|&(kind, _)| kind != IoKind::Pread).map(start) {
         // Whole blocks take a little more.

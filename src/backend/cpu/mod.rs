@@ -63,7 +63,8 @@ impl Cpu {
     /// `HOTSET_ISA` names what is not there; or the system refuses a thread.
     pub fn new(threads: usize) -> Result<Self> {
         let kernels = Kernels::detect()?;
-        let pool = Pool::new(threads).map_err(|e| Error::request("compute threads", threads, e))?;
+        let pool =
+            Pool::new(threads).map_err(|e| Error::invalid(format!("cannot start {threads} compute threads: {e}")))?;
         let attention = attention::Scratch::new(pool.threads());
         Ok(Self { kernels, pool, attention })
     }
