@@ -28,6 +28,7 @@
 //!
 //! | module | is | must not know |
 //! |---|---|---|
+//! | [`input`] | files that are read: opened only if regular, read by position, errors that pass | what the bytes mean |
 //! | [`gguf`] | files: header, metadata, tensor table, split sets, writer | models |
 //! | [`quant`] | ggml's types: blocks, scalar truth | files, CPUs |
 //! | [`trace`], [`id`] | the record of a layer event, the interface of everything below | bytes, clocks |

@@ -19,8 +19,8 @@ use hotset::{gguf::Gguf, io::IoKind, trace::file::TraceReader};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
 
-/// A program that does not end in this time hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A program that does not end in this time hangs, also one without optimisation on a machine that others use.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn command(args: &[&OsStr]) -> Command {
     let mut command = common::program::command(env!("CARGO_BIN_EXE_hotset"));
@@ -231,7 +231,7 @@ fn a_file_cut_short_under_a_run_ends_it_with_one_sentence_on_every_read_path() {
 fn a_file_that_vanishes_under_a_run_is_read_to_the_end() {
     for &io in common::read_paths() {
         let folder = Folder::new();
-        let child = running(&folder.model, io, "60");
+        let child = running(&folder.model, io, "8");
         fs::remove_file(&folder.model).unwrap();
         let (status, said) = end(child);
         assert!(status.success(), "{io:?}: {status}: {said}");

@@ -325,7 +325,7 @@ fn a_header_comes_in_pieces_however_the_drive_behaves() {
     assert!(whole.data_offset > 1 << 20, "one piece is no test");
     for seed in 0..20 {
         let read = parse_on(Drive::Moody, seed, &bytes).unwrap();
-        assert_eq!(format!("{:?}", read.meta), format!("{:?}", whole.meta), "seed {seed}");
+        assert!(read.meta.iter().eq(whole.meta.iter()), "seed {seed}");
         assert_eq!((read.tensors, read.data_offset), (whole.tensors.clone(), whole.data_offset));
     }
     // What the parser has no need of may be broken.

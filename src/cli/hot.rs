@@ -88,7 +88,7 @@ impl Start {
     /// next start is a cold one then.
     pub fn remember(&self, session: &Session) {
         let hot = session.hot();
-        if let Some(path) = self.memory.as_deref().filter(|_| !hot.is_empty()) {
+        if let Some(path) = self.memory.as_deref().filter(|path| !hot.is_empty() && !input::is_special(path)) {
             let older = self.warm.clone().unwrap_or_default();
             let _ = path.parent().map(fs::create_dir_all);
             let written = |mut file: NewFile| {

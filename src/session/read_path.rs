@@ -157,6 +157,9 @@ fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the cache folder", e))?;
     }
+    if input::is_special(path) {
+        return Ok(());
+    }
     let mut file = NewFile::create(path)?;
     file.write(format!("{:#}\n", serde_json::json!(kept)).as_bytes())?;
     file.publish() // not worth waiting for the drive
