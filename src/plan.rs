@@ -17,21 +17,21 @@ use crate::{
 };
 
 /// What the program takes with any model: its code, its libraries, heap, stacks. `tests/habits.rs` holds processes to it.
-const PROGRAM_BYTES: u64 = 9 << 20;
+const PROGRAM_BYTES: u64 = 8 << 20;
 
 /// What it takes for each byte of the model's header: names and tokens as strings, the tokenizer's tables.
-const HEADER_SHARE: u64 = 12;
+const HEADER_SHARE: u64 = 8;
 
 /// What a process that holds more than that may still come to hold (indexes, stacks), and in which steps it is charged: a
 /// plan must not differ from the one before because of a few pages.
-const PROCESS_GRAIN: u64 = 4 << 20;
+const PROCESS_GRAIN: u64 = 2 << 20;
 
 /// What the process is charged: `resident_bytes` is what it holds already, `header_bytes` the length of the model's header.
 ///
 /// The same for every verb and every run, as long as it holds no more than the program with that model should.
 pub fn process_bytes(header_bytes: u64, resident_bytes: u64) -> u64 {
     let expected = PROGRAM_BYTES + header_bytes.saturating_mul(HEADER_SHARE).min(u64::MAX / 64);
-    if resident_bytes <= expected - expected / 8 {
+    if resident_bytes + PROCESS_GRAIN / 2 <= expected {
         expected
     } else {
         (resident_bytes + PROCESS_GRAIN / 2).next_multiple_of(PROCESS_GRAIN)
@@ -249,7 +249,8 @@ mod tests {
     #[test]
     fn the_program_is_charged_by_the_header_until_it_holds_more() {
         let expected = process_bytes(300 << 10, 0);
-        assert!((0..expected / 8 * 7).step_by(100_000).all(|held| process_bytes(300 << 10, held) == expected));
+        let held = (0..=expected - PROCESS_GRAIN / 2).step_by(100_000);
+        assert!(held.into_iter().all(|held| process_bytes(300 << 10, held) == expected));
         for held in (expected..10 * expected).step_by(777_777) {
             let charged = process_bytes(300 << 10, held);
             assert!(charged >= held + PROCESS_GRAIN / 2 && charged < held + 2 * PROCESS_GRAIN);

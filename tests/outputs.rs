@@ -177,7 +177,7 @@ fn no_two_outputs_are_one_file() {
         let line = format!("exec {PROGRAM} {args} 3>&1 | cat");
         Command::new("sh").args(["-c", &line]).current_dir(folder.path()).stdin(Stdio::null()).output().unwrap()
     };
-    for args in ["run m.gguf Hello -n 2 --stats-json", "report t.hottrace --slots 4 --policy lru -o json --html"] {
+    for args in ["run m.gguf Hello -n 2 --stats-json", "report t.hottrace --slots 4 --policy lru --json --html"] {
         for stdout in ["-", "/dev/stdout", "/dev/fd/3"] {
             let output = descriptors(&format!("{args} {stdout}"));
             assert!(stderr(&output).contains("cannot take what"), "{args} {stdout}: {}", stderr(&output));
