@@ -9,8 +9,8 @@
 //! ```text
 //! session::Session::decode(token)
 //!   model::Model::forward(batch, kv, experts, scratch)      // the page to read: src/model/mod.rs
-//!     x = embedding row;  for each layer { attention;  dense ffn | moe };  norm;  head
-//!     model::moe::forward                                   // src/model/moe.rs
+//!     x = embedding row;  for each block { x += part(norm(x)) };  norm;  head
+//!     model::ffn::Moe::add                                  // src/model/ffn/moe.rs
 //!       scores = router(x);  routed = top-k;  lookahead = next layer's router(x)
 //!       experts.request(LayerEvent { routed, lookahead, .. })       // never blocks
 //!       shared expert                                               // computes while the disk works
@@ -37,7 +37,9 @@
 //! | [`io`] | engines that read extents into buffers | experts, policies |
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
-//! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
+//! | [`blueprint`] | what a model is, as data: parts, tensors, hyper-parameters | bytes of weights, caches, threads |
+//! | [`arch`] | one file per architecture: from a file's header to a blueprint | the same |
+//! | [`model`] | dense weights, forward pass | names of tensors, policies, engines, slots |
 //! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`outlook`] | how fast a model should decode in a budget | files, clocks |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
@@ -47,6 +49,14 @@
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //!
 //! Imports point down; `tests/architecture.rs` has the table.
+//!
+//! # A new architecture
+//!
+//! Write `src/arch/NAME.rs`, which reads like a model card: hyper-parameters, then the blocks of a layer, made with
+//! [`blueprint::Reader`] and [`blueprint::LayerReader`]. Give it a row in `src/arch/mod.rs`. Where the model computes
+//! something that no part does yet, add a field or a variant to the part in `src/blueprint`, and its arithmetic to the part
+//! of that name in `src/model`. Whatever the file has and the blueprint does not take is refused by name. Test data: an
+//! entry of `tests/data/ref/specs.json` with the logits of another program.
 //!
 //! # Invariants
 //!
@@ -71,7 +81,9 @@
 //! # Ok::<(), hotset::Error>(())
 //! ```
 
+pub mod arch;
 pub mod backend;
+pub mod blueprint;
 pub mod error;
 pub mod expert;
 pub mod gguf;

@@ -7,11 +7,11 @@
 use crate::{
     Error, Result,
     backend::cpu::attention_bytes,
+    blueprint::{Blueprint, Gqa, Heads},
     expert::{ExpertStore, Scope},
-    gguf::Gguf,
     human_bytes, human_bytes_up,
     io::Layout,
-    model::{self, Config, KvCache, Scratch, ScratchShape},
+    model::{KvCache, Scratch, ScratchShape},
     prefetch::PrefetchKind,
     quant::GgmlType,
 };
@@ -95,8 +95,6 @@ pub struct Plan {
     pub n_batch: usize,
     /// Rows of logits.
     pub n_logits: usize,
-    /// The widest feed-forward block.
-    pub n_ff: usize,
     /// Slots of each pool: a layer each, or all together.
     pub slots: Vec<usize>,
     /// How slots are shared.
@@ -116,17 +114,19 @@ impl Plan {
     ///
     /// # Errors
     /// If the budget is too small; the sentence names the smallest that works.
-    pub fn new(gguf: &Gguf, c: &Config, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
-        let n_ff = widest(gguf, c, store);
-        let dense_bytes = model::resident_bytes(gguf, c)?;
-        let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
+    pub fn new(m: &Blueprint, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
+        let dense_bytes = m.resident_bytes();
+        let kv_bytes = KvCache::bytes(m, needs.kv, needs.n_ctx)?;
         let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
-        let shape =
-            |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
-        let attention = attention_bytes(needs.threads, c.n_head, c.n_embd_head_k, c.n_embd_head_v, needs.n_ctx);
+        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 } };
+        let attention = |gqa: &Gqa| {
+            let Heads { n_head, k, v, .. } = gqa.heads;
+            attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
+        };
+        let attention = m.attentions().map(attention).max().unwrap_or(0);
         let n_layer = store.layers().len();
-        let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch);
-        let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention + learnt(n_batch);
+        let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
+        let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
 
         let slot = |layers| needs.layout.slot_bytes(&store.slot_parts(layers));
         // (bytes of a slot, slots that make sense) of each pool
@@ -135,9 +135,9 @@ impl Plan {
             Scope::Global => vec![(slot(0..n_layer), store.n_expert() * n_layer)],
         };
         let pools: Vec<(u64, usize)> =
-            pools.into_iter().map(|(s, max)| (s, if needs.keeps { max } else { max.min(c.n_expert_used) })).collect();
+            pools.into_iter().map(|(s, max)| (s, if needs.keeps { max } else { max.min(m.n_expert_used()) })).collect();
         let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
-        let least_slots = all(&|max| c.n_expert_used.min(max));
+        let least_slots = all(&|max| m.n_expert_used().min(max));
         let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
         let smallest_bytes = fixed + scratch(1) + least_slots;
         let full_bytes = fixed + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max);
@@ -152,7 +152,7 @@ impl Plan {
                 human_bytes(dense_bytes),
                 human_bytes(kv_bytes),
                 human_bytes(scratch(1)),
-                c.n_expert_used,
+                m.n_expert_used(),
                 if needs.scope == Scope::Layer { "per layer" } else { "in all" },
                 human_bytes(least_slots),
                 human_bytes(needs.process_bytes),
@@ -178,7 +178,6 @@ impl Plan {
             n_ctx: needs.n_ctx,
             n_batch,
             n_logits: shape(n_batch).n_logits,
-            n_ff,
             slots,
             scope: needs.scope,
             least_slots_bytes: least_slots,
@@ -214,7 +213,7 @@ impl Plan {
 
     /// The shape of the scratch buffers.
     pub fn scratch(&self) -> ScratchShape {
-        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits, n_ff: self.n_ff }
+        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits }
     }
 }
 
@@ -231,15 +230,6 @@ fn deal(pools: &[(u64, usize)], mut bytes: u64) -> Vec<usize> {
         }
     }
     slots
-}
-
-/// The widest feed-forward block: experts, shared experts and dense blocks.
-fn widest(gguf: &Gguf, c: &Config, store: &ExpertStore) -> usize {
-    let experts = store.layers().iter().map(|l| l.n_ff_exp());
-    let dense = (0..c.n_layer).flat_map(|il| {
-        ["", "_shexp"].map(|s| gguf.tensor(&format!("blk.{il}.ffn_gate{s}.weight")).and_then(|t| t.dims.get(1)))
-    });
-    experts.chain(dense.flatten().map(|&n| n as usize)).max().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -27,10 +27,11 @@
 use std::{ops::ControlFlow, path::Path};
 
 use crate::{
-    Error, Result,
+    Error, Result, arch,
+    blueprint::single_name,
     expert::{BLOCK_BYTES, ExpertStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version},
     gguf::{Gguf, GgufWriter, TensorInfo, Value},
-    model::{Config, refuse_missing},
+    model::refuse_missing,
     new_file::NewFile,
     quant::GgmlType,
 };
@@ -123,8 +124,7 @@ pub fn repack_to(source: &Gguf, out: NewFile, watch: &mut Watch<'_>) -> Result<O
 }
 
 fn experts_of(gguf: &Gguf) -> Result<ExpertStore> {
-    let c = Config::new(gguf)?;
-    ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd)
+    ExpertStore::new(gguf, arch::blueprint(gguf)?.experts())
 }
 
 /// The new file's metadata: the source's in its order, without what made it one of a set, and what was done.
@@ -172,10 +172,8 @@ fn tensors(source: &Gguf, store: &ExpertStore) -> Result<Vec<Tensor>> {
     let mut experts = Vec::with_capacity(store.layers().len() * store.n_expert() * 3);
     for layer in store.layers() {
         for e in 0..store.n_expert() {
-            let roles = ["gate", "up", "down"].into_iter().zip(layer.matrices(e));
-            experts.extend(
-                roles.map(|(role, m)| Tensor::of_expert(format!("blk.{}.ffn_{role}.{e}.weight", layer.block), &m)),
-            );
+            let roles = layer.matrices(e).into_iter().enumerate();
+            experts.extend(roles.map(|(role, m)| Tensor::of_expert(single_name(layer.block, role, e), &m)));
         }
     }
     // By what was taken, not by name: a tensor that only looks like an expert's is copied.

@@ -18,13 +18,14 @@ use std::{
 
 use self::{follow::Follow, read_path::Chosen};
 use crate::{
-    Error, Result,
+    Error, Result, arch,
     backend::{Backend, cpu::Cpu},
+    blueprint::Blueprint,
     expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
-    model::{Batch, Config, KvCache, Model, Scratch, Want},
+    model::{Batch, KvCache, Model, Scratch, Want},
     plan::{Needs, Plan, process_bytes},
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -160,7 +161,7 @@ impl<B: Backend> Session<B> {
         trace: Box<dyn TraceSink>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let engine = |gguf: &_, config: &_, store: &_| read_path::choose(gguf, config, store, options);
+        let engine = |gguf: &_, blueprint: &_, store: &_| read_path::choose(gguf, blueprint, store, options);
         Self::start(gguf, options, backend, trace, engine, progress)
     }
 
@@ -188,28 +189,28 @@ impl<B: Backend> Session<B> {
         options: &Options,
         mut backend: B,
         trace: Box<dyn TraceSink>,
-        engine: impl FnOnce(&Gguf, &Config, &ExpertStore) -> Result<Chosen>,
+        engine: impl FnOnce(&Gguf, &Blueprint, &ExpertStore) -> Result<Chosen>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let options = &settled(options);
         let path = gguf.path().to_owned();
-        let config = Config::new(&gguf)?;
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-        let Chosen { engine: io, reason: io_reason } = engine(&gguf, &config, &store)?;
-        let plan = make_plan(&gguf, &config, &store, options, io.layout())?;
+        let blueprint = arch::blueprint(&gguf)?;
+        let store = ExpertStore::new(&gguf, blueprint.experts())?;
+        let Chosen { engine: io, reason: io_reason } = engine(&gguf, &blueprint, &store)?;
+        let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;
-        let mut model = Model::load(&gguf, config, &mut |bytes| {
+        let mut model = Model::load(&gguf, blueprint, &mut |bytes| {
             loaded += bytes;
             progress(loaded, total);
         })?;
         model.interleave(&mut backend);
-        let config = &model.config;
+        let blueprint = &model.blueprint;
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
-        let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
-        let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
-        let scratch = Scratch::new(config, plan.scratch());
+        let prefetcher = options.prefetch.build(blueprint.n_expert, blueprint.n_expert_used());
+        let kv = KvCache::new(blueprint, options.kv, plan.n_ctx)?;
+        let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
@@ -239,7 +240,7 @@ impl<B: Backend> Session<B> {
     /// # Errors
     /// If they leave too few slots for the others that a token needs.
     pub fn pin(&mut self, list: &HotList) -> Result<()> {
-        self.experts.pin(list, self.model.config.n_expert_used)
+        self.experts.pin(list, self.model.blueprint.n_expert_used())
     }
 
     /// A warm start: reads the listed experts into free slots while the drive is idle, and takes them for used. The list
@@ -279,7 +280,7 @@ impl<B: Backend> Session<B> {
             self.timed(batch, Phase::Prompt, want).inspect_err(|_| self.kv.truncate(n_past))?;
             progress(done);
         }
-        let n_vocab = self.model.config.n_vocab;
+        let n_vocab = self.model.blueprint.n_vocab;
         Ok(&self.scratch.logits()[..n_vocab])
     }
 
@@ -307,7 +308,7 @@ impl<B: Backend> Session<B> {
             return Err(Error::invalid(format!("a batch holds {room} tokens with logits, not {}", tokens.len())));
         }
         self.timed(tokens, Phase::Prompt, Want::All)?;
-        Ok(&self.scratch.logits()[..tokens.len() * self.model.config.n_vocab])
+        Ok(&self.scratch.logits()[..tokens.len() * self.model.blueprint.n_vocab])
     }
 
     /// Runs one token and returns its logits. (n_vocab)
@@ -317,7 +318,7 @@ impl<B: Backend> Session<B> {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
         self.timed(&[token], Phase::Decode, Want::Last)?;
-        Ok(&self.scratch.logits()[..self.model.config.n_vocab])
+        Ok(&self.scratch.logits()[..self.model.blueprint.n_vocab])
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
@@ -334,7 +335,7 @@ impl<B: Backend> Session<B> {
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
-        let n_vocab = self.model.config.n_vocab;
+        let n_vocab = self.model.blueprint.n_vocab;
         if tokens.is_empty() {
             return Err(Error::invalid("the prompt has no tokens"));
         }
@@ -346,7 +347,7 @@ impl<B: Backend> Session<B> {
             return Err(Error::invalid(format!(
                 "the context of {n_ctx} tokens is too short for {} (the model was trained for {})",
                 used + tokens.len(),
-                self.config().n_ctx_train
+                self.blueprint().n_ctx_train
             )));
         }
         Ok(())
@@ -365,8 +366,8 @@ impl<B: Backend> Session<B> {
         &self.path
     }
     /// Hyper-parameters.
-    pub fn config(&self) -> &Config {
-        &self.model.config
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.model.blueprint
     }
     /// How the budget was split.
     pub fn plan(&self) -> &Plan {
@@ -419,12 +420,18 @@ impl<B: Backend> Session<B> {
 ///
 /// # Errors
 /// A budget or a context that does not work.
-pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options, layout: Layout) -> Result<Plan> {
-    let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
-    if n_ctx == 0 || n_ctx > config.n_ctx_train {
+pub fn make_plan(
+    gguf: &Gguf,
+    blueprint: &Blueprint,
+    store: &ExpertStore,
+    options: &Options,
+    layout: Layout,
+) -> Result<Plan> {
+    let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(blueprint.n_ctx_train));
+    if n_ctx == 0 || n_ctx > blueprint.n_ctx_train {
         return Err(Error::invalid(match n_ctx {
             0 => "a context of 0 tokens holds nothing".to_owned(),
-            n => format!("context length {n} exceeds the model's maximum of {}", config.n_ctx_train),
+            n => format!("context length {n} exceeds the model's maximum of {}", blueprint.n_ctx_train),
         }));
     }
     if options.n_batch == Some(0) {
@@ -446,20 +453,20 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         }),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
-    let plan = Plan::new(gguf, config, store, needs, None)?;
+    let plan = Plan::new(blueprint, store, needs, None)?;
     let budget = match (options.memory_bytes, machine::available_bytes()) {
         (Some(asked), _) => asked,
         (None, Some(free)) => (free / 5 * 4).min(plan.full_bytes),
         (None, None) => plan.full_bytes,
     };
     if options.scope.is_some() {
-        return Plan::new(gguf, config, store, needs, Some(budget));
+        return Plan::new(blueprint, store, needs, Some(budget));
     }
     // A token needs slots for one layer at a time only: one pool for all layers does with much less, but hits less as well.
     let one_pool = Needs { scope: Scope::Global, ..needs };
-    let smallest_bytes = Plan::new(gguf, config, store, one_pool, None)?.smallest_bytes.min(plan.smallest_bytes);
+    let smallest_bytes = Plan::new(blueprint, store, one_pool, None)?.smallest_bytes.min(plan.smallest_bytes);
     let needs = if budget < plan.smallest_bytes { one_pool } else { needs };
-    let mut plan = Plan::new(gguf, config, store, needs, Some(budget))?;
+    let mut plan = Plan::new(blueprint, store, needs, Some(budget))?;
     plan.smallest_bytes = smallest_bytes;
     Ok(plan)
 }

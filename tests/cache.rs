@@ -9,7 +9,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{dice::Dice, dice::no_hang, tiny::Tensor, tiny::Tiny};
+use common::{
+    dice::Dice,
+    dice::no_hang,
+    tiny::{Tensor, Tiny, stacked_experts},
+};
 use hotset::{
     expert::{ExpertCache, ExpertStore, Scope},
     gguf::Gguf,
@@ -48,7 +52,9 @@ fn store(folder: &Path) -> ExpertStore {
     }
     let path = folder.join("experts.gguf");
     file.write(&path);
-    ExpertStore::new(&Gguf::open(&path).unwrap(), &[0, 1, 2], N_EXPERT, N_EMBD).unwrap()
+    let gguf = Gguf::open(&path).unwrap();
+    let sets: Vec<_> = (0..N_LAYER).map(|layer| stacked_experts(&gguf, layer)).collect();
+    ExpertStore::new(&gguf, &sets).unwrap()
 }
 
 /// What an engine was told.

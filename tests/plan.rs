@@ -68,7 +68,7 @@ fn more_memory_is_never_worse() {
     assert_eq!(column("hit_rate", "low").last(), Some(&1.0), "with all of it nothing is missing");
     // In memory a token takes as long as its bytes at the rate that was given, and something a layer.
     let gguf = Gguf::open(Path::new(MODEL)).unwrap();
-    let layers = hotset::model::Config::new(&gguf).unwrap().moe_layers.len() as f64;
+    let layers = arch::blueprint(&gguf).unwrap().moe_layers.len() as f64;
     let whole = 1.0 / (bytes("token_bytes") as f64 / 30e9 + layers * hotset::outlook::LAYER_SECONDS);
     assert!((expected.last().unwrap() / whole - 1.0).abs() < 1e-9, "{} and {whole}", expected.last().unwrap());
 }
@@ -92,8 +92,8 @@ fn a_trace_replaces_the_guess() {
     let folder = tempfile::tempdir().unwrap();
     let guessed = plan(&[MODEL]);
     let gguf = Gguf::open(Path::new(MODEL)).unwrap();
-    let c = hotset::model::Config::new(&gguf).unwrap();
-    let shape = Shape { layers: c.moe_layers.len(), experts: c.n_expert, used: c.n_expert_used, tokens: 100 };
+    let c = arch::blueprint(&gguf).unwrap();
+    let shape = Shape { layers: c.n_moe(), experts: c.n_expert, used: c.n_expert_used(), tokens: 100 };
     let trace = folder.path().join("own.trace");
     write(&trace, header(shape), &decoding(&mut Dice(5), shape));
     let simulated = plan(&[MODEL, "--trace", trace.to_str().unwrap()]);

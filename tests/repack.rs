@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     fs::{self, OpenOptions},
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,10 +18,10 @@ use common::{
     tiny::{N_EMBD, N_EXPERT, N_FF, N_LAYER, Tiny},
 };
 use hotset::{
-    Result,
+    Result, arch,
+    blueprint::ExpertSet,
     expert::{BLOCK_BYTES, ExpertStore, REPACK_KEY, Scope},
     gguf::{Gguf, GgufWriter, Value},
-    model::{Config, is_expert},
     quant::GgmlType,
     repack::{Report, Step, repack},
     session::{Options, Session},
@@ -57,8 +58,8 @@ fn repacked(source: &Path, out: &Path) -> Report {
 }
 
 fn store(gguf: &Gguf) -> ExpertStore {
-    let c = Config::new(gguf).unwrap();
-    ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd).unwrap()
+    let c = arch::blueprint(gguf).unwrap();
+    ExpertStore::new(gguf, c.experts()).unwrap()
 }
 
 fn files_in(folder: &Path) -> Vec<String> {
@@ -169,7 +170,9 @@ fn check_layout(source: &Path, out: &Path) {
         }
     }
     let dense = |gguf: &Gguf| -> Vec<_> {
-        let dense = gguf.tensors().iter().filter(|t| !is_expert(&t.name));
+        let blueprint = arch::blueprint(gguf).unwrap();
+        let experts: HashSet<_> = blueprint.experts().flat_map(ExpertSet::tensors).map(|t| t.index).collect();
+        let dense = gguf.tensors().iter().enumerate().filter(|(i, _)| !experts.contains(i)).map(|(_, t)| t);
         let bytes = |t: &hotset::gguf::TensorInfo| read(gguf, t.shard, t.offset, t.bytes.unwrap() as usize);
         dense.map(|t| (t.name.clone(), t.dims.clone(), t.ty, bytes(t))).collect()
     };

@@ -5,12 +5,13 @@ use std::{fmt, str::FromStr};
 use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
+    arch,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes,
     io::{IoKind, Layout, MAX_DEPTH},
     machine,
-    model::{Config, KV_TYPES},
+    model::{Blueprint, KV_TYPES},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -66,9 +67,9 @@ fn missing_memory(asked: u64, free: u64, full: impl FnOnce() -> u64) -> Option<S
 
 /// What a model takes with every expert in memory.
 fn full_bytes(gguf: &Gguf, options: &Options) -> hotset::Result<u64> {
-    let config = Config::new(gguf)?;
-    let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-    Ok(make_plan(gguf, &config, &store, options, Layout::Lines)?.full_bytes)
+    let blueprint = arch::blueprint(gguf)?;
+    let store = ExpertStore::new(gguf, blueprint.experts())?;
+    Ok(make_plan(gguf, &blueprint, &store, options, Layout::Lines)?.full_bytes)
 }
 
 /// Bytes of the model's files, of which a budget may be a percentage.

@@ -11,12 +11,13 @@ use std::{
 };
 
 use hotset::{
-    Result,
+    Result, arch,
     backend::cpu::kernels::Kernels,
+    blueprint::{Blueprint, ExpertSet},
     expert::{CacheStats, ExpertStore, Pace},
     gguf::Gguf,
     machine,
-    model::{Config, touched},
+    quant::GgmlType,
     session::Options,
     session::Session,
     tokenizer::Tokenizer,
@@ -308,9 +309,9 @@ fn setup(
     report: &mut Report,
 ) -> Result<(), Stop> {
     let mut tokens = source(args, &gguf)?;
-    let config = Config::new(&gguf)?;
-    let facts = Facts::new(&gguf, &config, memory)?;
-    let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+    let blueprint = arch::blueprint(&gguf)?;
+    let facts = Facts::new(&gguf, &blueprint, memory)?;
+    let store = ExpertStore::new(&gguf, blueprint.experts())?;
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.bytes(facts.model_bytes);
@@ -354,7 +355,7 @@ fn setup(
 
 fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
     if args.text.is_empty() {
-        return Ok(Tokens::Random(args.seed, Config::new(gguf)?.n_vocab));
+        return Ok(Tokens::Random(args.seed, arch::blueprint(gguf)?.n_vocab));
     }
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let text = |file: &PathBuf| {
@@ -427,21 +428,19 @@ struct Facts {
 }
 
 impl Facts {
-    fn new(gguf: &Gguf, config: &Config, memory: Memory) -> Result<Self> {
-        let experts = gguf.tensors().iter().filter(|t| hotset::model::is_expert(&t.name));
-        let mut types: Vec<(String, u64)> = Vec::new();
-        for t in experts {
-            let (name, bytes) = (t.ty.to_string(), t.bytes.unwrap_or(0));
-            match types.iter_mut().find(|(n, _)| *n == name) {
-                Some((_, sum)) => *sum += bytes,
-                None => types.push((name, bytes)),
+    fn new(gguf: &Gguf, blueprint: &Blueprint, memory: Memory) -> Result<Self> {
+        let mut types: Vec<(GgmlType, u64)> = Vec::new();
+        for t in blueprint.experts().flat_map(ExpertSet::tensors) {
+            match types.iter_mut().find(|(ty, _)| *ty == t.ty) {
+                Some((_, sum)) => *sum += t.bytes,
+                None => types.push((t.ty, t.bytes)),
             }
         }
         Ok(Self {
             model_bytes: file_bytes(gguf),
             n_params: gguf.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum(),
-            token_bytes: touched(gguf, config).iter().map(|of_type| of_type.bytes).sum(),
-            expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name),
+            token_bytes: blueprint.touched().iter().map(|of_type| of_type.bytes).sum(),
+            expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(ty, _)| ty.to_string()),
             memory: memory.to_string(),
         })
     }
@@ -450,7 +449,7 @@ impl Facts {
 fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums, peak: Option<u64>) -> Result<Row> {
     sums.token_stalls.sort_unstable();
     let stall = |percent| percentile_ms(&sums.token_stalls, percent);
-    let (plan, config) = (session.plan(), session.config());
+    let (plan, blueprint) = (session.plan(), session.blueprint());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
     let requests = sums.hit + sums.late + sums.miss;
@@ -463,12 +462,12 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     Ok(Row {
         version: env!("CARGO_PKG_VERSION"),
         model: session.path().display().to_string(),
-        arch: config.arch.name,
+        arch: blueprint.arch,
         model_bytes: facts.model_bytes,
         n_params: facts.n_params,
-        n_layer: config.n_layer,
-        n_expert: config.n_expert,
-        n_expert_used: config.n_expert_used,
+        n_layer: blueprint.n_layer,
+        n_expert: blueprint.n_expert,
+        n_expert_used: blueprint.n_expert_used(),
         expert_type: facts.expert_type.clone(),
         memory: facts.memory.clone(),
         budget_bytes: plan.budget_bytes,
@@ -476,7 +475,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         full_bytes: plan.full_bytes,
         peak_rss_bytes: peak,
         slots: plan.slots.iter().sum(),
-        experts: config.n_expert * config.moe_layers.len(),
+        experts: blueprint.n_expert * blueprint.n_moe(),
         threads: session.threads(),
         isa: Kernels::detect()?.name(),
         kv: kv_name(args.modes.kv),

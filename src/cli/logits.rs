@@ -7,11 +7,10 @@ use std::{
 };
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::Cpu,
     gguf::Gguf,
     machine,
-    model::Config,
     npy::NpyWriter,
     session::{Options, Session},
     trace::{LayerEvent, TraceSink},
@@ -65,8 +64,8 @@ pub fn run(args: &Args) -> Ended {
     let tokens = tokens(args)?;
     let gguf = Gguf::open(&args.model)?;
     let (layers, used, vocab) = {
-        let config = Config::new(&gguf)?;
-        (config.moe_layers.len(), config.n_expert_used, config.n_vocab)
+        let blueprint = arch::blueprint(&gguf)?;
+        (blueprint.n_moe(), blueprint.n_expert_used(), blueprint.n_vocab)
     };
     let mut outputs = Outputs::new(&Force::default());
     outputs.reads_model(&gguf);

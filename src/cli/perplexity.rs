@@ -107,7 +107,7 @@ fn finish(out: &mut Out, loss: &Loss) -> Result<(), Stop> {
 /// Runs one window and adds the losses of its second half.
 fn measure(session: &mut Session, window: &[u32], loss: &mut Loss) -> Result<()> {
     let n_batch = session.plan().n_batch;
-    let n_vocab = session.config().n_vocab;
+    let n_vocab = session.blueprint().n_vocab;
     let half = window.len() / 2;
     for batch in window[..half].chunks(n_batch) {
         session.fill(batch)?;

@@ -3,8 +3,9 @@
 use std::{fmt::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::{Cpu, WeightRate},
+    blueprint::{Blueprint, Touched},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes, human_bytes_up,
@@ -14,7 +15,6 @@ use hotset::{
         probe::{Limits, probe, steady},
     },
     machine,
-    model::{Config, Touched, check_dense, resident_bytes, touched},
     outlook::{Estimate, Rates, Token, decode, hit_rate},
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> Ended {
 /// A model, and all that decides what it does in a budget.
 struct Case<'a> {
     gguf: &'a Gguf,
-    config: &'a Config,
+    blueprint: &'a Blueprint,
     store: &'a ExpertStore,
     args: &'a Args,
     token: Token,
@@ -165,9 +165,9 @@ struct Case<'a> {
 impl Case<'_> {
     fn plan(&self, scope: Scope, memory_bytes: u64) -> Result<hotset::plan::Plan> {
         let memory_bytes = Some(memory_bytes);
-        let n_ctx = self.args.ctx.map(|n| asked_ctx(n, self.config.n_ctx_train));
+        let n_ctx = self.args.ctx.map(|n| asked_ctx(n, self.blueprint.n_ctx_train));
         let options = Options { n_ctx, memory_bytes, scope: Some(scope), ..Options::default() };
-        make_plan(self.gguf, self.config, self.store, &options, Layout::Lines)
+        make_plan(self.gguf, self.blueprint, self.store, &options, Layout::Lines)
     }
 
     /// Slots of each layer in a budget; without one, all that make sense.
@@ -196,7 +196,7 @@ impl Case<'_> {
                 let hits = replay(trace, &setting, &[])?.stats.decode.hit_rate().unwrap_or(0.0);
                 Estimate { low: hits, expected: hits, high: hits }
             }
-            None => hit_rate(per_layer, self.config.n_expert, self.config.n_expert_used),
+            None => hit_rate(per_layer, self.blueprint.n_expert, self.blueprint.n_expert_used()),
         };
         let decode_tok_s = decode(self.token, Rates { drive, ..self.rates }, hit_rate);
         let row = Row {
@@ -216,33 +216,32 @@ impl Case<'_> {
 impl Outlook {
     fn new(args: &Args) -> Result<Self> {
         let gguf = Gguf::open_header(&args.file)?;
-        let config = Config::new(&gguf)?;
-        check_dense(&gguf, &config)?;
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        let blueprint = arch::blueprint(&gguf)?;
+        let store = ExpertStore::new(&gguf, blueprint.experts())?;
         if let Some(trace) = &args.trace {
-            fits(trace, &config)?;
+            fits(trace, &blueprint)?;
         }
         let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes()).sum();
-        let experts = (expert_bytes * config.n_expert_used as u64) as f64;
+        let experts = (expert_bytes * blueprint.n_expert_used() as u64) as f64;
         let n_layer = store.layers().len();
         let token = Token {
-            touched: resident_bytes(&gguf, &config)? as f64 + experts,
+            touched: blueprint.resident_bytes() as f64 + experts,
             experts,
             n_layer: n_layer as f64,
-            n_expert_used: config.n_expert_used as f64,
+            n_expert_used: blueprint.n_expert_used() as f64,
         };
         let threads = machine::cores().threads();
         let (weights, weights_rate_is) = match args.memory_rate {
             Some(gb_s) => (gb_s * 1e9, "given".to_owned()),
-            None => weights_rate(touched(&gguf, &config), threads)?,
+            None => weights_rate(blueprint.touched(), threads)?,
         };
         let ((drive, drive_is), page_cache) = drive_of(args, &gguf, &store);
         let rates = Rates { weights, drive };
-        let case = Case { gguf: &gguf, config: &config, store: &store, args, token, rates, page_cache };
+        let case = Case { gguf: &gguf, blueprint: &blueprint, store: &store, args, token, rates, page_cache };
 
         let (_, whole) = case.slots(u64::MAX)?;
         let (smallest, full) = (whole.smallest_bytes, whole.full_bytes);
-        let at = |percent: f64| smallest + ((full - smallest) as f64 * least_share(percent, &config)) as u64;
+        let at = |percent: f64| smallest + ((full - smallest) as f64 * least_share(percent, &blueprint)) as u64;
         let mut budgets: Vec<u64> = SHARES.iter().map(|&percent| at(percent)).collect();
         budgets.push(smallest);
         let available = machine::available_bytes();
@@ -400,18 +399,18 @@ fn rounded_down(bytes: u64) -> u64 {
 }
 
 /// Which part of the way from the smallest to the full budget has slots for so many percent of the experts.
-fn least_share(percent: f64, config: &Config) -> f64 {
-    let (all, used) = (config.n_expert as f64, config.n_expert_used as f64);
+fn least_share(percent: f64, blueprint: &Blueprint) -> f64 {
+    let (all, used) = (blueprint.n_expert as f64, blueprint.n_expert_used() as f64);
     if all <= used { 1.0 } else { ((all * percent / 100.0 - used) / (all - used)).clamp(0.0, 1.0) }
 }
 
 /// Refuses a trace of a model of another shape.
-fn fits(trace: &std::path::Path, c: &Config) -> Result<()> {
+fn fits(trace: &std::path::Path, c: &Blueprint) -> Result<()> {
     let reader = TraceReader::open(trace)?;
     let h = reader.header();
     let shape =
         |layers: usize, experts: usize, used: usize| format!("{layers} MoE layers, {used} of {experts} experts");
-    let expected = shape(c.moe_layers.len(), c.n_expert, c.n_expert_used);
+    let expected = shape(c.n_moe(), c.n_expert, c.n_expert_used());
     let got = shape(h.n_layer, h.n_expert, h.n_expert_used);
     let told = || Error::file(trace, format!("the trace is of another model, with {got}; this one has {expected}"));
     if expected == got { Ok(()) } else { Err(told()) }

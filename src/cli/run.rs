@@ -3,10 +3,9 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     gguf::Gguf,
     human_bytes,
-    model::Config,
     new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::Session,
@@ -253,7 +252,7 @@ pub fn run(args: &Args) -> Ended {
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
-    let sampler = Sampler::new(config, session.config().n_vocab)?;
+    let sampler = Sampler::new(config, session.blueprint().n_vocab)?;
     let speaker = Speaker { tokenizer: &tokenizer, sampler, session: &mut session };
     let end = match echo
         .and_then(|()| generate(args, &tokens, speaker, &mut text, &mut watch, &mut record))
@@ -335,7 +334,7 @@ const ENDLESS_TOKENS: usize = 4096;
 
 /// Tokens of context: as asked for, or as many as the run needs and the model can.
 fn context(args: &Args, gguf: &Gguf, n_prompt: usize) -> Result<usize> {
-    let most = Config::new(gguf)?.n_ctx_train;
+    let most = arch::blueprint(gguf)?.n_ctx_train;
     let beside = args.max_tokens.0.unwrap_or(ENDLESS_TOKENS);
     let n_ctx = args.ctx.map_or(n_prompt.saturating_add(beside).min(most), |n| asked_ctx(n, most));
     if n_prompt > n_ctx {

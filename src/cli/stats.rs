@@ -410,11 +410,11 @@ pub fn print_plan(session: &Session<Cpu>) {
         "slots    {} ({}), of {} experts a layer in {} layers",
         slots.join(" "),
         Scope::of_slots(plan.scope.name()),
-        session.config().n_expert,
-        session.config().moe_layers.len()
+        session.blueprint().n_expert,
+        session.blueprint().n_moe()
     ));
     line(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
-    for unread in &session.config().unread {
-        line(format_args!("not used {}: {}", unread.key, unread.reason));
+    for unread in &session.blueprint().unread {
+        line(format_args!("not used {}: {}", unread.name, unread.reason));
     }
 }

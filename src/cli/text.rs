@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hotset::{Error, Result, gguf::Gguf, input, model::Config};
+use hotset::{Error, Result, arch, gguf::Gguf, input};
 
 /// The longest text of a verb that does not need to hold it in a context.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -32,7 +32,7 @@ impl Limit {
     /// # Errors
     /// A model without a context length or tokens.
     pub fn of_prompt(gguf: &Gguf, n_ctx: Option<usize>) -> Result<Self> {
-        let most = Config::new(gguf)?.n_ctx_train;
+        let most = arch::blueprint(gguf)?.n_ctx_train;
         let n_ctx = n_ctx.map_or(most, |n| n.min(most));
         let tokens = gguf.meta().require_strings("tokenizer.ggml.tokens")?;
         let longest = tokens.iter().map(String::len).max().unwrap_or(0);

@@ -8,12 +8,12 @@ use std::{
 
 use clap::Subcommand;
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::Cpu,
+    blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
     machine,
-    model::Config,
     new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::{Options, Session},
@@ -189,8 +189,8 @@ impl TraceSink for Recorder {
 
 fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     let gguf = Gguf::open(model)?;
-    let config = Config::new(&gguf)?;
-    let n_ctx = asked_ctx(args.ctx, config.n_ctx_train).min(config.n_ctx_train);
+    let blueprint = arch::blueprint(&gguf)?;
+    let n_ctx = asked_ctx(args.ctx, blueprint.n_ctx_train).min(blueprint.n_ctx_train);
     let generated = if args.teacher_forced { 0 } else { args.max_tokens };
     let Some(room) = n_ctx.checked_sub(generated).filter(|room| *room > 0) else {
         return Err(Error::invalid(format!(
@@ -199,7 +199,7 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
         .into());
     };
     let prompts = prompts(args, &gguf, room)?;
-    let header = header(args, &gguf, &config, &prompts)?;
+    let header = header(args, &gguf, &blueprint, &prompts)?;
     let mut outputs = Outputs::new(&args.force);
     outputs.reads_model(&gguf);
     args.prompts.iter().for_each(|file| outputs.reads("a prompt", file));
@@ -240,7 +240,7 @@ fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
 
 /// Reads a prompt and continues it greedily.
 fn generate(session: &mut Session, prompt: &[u32], tokens: usize) -> Result<()> {
-    let mut sampler = Sampler::new(SamplerConfig::greedy(), session.config().n_vocab)?;
+    let mut sampler = Sampler::new(SamplerConfig::greedy(), session.blueprint().n_vocab)?;
     let mut token = sampler.sample(session.feed(prompt, &mut |_| {})?);
     for _ in 0..tokens {
         token = sampler.sample(session.decode(token)?);
@@ -265,9 +265,9 @@ fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u3
     args.prompts.iter().map(read).collect()
 }
 
-fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
-    let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-    let ranks = args.lookahead.unwrap_or(3 * config.n_expert_used).min(config.n_expert);
+fn header(args: &Args, gguf: &Gguf, blueprint: &Blueprint, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
+    let store = ExpertStore::new(gguf, blueprint.experts())?;
+    let ranks = args.lookahead.unwrap_or(3 * blueprint.n_expert_used()).min(blueprint.n_expert);
     let prompt = |(path, tokens): &(PathBuf, Vec<u32>)| Prompt {
         name: path.display().to_string(),
         tokens: tokens.len(),
@@ -279,9 +279,9 @@ fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u3
         model: gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         model_id: made::model_id(gguf),
         source: format!("hotset {}, {what}", env!("CARGO_PKG_VERSION")),
-        n_layer: config.moe_layers.len(),
-        n_expert: config.n_expert,
-        n_expert_used: config.n_expert_used,
+        n_layer: blueprint.n_moe(),
+        n_expert: blueprint.n_expert,
+        n_expert_used: blueprint.n_expert_used(),
         expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
         weights: true,
         lookahead: if ranks > 0 { lookahead.to_owned() } else { String::new() },

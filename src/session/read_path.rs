@@ -8,14 +8,14 @@ use std::{collections::VecDeque, fs, path::Path, time::Duration};
 
 use super::{Options, make_plan};
 use crate::{
-    Error, Result,
+    Error, Result, arch,
+    blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
     id::ExpertId,
     input,
     io::{Extents, IoEngine, IoKind, Limits, Rates, probe},
     machine,
-    model::Config,
     new_file::NewFile,
     plan::Plan,
 };
@@ -77,7 +77,7 @@ fn expert_bytes(store: &ExpertStore) -> u64 {
 ///
 /// # Errors
 /// A path that was asked for and does not work here; a budget or a context that does not work.
-pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Chosen> {
+pub fn choose(gguf: &Gguf, blueprint: &Blueprint, store: &ExpertStore, options: &Options) -> Result<Chosen> {
     let start = |(kind, depth): (IoKind, usize)| {
         let engine = kind.build(store.files().clone(), options.io_depth.unwrap_or(depth));
         engine.map_err(|e| Error::invalid(format!("the read path {} does not work here: {e}", kind.name())))
@@ -86,7 +86,7 @@ pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Optio
         return Ok(Chosen { engine: start((kind, kind.default_depth()))?, reason: None });
     }
     let plain = start((IoKind::Pread, IoKind::Pread.default_depth()))?;
-    let plan = make_plan(gguf, config, store, options, plain.layout())?;
+    let plan = make_plan(gguf, blueprint, store, options, plain.layout())?;
     if let Some(plainly) = plain_reads(&plan, store) {
         return Ok(Chosen { engine: plain, reason: Some(plainly.reason().to_owned()) });
     }
@@ -94,7 +94,7 @@ pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Optio
     let mut reason = format!("{how} {rates}");
     match rates.best().filter(|&(kind, _)| kind != IoKind::Pread).map(start) {
         // Whole blocks take a little more.
-        Some(Ok(engine)) if make_plan(gguf, config, store, options, engine.layout()).is_ok() => {
+        Some(Ok(engine)) if make_plan(gguf, blueprint, store, options, engine.layout()).is_ok() => {
             return Ok(Chosen { engine, reason: Some(reason) });
         }
         Some(Ok(_)) => reason += ", but the budget is too small for whole blocks",
@@ -169,12 +169,12 @@ fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn bundled() -> (Gguf, Config, ExpertStore) {
+    fn bundled() -> (Gguf, Blueprint, ExpertStore) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/moe-s-q4_0.gguf");
         let gguf = Gguf::open(&path).unwrap();
-        let config = Config::new(&gguf).unwrap();
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
-        (gguf, config, store)
+        let blueprint = arch::blueprint(&gguf).unwrap();
+        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
+        (gguf, blueprint, store)
     }
 
     #[test]
@@ -203,8 +203,8 @@ mod tests {
 
     #[test]
     fn where_there_is_nothing_to_win_nothing_is_probed() {
-        let (gguf, config, store) = bundled();
-        let choose = |options| choose(&gguf, &config, &store, &options).unwrap();
+        let (gguf, blueprint, store) = bundled();
+        let choose = |options| choose(&gguf, &blueprint, &store, &options).unwrap();
         let all = choose(Options { memory_bytes: Some(1 << 30), ..Options::default() });
         assert_eq!((all.engine.name(), all.reason.as_deref()), ("pread", Some("every expert has a slot")));
         let few = choose(Options { memory_bytes: Some(10 << 20), process_bytes: Some(0), ..Options::default() });
