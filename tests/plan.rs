@@ -9,7 +9,7 @@ use common::{
     program::command,
     routing::{Shape, decoding, header, write},
 };
-use hotset::gguf::Gguf;
+use hotset::{arch, gguf::Gguf};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -68,7 +68,7 @@ fn more_memory_is_never_worse() {
     assert_eq!(column("hit_rate", "low").last(), Some(&1.0), "with all of it nothing is missing");
     // In memory a token takes as long as its bytes at the rate that was given, and something a layer.
     let gguf = Gguf::open(Path::new(MODEL)).unwrap();
-    let layers = arch::blueprint(&gguf).unwrap().moe_layers.len() as f64;
+    let layers = arch::blueprint(&gguf).unwrap().n_moe() as f64;
     let whole = 1.0 / (bytes("token_bytes") as f64 / 30e9 + layers * hotset::outlook::LAYER_SECONDS);
     assert!((expected.last().unwrap() / whole - 1.0).abs() < 1e-9, "{} and {whole}", expected.last().unwrap());
 }

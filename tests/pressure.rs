@@ -119,7 +119,6 @@ mod beside {
 
     use super::common::tiny::Tiny;
     use hotset::{
-        arch,
         gguf::Gguf,
         human_bytes,
         session::{Options, Session},

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fs, path::Path, time::Duration};
 
 use super::{Options, make_plan};
 use crate::{
-    Error, Result, arch,
+    Error, Result,
     blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
@@ -172,7 +172,7 @@ mod tests {
     fn bundled() -> (Gguf, Blueprint, ExpertStore) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/moe-s-q4_0.gguf");
         let gguf = Gguf::open(&path).unwrap();
-        let blueprint = arch::blueprint(&gguf).unwrap();
+        let blueprint = crate::arch::blueprint(&gguf).unwrap();
         let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
         (gguf, blueprint, store)
     }
