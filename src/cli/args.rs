@@ -11,7 +11,7 @@ use hotset::{
     human_bytes,
     io::{IoKind, Layout, MAX_DEPTH},
     machine,
-    model::{Blueprint, KV_TYPES},
+    model::KV_TYPES,
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
