@@ -62,7 +62,7 @@ const ROOTS: &[&str] = &["lib", "main", "cli"];
 
 /// What the crate's root re-exports or holds itself, and the module that it counts as.
 const ROOT_ITEMS: &[(&str, Option<&str>)] =
-    &[("Error", Some("error")), ("Result", Some("error")), ("human_bytes", None)];
+    &[("Error", Some("error")), ("Result", Some("error")), ("human_bytes", None), ("human_bytes_up", None)];
 
 /// Parts of the standard library that a module must not see.
 const MUST_NOT_SEE: &[(&str, &[&str])] = &[
