@@ -90,19 +90,17 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
 
 #[test]
 fn slots_that_come_and_go_within_a_batch_change_no_bit() {
-    no_hang(|| {
-        for name in ["qwen3moe", "qwen2moe"] {
-            for scope in [Scope::Layer, Scope::Global] {
-                for &io in common::read_paths().iter().filter(|io| **io != IoKind::PageCache) {
-                    let steady = logits(name, scope, io, None);
-                    for seed in 0..4 {
-                        let what = format!("{name}, {}, {}, seed {seed}", scope.name(), io.name());
-                        assert!(logits(name, scope, io, Some(seed)) == steady, "{what}");
-                    }
+    for name in ["qwen3moe", "qwen2moe"] {
+        for scope in [Scope::Layer, Scope::Global] {
+            let steady = logits(name, scope, IoKind::Pread, None);
+            for &io in common::read_paths().iter().filter(|io| **io != IoKind::PageCache) {
+                for seed in 0..2 {
+                    let changing = no_hang(move || logits(name, scope, io, Some(seed)));
+                    assert!(changing == steady, "{name}, {}, {}, seed {seed}", scope.name(), io.name());
                 }
             }
         }
-    });
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -237,7 +235,8 @@ mod beside {
             taken.push(std::hint::black_box(vec![7u8; STEP]));
             sleep(EVERY);
         }
-        sleep(2 * RUNS);
+        // Until it is killed, or the test is gone.
+        sleep(100 * RUNS);
     }
 
     #[test]
