@@ -242,12 +242,13 @@ fn nothing_is_wider_than_a_terminal_of_100_columns() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_budget_is_what_the_process_stays_within() {
-    let output = hotset(&["run", MODEL, "Once", "--memory", "4096B"]);
+    let output = hotset(&["run", MODEL, "Once upon a time", "-n", "60", "--memory", "4096B"]);
     let sentence = refused(&output, 1);
     let least = sentence.split("at least ").nth(1).unwrap();
     let (exact, human) = least.split_once(" bytes (").unwrap();
     let human = human.split(':').next().unwrap();
-    for memory in [exact, human, "16MiB", "20MiB", "30MiB"] {
+    let budgets = [1, 4, 16].map(|more| common::program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, more));
+    for memory in [exact, human].into_iter().chain(budgets.iter().map(String::as_str)) {
         for more in [&[][..], &["--io", "mapped"], &["--io", "page-cache"], &["-t", "1", "--prefetch", "off"]] {
             let args = [&["-n", "60", "--ignore-eos", "--memory", memory], more].concat();
             let number = |stats: &Value, key: &str| stats[key].as_u64().unwrap();
