@@ -16,8 +16,8 @@ use crate::{
     quant::GgmlType,
 };
 
-/// What the program takes with any model: its code, its libraries, heap, stacks. `tests/habits.rs` holds processes to it.
-const PROGRAM_BYTES: u64 = 8 << 20;
+/// What the program takes with any model beside its code: libraries, heap, stacks. `tests/habits.rs` holds processes to it.
+const PROGRAM_BYTES: u64 = 3 << 19;
 
 /// What it takes for each byte of the model's header: names and tokens as strings, the tokenizer's tables.
 const HEADER_SHARE: u64 = 8;
@@ -26,11 +26,13 @@ const HEADER_SHARE: u64 = 8;
 /// plan must not differ from the one before because of a few pages.
 const PROCESS_GRAIN: u64 = 2 << 20;
 
-/// What the process is charged: `resident_bytes` is what it holds already, `header_bytes` the length of the model's header.
+/// What the process is charged: `code_bytes` is the length of the program's code, `header_bytes` that of the model's header,
+/// `resident_bytes` what the process holds already.
 ///
 /// The same for every verb and every run, as long as it holds no more than the program with that model should.
-pub fn process_bytes(header_bytes: u64, resident_bytes: u64) -> u64 {
-    let expected = PROGRAM_BYTES + header_bytes.saturating_mul(HEADER_SHARE).min(u64::MAX / 64);
+pub fn process_bytes(code_bytes: u64, header_bytes: u64, resident_bytes: u64) -> u64 {
+    let header = header_bytes.saturating_mul(HEADER_SHARE).min(u64::MAX / 64);
+    let expected = PROGRAM_BYTES + code_bytes.min(u64::MAX / 64) + header;
     if resident_bytes + PROCESS_GRAIN / 2 <= expected {
         expected
     } else {
@@ -238,13 +240,12 @@ mod tests {
 
     #[test]
     fn the_program_is_charged_by_the_header_until_it_holds_more() {
-        let expected = process_bytes(300 << 10, 0);
-        let held = (0..=expected - PROCESS_GRAIN / 2).step_by(100_000);
-        assert!(held.into_iter().all(|held| process_bytes(300 << 10, held) == expected));
+        let charged = |held| process_bytes(7 << 20, 300 << 10, held);
+        let expected = charged(0);
+        assert!((0..=expected - PROCESS_GRAIN / 2).step_by(100_000).all(|held| charged(held) == expected));
         for held in (expected..10 * expected).step_by(777_777) {
-            let charged = process_bytes(300 << 10, held);
-            assert!(charged >= held + PROCESS_GRAIN / 2 && charged < held + 2 * PROCESS_GRAIN);
+            assert!(charged(held) >= held + PROCESS_GRAIN / 2 && charged(held) < held + 2 * PROCESS_GRAIN);
         }
-        assert!(process_bytes(u64::MAX, 0) < u64::MAX / 32);
+        assert!(process_bytes(u64::MAX, u64::MAX, 0) < u64::MAX / 16);
     }
 }

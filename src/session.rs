@@ -449,7 +449,7 @@ pub fn make_plan(
         process_bytes: options.process_bytes.unwrap_or_else(|| {
             // Tensors begin where the header ends.
             let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
-            process_bytes(header_bytes, machine::rss_bytes().unwrap_or(0))
+            process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
         }),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };

@@ -4,7 +4,7 @@ mod common;
 
 use common::{
     dice::Dice,
-    program::command,
+    program::{self, command},
     routing::{Shape, decoding, header, write},
 };
 use hotset::{arch, gguf::Gguf, io::IoKind, model::KvCache, quant::GgmlType};
@@ -26,6 +26,11 @@ fn rows(more: &[&str]) -> Vec<Value> {
     rows_of(&text)
 }
 
+/// A budget of so many MiB above the smallest.
+fn budget(more_mib: u64) -> String {
+    program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, more_mib)
+}
+
 /// The rows of a document.
 fn rows_of(text: &str) -> Vec<Value> {
     let mut document: Value = serde_json::from_str(text).unwrap();
@@ -35,7 +40,7 @@ fn rows_of(text: &str) -> Vec<Value> {
 
 #[test]
 fn every_combination_has_a_row_whose_figures_agree() {
-    let rows = rows(&["--memory", "110%,150%", "-t", "1,2", "-d", "0,5"]);
+    let rows = rows(&["--memory", &format!("{},500%", budget(2)), "-t", "1,2", "-d", "0,5"]);
     assert_eq!(rows.len(), 2 * 2 * 2 * 2);
     for row in &rows {
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
@@ -57,7 +62,7 @@ fn every_combination_has_a_row_whose_figures_agree() {
     let context = |positions| KvCache::bytes(&blueprint, GgmlType::F16, positions).unwrap() as f64;
     let said = rows[..4].iter().map(|r| r["context_bytes_per_token"].as_f64());
     assert_eq!(said.collect::<Vec<_>>(), [None, Some(context(2)), None, Some(context(7))]);
-    assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from("110%")));
+    assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from(budget(2))));
 }
 
 #[test]
@@ -65,7 +70,7 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
     if !common::read_paths().contains(&IoKind::Direct) {
         return;
     }
-    let in_memory = ["--warmup-prompt", "512", "--memory", "1GiB,120%", "--probe", "0.5"];
+    let in_memory = ["--warmup-prompt", "512", "--memory", &format!("1GiB,{}", budget(3)), "--probe", "0.5"];
     let rows = rows(&[&in_memory[..], &["--io", "direct"]].concat());
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
     assert_eq!(rows.len(), 4);
@@ -82,7 +87,7 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
         assert!(number(few, "bound_tok_s") <= (1.0 / alone) * 1.000_001, "{few}");
         assert_eq!(number(few, "share_of_bound"), number(few, "median_tok_s") / number(few, "bound_tok_s"));
     }
-    let cached = &self::rows(&["--memory", "120%", "--io", "pread", "--probe", "0.1"])[0];
+    let cached = &self::rows(&["--memory", &budget(3), "--io", "pread", "--probe", "0.1"])[0];
     assert!(cached["probed_bytes_per_second"].is_null(), "the page cache is no drive");
 }
 
@@ -90,7 +95,7 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
 #[test]
 fn a_decode_test_is_a_profile() {
     let folder = tempfile::tempdir().unwrap();
-    let (text, ok) = bench(&["--json", "--memory", "110%", "--prefetch", "off", "--io", "pread"]);
+    let (text, ok) = bench(&["--json", "--memory", &budget(2), "--prefetch", "off", "--io", "pread"]);
     assert!(ok);
     let mut rows = rows_of(&text);
     // Nobody waits where the page cache is quick enough: then nothing is known of waiting.
@@ -182,7 +187,7 @@ fn csv_has_the_fields_of_json() {
 
 #[test]
 fn a_budget_that_is_too_small_costs_its_rows_and_the_exit_code() {
-    let (text, ok) = bench(&["--json", "--memory", "1%,200%"]);
+    let (text, ok) = bench(&["--json", "--memory", "1%,500%"]);
     assert!(!ok);
     assert_eq!(rows_of(&text).len(), 2);
 }
@@ -198,7 +203,7 @@ fn a_text_may_give_the_tokens() {
 
 #[test]
 fn the_page_cache_alone_keeps_no_experts() {
-    let page_cache = ["--io", "page-cache", "--memory", "120%"];
+    let page_cache = ["--io", "page-cache", "--memory", &budget(3)];
     for row in rows(&page_cache) {
         assert_eq!((&row["hit_rate"], &row["io"]), (&Value::from(0.0), &Value::from("page-cache")), "{row}");
         assert_eq!((&row["slots"], &row["policy"]), (&row["n_expert_used"], &Value::from("none")), "{row}");

@@ -31,6 +31,11 @@ fn hotset(args: &[&str]) -> Output {
     command(args).output().unwrap()
 }
 
+/// A budget of so many MiB above the smallest with slots for each layer.
+fn budget(more_mib: u64) -> String {
+    common::program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, more_mib)
+}
+
 /// Standard output of a run that must succeed.
 fn text(args: &[&str]) -> String {
     let output = hotset(args);
@@ -54,12 +59,13 @@ fn text_depends_on_the_seed_and_on_nothing_else() {
     assert!(first.starts_with(PROMPT) && first.len() > PROMPT.len() + 24 && first.ends_with('\n'), "{first}");
     assert_eq!(run(&["--seed", "0"]), first);
     assert_ne!(run(&["--seed", "1"]), first);
+    let (small, half) = (budget(1), budget(6));
     for same in
-        [&["--memory", "16MiB"], &["--memory", "110%"], &["--threads", "1"], &["--batch", "2"], &["--io", "mapped"]]
+        [&["--memory", &*small], &["--memory", &half], &["--threads", "1"], &["--batch", "2"], &["--io", "mapped"]]
     {
         assert_eq!(run(same), first, "{same:?}");
     }
-    assert_eq!(run(&["--memory", "15MiB", "--scope", "global", "--prefetch", "off", "--io-depth", "1"]), first);
+    assert_eq!(run(&["--memory", &small, "--scope", "global", "--prefetch", "off", "--io-depth", "1"]), first);
     let greedy = run(&["--temp", "0"]);
     assert_eq!(run(&["--temp", "0", "--seed", "9"]), greedy);
     assert_eq!(run(&["--top-k", "1"]), greedy);
@@ -89,7 +95,7 @@ fn prompts_come_from_the_command_line_a_file_or_standard_input() {
 #[test]
 fn statistics_add_up_and_budgets_are_kept() {
     for io in ["pread", "mapped"] {
-        let (_, stats) = run_with_stats(&["-n", "60", "--ignore-eos", "--memory", "16MiB", "--io", io]);
+        let (_, stats) = run_with_stats(&["-n", "60", "--ignore-eos", "--memory", &budget(1), "--io", io]);
         let n = |key: &str| stats.pointer(key).and_then(Value::as_u64).unwrap_or_else(|| panic!("{key} in {stats}"));
         let f = |key: &str| stats.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("{key} in {stats}"));
         for key in ["hit", "late", "miss"] {
@@ -105,10 +111,10 @@ fn statistics_add_up_and_budgets_are_kept() {
         assert_eq!((n("/prompt_tokens"), n("/generated_tokens"), n("/decode/tokens")), (6, 60, 59));
         assert!(f("/prompt_tok_s") > 0.0 && f("/decode_tok_s") > 0.0 && f("/stall_ms") >= 0.0);
         assert!(n("/bytes_read") >= n("/miss") * 3 * 18_432, "a miss reads an expert");
-        assert_eq!(n("/budget_bytes"), 16 << 20);
+        assert_eq!(n("/budget_bytes").to_string(), budget(1));
         let memory = |key: &str| n(&format!("/memory/{key}_bytes"));
         let parts: u64 = ["dense", "kv", "scratch", "slots", "process"].map(memory).iter().sum();
-        assert!(parts <= 16 << 20 && memory("smallest") <= parts && parts < memory("full"));
+        assert!(parts <= n("/budget_bytes") && memory("smallest") <= parts && parts < memory("full"));
         if cfg!(target_os = "linux") {
             assert!(n("/peak_rss_bytes") <= n("/budget_bytes"), "{stats}");
         }
@@ -211,7 +217,8 @@ fn interleaved_rows_change_no_word() {
         return;
     }
     // With a small budget, slots take other experts while some are interleaved; the file's pages stay as they are.
-    for more in [&[][..], &["--memory", "16MiB", "--policy", "lru"], &["--io", "mapped"], &["--threads", "1"]] {
+    let small = budget(1);
+    for more in [&[][..], &["--memory", &small, "--policy", "lru"], &["--io", "mapped"], &["--threads", "1"]] {
         let on = run("on", more);
         assert!(lossy(&on.stderr).contains("-interleaved"), "{more:?}: {}", lossy(&on.stderr));
         assert_eq!(lossy(&on.stdout), lossy(&off.stdout), "{more:?}");
@@ -335,7 +342,7 @@ fn perplexity_is_the_same_in_any_budget() {
     assert!(full.starts_with("[1]") && full.contains(",[3]") && !full.contains("[4]"), "{full}");
     let value: f64 = full.split("PPL = ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(value > 1.0 && value < 8192.0, "{full}");
-    assert_eq!(text(&[&base[..], &["--memory", "20MiB", "--batch", "5"]].concat()), full);
+    assert_eq!(text(&[&base[..], &["--memory", &budget(3), "--batch", "5"]].concat()), full);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{
-    program::command,
+    program::{budget, command},
     ref_models::{golden, ref_model},
 };
 use hotset::{
@@ -219,7 +219,8 @@ fn no_bit_of_the_output_changes() {
 /// Runs the program with a cache folder of its own. Gives the text, the statistics and what was said.
 fn run(folder: &Path, more: &[&str]) -> (String, Value, String) {
     let json = folder.join("stats.json");
-    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--seed", "4", "-v", "--memory", "17MiB", "--stats-json"];
+    let budget = budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 3);
+    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--seed", "4", "-v", "--memory", &budget, "--stats-json"];
     let mut command = command(env!("CARGO_BIN_EXE_hotset"));
     let output = command.args(args).arg(&json).args(more).env("XDG_CACHE_HOME", folder).output().unwrap();
     let stats = output.status.success().then(|| serde_json::from_slice(&fs::read(&json).unwrap()).unwrap());

@@ -447,7 +447,8 @@ fn the_verb_says_what_it_did() {
     for words in ["224 experts in 7 layers", "737 tensors read back", "llama.cpp does not load"] {
         assert!(text.contains(words), "{text}");
     }
-    let run = |model: &str| stdout(&["run", model, "Once upon a time", "-n", "12", "--memory", "18MiB", "--seed", "1"]);
+    let budget = common::program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 3);
+    let run = |model: &str| stdout(&["run", model, "Once upon a time", "-n", "12", "--memory", &budget, "--seed", "1"]);
     assert_eq!(run(out), run(MODEL));
     assert!(stdout(&["inspect", out]).contains("repacked (version 1): each expert lies in one place"));
     let json =

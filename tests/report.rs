@@ -11,7 +11,7 @@ use std::{
 
 use common::{
     dice::Dice,
-    program::command,
+    program::{budget, command},
     routing::{Event, Shape, decoding, header, write},
 };
 use hotset::{
@@ -182,7 +182,8 @@ fn names_from_files_cannot_become_markup() {
 /// The record of a run of the bundled model.
 fn run_record(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
-    let args = ["run", MODEL, "Once upon a time", "-n", "40", "--ignore-eos", "--memory", "16MiB", "--stats-json"];
+    let budget = budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 1);
+    let args = ["run", MODEL, "Once upon a time", "-n", "40", "--ignore-eos", "--memory", &budget, "--stats-json"];
     text(&[&args[..], &[path.to_str().unwrap()]].concat());
     path
 }

@@ -173,6 +173,13 @@ fn sentence(error: &clap::Error) -> Option<String> {
         let name = arg.split(' ').next().unwrap_or(arg);
         return Some(format!("{name} {value}: {source}"));
     }
+    if let (ErrorKind::UnknownArgument, Some(arg)) = (error.kind(), context(ContextKind::InvalidArg)) {
+        if !arg.starts_with('-') {
+            return Some(format!("{arg} is one argument too many (a text of several words needs quotes; see --help)"));
+        }
+        let meant = context(ContextKind::SuggestedArg).map_or(String::new(), |meant| format!("did you mean {meant}? "));
+        return Some(format!("{arg}: there is no such option ({meant}see --help)"));
+    }
     let text = error.to_string();
     let told = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let words: Vec<_> = told.flat_map(str::split_whitespace).collect();
