@@ -137,7 +137,8 @@ fn a_pipe_in_the_cache_folder_is_passed_over() {
 fn a_prompt_may_come_through_a_pipe() {
     let folder = Folder::new();
     let run = |file: &Path| {
-        let mut command = command(&args([&"run", &MODEL, &"--prompt-file", &file, &"-n", &"4", &"--seed", &"1", &"-q"]));
+        let mut command =
+            command(&args([&"run", &MODEL, &"--prompt-file", &file, &"-n", &"4", &"--seed", &"1", &"-q"]));
         let child = command.spawn().unwrap();
         if file == folder.pipe {
             fs::write(file, "Once upon").unwrap();
