@@ -32,7 +32,7 @@ use crate::{
     expert::{BLOCK_BYTES, ExpertStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version},
     gguf::{Gguf, GgufWriter, TensorInfo, Value},
     model::refuse_missing,
-    new_file::NewFile,
+    new_file::{FileId, NewFile},
     quant::GgmlType,
 };
 
@@ -69,8 +69,14 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Writes `source`, repacked, to a new file `out`: see [`repack_to`].
 ///
 /// # Errors
-/// Where `out` exists, and as [`repack_to`].
+/// Where `out` exists or is a file of `source`, and as [`repack_to`].
 pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option<Report>> {
+    // A clearer word than that it exists.
+    if let Some(id) = FileId::of(out)
+        && source.shards().iter().any(|shard| FileId::of(&shard.path).as_ref() == Some(&id))
+    {
+        return Err(Error::file(out, "is a file of the model itself"));
+    }
     repack_to(source, NewFile::create_new(out)?, watch)
 }
 

@@ -236,8 +236,9 @@ fn what_cannot_be_is_one_sentence_and_leaves_nothing() {
         begins(refused(&source, &at("link.gguf")), &at("link.gguf"), "the model itself");
     }
     fs::write(at("taken"), "somebody's").unwrap();
-    begins(refused(&source, &at("taken")), &at("taken"), "nothing is replaced");
-    begins(refused(&source, folder.path()), folder.path(), "nothing is replaced");
+    let exists = |path: &Path| format!("{} already exists (use --force to replace it)", path.display());
+    assert_eq!(refused(&source, &at("taken")), exists(&at("taken")));
+    begins(refused(&source, folder.path()), folder.path(), "is a directory");
     begins(refused(&source, &at("no/folder/out.gguf")), &at("no/folder/out.gguf"), "cannot create");
 
     let first = whole.write_split(folder.path(), 2);
@@ -356,7 +357,7 @@ fn an_end_may_come_at_any_time_and_leaves_nothing() {
         fs::write(&out, "theirs").unwrap();
         ControlFlow::Continue(())
     });
-    assert!(late.unwrap_err().to_string().contains("nothing is replaced"));
+    assert!(late.unwrap_err().to_string().contains("already exists"));
     assert_eq!(fs::read_to_string(&out).unwrap(), "theirs");
 }
 
@@ -460,7 +461,7 @@ fn the_verb_says_what_it_did() {
         assert_eq!(new[key], old[key], "{key}");
     }
     let again = command(&["repack", MODEL, out]).output().unwrap();
-    assert!(sentence(&again).contains("packed.gguf: expected no such file yet"));
+    assert!(sentence(&again).contains("packed.gguf already exists (use --force to replace it)"));
     assert!(sentence(&command(&["repack", out, MODEL]).output().unwrap()).contains("moe-s-q4_0.gguf"));
     assert_eq!(files_in(folder.path()), ["packed.gguf"]);
 }
