@@ -280,7 +280,7 @@ mod tests {
         let (first, second) = (start(&one, false, true), start(&two, false, true));
         assert!(names(folder.path()).len() == 2);
         second.finish().unwrap();
-        remove_drafts();
+        drop(remove_drafts());
         assert_eq!(names(folder.path()), [two], "nothing but drafts");
         drop(first);
     }
