@@ -314,11 +314,12 @@ impl Args {
 fn introduce(args: &Args, source: &Source<'_>, gguf: &Gguf) {
     let size = human_bytes(file_bytes(gguf));
     let is_word = args.first.as_deref().is_some_and(|only| !only.to_string_lossy().contains(char::is_whitespace));
-    if source.only && (is_word || !args.quiet) {
+    if source.only && is_word {
         let only = args.first.as_deref().unwrap_or_default().display();
-        let what =
-            if is_word { format!("there is no file \"{only}\", so it is the prompt, and") } else { String::new() };
-        note(format_args!("{what} the bundled model answers ({}, {size})", gguf.path().display()));
+        note(format_args!(
+            "there is no file \"{only}\", so it is the prompt, and the bundled model answers ({}, {size})",
+            gguf.path().display()
+        ));
     } else if source.model.is_none() && !args.quiet {
         note(format_args!("the bundled model answers ({}, {size})", gguf.path().display()));
     }
