@@ -264,10 +264,10 @@ fn options_that_make_no_sense() {
     let folder = Folder::new();
     let path = folder.write(&Tiny::new("qwen3moe"));
     let said = |options: Options| open_with(&path, options).err().expect("refused").to_string();
-    assert!(said(Options { n_ctx: Some(0), ..options() }).contains("1 to 64 tokens"));
-    assert!(said(Options { n_ctx: Some(65), ..options() }).contains("got 65"));
-    assert!(said(Options { n_ctx: Some(usize::MAX), ..options() }).contains("the context"));
-    assert!(said(Options { n_batch: Some(0), ..options() }).contains("the batch"));
+    assert!(said(Options { n_ctx: Some(0), ..options() }).contains("a context of 0 tokens"));
+    assert!(said(Options { n_ctx: Some(65), ..options() }).contains("65 exceeds the model's maximum of 64"));
+    assert!(said(Options { n_ctx: Some(usize::MAX), ..options() }).contains("context length"));
+    assert!(said(Options { n_batch: Some(0), ..options() }).contains("a batch of 0 tokens"));
     // Heads of 16 are no whole block of Q8_0's 32; other types have no code for storing.
     assert!(
         said(Options { kv: GgmlType::Q8_0, ..options() })
@@ -278,12 +278,18 @@ fn options_that_make_no_sense() {
             .contains("the KV cache type: expected one of F16, F32, Q8_0, got Q4_0")
     );
     let mut session = open(&path).unwrap();
-    assert!(session.decode(40).unwrap_err().to_string().contains("an id below 40"));
+    assert!(session.decode(40).unwrap_err().to_string().contains("not in the vocabulary of 40 tokens"));
     assert!(session.feed(&[], &mut |_| {}).is_err());
-    assert!(session.feed(&[1; 65], &mut |_| {}).unwrap_err().to_string().contains("at most 64 tokens"));
+    assert!(
+        session
+            .feed(&[1; 65], &mut |_| {})
+            .unwrap_err()
+            .to_string()
+            .contains("the context of 64 tokens is too short for 65")
+    );
     assert_eq!(session.n_past(), 0);
     session.feed(&[1; 64], &mut |_| {}).unwrap();
-    assert!(session.decode(1).unwrap_err().to_string().contains("got 65"));
+    assert!(session.decode(1).unwrap_err().to_string().contains("too short for 65"));
 }
 
 #[test]

@@ -23,9 +23,8 @@ use terminal_size::{Height, Width};
 use self::panel::View;
 use super::{
     interrupt::Interrupts,
-    out::plain,
+    out::{folded, plain},
     stats::LABEL,
-    width::{of_stderr, wrap},
 };
 
 /// Between two drawings of the panel.
@@ -103,8 +102,10 @@ impl Live {
             // One a second: each of its own second.
             self.window.drain(..self.window.len() - 1);
             // A line of its own, where the text stands on the same terminal.
-            let start = if io::stderr().is_terminal() { "\n" } else { "" };
-            return plain(format_args!("{start}{}", wrap(&view.line(), of_stderr(), LABEL)));
+            if io::stderr().is_terminal() {
+                plain(format_args!(""));
+            }
+            return folded(format_args!("{}", view.line()), LABEL);
         }
         if interrupts.take_resumed() || self.size != size() {
             self.set_up();

@@ -14,7 +14,10 @@ use std::{
 use hotset::{Error, new_file::STDOUT};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Stop;
+use super::{
+    Stop,
+    width::{of_stderr, wrap},
+};
 
 /// Standard output, locked.
 pub struct Out {
@@ -62,6 +65,12 @@ pub fn notes(list: &[String]) {
 /// A line on standard error.
 pub fn plain(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{}", spelt_out(&text.to_string(), is_obeyed));
+}
+
+/// A line on standard error, broken where it is longer than the terminal is wide; each part after the first one indented.
+pub fn folded(text: fmt::Arguments<'_>, indent: usize) {
+    let text = spelt_out(&text.to_string(), is_obeyed).into_owned();
+    let _ = writeln!(io::stderr().lock(), "{}", wrap(&text, of_stderr(), indent));
 }
 
 /// A name from a file as part of a line.
