@@ -43,8 +43,12 @@ pub const RESTORE: &str = "\x1b7\x1b[r\x1b8\x1b[J";
 
 /// Whether `--stats-live` draws a panel rather than print lines: on a terminal that is large enough, and knows how.
 pub fn has_panel() -> bool {
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    io::stderr().is_terminal() && !is_dumb && size().is_some_and(|(columns, rows)| columns >= COLUMNS && rows >= ROWS)
+    moves_cursor() && size().is_some_and(|(columns, rows)| columns >= COLUMNS && rows >= ROWS)
+}
+
+/// Whether standard error is a terminal that can draw anywhere but at its end.
+pub fn moves_cursor() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// (columns, rows)

@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     Stop,
+    live::moves_cursor,
     width::{of_stderr, wrap},
 };
 
@@ -120,7 +121,7 @@ impl Progress {
     }
 
     fn new(what: &'static str, template: &str, quiet: bool) -> Self {
-        if quiet || !io::stderr().is_terminal() {
+        if quiet || !moves_cursor() {
             return Self(None);
         }
         let style = ProgressStyle::with_template(template).expect("the templates above are sound");
