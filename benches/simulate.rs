@@ -27,7 +27,7 @@ use routing::{Shape, decoding, header, write};
 const SHAPE: Shape = Shape { layers: 24, experts: 128, used: 8, tokens: 5200 };
 const RANKS: usize = 24;
 
-fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, futures: &[Arc<Future>]) -> u64 {
+fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, future: &Arc<Future>) -> u64 {
     let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), SHAPE.layers, SHAPE.experts);
     let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
     let compute = Compute::default();
@@ -38,7 +38,7 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, futures: &[
         prefetch: PrefetchKind::Off,
         conditions: Conditions { drive, compute, warmup: 0 },
     };
-    let outcome = simulate::replay(trace, &setting, futures).expect("the trace is sound");
+    let outcome = simulate::replay(trace, &setting, Some(future)).expect("the trace is sound");
     let total = outcome.stats.total();
     total.hit + total.miss
 }
@@ -69,13 +69,13 @@ fn requests(c: &mut Criterion) {
                 assert_eq!(routed, all);
             });
         });
+        let future = simulate::future(trace).expect("the trace is sound");
         for scope in [Scope::Layer, Scope::Global] {
-            let futures = simulate::futures(trace, scope).expect("the trace is sound");
             for policy in [SimPolicy::Live(PolicyKind::Lru), SimPolicy::Live(PolicyKind::default()), SimPolicy::Belady]
             {
                 for share in [12.5, 25.0, 50.0] {
                     group.bench_function(format!("{name}/{}/{}/{share}%", policy.name(), scope.name()), |b| {
-                        b.iter(|| assert_eq!(replay(trace, policy, scope, share, &futures), all));
+                        b.iter(|| assert_eq!(replay(trace, policy, scope, share, &future), all));
                     });
                 }
             }

@@ -15,6 +15,7 @@ use crate::{
     human_bytes,
     io::Layout,
     model::{self, Config, KvCache, Scratch, ScratchShape},
+    policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
 };
@@ -53,6 +54,8 @@ pub struct Needs {
     pub kv: GgmlType,
     /// How slots are shared.
     pub scope: Scope,
+    /// Who decides which expert leaves.
+    pub policy: PolicyKind,
     /// Who guesses what is read ahead.
     pub prefetch: PrefetchKind,
     /// Whether experts are kept; if not, there are no more slots than a token's layer uses.
@@ -74,7 +77,7 @@ pub struct Plan {
     pub dense_bytes: u64,
     /// KV cache.
     pub kv_bytes: u64,
-    /// Buffers of a forward pass, and what a prefetcher learns.
+    /// Buffers of a forward pass, and what policy and prefetcher learn.
     pub scratch_bytes: u64,
     /// What the program itself is charged.
     pub process_bytes: u64,
@@ -118,7 +121,10 @@ impl Plan {
             |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
         let attention = attention_bytes(needs.threads, c.n_head, c.n_embd_head_k, c.n_embd_head_v, needs.n_ctx);
         let n_layer = store.layers().len();
-        let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch);
+        let learnt = |n_batch| {
+            needs.policy.bytes(n_layer, store.n_expert())
+                + needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch)
+        };
         let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention + learnt(n_batch);
 
         let slot = |layers| needs.layout.slot_bytes(&store.slot_parts(layers));

@@ -434,6 +434,7 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope.unwrap_or(Scope::Layer),
+        policy: options.policy,
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,

@@ -179,7 +179,7 @@ fn a_replay_equals_the_live_run() {
                         prefetch,
                         conditions: Conditions { drive, compute, warmup: 0 },
                     };
-                    let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+                    let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
                     let what =
                         format!("{} {} {} in {memory} on {drive:?}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");

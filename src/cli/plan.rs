@@ -172,7 +172,7 @@ impl Case<'_> {
                     prefetch: PrefetchKind::Off,
                     conditions: Conditions { drive: self.rates.drive, compute: Compute::default(), warmup: 0 },
                 };
-                let hits = replay(trace, &setting, &[])?.stats.decode.hit_rate().unwrap_or(0.0);
+                let hits = replay(trace, &setting, None)?.stats.decode.hit_rate().unwrap_or(0.0);
                 Estimate { low: hits, expected: hits, high: hits }
             }
             None => hit_rate(per_layer, self.config.n_expert, self.config.n_expert_used),

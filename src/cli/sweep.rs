@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ use hotset::{
     Error, Result,
     expert::{LayerHits, Scope},
     machine,
-    policy::{Future, PolicyKind},
+    policy::PolicyKind,
     prefetch::PrefetchKind,
     simulate::{self, Compute, Conditions, Drive, Row, Setting, SimPolicy, SlotSpec},
     trace::file::Header,
@@ -198,20 +198,16 @@ impl Sweep {
 
 /// Runs the jobs on all cores; runs in the jobs' order.
 fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> Result<(Vec<Run>, Effort)> {
-    let futures = |scope| -> Result<Vec<Arc<Future>>> {
-        let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
-        if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
-    };
-    let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
+    let needed = jobs.iter().any(|j| j.policy.needs_future());
+    let future = needed.then(|| simulate::future(trace)).transpose()?;
     let threads = machine::cores().threads().min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
     let bar = Progress::runs("simulating", false);
     let one = |job: &Job| {
         let setting =
             Setting { policy: job.policy, scope: job.scope, slots: &job.slots, prefetch: job.prefetch, conditions };
-        let futures = if job.scope == Scope::Layer { &layer } else { &global };
         let start = Instant::now();
-        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, futures)?;
+        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, future.as_ref())?;
         let total = outcome.stats.total();
         let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
         let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight);

@@ -21,8 +21,9 @@ use crate::{
     Error, Result,
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
-    policy::{CachePolicy, PolicyKind, PoolShape},
+    policy::{CachePolicy, CacheShape, PolicyKind},
     quant::{FfnMats, QMatMut},
+    retrieval::Retrieval,
     trace::{LayerEvent, Phase, Routed},
 };
 
@@ -111,7 +112,8 @@ struct Tenant {
 }
 
 struct Pool {
-    policy: Box<dyn CachePolicy>,
+    /// Whose experts it holds.
+    layers: Vec<u16>,
     free: Vec<u32>,
     /// Slots whose memory has been given back to the system.
     parked: Vec<u32>,
@@ -141,6 +143,9 @@ const NONE: u32 = u32::MAX;
 pub struct ExpertCache {
     store: ExpertStore,
     io: Box<dyn IoEngine>,
+    policy: Box<dyn CachePolicy>,
+    retrieval: Retrieval,
+    shape: CacheShape,
     pools: Vec<Pool>,
     slots: Vec<Slot>,
     allowance: Option<Box<dyn Allowance>>,
@@ -179,35 +184,37 @@ impl ExpertCache {
         policy: PolicyKind,
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
-        Self::with_policies(store, scope, slots, &mut |shape| policy.build(shape), io)
+        Self::with_policy(store, scope, slots, |shape| policy.build(shape), io)
     }
 
-    /// [`ExpertCache::new`] with policies of the caller's making, one for each pool from the first on.
+    /// [`ExpertCache::new`] with a policy of the caller's making.
     ///
     /// # Errors
     /// As [`ExpertCache::new`].
-    pub fn with_policies(
+    pub fn with_policy(
         store: ExpertStore,
         scope: Scope,
         slots: &[usize],
-        policy: &mut dyn FnMut(&PoolShape) -> Box<dyn CachePolicy>,
+        policy: impl FnOnce(&CacheShape) -> Box<dyn CachePolicy>,
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
         let n_layer = store.layers().len();
-        let n_pool = if scope == Scope::Global { 1 } else { n_layer };
+        let pool_of: Vec<usize> = (0..n_layer).map(|layer| if scope == Scope::Global { 0 } else { layer }).collect();
+        let n_pool = pool_of.last().map_or(0, |last| last + 1);
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
+        let shape = CacheShape { n_expert: store.n_expert(), pool_of, slots: slots.to_vec() };
+        let policy = policy(&shape);
+        let retrieval = if policy.wants_retrieval() { Retrieval::new(n_layer, shape.n_expert) } else { Retrieval::off() };
         let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
         let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
         let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {
-            let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
-            let shape =
-                PoolShape { layers: members.start as u16..members.end as u16, n_expert: store.n_expert(), slots: n };
-            let parts = store.slot_parts(members);
+            let layers = shape.layers(pool);
+            let parts = store.slot_parts(usize::from(layers[0])..layers.len() + usize::from(layers[0]));
             bufs.push(IoBuf::many(io.layout(), &parts, n).map_err(refused)?);
             // Popped from the end: slot 0 first.
             let free = (first as u32..(first + n) as u32).rev().collect();
-            pools.push(Pool { policy: policy(&shape), free, parked: Vec::with_capacity(n), park: 0, first, n_slot: n });
+            pools.push(Pool { layers, free, parked: Vec::with_capacity(n), park: 0, first, n_slot: n });
             first += n;
         }
         let toucher = Toucher::start(&bufs);
@@ -225,6 +232,9 @@ impl ExpertCache {
             slots: all,
             allowance: None,
             toucher,
+            policy,
+            retrieval,
+            shape,
             pools,
             store,
             io,
@@ -247,7 +257,7 @@ impl ExpertCache {
     }
     /// The policy's name.
     pub fn policy_name(&self) -> &'static str {
-        self.pools[0].policy.name()
+        self.policy.name()
     }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
@@ -264,6 +274,17 @@ impl ExpertCache {
     /// Bytes of the absent experts of the last request.
     pub(super) fn absent_bytes(&self) -> u64 {
         self.absent.iter().map(|id| self.store.layers()[usize::from(id.layer)].expert_bytes()).sum()
+    }
+    /// The tokens that resemble the present one, as the last request left them; off unless the policy, or
+    /// [`ExpertCache::retrieve`], wants them.
+    pub fn retrieval(&self) -> &Retrieval {
+        &self.retrieval
+    }
+    /// From now on, past tokens are kept and compared.
+    pub fn retrieve(&mut self) {
+        if self.retrieval.is_off() {
+            self.retrieval = Retrieval::new(self.shape.n_layer(), self.shape.n_expert);
+        }
     }
     /// True if reads are in flight that nobody has asked for.
     pub(super) fn reads_beside(&self) -> bool {
@@ -356,8 +377,7 @@ impl ExpertCache {
             (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
         }
         self.park();
-        let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
-        self.pools[pool].policy.observe(event);
+        self.observe(event);
         self.collect(event);
         self.absent.clear();
         let counts = self.stats.of_mut(event.phase);
@@ -385,7 +405,7 @@ impl ExpertCache {
             if let Some(slot) = self.slot_of(routed.id) {
                 self.wanted[i].1 = Want::Held;
                 self.claim(slot);
-                self.touch(routed);
+                self.policy.touch(routed);
             }
         }
         self.issue();
@@ -440,9 +460,10 @@ impl ExpertCache {
         }
     }
 
-    fn touch(&mut self, routed: Routed) {
-        let pool = self.pool_of(routed.id);
-        self.pools[pool].policy.touch(routed);
+    /// Tells those who foretell what a layer chose.
+    fn observe(&mut self, event: LayerEvent<'_>) {
+        self.retrieval.observe(event);
+        self.policy.observe(event, &self.retrieval);
     }
 
     /// Gives slots and reads to queued experts, in order, until slots run out.
@@ -452,7 +473,7 @@ impl ExpertCache {
             let Some(slot) = self.free_slot(self.pool_of(routed.id), &[]) else { return };
             self.wanted[i].1 = Want::Held;
             self.load(slot, routed.id, Cause::Demand);
-            self.touch(routed);
+            self.policy.touch(routed);
         }
     }
 
@@ -592,7 +613,7 @@ impl ExpertCache {
     }
 
     fn pool_of(&self, id: ExpertId) -> usize {
-        if self.pools.len() == 1 { 0 } else { id.layer as usize }
+        self.shape.pool(id.layer)
     }
 
     /// A slot of the pool: a free one, or that of the policy's victim. `None` if all are in use.
@@ -602,7 +623,7 @@ impl ExpertCache {
         }
         let (slots, index, wanted, n_expert) = (&self.slots, &self.index, &self.wanted, self.store.n_expert());
         let pinned = &self.kept.pinned;
-        let victim = self.pools[pool].policy.evict(&|id| {
+        let victim = self.policy.evict(&self.pools[pool].layers, &|id| {
             let at = id.layer as usize * n_expert + id.expert as usize;
             matches!(slots[index[at] as usize], Slot::Loading)
                 || pinned[at]
@@ -643,8 +664,8 @@ impl ExpertCache {
             self.touch_ahead(pool, slot + 1 - first);
         }
         match cause {
-            Cause::Kept => self.pools[pool].policy.warm(id),
-            _ => self.pools[pool].policy.insert(id),
+            Cause::Kept => self.policy.warm(id),
+            _ => self.policy.insert(id),
         }
         match cause {
             Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
@@ -668,7 +689,7 @@ impl ExpertCache {
         self.index[at] = NONE;
         self.tenants[slot] = None;
         let pool = self.pool_of(tenant.id);
-        self.pools[pool].policy.remove(tenant.id);
+        self.policy.remove(tenant.id);
         self.pools[pool].free.push(slot as u32);
         self.stats.failed_reads += 1;
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {

@@ -17,7 +17,7 @@ use crate::{
     expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
-    policy::{Belady, Future, PolicyKind, PoolShape, Random},
+    policy::{Belady, CacheShape, CachePolicy, Future, PolicyKind, Random},
     prefetch::PrefetchKind,
     trace::{LayerEvent, Phase, TraceSink, file::TraceReader},
 };
@@ -186,12 +186,12 @@ impl WarmUp {
 
 /// Replays a trace.
 ///
-/// `futures` are those of [`futures`] for the setting's scope, needed where [`SimPolicy::needs_future`].
+/// `future` is that of [`future`], needed where [`SimPolicy::needs_future`].
 ///
 /// # Errors
 /// A trace that cannot be read, memory that is refused.
-pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
-    replay_in_detail(trace, setting, futures).map(|(outcome, _)| outcome)
+pub fn replay(trace: &Path, setting: &Setting<'_>, future: Option<&Arc<Future>>) -> Result<Outcome> {
+    replay_in_detail(trace, setting, future).map(|(outcome, _)| outcome)
 }
 
 /// What a replay had counted at some time.
@@ -212,17 +212,17 @@ pub struct Detail {
 ///
 /// # Errors
 /// As [`replay`].
-pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<(Outcome, Detail)> {
+pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc<Future>>) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
     let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
     let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
-            return bounds::belady_bypass(&mut trace, setting, futures).map(no_cache);
+            return bounds::belady_bypass(&mut trace, setting, known(future)).map(no_cache);
         }
         SimPolicy::StaticOracle => {
-            return bounds::static_oracle(&mut trace, setting, futures).map(no_cache);
+            return bounds::static_oracle(&mut trace, setting, known(future)).map(no_cache);
         }
         SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
     }
@@ -231,13 +231,14 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
     let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
     let clock = io.clock();
-    let mut pools = futures.iter();
-    let mut build = |shape: &PoolShape| match setting.policy {
-        SimPolicy::Live(kind) => kind.build(shape),
-        SimPolicy::Random => Box::new(Random::new(shape, SEED)),
-        _ => Box::new(Belady::new(pools.next().expect("a future for each pool").clone(), shape.slots)),
+    let build = |shape: &CacheShape| -> Box<dyn CachePolicy> {
+        match setting.policy {
+            SimPolicy::Live(kind) => kind.build(shape),
+            SimPolicy::Random => Box::new(Random::new(shape, SEED)),
+            _ => Box::new(Belady::new(shape, known(future).clone())),
+        }
     };
-    let cache = ExpertCache::with_policies(store, setting.scope, setting.slots, &mut build, Box::new(io))?;
+    let cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
     let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
     // What it had counted when the warm-up was over.
@@ -287,22 +288,21 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
     Ok((outcome, Detail { layers, pace: experts.pace().since(&pace), foresight: quality.recall() }))
 }
 
-/// When each expert of each pool is used, for the oracles.
+fn known(future: Option<&Arc<Future>>) -> &Arc<Future> {
+    future.expect("a policy that needs the future is given it")
+}
+
+/// When each expert is used, for the oracles.
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn futures(trace: &Path, scope: Scope) -> Result<Vec<Arc<Future>>> {
+pub fn future(trace: &Path) -> Result<Arc<Future>> {
     let mut trace = TraceReader::open(trace)?;
-    let (n_layer, n_expert) = (trace.header().n_layer as u16, trace.header().n_expert);
-    let shape = |layers| PoolShape { layers, n_expert, slots: 0 };
-    let mut pools: Vec<Future> = match scope {
-        Scope::Layer => (0..n_layer).map(|l| Future::new(shape(l..l + 1))).collect(),
-        Scope::Global => vec![Future::new(shape(0..n_layer))],
-    };
+    let mut future = Future::new(trace.header().n_layer, trace.header().n_expert);
     while let Some(event) = trace.next_event()? {
-        pools[pool_of(scope, event.layer)].push(event);
+        future.push(event);
     }
-    Ok(pools.into_iter().map(Arc::new).collect())
+    Ok(Arc::new(future))
 }
 
 fn pool_of(scope: Scope, layer: u16) -> usize {

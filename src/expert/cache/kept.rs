@@ -155,8 +155,7 @@ impl ExpertCache {
                     lookahead2: &[],
                 };
                 if !routed.is_empty() {
-                    let pool = self.pool_of(ExpertId { layer, expert: 0 });
-                    self.pools[pool].policy.observe(event);
+                    self.policy.observe(event, &self.retrieval);
                 }
             }
         }
