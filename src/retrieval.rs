@@ -331,11 +331,15 @@ impl Retrieval {
             }
         }
         let step = |s: u16| (f32::from(most - s) * STEPS / natural) as usize;
-        let weights = self.best.iter().map(|&(s, position)| (position, self.weights[step(s).min(self.weights.len() - 1)]));
+        let weights =
+            self.best.iter().map(|&(s, position)| (position, self.weights[step(s).min(self.weights.len() - 1)]));
         let sum: f32 = weights.clone().map(|(_, weight)| weight).sum();
         let age = |position| (self.position + self.n - position) % self.n;
-        self.matches
-            .extend(weights.map(|(position, weight)| Match { position, age: age(position), weight: weight / sum }));
+        self.matches.extend(weights.map(|(position, weight)| Match {
+            position,
+            age: age(position),
+            weight: weight / sum,
+        }));
     }
 }
 

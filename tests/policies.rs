@@ -294,7 +294,8 @@ fn naive_pool(kind: PolicyKind, n_expert: usize, slots: usize) -> Box<dyn Naive>
 /// Runs events as the cache does and compares every victim.
 fn same_victims(kind: PolicyKind, shape: &CacheShape, events: &[Event]) {
     let (mut policy, mut naive) = (kind.build(shape), naive(kind, shape));
-    let mut past = if policy.wants_retrieval() { Retrieval::new(shape.n_layer(), shape.n_expert) } else { Retrieval::off() };
+    let mut past =
+        if policy.wants_retrieval() { Retrieval::new(shape.n_layer(), shape.n_expert) } else { Retrieval::off() };
     let mut residents: Vec<Vec<ExpertId>> = vec![Vec::new(); shape.slots.len()];
     let mut evictions = 0;
     for (i, event) in events.iter().enumerate() {
@@ -393,6 +394,7 @@ fn setting(policy: SimPolicy, scope: Scope, slots: &[usize]) -> Setting<'_> {
         policy,
         scope,
         slots,
+        transient: 0,
         prefetch: PrefetchKind::Off,
         conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
     }

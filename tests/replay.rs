@@ -138,7 +138,7 @@ fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheSta
     let sum = |of: fn(&LayerHits) -> u64| layers.iter().map(of).sum::<u64>();
     let sums = (sum(|l| l.hit), sum(|l| l.late), sum(|l| l.miss));
     assert_eq!(sums, (stats.decode.hit, stats.decode.late, stats.decode.miss));
-    let detail = Detail { layers, pace: *session.pace(), foresight: Vec::new() };
+    let detail = Detail { layers, pace: *session.pace(), ..Detail::default() };
     (stats, detail, session.plan().slots.clone(), clock.now_ns())
 }
 
@@ -176,6 +176,7 @@ fn a_replay_equals_the_live_run() {
                         policy,
                         scope,
                         slots: &slots,
+                        transient: 0,
                         prefetch,
                         conditions: Conditions { drive, compute, warmup: 0 },
                     };

@@ -88,7 +88,8 @@ impl Naive {
         let natural = 128.0 * n_used as f64 / if self.shape.layers == 1 { 2.5 } else { 1.7 };
         let most = self.similar.values().copied().max().unwrap_or(0);
         let least = most.saturating_sub((3.5 * natural) as u32).max(1);
-        let mut all: Vec<(u32, usize)> = self.similar.iter().map(|(&t, &s)| (s, t)).filter(|(s, _)| *s >= least).collect();
+        let mut all: Vec<(u32, usize)> =
+            self.similar.iter().map(|(&t, &s)| (s, t)).filter(|(s, _)| *s >= least).collect();
         all.sort_by_key(|&(s, t)| std::cmp::Reverse((s, t)));
         all.truncate(12);
         let weight = |s: u32| (-(f64::from(most - s) * 8.0 / natural).floor() / 8.0).exp();
@@ -206,6 +207,8 @@ fn rings_are_bounded_and_off_is_nothing() {
         assert!(mib(layers, experts) < 9.1, "{layers} layers of {experts}: {} MiB", mib(layers, experts));
     }
     let mut off = Retrieval::off();
-    decoding(&mut Dice(1), Shape { layers: 2, experts: 8, used: 2, tokens: 9 }).iter().for_each(|e| off.observe(e.borrow()));
+    decoding(&mut Dice(1), Shape { layers: 2, experts: 8, used: 2, tokens: 9 })
+        .iter()
+        .for_each(|e| off.observe(e.borrow()));
     assert!(off.is_off() && off.matches().is_empty());
 }

@@ -258,6 +258,7 @@ fn horizons_are_kept_apart() {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
         slots: &slots,
+        transient: 0,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },

@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod csv;
+mod decompose;
 mod hot;
 mod inspect;
 mod interrupt;

@@ -169,6 +169,7 @@ impl Case<'_> {
                     policy: SimPolicy::Live(PolicyKind::default()),
                     scope: Scope::Layer,
                     slots: &slots,
+                    transient: 0,
                     prefetch: PrefetchKind::Off,
                     conditions: Conditions { drive: self.rates.drive, compute: Compute::default(), warmup: 0 },
                 };

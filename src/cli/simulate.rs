@@ -17,7 +17,7 @@ use hotset::{
 };
 
 use super::{
-    Ended, csv,
+    Ended, csv, decompose,
     out::{Out, note, printable},
     sweep::Sweep,
 };
@@ -32,13 +32,17 @@ pub struct Args {
     trace: PathBuf,
     #[command(flatten)]
     sweep: Sweep,
+    /// Say where the gap between LRU and Belady lies instead: what knowing the next tokens would win, and which reuse distances
+    /// and layers miss
+    #[arg(long, conflicts_with = "policy")]
+    decompose: bool,
     /// How to write the results
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Format {
+pub enum Format {
     Text,
     Json,
     Csv,
@@ -48,18 +52,25 @@ enum Format {
 pub fn run(args: &Args) -> Ended {
     let header = TraceReader::open(&args.trace)?.header().clone();
     let start = Instant::now();
-    let (runs, effort) = args.sweep.run(&args.trace, &header, args.sweep.conditions()?)?;
+    let conditions = args.sweep.conditions()?;
+    let (results, effort) = if args.decompose {
+        let (parts, effort) = args.sweep.decompose(&args.trace, &header, conditions)?;
+        (decompose::written(&header, &parts, args.output)?, effort)
+    } else {
+        let (runs, effort) = args.sweep.run(&args.trace, &header, conditions)?;
+        let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
+        let results = match args.output {
+            Format::Json => serde_json::to_string_pretty(&rows).expect("rows are plain numbers") + "\n",
+            Format::Csv => csv::table(&rows),
+            Format::Text => text(&header, &rows),
+        };
+        (results, effort)
+    };
     let seconds = start.elapsed().as_secs_f64();
     if let Some(damage) = damage(&args.trace)? {
         note(format_args!("{}: {damage}", args.trace.display()));
     }
-    let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
-    let mut out = Out::new();
-    out.text(&match args.output {
-        Format::Json => serde_json::to_string_pretty(&rows).expect("rows are plain numbers") + "\n",
-        Format::Csv => csv::table(&rows),
-        Format::Text => text(&header, &rows),
-    })?;
+    Out::new().text(&results)?;
     let millions = effort.requests as f64 / 1e6;
     let a_core = millions / effort.busy.as_secs_f64().max(1e-9);
     let peak = machine::peak_rss_bytes().map_or(String::new(), |n| format!("; peak RSS {}", human_bytes(n)));

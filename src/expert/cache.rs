@@ -8,11 +8,13 @@
 //! Must not know: what the bytes mean, models, arithmetic.
 
 mod allowance;
+mod bypass;
 mod kept;
 mod rolling;
+mod victim;
 
 pub use self::allowance::Allowance;
-use self::{kept::Kept, rolling::Rolling};
+use self::{bypass::Transient, kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
     store::ExpertStore,
@@ -139,6 +141,24 @@ enum Want {
 
 const NONE: u32 = u32::MAX;
 
+/// Who has to stay: what is wanted now, on its way, pinned, or among `also`.
+fn keep<'a>(
+    slots: &'a [Slot],
+    index: &'a [u32],
+    wanted: &'a [(Routed, Want)],
+    pinned: &'a [bool],
+    n_expert: usize,
+    also: &'a [ExpertId],
+) -> impl Fn(ExpertId) -> bool + 'a {
+    move |id| {
+        let at = usize::from(id.layer) * n_expert + usize::from(id.expert);
+        matches!(slots[index[at] as usize], Slot::Loading)
+            || pinned[at]
+            || also.contains(&id)
+            || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
+    }
+}
+
 /// See the module.
 pub struct ExpertCache {
     store: ExpertStore,
@@ -162,7 +182,12 @@ pub struct ExpertCache {
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     rolling: Rolling,
+    transient: Transient,
     kept: Kept,
+    /// Residents of each layer, those on their way included. (n_moe_layer)
+    held: Vec<usize>,
+    /// Layers that hold more than their share. (up to n_moe_layer)
+    rich: Vec<u16>,
     /// Rows that wanted each expert since the start. (n_moe_layer, n_expert)
     uses: Vec<u64>,
     prefetches_in_flight: usize,
@@ -204,7 +229,8 @@ impl ExpertCache {
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
         let shape = CacheShape { n_expert: store.n_expert(), pool_of, slots: slots.to_vec() };
         let policy = policy(&shape);
-        let retrieval = if policy.wants_retrieval() { Retrieval::new(n_layer, shape.n_expert) } else { Retrieval::off() };
+        let retrieval =
+            if policy.wants_retrieval() { Retrieval::new(n_layer, shape.n_expert) } else { Retrieval::off() };
         let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
         let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
         let mut first = 0;
@@ -226,6 +252,9 @@ impl ExpertCache {
             absent: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
             rolling: Rolling::new(&store, slots),
+            transient: Transient::default(),
+            held: vec![0; n_layer],
+            rich: Vec::with_capacity(n_layer),
             kept: Kept::new(n_layer * n_expert),
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
@@ -372,6 +401,7 @@ impl ExpertCache {
         }
         self.phase = event.phase;
         self.wanted.clear();
+        self.free_transient();
         self.before_rolling(event);
         if rolling::wants_all(event, self.store.n_expert()) {
             (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
@@ -470,10 +500,12 @@ impl ExpertCache {
     fn issue(&mut self) {
         for i in 0..self.wanted.len() {
             let (routed, Want::Queued) = self.wanted[i] else { continue };
-            let Some(slot) = self.free_slot(self.pool_of(routed.id), &[]) else { return };
+            let Some(slot) = self.slot_for(routed.id) else { return };
             self.wanted[i].1 = Want::Held;
             self.load(slot, routed.id, Cause::Demand);
-            self.policy.touch(routed);
+            if !self.is_transient(slot) {
+                self.policy.touch(routed);
+            }
         }
     }
 
@@ -616,28 +648,11 @@ impl ExpertCache {
         self.shape.pool(id.layer)
     }
 
-    /// A slot of the pool: a free one, or that of the policy's victim. `None` if all are in use.
-    fn free_slot(&mut self, pool: usize, also_keep: &[ExpertId]) -> Option<usize> {
-        if let Some(free) = self.pools[pool].free.pop() {
-            return Some(free as usize);
-        }
-        let (slots, index, wanted, n_expert) = (&self.slots, &self.index, &self.wanted, self.store.n_expert());
-        let pinned = &self.kept.pinned;
-        let victim = self.policy.evict(&self.pools[pool].layers, &|id| {
-            let at = id.layer as usize * n_expert + id.expert as usize;
-            matches!(slots[index[at] as usize], Slot::Loading)
-                || pinned[at]
-                || also_keep.contains(&id)
-                || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
-        })?;
-        self.stats.evictions += 1;
-        Some(self.vacate(victim))
-    }
-
     /// Takes the slot from its tenant. The buffer stays as it is until the next read.
     fn vacate(&mut self, id: ExpertId) -> usize {
         let at = self.at(id);
         let slot = std::mem::replace(&mut self.index[at], NONE) as usize;
+        self.held[usize::from(id.layer)] -= usize::from(!self.is_transient(slot));
         let tenant = self.tenants[slot].take().expect("an indexed slot has a tenant");
         if tenant.unasked && tenant.cause != Cause::Kept {
             self.stats.prefetch_wasted += 1;
@@ -663,9 +678,12 @@ impl ExpertCache {
         if (first..first + n_slot).contains(&slot) {
             self.touch_ahead(pool, slot + 1 - first);
         }
-        match cause {
-            Cause::Kept => self.policy.warm(id),
-            _ => self.policy.insert(id),
+        if !self.is_transient(slot) {
+            self.held[usize::from(id.layer)] += 1;
+            match cause {
+                Cause::Kept => self.policy.warm(id),
+                _ => self.policy.insert(id),
+            }
         }
         match cause {
             Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
@@ -688,9 +706,13 @@ impl ExpertCache {
         let at = self.at(tenant.id);
         self.index[at] = NONE;
         self.tenants[slot] = None;
-        let pool = self.pool_of(tenant.id);
-        self.policy.remove(tenant.id);
-        self.pools[pool].free.push(slot as u32);
+        // A transient slot is free again at the next event.
+        if !self.is_transient(slot) {
+            self.held[usize::from(tenant.id.layer)] -= 1;
+            self.policy.remove(tenant.id);
+            let pool = self.pool_of(tenant.id);
+            self.pools[pool].free.push(slot as u32);
+        }
         self.stats.failed_reads += 1;
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();

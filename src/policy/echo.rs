@@ -141,6 +141,12 @@ impl Echo {
         }
     }
 
+    /// Layers until that one comes again.
+    fn until(&self, layer: u16) -> usize {
+        let (at, n_layer) = (usize::from(layer), self.least.len());
+        if at > self.layer { at - self.layer } else { n_layer + at - self.layer }
+    }
+
     /// The layer's resident of least value among those that need not be kept, with that value as it is now.
     fn least_of(&self, layer: u16, keep: &dyn Fn(ExpertId) -> bool) -> Option<Least> {
         let values = &self.values[self.ruling];
@@ -150,12 +156,10 @@ impl Echo {
 
     /// The same of some layers, discounted by the time until each comes again.
     fn least(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<Least> {
-        let n_layer = self.least.len();
         let mut least: Option<Least> = None;
         for &layer in layers {
             let at = usize::from(layer);
-            let until = if at > self.layer { at - self.layer } else { n_layer + at - self.layer };
-            let phase = self.phase[until];
+            let phase = self.phase[self.until(layer)];
             let better = |(value, used, _): Least| least.is_none_or(|(v, u, _)| (value * phase, used) < (v, u));
             if self.least[at].is_none() {
                 self.least[at] = self.least_of(layer, &|_| false);
@@ -214,6 +218,11 @@ impl CachePolicy for Echo {
         let id = self.residents.shape().id(key);
         self.remove(id);
         Some(id)
+    }
+    fn admits(&mut self, newcomer: ExpertId, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> bool {
+        let key = self.residents.shape().key(newcomer);
+        let value = self.values[self.ruling][key] * self.phase[self.until(newcomer.layer)];
+        self.least(layers, keep).is_none_or(|(least, ..)| value >= least)
     }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));

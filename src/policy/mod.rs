@@ -96,6 +96,11 @@ pub trait CachePolicy: Send {
     /// Removes and returns the least valuable resident of `layers`, which are of one pool, for which `keep` is false; `None`
     /// if there is none.
     fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
+    /// Whether the absent `newcomer`, which is used now, is worth more than the resident that [`CachePolicy::evict`] would return;
+    /// if not, it is used without being kept where the cache can do so.
+    fn admits(&mut self, _newcomer: ExpertId, _layers: &[u16], _keep: &dyn Fn(ExpertId) -> bool) -> bool {
+        true
+    }
     /// `id` lost its slot for a reason of the cache's own (its read failed).
     fn remove(&mut self, id: ExpertId);
 }
@@ -119,8 +124,14 @@ pub enum PolicyKind {
 
 impl PolicyKind {
     /// Every kind, the default first.
-    pub const ALL: &[PolicyKind] =
-        &[PolicyKind::LfuAdaptive, PolicyKind::Echo, PolicyKind::LfuDecay, PolicyKind::Lfuda, PolicyKind::Lru, PolicyKind::Slru];
+    pub const ALL: &[PolicyKind] = &[
+        PolicyKind::LfuAdaptive,
+        PolicyKind::Echo,
+        PolicyKind::LfuDecay,
+        PolicyKind::Lfuda,
+        PolicyKind::Lru,
+        PolicyKind::Slru,
+    ];
     /// The name that [`CachePolicy::name`] gives.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,15 +17,20 @@ use crate::{
     expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
-    policy::{Belady, CacheShape, CachePolicy, Future, PolicyKind, Random},
+    policy::{Belady, CachePolicy, CacheShape, Future, PolicyKind, Random, Window},
     prefetch::PrefetchKind,
     trace::{LayerEvent, Phase, TraceSink, file::TraceReader},
 };
 
 pub mod bounds;
+pub mod decompose;
 pub mod quality;
+pub mod reuse;
 
-use self::quality::{Quality, Recall};
+use self::{
+    quality::{Quality, Recall},
+    reuse::{Hits, Reuse},
+};
 
 /// What decides who leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub enum SimPolicy {
     Belady,
     /// The optimum where an expert may be used without taking a slot.
     BeladyBypass,
+    /// An oracle that knows so many tokens and counts beyond.
+    Window(u32),
     /// The best choice of residents that never changes, made with knowledge of the whole trace.
     StaticOracle,
     /// A seeded die.
@@ -57,13 +64,14 @@ impl SimPolicy {
             SimPolicy::Live(kind) => kind.name(),
             SimPolicy::Belady => "belady",
             SimPolicy::BeladyBypass => "belady-bypass",
+            SimPolicy::Window(_) => "window",
             SimPolicy::StaticOracle => "static-oracle",
             SimPolicy::Random => "random",
         }
     }
     /// Whether it has to see the trace before it runs.
     pub fn needs_future(self) -> bool {
-        matches!(self, SimPolicy::Belady | SimPolicy::BeladyBypass | SimPolicy::StaticOracle)
+        !matches!(self, SimPolicy::Live(_) | SimPolicy::Random)
     }
 }
 
@@ -127,6 +135,8 @@ pub struct Setting<'a> {
     pub scope: Scope,
     /// Slots of each pool: one number a layer, or one in all.
     pub slots: &'a [usize],
+    /// Slots beside them for experts that are not kept.
+    pub transient: usize,
     /// What is read ahead.
     pub prefetch: PrefetchKind,
     /// Drive, computing, warm-up.
@@ -206,13 +216,19 @@ pub struct Detail {
     pub pace: Pace,
     /// What guesses were worth; the first is the control.
     pub foresight: Vec<Recall>,
+    /// What decoding hit, by how long ago each expert was used before; see [`reuse::name`].
+    pub reuse: [Hits; reuse::BINS],
 }
 
 /// [`replay`], and more about it.
 ///
 /// # Errors
 /// As [`replay`].
-pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc<Future>>) -> Result<(Outcome, Detail)> {
+pub fn replay_in_detail(
+    trace: &Path,
+    setting: &Setting<'_>,
+    future: Option<&Arc<Future>>,
+) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
     let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
@@ -224,10 +240,10 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc
         SimPolicy::StaticOracle => {
             return bounds::static_oracle(&mut trace, setting, known(future)).map(no_cache);
         }
-        SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
+        SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Window(_) | SimPolicy::Random => {}
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
-    let mut quality = Quality::new(header);
+    let (mut quality, mut reuse) = (Quality::new(header), Reuse::new(header.n_layer, header.n_expert));
     let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
     let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
     let clock = io.clock();
@@ -235,10 +251,12 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc
         match setting.policy {
             SimPolicy::Live(kind) => kind.build(shape),
             SimPolicy::Random => Box::new(Random::new(shape, SEED)),
+            SimPolicy::Window(tokens) => Box::new(Window::new(shape, known(future).clone(), tokens)),
             _ => Box::new(Belady::new(shape, known(future).clone())),
         }
     };
-    let cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
+    let mut cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
+    cache.add_transient(setting.transient)?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
     let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
     // What it had counted when the warm-up was over.
@@ -256,6 +274,7 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc
         clock.advance(compute.layer(waited));
         let stalls = experts.stats().decode.stall_ns;
         experts.request(event);
+        reuse.add(event, experts.cache().absent(), counts);
         if counts {
             quality.add(event, experts.cache().absent(), experts.guesses());
         }
@@ -285,7 +304,8 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, future: Option<&Arc
         before.unwrap_or_else(|| (CacheStats::default(), layers.clone(), Pace::default()));
     layers.iter_mut().zip(&layers_before).for_each(|(layer, before)| *layer = layer.since(before));
     outcome.stats = experts.stats().since(&stats);
-    Ok((outcome, Detail { layers, pace: experts.pace().since(&pace), foresight: quality.recall() }))
+    let (pace, foresight) = (experts.pace().since(&pace), quality.recall());
+    Ok((outcome, Detail { layers, pace, foresight, reuse: reuse.bins() }))
 }
 
 fn known(future: Option<&Arc<Future>>) -> &Arc<Future> {
