@@ -32,7 +32,7 @@ const SHAPE: Shape = Shape { layers: 24, experts: 128, used: 8, tokens: 5200 };
 const RANKS: usize = 24;
 
 fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, future: &Arc<Future>) -> u64 {
-    let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), SHAPE.layers, SHAPE.experts);
+    let slots = simulate::slots(scope, SlotSpec::Percent(share).count(SHAPE.experts), &header(SHAPE));
     let drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
     let compute = Compute::default();
     let setting = Setting {

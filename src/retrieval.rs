@@ -178,6 +178,10 @@ impl Retrieval {
             self.begin(rows);
         }
         let layer = usize::from(event.layer);
+        // What the layer does not see of a batch, it has not used; the ring holds what it used long ago.
+        for back in rows..self.batch.min(self.n) {
+            self.forget(layer, (self.position + self.n - back) % self.n);
+        }
         let kept = rows.min(self.n - 1);
         for (back, row) in (0..kept).rev().zip(event.routed.chunks_exact(n_used).skip(rows - kept)) {
             let position = (self.position + self.n - back) % self.n;

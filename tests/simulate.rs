@@ -76,7 +76,7 @@ fn with_scores(ranks: usize) -> Header {
 
 fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind) -> (CacheStats, Detail) {
     let future = simulate::future(trace).unwrap();
-    let slots = simulate::slots(scope, 5, SHAPE.layers, SHAPE.experts);
+    let slots = simulate::slots(scope, 5, &header(SHAPE));
     let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
     let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
     let setting =
@@ -137,7 +137,7 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("a.trace");
     let header = Header { expert_bytes: vec![60_000; 4], ..header(shape) };
-    write(&trace, header, &decoding(&mut Dice(5), shape));
+    write(&trace, header.clone(), &decoding(&mut Dice(5), shape));
     let drive = Drive { latency_ns: 90_000, bytes_per_us: 600, depth: 8 };
     let compute = Compute {
         layer_ns: 41_000,
@@ -149,9 +149,10 @@ fn a_replay_finds_the_profile_that_it_was_given() {
         token_ns: 300_000,
     };
     let conditions = Conditions { drive, compute, warmup: 20 };
-    let slots = simulate::slots(Scope::Layer, 16, shape.layers, shape.experts);
+    let slots = simulate::slots(Scope::Layer, 16, &header);
     let policy = SimPolicy::Live(PolicyKind::default());
-    let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch: PrefetchKind::Off, conditions };
+    let setting =
+        Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch: PrefetchKind::Off, conditions };
     let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let pace = detail.pace;
     let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
@@ -180,7 +181,7 @@ fn a_warm_up_runs_and_does_not_count() {
     write(&start, with_scores(SHAPE.experts), &events[..n * SHAPE.layers]);
     for policy in PolicyKind::ALL.iter().map(|&kind| SimPolicy::Live(kind)).chain([SimPolicy::Random]) {
         let run = |trace: &Path, warmup| {
-            let slots = simulate::slots(Scope::Layer, 5, SHAPE.layers, SHAPE.experts);
+            let slots = simulate::slots(Scope::Layer, 5, &header(SHAPE));
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;

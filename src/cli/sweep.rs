@@ -182,7 +182,7 @@ impl Sweep {
         for &scope in &self.scope {
             for &prefetch in &self.prefetch {
                 for &n in &counts {
-                    let slots = simulate::slots(scope, n, header.n_layer, header.n_expert);
+                    let slots = simulate::slots(scope, n, header);
                     jobs.extend(policies.iter().map(|&policy| Job { policy, scope, slots: slots.clone(), prefetch }));
                 }
             }
@@ -232,7 +232,7 @@ fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> 
         let (outcome, detail) = simulate::replay_in_detail(trace, &setting, future.as_ref())?;
         let total = outcome.stats.total();
         let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
-        let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight.clone());
+        let row = Row::new(&setting, header, &outcome, detail.foresight.clone());
         Ok(((row, detail), effort))
     };
     std::thread::scope(|s| {

@@ -32,8 +32,10 @@ use crate::{
 /// How slots are shared among layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A pool a layer, each with slots of its own experts' size.
+    /// A pool for each layer, with slots of its own experts' size.
     Layer,
+    /// A pool for all layers whose experts are of one size.
+    Size,
     /// One pool for all layers, with slots of the largest expert's size.
     Global,
 }
@@ -43,12 +45,17 @@ impl Scope {
     pub fn name(self) -> &'static str {
         match self {
             Scope::Layer => "layer",
+            Scope::Size => "size",
             Scope::Global => "global",
         }
     }
     /// Whose a slot is, by that name.
     pub fn of_slots(name: &str) -> &'static str {
-        if name == Scope::Layer.name() { "slots per layer" } else { "slots for all layers" }
+        match name {
+            _ if name == Scope::Layer.name() => "slots per layer",
+            _ if name == Scope::Size.name() => "slots per size of experts",
+            _ => "slots for all layers",
+        }
     }
 }
 
@@ -198,7 +205,7 @@ pub struct ExpertCache {
 }
 
 impl ExpertCache {
-    /// `slots[i]` slots for layer `i`, or `slots[0]` for all of them with [`Scope::Global`].
+    /// `slots[i]` slots for pool `i`, as [`ExpertStore::pools`] numbers them.
     ///
     /// # Errors
     /// If the system refuses the memory.
@@ -224,8 +231,8 @@ impl ExpertCache {
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
         let n_layer = store.layers().len();
-        let pool_of: Vec<usize> = (0..n_layer).map(|layer| if scope == Scope::Global { 0 } else { layer }).collect();
-        let n_pool = pool_of.last().map_or(0, |last| last + 1);
+        let pool_of = store.pools(scope);
+        let n_pool = pool_of.iter().max().map_or(0, |last| last + 1);
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
         let shape = CacheShape { n_expert: store.n_expert(), pool_of, slots: slots.to_vec() };
         let policy = policy(&shape);
@@ -236,7 +243,7 @@ impl ExpertCache {
         let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {
             let layers = shape.layers(pool);
-            let parts = store.slot_parts(usize::from(layers[0])..layers.len() + usize::from(layers[0]));
+            let parts = store.slot_parts(layers.iter().map(|&layer| layer.into()));
             bufs.push(IoBuf::many(io.layout(), &parts, n).map_err(refused)?);
             // Popped from the end: slot 0 first.
             let free = (first as u32..(first + n) as u32).rev().collect();
@@ -251,7 +258,7 @@ impl ExpertCache {
             wanted: Vec::with_capacity(n_expert),
             absent: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
-            rolling: Rolling::new(&store, slots),
+            rolling: Rolling::new(&store, &shape.pool_of),
             transient: Transient::default(),
             held: vec![0; n_layer],
             rich: Vec::with_capacity(n_layer),
@@ -331,65 +338,11 @@ impl ExpertCache {
         self.index.get(first..first + n).is_some_and(|slots| !slots.contains(&NONE))
     }
 
-    /// Uses at most `slots[i]` of pool i's slots from now on: the memory of the others goes back to the system, the least
-    /// valuable residents first, or comes back into use. May be called between the hand-outs of an event; what is in use this
-    /// moment follows at the next ones.
-    /// Numbers above those that the cache was made with mean these, and none means one.
-    ///
-    /// # Panics
-    /// If there is not one number for each pool.
-    pub fn resize(&mut self, slots: &[usize]) {
-        assert_eq!(slots.len(), self.pools.len(), "one number of slots for each pool");
-        for (pool, &n) in self.pools.iter_mut().zip(slots) {
-            pool.park = pool.n_slot.saturating_sub(n.max(1));
-            while pool.parked.len() > pool.park {
-                pool.free.extend(pool.parked.pop());
-            }
-        }
-        if self.pools.iter().any(|pool| pool.park > 0) {
-            // Before memory goes back, or it would get pages again.
-            self.toucher = None;
-        }
-        self.mark_pins();
-        self.park();
-    }
-
     /// Has pages made for the slots that come after a pool's first `n`.
     fn touch_ahead(&self, pool: usize, n: usize) {
         if let Some(toucher) = &self.toucher {
             toucher.reach(pool, n + n.max(TOUCH_AHEAD));
         }
-    }
-
-    /// Slots in use or free to be used, of all pools.
-    pub fn n_slot(&self) -> usize {
-        self.pools.iter().map(|p| p.n_slot - p.parked.len()).sum()
-    }
-
-    /// Parks slots where [`ExpertCache::resize`] asked for it, as far as nobody needs them now.
-    fn park(&mut self) {
-        if self.pools.iter().all(|pool| pool.parked.len() >= pool.park) {
-            return;
-        }
-        // Slots of all pools are to leave, and those that were lent count where they came from.
-        self.settle();
-        for pool in 0..self.pools.len() {
-            while self.pools[pool].parked.len() < self.pools[pool].park && self.may_park(pool) {
-                let Some(slot) = self.free_slot(pool, &[]) else { break };
-                if let Slot::Free(buf) = &mut self.slots[slot] {
-                    buf.give_back();
-                }
-                self.pools[pool].parked.push(slot as u32);
-            }
-        }
-    }
-
-    /// False for a pool that has lent so many slots that without another one its next event might have none.
-    fn may_park(&self, pool: usize) -> bool {
-        let Some(lent) = self.lent(pool) else { return true };
-        let n_expert = self.store.n_expert();
-        let pinned = self.kept.pinned[pool * n_expert..][..n_expert].iter().filter(|pinned| **pinned).count();
-        self.pools[pool].n_slot > self.pools[pool].parked.len() + lent + pinned + 1
     }
 
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
@@ -551,6 +504,17 @@ impl ExpertCache {
         }
     }
 
+    /// An expert that has just left its slot left it because it could not be read.
+    fn lost(&mut self, id: ExpertId, slot: usize) {
+        self.stats.failed_reads += 1;
+        // A transient slot is free again at the next event.
+        if !self.is_transient(slot) {
+            self.policy.remove(id);
+            let pool = self.pool_of(id);
+            self.pools[pool].free.push(slot as u32);
+        }
+    }
+
     /// Throws away an expert that turned out not to be what the file has, after it was used.
     ///
     /// # Errors
@@ -560,10 +524,7 @@ impl ExpertCache {
         let Slot::Ready(buf) = &self.slots[slot] else { panic!("{id} was not handed out") };
         let Some(fault) = buf.fault() else { return Ok(()) };
         self.vacate(id);
-        let pool = self.pool_of(id);
-        self.pools[pool].policy.remove(id);
-        self.pools[pool].free.push(slot as u32);
-        self.stats.failed_reads += 1;
+        self.lost(id, slot);
         self.wanted.clear();
         Err(self.store.explain(id, fault))
     }
@@ -706,14 +667,8 @@ impl ExpertCache {
         let at = self.at(tenant.id);
         self.index[at] = NONE;
         self.tenants[slot] = None;
-        // A transient slot is free again at the next event.
-        if !self.is_transient(slot) {
-            self.held[usize::from(tenant.id.layer)] -= 1;
-            self.policy.remove(tenant.id);
-            let pool = self.pool_of(tenant.id);
-            self.pools[pool].free.push(slot as u32);
-        }
-        self.stats.failed_reads += 1;
+        self.held[usize::from(tenant.id.layer)] -= usize::from(!self.is_transient(slot));
+        self.lost(tenant.id, slot);
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();
             return Err(self.store.explain(tenant.id, error));

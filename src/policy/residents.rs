@@ -1,4 +1,4 @@
-//! The residents of a cache as a dense list for each layer, and the search for the least valuable: what all policies but LRU
+//! The residents of a cache as a dense list for each layer, and the search for the least valuable: what all policies
 //! share.
 //!
 //! A search looks at every resident: 20 ns for the 32 slots of a layer, some microseconds for thousands in one global

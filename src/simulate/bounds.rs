@@ -5,7 +5,7 @@
 //! uses most, for ever; each is read once, at its first use. Both count an expert once an event, as the cache does, and
 //! neither reads ahead.
 
-use super::{Outcome, Setting, WarmUp, pool_of};
+use super::{Outcome, Setting, WarmUp, store};
 use crate::{
     Result,
     expert::{CacheStats, PhaseStats},
@@ -38,12 +38,12 @@ fn count(outcome: &mut Outcome, event: LayerEvent<'_>, hit: u64, wanted: u64, ex
 /// # Errors
 /// A trace that cannot be read.
 pub fn belady_bypass(trace: &mut TraceReader, setting: &Setting<'_>, future: &Future) -> Result<Outcome> {
-    let Setting { scope, slots, .. } = *setting;
+    let (slots, pool_of) = (setting.slots, store(trace.header()).pools(setting.scope));
     let (bytes, n_expert) = (trace.header().expert_bytes.clone(), trace.header().n_expert);
     let mut residents = Residents::new(future, slots.len());
     let (mut outcome, mut keys, mut warmup) = (Outcome::default(), Vec::new(), WarmUp::new(setting.conditions.warmup));
     while let Some(event) = trace.next_event()? {
-        let i = pool_of(scope, event.layer);
+        let i = pool_of[usize::from(event.layer)];
         distinct(event, n_expert, &mut keys);
         let hit = residents.run(future, &keys, i, slots[i]);
         if warmup.is_over(event) {
@@ -96,7 +96,7 @@ impl Residents {
 /// # Errors
 /// A trace that cannot be read.
 pub fn static_oracle(trace: &mut TraceReader, setting: &Setting<'_>, future: &Future) -> Result<Outcome> {
-    let Setting { scope, slots, .. } = *setting;
+    let (slots, pool_of) = (setting.slots, store(trace.header()).pools(setting.scope));
     let (bytes, n_expert) = (trace.header().expert_bytes.clone(), trace.header().n_expert);
     let mut by_uses: Vec<usize> = (0..future.uses().len()).collect();
     by_uses.sort_by_key(|&key| std::cmp::Reverse(future.uses()[key].len()));
@@ -104,7 +104,7 @@ pub fn static_oracle(trace: &mut TraceReader, setting: &Setting<'_>, future: &Fu
     // Whether a pool holds each expert.
     let mut held = vec![false; by_uses.len()];
     for key in by_uses {
-        let room = &mut room[pool_of(scope, (key / n_expert) as u16)];
+        let room = &mut room[pool_of[key / n_expert]];
         held[key] = *room > 0;
         *room = room.saturating_sub(1);
     }

@@ -19,7 +19,10 @@ use crate::{
     io::{SimClock, SimIo},
     policy::{Belady, CachePolicy, CacheShape, Future, PolicyKind, Random, Window},
     prefetch::PrefetchKind,
-    trace::{LayerEvent, Phase, TraceSink, file::TraceReader},
+    trace::{
+        LayerEvent, Phase, TraceSink,
+        file::{Header, TraceReader},
+    },
 };
 
 pub mod bounds;
@@ -133,7 +136,7 @@ pub struct Setting<'a> {
     pub policy: SimPolicy,
     /// How slots are shared.
     pub scope: Scope,
-    /// Slots of each pool: one number a layer, or one in all.
+    /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: &'a [usize],
     /// Slots beside them for experts that are not kept.
     pub transient: usize,
@@ -231,7 +234,7 @@ pub fn replay_in_detail(
 ) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
-    let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
+    let store = store(header);
     let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
@@ -325,14 +328,17 @@ pub fn future(trace: &Path) -> Result<Arc<Future>> {
     Ok(Arc::new(future))
 }
 
-fn pool_of(scope: Scope, layer: u16) -> usize {
-    if scope == Scope::Layer { usize::from(layer) } else { 0 }
+/// The pools' slots for `per_layer` slots of each layer, at most all experts.
+pub fn slots(scope: Scope, per_layer: usize, header: &Header) -> Vec<usize> {
+    let each = per_layer.min(header.n_expert);
+    let pool_of = store(header).pools(scope);
+    let mut slots = vec![0; pool_of.iter().max().map_or(0, |last| last + 1)];
+    pool_of.into_iter().for_each(|pool| slots[pool] += each);
+    slots
 }
 
-/// The pools' slots for `per_layer` slots a layer, at most all experts.
-pub fn slots(scope: Scope, per_layer: usize, n_layer: usize, n_expert: usize) -> Vec<usize> {
-    let each = per_layer.min(n_expert);
-    if scope == Scope::Layer { vec![each; n_layer] } else { vec![each * n_layer] }
+fn store(header: &Header) -> ExpertStore {
+    ExpertStore::unfiled(&header.expert_bytes, header.n_expert)
 }
 
 /// How many slots a layer has.
@@ -426,31 +432,28 @@ pub struct Row {
 
 impl Row {
     /// Of a run on a trace of that shape.
-    pub fn new(
-        setting: &Setting<'_>,
-        expert_bytes: &[u64],
-        n_expert: usize,
-        outcome: &Outcome,
-        foresight: Vec<Recall>,
-    ) -> Self {
-        let n_layer = expert_bytes.len();
+    pub fn new(setting: &Setting<'_>, header: &Header, outcome: &Outcome, foresight: Vec<Recall>) -> Self {
+        let Header { expert_bytes, n_expert, n_layer, .. } = header;
         let total: usize = setting.slots.iter().sum();
-        let per_layer = total / n_layer.max(1);
+        let per_layer = total / (*n_layer).max(1);
         let (stats, decode) = (&outcome.stats, &outcome.stats.decode);
         // Nothing else is in flight when a layer asks: demand reads are waited for.
         let late = stats.total().late;
         let of_prefetches = |n: u64| (stats.prefetches > 0).then(|| n as f64 / stats.prefetches as f64);
         let largest = expert_bytes.iter().copied().max().unwrap_or(0);
-        let budget = match setting.scope {
-            Scope::Layer => setting.slots.iter().zip(expert_bytes).map(|(&n, &b)| n as u64 * b).sum(),
-            Scope::Global => total as u64 * largest,
+        let pool_of = store(header).pools(setting.scope);
+        let slot_bytes = |pool: usize| {
+            let members = pool_of.iter().zip(expert_bytes).filter(|(of, _)| **of == pool);
+            members.map(|(_, bytes)| *bytes).max().unwrap_or(0)
         };
+        let budget = setting.slots.iter().enumerate().map(|(pool, &n)| n as u64 * slot_bytes(pool)).sum::<u64>()
+            + setting.transient as u64 * largest;
         Self {
             policy: setting.policy.name(),
             scope: setting.scope.name(),
             prefetch: setting.prefetch.name(),
             slots_per_layer: per_layer,
-            share: per_layer as f64 / n_expert as f64,
+            share: per_layer as f64 / *n_expert as f64,
             budget_bytes: (largest > 0).then_some(budget),
             tokens: outcome.decode_tokens,
             hit: decode.hit,

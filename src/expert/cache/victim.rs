@@ -38,21 +38,32 @@ impl ExpertCache {
         if let Some(free) = self.pools[pool].free.pop() {
             return Some(free as usize);
         }
-        let pool = &self.pools[pool];
-        let share = (pool.n_slot - pool.parked.len()) / pool.layers.len();
-        if self.held[usize::from(layer)] >= share.max(1) {
+        if self.held[usize::from(layer)] >= self.share(layer) {
             return self.evict(&[layer], &[]);
         }
+        self.slot_of_the_rich(layer).or_else(|| self.evict(&[layer], &[]))
+    }
+
+    /// Slots of a layer where its pool is shared out evenly, 1 at least.
+    pub(super) fn share(&self, layer: u16) -> usize {
+        let pool = &self.pools[self.shape.pool(layer)];
+        ((pool.n_slot - pool.parked.len()) / pool.layers.len()).max(1)
+    }
+
+    /// The slot of the policy's victim among the layers of the same pool that hold more than their share.
+    pub(super) fn slot_of_the_rich(&mut self, poor: u16) -> Option<usize> {
+        let share = self.share(poor);
         let mut rich = std::mem::take(&mut self.rich);
         rich.clear();
-        rich.extend(pool.layers.iter().filter(|&&layer| self.held[usize::from(layer)] > share));
-        let slot = self.evict(&rich, &[]).or_else(|| self.evict(&[layer], &[]));
+        let layers = self.pools[self.shape.pool(poor)].layers.iter();
+        rich.extend(layers.filter(|&&layer| layer != poor && self.held[usize::from(layer)] > share));
+        let slot = self.evict(&rich, &[]);
         self.rich = rich;
         slot
     }
 
     /// The slot of the policy's victim among the layers.
-    fn evict(&mut self, layers: &[u16], also_keep: &[ExpertId]) -> Option<usize> {
+    pub(super) fn evict(&mut self, layers: &[u16], also_keep: &[ExpertId]) -> Option<usize> {
         let pinned = &self.kept.pinned;
         let keep = super::keep(&self.slots, &self.index, &self.wanted, pinned, self.shape.n_expert, also_keep);
         let victim = self.policy.evict(layers, &keep);
