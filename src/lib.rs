@@ -32,6 +32,7 @@
 //! | [`gguf`] | files: header, metadata, tensor table, split sets, writer | models |
 //! | [`quant`] | ggml's types: blocks, scalar truth | files, CPUs |
 //! | [`trace`], [`id`] | the record of a layer event, the interface of everything below | bytes, clocks |
+//! | [`retrieval`] | which past tokens resemble this one, and what they used next | bytes, files, clocks |
 //! | [`policy`] | who leaves the cache; one file each | bytes, files, clocks, threads |
 //! | [`prefetch`] | what may be asked for next | as `policy` |
 //! | [`io`] | engines that read extents into buffers | experts, policies |
@@ -102,6 +103,7 @@ pub mod pressure;
 pub mod quant;
 pub mod repack;
 pub mod report;
+pub mod retrieval;
 pub mod sampler;
 pub mod session;
 pub mod simulate;

@@ -12,6 +12,7 @@ use crate::{
     human_bytes, human_bytes_up,
     io::Layout,
     model::{KvCache, Scratch, ScratchShape},
+    policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
 };
@@ -64,6 +65,8 @@ pub struct Needs {
     pub kv: GgmlType,
     /// How slots are shared.
     pub scope: Scope,
+    /// Who decides which expert leaves.
+    pub policy: PolicyKind,
     /// Who guesses what is read ahead.
     pub prefetch: PrefetchKind,
     /// Whether experts are kept; if not, there are no more slots than a token's layer uses.
@@ -85,7 +88,7 @@ pub struct Plan {
     pub dense_bytes: u64,
     /// KV cache.
     pub kv_bytes: u64,
-    /// Buffers of a forward pass, and what a prefetcher learns.
+    /// Buffers of a forward pass, and what policy and prefetcher learn.
     pub scratch_bytes: u64,
     /// The program itself.
     pub process_bytes: u64,
@@ -97,14 +100,13 @@ pub struct Plan {
     pub n_batch: usize,
     /// Rows of logits.
     pub n_logits: usize,
-    /// Slots of each pool: a layer each, or all together.
+    /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: Vec<usize>,
     /// How slots are shared.
     pub scope: Scope,
     /// Bytes of the slots that one token needs.
     least_slots_bytes: u64,
-    /// Of each pool: bytes of a slot, and how many make sense.
-    pools: Vec<(u64, usize)>,
+    pools: Vec<Pool>,
     /// The smallest budget that would do.
     pub smallest_bytes: u64,
     /// The budget at which every expert has a slot.
@@ -127,18 +129,15 @@ impl Plan {
         };
         let attention = m.attentions().map(attention).max().unwrap_or(0);
         let n_layer = store.layers().len();
-        let learnt = |n_batch| needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
+        let learnt = |n_batch| {
+            needs.policy.bytes(n_layer, store.n_expert())
+                + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch)
+        };
         let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
 
-        let slot = |layers| needs.layout.slot_bytes(&store.slot_parts(layers));
-        // (bytes of a slot, slots that make sense) of each pool
-        let pools: Vec<(u64, usize)> = match needs.scope {
-            Scope::Layer => (0..n_layer).map(|l| (slot(l..l + 1), store.n_expert())).collect(),
-            Scope::Global => vec![(slot(0..n_layer), store.n_expert() * n_layer)],
-        };
-        let pools: Vec<(u64, usize)> =
-            pools.into_iter().map(|(s, max)| (s, if needs.keeps { max } else { max.min(m.n_expert_used()) })).collect();
-        let all = |slots: &dyn Fn(usize) -> usize| pools.iter().map(|&(s, max)| s * slots(max) as u64).sum::<u64>();
+        let pools = Pool::all(store, needs, m.n_expert_used());
+        let all =
+            |slots: &dyn Fn(usize) -> usize| pools.iter().map(|p| p.slot_bytes * slots(p.most) as u64).sum::<u64>();
         let least_slots = all(&|max| m.n_expert_used().min(max));
         let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
         let smallest_bytes = fixed + scratch(1) + least_slots;
@@ -155,7 +154,11 @@ impl Plan {
                 human_bytes(kv_bytes),
                 human_bytes(scratch(1)),
                 m.n_expert_used(),
-                if needs.scope == Scope::Layer { "per layer" } else { "in all" },
+                match needs.scope {
+                    Scope::Layer => "per layer",
+                    Scope::Size => "per size of experts",
+                    Scope::Global => "in all",
+                },
                 human_bytes(least_slots),
                 human_bytes(needs.process_bytes),
             )));
@@ -176,7 +179,7 @@ impl Plan {
             kv_bytes,
             scratch_bytes,
             process_bytes: needs.process_bytes,
-            slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.0 * *n as u64).sum(),
+            slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum(),
             n_ctx: needs.n_ctx,
             n_batch,
             n_logits: shape(n_batch).n_logits,
@@ -219,17 +222,41 @@ impl Plan {
     }
 }
 
-/// Deals slots out of `bytes`: the same number to every pool, then one more to each from the first on while they last.
-fn deal(pools: &[(u64, usize)], mut bytes: u64) -> Vec<usize> {
-    let round: u64 = pools.iter().map(|p| p.0).sum();
-    let each = (bytes / round.max(1)) as usize;
-    let mut slots: Vec<usize> = pools.iter().map(|p| each.min(p.1)).collect();
-    bytes -= pools.iter().zip(&slots).map(|(p, n)| p.0 * *n as u64).sum::<u64>();
-    for ((size, max), n) in pools.iter().zip(&mut slots) {
-        if *n < *max && *size <= bytes {
-            bytes -= size;
-            *n += 1;
-        }
+/// A pool of slots.
+#[derive(Clone, Copy, Debug)]
+struct Pool {
+    slot_bytes: u64,
+    /// Slots that make sense.
+    most: usize,
+    /// Layers that share it.
+    layers: usize,
+}
+
+impl Pool {
+    /// The pools of a scope.
+    fn all(store: &ExpertStore, needs: Needs, n_used: usize) -> Vec<Pool> {
+        let pool_of = store.pools(needs.scope);
+        let n_pool = pool_of.iter().max().map_or(0, |last| last + 1);
+        let pool = |pool| {
+            let members = || (0..pool_of.len()).filter(|&layer| pool_of[layer] == pool);
+            let (layers, slot_bytes) = (members().count(), needs.layout.slot_bytes(&store.slot_parts(members())));
+            let most = store.n_expert() * layers;
+            Pool { slot_bytes, most: if needs.keeps { most } else { most.min(n_used) }, layers }
+        };
+        (0..n_pool).map(pool).collect()
+    }
+}
+
+/// Deals slots out of `bytes`: the same number to every layer, then one more for each from the first on while they last.
+fn deal(pools: &[Pool], mut bytes: u64) -> Vec<usize> {
+    let round: u64 = pools.iter().map(|p| p.slot_bytes * p.layers as u64).sum();
+    let each = usize::try_from(bytes / round.max(1)).unwrap_or(usize::MAX);
+    let mut slots: Vec<usize> = pools.iter().map(|p| each.saturating_mul(p.layers).min(p.most)).collect();
+    bytes -= pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum::<u64>();
+    for (p, n) in pools.iter().zip(&mut slots) {
+        let more = (bytes / p.slot_bytes.max(1)).min(p.layers as u64).min((p.most - *n) as u64);
+        bytes -= more * p.slot_bytes;
+        *n += more as usize;
     }
     slots
 }

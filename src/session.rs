@@ -443,6 +443,7 @@ pub fn make_plan(
         all_logits: options.all_logits,
         kv: options.kv,
         scope: options.scope.unwrap_or(Scope::Layer),
+        policy: options.policy,
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,

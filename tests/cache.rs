@@ -339,7 +339,8 @@ impl Naive {
 fn random_slots(dice: &mut Dice, scope: Scope) -> Vec<usize> {
     match scope {
         Scope::Layer => (0..N_LAYER).map(|_| N_USED + dice.below(N_EXPERT - N_USED + 1)).collect(),
-        Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
+        // Its experts are all of one size.
+        Scope::Size | Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
     }
 }
 

@@ -21,6 +21,7 @@ use hotset::{
     gguf::{Array, Gguf, Value},
     io::{self, IoKind},
     plan::{Needs, Plan},
+    policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
     session::Options,
@@ -394,6 +395,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                             all_logits: true,
                             kv,
                             scope,
+                            policy: if process_bytes == 0 { PolicyKind::Echo } else { PolicyKind::Lru },
                             prefetch: if process_bytes == 0 { PrefetchKind::History } else { PrefetchKind::Auto },
                             keeps: true,
                             layout,
@@ -408,9 +410,10 @@ fn the_smallest_budget_is_named_to_the_byte() {
                         assert_eq!((smallest.smallest_bytes, &smallest.slots), (least, &vec![N_USED; pools]));
                         let most = plan(u64::MAX).unwrap();
                         keeps_its_promise(&most);
-                        let unlearnt = Needs { prefetch: PrefetchKind::Off, ..needs };
+                        let unlearnt = Needs { policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..needs };
                         let unlearnt = Plan::new(&blueprint, &store, unlearnt, Some(u64::MAX)).unwrap();
-                        let learnt = needs.prefetch.bytes(N_LAYER, N_EXPERT, N_USED, most.n_batch);
+                        let learnt = needs.policy.bytes(N_LAYER, N_EXPERT)
+                            + needs.prefetch.bytes(N_LAYER, N_EXPERT, N_USED, most.n_batch);
                         assert_eq!(most.scratch_bytes - unlearnt.scratch_bytes, learnt);
                         assert_eq!(learnt > 0, needs.prefetch == PrefetchKind::History);
                         for more in [0, 1, 50_000, 500_000, 5_000_000] {

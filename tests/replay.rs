@@ -138,7 +138,7 @@ fn live(model: &Path, trace: &Path, drive: Drive, options: Options) -> (CacheSta
     let sum = |of: fn(&LayerHits) -> u64| layers.iter().map(of).sum::<u64>();
     let sums = (sum(|l| l.hit), sum(|l| l.late), sum(|l| l.miss));
     assert_eq!(sums, (stats.decode.hit, stats.decode.late, stats.decode.miss));
-    let detail = Detail { layers, pace: *session.pace(), foresight: Vec::new() };
+    let detail = Detail { layers, pace: *session.pace(), ..Detail::default() };
     (stats, detail, session.plan().slots.clone(), clock.now_ns())
 }
 
@@ -176,10 +176,11 @@ fn a_replay_equals_the_live_run() {
                         policy,
                         scope,
                         slots: &slots,
+                        transient: 0,
                         prefetch,
                         conditions: Conditions { drive, compute, warmup: 0 },
                     };
-                    let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+                    let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
                     let what =
                         format!("{} {} {} in {memory} on {drive:?}", scope.name(), policy.name(), prefetch.name());
                     assert_eq!(replayed.stats, stats, "{what}");

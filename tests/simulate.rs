@@ -82,13 +82,13 @@ fn with_scores(ranks: usize) -> Header {
 }
 
 fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind) -> (CacheStats, Detail) {
-    let futures = simulate::futures(trace, scope).unwrap();
-    let slots = simulate::slots(scope, 5, SHAPE.layers, SHAPE.experts);
+    let future = simulate::future(trace).unwrap();
+    let slots = simulate::slots(scope, 5, &header(SHAPE));
     let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
     let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
     let setting =
         Setting { policy, scope, slots: &slots, prefetch, conditions: Conditions { drive, compute, warmup: 0 } };
-    let (outcome, detail) = simulate::replay_in_detail(trace, &setting, &futures).unwrap();
+    let (outcome, detail) = simulate::replay_in_detail(trace, &setting, Some(&future)).unwrap();
     (outcome.stats, detail)
 }
 
@@ -144,7 +144,7 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("a.trace");
     let header = Header { expert_bytes: vec![60_000; 4], ..header(shape) };
-    write(&trace, header, &decoding(&mut Dice(5), shape));
+    write(&trace, header.clone(), &decoding(&mut Dice(5), shape));
     let drive = Drive { latency_ns: 90_000, bytes_per_us: 600, depth: 8 };
     let compute = Compute {
         layer_ns: 41_000,
@@ -156,10 +156,11 @@ fn a_replay_finds_the_profile_that_it_was_given() {
         token_ns: 300_000,
     };
     let conditions = Conditions { drive, compute, warmup: 20 };
-    let slots = simulate::slots(Scope::Layer, 16, shape.layers, shape.experts);
+    let slots = simulate::slots(Scope::Layer, 16, &header);
     let policy = SimPolicy::Live(PolicyKind::default());
-    let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch: PrefetchKind::Off, conditions };
-    let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+    let setting =
+        Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch: PrefetchKind::Off, conditions };
+    let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let pace = detail.pace;
     let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
     let (layer, each) = pace.layers.fit_added().unwrap();
@@ -187,12 +188,12 @@ fn a_warm_up_runs_and_does_not_count() {
     write(&start, with_scores(SHAPE.experts), &events[..n * SHAPE.layers]);
     for policy in PolicyKind::ALL.iter().map(|&kind| SimPolicy::Live(kind)).chain([SimPolicy::Random]) {
         let run = |trace: &Path, warmup| {
-            let slots = simulate::slots(Scope::Layer, 5, SHAPE.layers, SHAPE.experts);
+            let slots = simulate::slots(Scope::Layer, 5, &header(SHAPE));
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;
             let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch, conditions };
-            simulate::replay(trace, &setting, &[])
+            simulate::replay(trace, &setting, None)
         };
         let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
         assert_eq!(rest.stats, all.stats.since(&first.stats), "{}", policy.name());
@@ -231,7 +232,7 @@ fn recall_on_misses_by_hand() {
             warmup: 0,
         },
     };
-    let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+    let (_, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let own =
         Recall { by: Source::Own, horizon: 0, wanted: 10, absent: 5, recall: vec![1.0], recall_on_misses: vec![1.0] };
     let next = Recall {
@@ -265,6 +266,7 @@ fn horizons_are_kept_apart() {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
         slots: &slots,
+        transient: 0,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
@@ -272,7 +274,7 @@ fn horizons_are_kept_apart() {
             warmup: 0,
         },
     };
-    let (_, detail) = simulate::replay_in_detail(&trace, &setting, &[]).unwrap();
+    let (_, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let found: Vec<_> = detail.foresight.iter().map(|r| (r.by, r.horizon, r.wanted, r.recall[1])).collect();
     assert_eq!(found, [(Source::Own, 0, 180, 1.0), (Source::Scores, 1, 60, 1.0), (Source::Scores, 2, 60, 0.0)]);
     assert_eq!((detail.foresight[1].recall_on_misses[1], detail.foresight[2].recall_on_misses[1]), (1.0, 0.0));

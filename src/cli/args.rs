@@ -156,7 +156,7 @@ fn io_name(kind: Option<IoKind>) -> &'static str {
 }
 
 /// The values of `--scope`.
-pub const SCOPES: &[Scope] = &[Scope::Layer, Scope::Global];
+pub const SCOPES: &[Scope] = &[Scope::Layer, Scope::Size, Scope::Global];
 
 /// The name that `--kv` takes.
 pub fn kv_name(ty: GgmlType) -> &'static str {

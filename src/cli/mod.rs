@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod csv;
+mod decompose;
 mod habits;
 mod hot;
 mod inspect;

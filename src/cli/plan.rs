@@ -190,10 +190,11 @@ impl Case<'_> {
                     policy: SimPolicy::Live(PolicyKind::default()),
                     scope: Scope::Layer,
                     slots: &slots,
+                    transient: 0,
                     prefetch: PrefetchKind::Off,
                     conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
                 };
-                let hits = replay(trace, &setting, &[])?.stats.decode.hit_rate().unwrap_or(0.0);
+                let hits = replay(trace, &setting, None)?.stats.decode.hit_rate().unwrap_or(0.0);
                 Estimate { low: hits, expected: hits, high: hits }
             }
             None => hit_rate(per_layer, self.blueprint.n_expert, self.blueprint.n_expert_used()),

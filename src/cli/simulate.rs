@@ -16,7 +16,7 @@ use hotset::{
 };
 
 use super::{
-    Ended, csv, json,
+    Ended, csv, decompose, json,
     out::{Out, note, printable},
     sweep::Sweep,
 };
@@ -31,6 +31,10 @@ pub struct Args {
     trace: PathBuf,
     #[command(flatten)]
     sweep: Sweep,
+    /// Say where the gap between LRU and Belady lies instead: what knowing the next tokens would win, and which reuse distances
+    /// and layers miss
+    #[arg(long, conflicts_with_all = ["policy", "csv"])]
+    decompose: bool,
     /// Print JSON: an object with a row for each run
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -43,18 +47,25 @@ pub struct Args {
 pub fn run(args: &Args) -> Ended {
     let header = TraceReader::open(&args.trace)?.header().clone();
     let start = Instant::now();
-    let (runs, effort) = args.sweep.run(&args.trace, &header, args.sweep.conditions()?)?;
+    let conditions = args.sweep.conditions()?;
+    let (results, effort) = if args.decompose {
+        let (parts, effort) = args.sweep.decompose(&args.trace, &header, conditions)?;
+        (if args.json { json::rows(&parts) } else { decompose::text(&header, &parts) }, effort)
+    } else {
+        let (runs, effort) = args.sweep.run(&args.trace, &header, conditions)?;
+        let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
+        let results = match (args.json, args.csv) {
+            (true, _) => json::rows(&rows),
+            (_, true) => csv::table(&rows),
+            _ => text(&header, &rows),
+        };
+        (results, effort)
+    };
     let seconds = start.elapsed().as_secs_f64();
     if let Some(damage) = damage(&args.trace)? {
         note(format_args!("{}: {damage}", args.trace.display()));
     }
-    let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
-    let mut out = Out::new();
-    out.text(&match (args.json, args.csv) {
-        (true, _) => json::rows(&rows),
-        (_, true) => csv::table(&rows),
-        _ => text(&header, &rows),
-    })?;
+    Out::new().text(&results)?;
     let millions = effort.requests as f64 / 1e6;
     let a_core = millions / effort.busy.as_secs_f64().max(1e-9);
     let peak = machine::peak_rss_bytes().map_or(String::new(), |n| format!("; peak RSS {}", human_bytes(n)));

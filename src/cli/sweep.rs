@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -13,9 +13,12 @@ use hotset::{
     Error, Result,
     expert::{LayerHits, Scope},
     machine,
-    policy::{Future, PolicyKind},
+    policy::PolicyKind,
     prefetch::PrefetchKind,
-    simulate::{self, Compute, Conditions, Drive, Row, Setting, SimPolicy, SlotSpec},
+    simulate::{
+        self, Compute, Conditions, Detail, Drive, Row, Setting, SimPolicy, SlotSpec,
+        decompose::{self, Decomposition},
+    },
     trace::file::Header,
 };
 
@@ -124,12 +127,26 @@ impl Sweep {
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
     pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort), Stop> {
-        let jobs = self.jobs(header)?;
-        let (mut runs, effort) = work(trace, header, conditions, &jobs)?;
-        let mut rows: Vec<Row> = runs.iter().map(|(row, _)| row.clone()).collect();
+        let jobs = self.jobs(header, &policies(&self.policy)?)?;
+        let (runs, effort) = work(trace, header, conditions, &jobs)?;
+        let (mut rows, layers): (Vec<Row>, Vec<_>) = runs.into_iter().map(|(row, detail)| (row, detail.layers)).unzip();
         simulate::compare(&mut rows);
-        runs.iter_mut().zip(rows).for_each(|(run, row)| run.0 = row);
-        Ok((runs, effort))
+        Ok((rows.into_iter().zip(layers).collect(), effort))
+    }
+
+    /// Where the gap between LRU and Belady lies, by scope, prefetcher and slots.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`].
+    pub fn decompose(
+        &self,
+        trace: &Path,
+        header: &Header,
+        conditions: Conditions,
+    ) -> Result<(Vec<Decomposition>, Effort), Stop> {
+        let policies = decompose::policies();
+        let (runs, effort) = work(trace, header, conditions, &self.jobs(header, &policies)?)?;
+        Ok((runs.chunks(policies.len()).filter_map(decompose::decompose).collect(), effort))
     }
 
     /// Drive, computing and warm-up of all runs.
@@ -163,14 +180,13 @@ impl Sweep {
         Ok(Conditions { drive, compute, warmup: self.warmup })
     }
 
-    fn jobs(&self, header: &Header) -> Result<Vec<Job>, Stop> {
-        let policies = policies(&self.policy)?;
+    fn jobs(&self, header: &Header, policies: &[SimPolicy]) -> Result<Vec<Job>, Stop> {
         let counts = self.counts(header)?;
         let mut jobs = Vec::new();
         for &scope in &self.scope {
             for &prefetch in &self.prefetch {
                 for &n in &counts {
-                    let slots = simulate::slots(scope, n, header.n_layer, header.n_expert);
+                    let slots = simulate::slots(scope, n, header);
                     jobs.extend(policies.iter().map(|&policy| Job { policy, scope, slots: slots.clone(), prefetch }));
                 }
             }
@@ -201,25 +217,27 @@ impl Sweep {
 }
 
 /// Runs the jobs on all cores; runs in the jobs' order.
-fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> Result<(Vec<Run>, Effort)> {
-    let futures = |scope| -> Result<Vec<Arc<Future>>> {
-        let needed = jobs.iter().any(|j| j.scope == scope && j.policy.needs_future());
-        if needed { simulate::futures(trace, scope) } else { Ok(Vec::new()) }
-    };
-    let (layer, global) = (futures(Scope::Layer)?, futures(Scope::Global)?);
+fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> Result<(Vec<(Row, Detail)>, Effort)> {
+    let needed = jobs.iter().any(|j| j.policy.needs_future());
+    let future = needed.then(|| simulate::future(trace)).transpose()?;
     let threads = machine::cores().threads().min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
     let bar = Progress::runs("simulating", false);
     let one = |job: &Job| {
-        let setting =
-            Setting { policy: job.policy, scope: job.scope, slots: &job.slots, prefetch: job.prefetch, conditions };
-        let futures = if job.scope == Scope::Layer { &layer } else { &global };
+        let setting = Setting {
+            policy: job.policy,
+            scope: job.scope,
+            slots: &job.slots,
+            transient: 0,
+            prefetch: job.prefetch,
+            conditions,
+        };
         let start = Instant::now();
-        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, futures)?;
+        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, future.as_ref())?;
         let total = outcome.stats.total();
         let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
-        let row = Row::new(&setting, &header.expert_bytes, header.n_expert, &outcome, detail.foresight);
-        Ok(((row, detail.layers), effort))
+        let row = Row::new(&setting, header, &outcome, detail.foresight.clone());
+        Ok(((row, detail), effort))
     };
     std::thread::scope(|s| {
         for _ in 0..threads {
@@ -228,7 +246,7 @@ fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> 
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     jobs.get(i).map(|job| (i, job))
                 } {
-                    let run: Result<(Run, Effort)> = one(job);
+                    let run: Result<((Row, Detail), Effort)> = one(job);
                     let mut done = done.lock().expect("no thread panics while it holds the runs");
                     done.push((i, run));
                     bar.set(done.len() as u64, jobs.len() as u64);

@@ -8,11 +8,13 @@
 //! Must not know: what the bytes mean, models, arithmetic.
 
 mod allowance;
+mod bypass;
 mod kept;
 mod rolling;
+mod victim;
 
 pub use self::allowance::Allowance;
-use self::{kept::Kept, rolling::Rolling};
+use self::{bypass::Transient, kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
     store::ExpertStore,
@@ -21,16 +23,19 @@ use crate::{
     Error, Result,
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
-    policy::{CachePolicy, PolicyKind, PoolShape},
+    policy::{CachePolicy, CacheShape, PolicyKind},
     quant::{FfnMats, QMatMut},
+    retrieval::Retrieval,
     trace::{LayerEvent, Phase, Routed},
 };
 
 /// How slots are shared among layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A pool a layer, each with slots of its own experts' size.
+    /// A pool for each layer, with slots of its own experts' size.
     Layer,
+    /// A pool for all layers whose experts are of one size.
+    Size,
     /// One pool for all layers, with slots of the largest expert's size.
     Global,
 }
@@ -40,12 +45,17 @@ impl Scope {
     pub fn name(self) -> &'static str {
         match self {
             Scope::Layer => "layer",
+            Scope::Size => "size",
             Scope::Global => "global",
         }
     }
     /// Whose a slot is, by that name.
     pub fn of_slots(name: &str) -> &'static str {
-        if name == Scope::Layer.name() { "slots per layer" } else { "slots for all layers" }
+        match name {
+            _ if name == Scope::Layer.name() => "slots per layer",
+            _ if name == Scope::Size.name() => "slots per size of experts",
+            _ => "slots for all layers",
+        }
     }
 }
 
@@ -111,7 +121,8 @@ struct Tenant {
 }
 
 struct Pool {
-    policy: Box<dyn CachePolicy>,
+    /// Whose experts it holds.
+    layers: Vec<u16>,
     free: Vec<u32>,
     /// Slots whose memory has been given back to the system.
     parked: Vec<u32>,
@@ -137,10 +148,31 @@ enum Want {
 
 const NONE: u32 = u32::MAX;
 
+/// Who has to stay: what is wanted now, on its way, pinned, or among `also`.
+fn keep<'a>(
+    slots: &'a [Slot],
+    index: &'a [u32],
+    wanted: &'a [(Routed, Want)],
+    pinned: &'a [bool],
+    n_expert: usize,
+    also: &'a [ExpertId],
+) -> impl Fn(ExpertId) -> bool + 'a {
+    move |id| {
+        let at = usize::from(id.layer) * n_expert + usize::from(id.expert);
+        matches!(slots[index[at] as usize], Slot::Loading)
+            || pinned[at]
+            || also.contains(&id)
+            || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
+    }
+}
+
 /// See the module.
 pub struct ExpertCache {
     store: ExpertStore,
     io: Box<dyn IoEngine>,
+    policy: Box<dyn CachePolicy>,
+    retrieval: Retrieval,
+    shape: CacheShape,
     pools: Vec<Pool>,
     slots: Vec<Slot>,
     allowance: Option<Box<dyn Allowance>>,
@@ -157,7 +189,12 @@ pub struct ExpertCache {
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     rolling: Rolling,
+    transient: Transient,
     kept: Kept,
+    /// Residents of each layer, those on their way included. (n_moe_layer)
+    held: Vec<usize>,
+    /// Layers that hold more than their share. (up to n_moe_layer)
+    rich: Vec<u16>,
     /// Rows that wanted each expert since the start. (n_moe_layer, n_expert)
     uses: Vec<u64>,
     prefetches_in_flight: usize,
@@ -168,7 +205,7 @@ pub struct ExpertCache {
 }
 
 impl ExpertCache {
-    /// `slots[i]` slots for layer `i`, or `slots[0]` for all of them with [`Scope::Global`].
+    /// `slots[i]` slots for pool `i`, as [`ExpertStore::pools`] numbers them.
     ///
     /// # Errors
     /// If the system refuses the memory.
@@ -179,35 +216,38 @@ impl ExpertCache {
         policy: PolicyKind,
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
-        Self::with_policies(store, scope, slots, &mut |shape| policy.build(shape), io)
+        Self::with_policy(store, scope, slots, |shape| policy.build(shape), io)
     }
 
-    /// [`ExpertCache::new`] with policies of the caller's making, one for each pool from the first on.
+    /// [`ExpertCache::new`] with a policy of the caller's making.
     ///
     /// # Errors
     /// As [`ExpertCache::new`].
-    pub fn with_policies(
+    pub fn with_policy(
         store: ExpertStore,
         scope: Scope,
         slots: &[usize],
-        policy: &mut dyn FnMut(&PoolShape) -> Box<dyn CachePolicy>,
+        policy: impl FnOnce(&CacheShape) -> Box<dyn CachePolicy>,
         io: Box<dyn IoEngine>,
     ) -> Result<Self> {
         let n_layer = store.layers().len();
-        let n_pool = if scope == Scope::Global { 1 } else { n_layer };
+        let pool_of = store.pools(scope);
+        let n_pool = pool_of.iter().max().map_or(0, |last| last + 1);
         assert_eq!(slots.len(), n_pool, "one number of slots for each pool");
+        let shape = CacheShape { n_expert: store.n_expert(), pool_of, slots: slots.to_vec() };
+        let policy = policy(&shape);
+        let retrieval =
+            if policy.wants_retrieval() { Retrieval::new(n_layer, shape.n_expert) } else { Retrieval::off() };
         let refused = |e| Error::invalid(format!("cannot allocate memory for expert slots: {e}"));
         let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
         let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {
-            let members = if scope == Scope::Global { 0..n_layer } else { pool..pool + 1 };
-            let shape =
-                PoolShape { layers: members.start as u16..members.end as u16, n_expert: store.n_expert(), slots: n };
-            let parts = store.slot_parts(members);
+            let layers = shape.layers(pool);
+            let parts = store.slot_parts(layers.iter().map(|&layer| layer.into()));
             bufs.push(IoBuf::many(io.layout(), &parts, n).map_err(refused)?);
             // Popped from the end: slot 0 first.
             let free = (first as u32..(first + n) as u32).rev().collect();
-            pools.push(Pool { policy: policy(&shape), free, parked: Vec::with_capacity(n), park: 0, first, n_slot: n });
+            pools.push(Pool { layers, free, parked: Vec::with_capacity(n), park: 0, first, n_slot: n });
             first += n;
         }
         let toucher = Toucher::start(&bufs);
@@ -218,13 +258,19 @@ impl ExpertCache {
             wanted: Vec::with_capacity(n_expert),
             absent: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
-            rolling: Rolling::new(&store, slots),
+            rolling: Rolling::new(&store, &shape.pool_of),
+            transient: Transient::default(),
+            held: vec![0; n_layer],
+            rich: Vec::with_capacity(n_layer),
             kept: Kept::new(n_layer * n_expert),
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
             allowance: None,
             toucher,
+            policy,
+            retrieval,
+            shape,
             pools,
             store,
             io,
@@ -247,7 +293,7 @@ impl ExpertCache {
     }
     /// The policy's name.
     pub fn policy_name(&self) -> &'static str {
-        self.pools[0].policy.name()
+        self.policy.name()
     }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
@@ -265,6 +311,17 @@ impl ExpertCache {
     pub(super) fn absent_bytes(&self) -> u64 {
         self.absent.iter().map(|id| self.store.layers()[usize::from(id.layer)].expert_bytes()).sum()
     }
+    /// The tokens that resemble the present one, as the last request left them; off unless the policy, or
+    /// [`ExpertCache::retrieve`], wants them.
+    pub fn retrieval(&self) -> &Retrieval {
+        &self.retrieval
+    }
+    /// From now on, past tokens are kept and compared.
+    pub fn retrieve(&mut self) {
+        if self.retrieval.is_off() {
+            self.retrieval = Retrieval::new(self.shape.n_layer(), self.shape.n_expert);
+        }
+    }
     /// True if reads are in flight that nobody has asked for.
     pub(super) fn reads_beside(&self) -> bool {
         self.prefetches_in_flight + self.kept.in_flight > 0
@@ -281,65 +338,11 @@ impl ExpertCache {
         self.index.get(first..first + n).is_some_and(|slots| !slots.contains(&NONE))
     }
 
-    /// Uses at most `slots[i]` of pool i's slots from now on: the memory of the others goes back to the system, the least
-    /// valuable residents first, or comes back into use. May be called between the hand-outs of an event; what is in use this
-    /// moment follows at the next ones.
-    /// Numbers above those that the cache was made with mean these, and none means one.
-    ///
-    /// # Panics
-    /// If there is not one number for each pool.
-    pub fn resize(&mut self, slots: &[usize]) {
-        assert_eq!(slots.len(), self.pools.len(), "one number of slots for each pool");
-        for (pool, &n) in self.pools.iter_mut().zip(slots) {
-            pool.park = pool.n_slot.saturating_sub(n.max(1));
-            while pool.parked.len() > pool.park {
-                pool.free.extend(pool.parked.pop());
-            }
-        }
-        if self.pools.iter().any(|pool| pool.park > 0) {
-            // Before memory goes back, or it would get pages again.
-            self.toucher = None;
-        }
-        self.mark_pins();
-        self.park();
-    }
-
     /// Has pages made for the slots that come after a pool's first `n`.
     fn touch_ahead(&self, pool: usize, n: usize) {
         if let Some(toucher) = &self.toucher {
             toucher.reach(pool, n + n.max(TOUCH_AHEAD));
         }
-    }
-
-    /// Slots in use or free to be used, of all pools.
-    pub fn n_slot(&self) -> usize {
-        self.pools.iter().map(|p| p.n_slot - p.parked.len()).sum()
-    }
-
-    /// Parks slots where [`ExpertCache::resize`] asked for it, as far as nobody needs them now.
-    fn park(&mut self) {
-        if self.pools.iter().all(|pool| pool.parked.len() >= pool.park) {
-            return;
-        }
-        // Slots of all pools are to leave, and those that were lent count where they came from.
-        self.settle();
-        for pool in 0..self.pools.len() {
-            while self.pools[pool].parked.len() < self.pools[pool].park && self.may_park(pool) {
-                let Some(slot) = self.free_slot(pool, &[]) else { break };
-                if let Slot::Free(buf) = &mut self.slots[slot] {
-                    buf.give_back();
-                }
-                self.pools[pool].parked.push(slot as u32);
-            }
-        }
-    }
-
-    /// False for a pool that has lent so many slots that without another one its next event might have none.
-    fn may_park(&self, pool: usize) -> bool {
-        let Some(lent) = self.lent(pool) else { return true };
-        let n_expert = self.store.n_expert();
-        let pinned = self.kept.pinned[pool * n_expert..][..n_expert].iter().filter(|pinned| **pinned).count();
-        self.pools[pool].n_slot > self.pools[pool].parked.len() + lent + pinned + 1
     }
 
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
@@ -351,13 +354,13 @@ impl ExpertCache {
         }
         self.phase = event.phase;
         self.wanted.clear();
+        self.free_transient();
         self.before_rolling(event);
         if rolling::wants_all(event, self.store.n_expert()) {
             (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
         }
         self.park();
-        let pool = self.pool_of(ExpertId { layer: event.layer, expert: 0 });
-        self.pools[pool].policy.observe(event);
+        self.observe(event);
         self.collect(event);
         self.absent.clear();
         let counts = self.stats.of_mut(event.phase);
@@ -385,7 +388,7 @@ impl ExpertCache {
             if let Some(slot) = self.slot_of(routed.id) {
                 self.wanted[i].1 = Want::Held;
                 self.claim(slot);
-                self.touch(routed);
+                self.policy.touch(routed);
             }
         }
         self.issue();
@@ -440,19 +443,22 @@ impl ExpertCache {
         }
     }
 
-    fn touch(&mut self, routed: Routed) {
-        let pool = self.pool_of(routed.id);
-        self.pools[pool].policy.touch(routed);
+    /// Tells those who foretell what a layer chose.
+    fn observe(&mut self, event: LayerEvent<'_>) {
+        self.retrieval.observe(event);
+        self.policy.observe(event, &self.retrieval);
     }
 
     /// Gives slots and reads to queued experts, in order, until slots run out.
     fn issue(&mut self) {
         for i in 0..self.wanted.len() {
             let (routed, Want::Queued) = self.wanted[i] else { continue };
-            let Some(slot) = self.free_slot(self.pool_of(routed.id), &[]) else { return };
+            let Some(slot) = self.slot_for(routed.id) else { return };
             self.wanted[i].1 = Want::Held;
             self.load(slot, routed.id, Cause::Demand);
-            self.touch(routed);
+            if !self.is_transient(slot) {
+                self.policy.touch(routed);
+            }
         }
     }
 
@@ -498,6 +504,17 @@ impl ExpertCache {
         }
     }
 
+    /// An expert that has just left its slot left it because it could not be read.
+    fn lost(&mut self, id: ExpertId, slot: usize) {
+        self.stats.failed_reads += 1;
+        // A transient slot is free again at the next event.
+        if !self.is_transient(slot) {
+            self.policy.remove(id);
+            let pool = self.pool_of(id);
+            self.pools[pool].free.push(slot as u32);
+        }
+    }
+
     /// Throws away an expert that turned out not to be what the file has, after it was used.
     ///
     /// # Errors
@@ -507,10 +524,7 @@ impl ExpertCache {
         let Slot::Ready(buf) = &self.slots[slot] else { panic!("{id} was not handed out") };
         let Some(fault) = buf.fault() else { return Ok(()) };
         self.vacate(id);
-        let pool = self.pool_of(id);
-        self.pools[pool].policy.remove(id);
-        self.pools[pool].free.push(slot as u32);
-        self.stats.failed_reads += 1;
+        self.lost(id, slot);
         self.wanted.clear();
         Err(self.store.explain(id, fault))
     }
@@ -592,31 +606,14 @@ impl ExpertCache {
     }
 
     fn pool_of(&self, id: ExpertId) -> usize {
-        if self.pools.len() == 1 { 0 } else { id.layer as usize }
-    }
-
-    /// A slot of the pool: a free one, or that of the policy's victim. `None` if all are in use.
-    fn free_slot(&mut self, pool: usize, also_keep: &[ExpertId]) -> Option<usize> {
-        if let Some(free) = self.pools[pool].free.pop() {
-            return Some(free as usize);
-        }
-        let (slots, index, wanted, n_expert) = (&self.slots, &self.index, &self.wanted, self.store.n_expert());
-        let pinned = &self.kept.pinned;
-        let victim = self.pools[pool].policy.evict(&|id| {
-            let at = id.layer as usize * n_expert + id.expert as usize;
-            matches!(slots[index[at] as usize], Slot::Loading)
-                || pinned[at]
-                || also_keep.contains(&id)
-                || wanted.iter().any(|(w, state)| w.id == id && *state != Want::Done)
-        })?;
-        self.stats.evictions += 1;
-        Some(self.vacate(victim))
+        self.shape.pool(id.layer)
     }
 
     /// Takes the slot from its tenant. The buffer stays as it is until the next read.
     fn vacate(&mut self, id: ExpertId) -> usize {
         let at = self.at(id);
         let slot = std::mem::replace(&mut self.index[at], NONE) as usize;
+        self.held[usize::from(id.layer)] -= usize::from(!self.is_transient(slot));
         let tenant = self.tenants[slot].take().expect("an indexed slot has a tenant");
         if tenant.unasked && tenant.cause != Cause::Kept {
             self.stats.prefetch_wasted += 1;
@@ -642,9 +639,12 @@ impl ExpertCache {
         if (first..first + n_slot).contains(&slot) {
             self.touch_ahead(pool, slot + 1 - first);
         }
-        match cause {
-            Cause::Kept => self.pools[pool].policy.warm(id),
-            _ => self.pools[pool].policy.insert(id),
+        if !self.is_transient(slot) {
+            self.held[usize::from(id.layer)] += 1;
+            match cause {
+                Cause::Kept => self.policy.warm(id),
+                _ => self.policy.insert(id),
+            }
         }
         match cause {
             Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
@@ -667,10 +667,8 @@ impl ExpertCache {
         let at = self.at(tenant.id);
         self.index[at] = NONE;
         self.tenants[slot] = None;
-        let pool = self.pool_of(tenant.id);
-        self.pools[pool].policy.remove(tenant.id);
-        self.pools[pool].free.push(slot as u32);
-        self.stats.failed_reads += 1;
+        self.held[usize::from(tenant.id.layer)] -= usize::from(!self.is_transient(slot));
+        self.lost(tenant.id, slot);
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();
             return Err(self.store.explain(tenant.id, error));

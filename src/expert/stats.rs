@@ -83,6 +83,8 @@ pub struct CacheStats {
     pub warm_used: u64,
     /// Experts that lost their slot to another.
     pub evictions: u64,
+    /// Wanted experts that the policy did not find worth a resident's slot: used and not kept.
+    pub bypassed: u64,
     /// Reads that failed, prefetches included.
     pub failed_reads: u64,
 }
@@ -101,6 +103,7 @@ impl CacheStats {
             warm_bytes: self.warm_bytes - before.warm_bytes,
             warm_used: self.warm_used - before.warm_used,
             evictions: self.evictions - before.evictions,
+            bypassed: self.bypassed - before.bypassed,
             failed_reads: self.failed_reads - before.failed_reads,
         }
     }

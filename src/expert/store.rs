@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use super::Scope;
 use crate::{
     Error, Result,
     blueprint::{ExpertSet, ExpertTensors, Tensor},
@@ -192,11 +193,27 @@ impl ExpertStore {
     pub fn n_expert(&self) -> usize {
         self.n_expert
     }
+    /// The pool of slots that holds each layer's experts. (n_moe_layer)
+    pub fn pools(&self, scope: Scope) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        let mut by_size = |layer: &LayerStore| {
+            let bytes = layer.expert_bytes();
+            sizes.iter().position(|size| *size == bytes).unwrap_or_else(|| {
+                sizes.push(bytes);
+                sizes.len() - 1
+            })
+        };
+        match scope {
+            Scope::Layer => (0..self.layers.len()).collect(),
+            Scope::Size => self.layers.iter().map(&mut by_size).collect(),
+            Scope::Global => vec![0; self.layers.len()],
+        }
+    }
     /// The part lengths of a slot that holds any expert of `layers`.
-    pub fn slot_parts(&self, layers: std::ops::Range<usize>) -> Vec<usize> {
+    pub fn slot_parts(&self, layers: impl IntoIterator<Item = usize>) -> Vec<usize> {
         let mut largest = Vec::new();
-        for layer in &self.layers[layers] {
-            for (i, len) in layer.part_bytes().into_iter().enumerate() {
+        for layer in layers {
+            for (i, len) in self.layers[layer].part_bytes().into_iter().enumerate() {
                 if i == largest.len() {
                     largest.push(0);
                 }

@@ -1,13 +1,14 @@
-//! How often each expert of a pool was used, each use worth half as much after every half-life.
+//! How often each expert was used, each use worth half as much after every half-life.
 //!
 //! Nothing is decayed: instead a new use weighs more from token to token, and all counts are scaled down together before
 //! numbers grow too large. Only multiplication by powers of two and addition are involved, so counts are equal on every
 //! machine. (The same device keeps the variable activities of SAT solvers: Eén and Sörensson, "An extensible SAT-solver",
 //! 2003.)
 //!
-//! Time is counted in tokens: a pool's first layer starts a new token, or a new batch of them.
+//! Time is counted in tokens: the first layer starts a new token, or a new batch of them, of which the last layer may see the
+//! last tokens only.
 
-use super::PoolShape;
+use super::CacheShape;
 use crate::trace::LayerEvent;
 
 /// Weights above this are scaled down.
@@ -23,40 +24,55 @@ const MAX_ROWS: usize = 4096;
 pub struct Counts {
     /// A token's growth of the weight of a use: 2^(1 / half-life).
     growth: f64,
-    /// Weight of a use before the present batch, and after it.
-    weight: (f64, f64),
+    /// Weight of a use before the present batch, now, and after it.
+    weight: (f64, f64, f64),
+    /// The weight before all tokens.
+    start: f64,
+    /// Rows of the present batch that count.
+    batch: usize,
     /// The layer that was seen last.
     layer: Option<u16>,
-    /// In units of the weight. (experts of the pool)
+    /// In units of the weight. (n_moe_layer, n_expert)
     counts: Vec<f64>,
 }
 
 impl Counts {
     /// All zero; `growth` is 2^(1 / half-life in tokens).
-    pub fn new(shape: &PoolShape, growth: f64) -> Self {
-        Self { growth, weight: (1.0, 1.0), layer: None, counts: vec![0.0; shape.experts()] }
+    pub fn new(shape: &CacheShape, growth: f64) -> Self {
+        Self { growth, weight: (1.0, 1.0, 1.0), start: 1.0, batch: 0, layer: None, counts: vec![0.0; shape.experts()] }
     }
 
-    /// By [`PoolShape::key`].
+    /// By [`CacheShape::key`].
     pub fn all(&self) -> &[f64] {
         &self.counts
     }
 
+    /// What makes a count of the layer that was counted last the share of tokens that use the expert, recent ones weighing more:
+    /// 1 over the sum of the weights of all tokens.
+    pub fn share(&self) -> f64 {
+        (self.growth - 1.0) / (self.growth * (self.weight.1 - self.start))
+    }
+
     /// Starts an event. Call [`Counts::row`] for each of its [`rows`] then.
     pub fn begin(&mut self, event: LayerEvent<'_>) {
+        let rows = rows(event).len();
         if self.layer.is_none_or(|last| event.layer <= last) {
-            self.weight.0 = self.weight.1;
-        }
-        if self.weight.0 > LARGE {
-            self.counts.iter_mut().for_each(|c| *c *= SMALL);
-            self.weight.0 *= SMALL;
+            (self.weight.0, self.batch) = (self.weight.2, rows);
+            if self.weight.0 > LARGE {
+                self.counts.iter_mut().for_each(|c| *c *= SMALL);
+                self.weight.0 *= SMALL;
+                self.start *= SMALL;
+            }
+            self.weight.2 = self.weight.0;
         }
         (self.layer, self.weight.1) = (Some(event.layer), self.weight.0);
+        (rows..self.batch).for_each(|_| self.weight.1 *= self.growth);
     }
 
     /// Counts one token's experts.
     pub fn row(&mut self, keys: impl Iterator<Item = usize>) {
         self.weight.1 *= self.growth;
+        self.weight.2 = self.weight.2.max(self.weight.1);
         keys.for_each(|key| self.counts[key] += self.weight.1);
     }
 }

@@ -14,13 +14,14 @@
 //! Do not use it where a microsecond a layer counts: it looks at all of a layer's counts for each expert used.
 
 use super::{
-    CachePolicy, PoolShape,
+    CachePolicy, CacheShape,
     counts::{Counts, rows},
     lfu_decay::Recency,
     residents::Residents,
 };
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Routed},
 };
 
@@ -34,26 +35,27 @@ const FADE: f64 = 0.98;
 pub struct LfuAdaptive {
     residents: Residents,
     counts: [Counts; 3],
-    errors: [f64; 3],
+    /// (pools)
+    errors: Vec<[f64; 3]>,
     recency: Recency,
 }
 
 impl LfuAdaptive {
-    /// For such a pool.
-    pub fn new(shape: &PoolShape) -> Self {
+    /// For such a cache.
+    pub fn new(shape: &CacheShape) -> Self {
         Self {
             residents: Residents::new(shape),
             counts: GROWTHS.map(|g| Counts::new(shape, g)),
-            errors: [0.0; 3],
+            errors: vec![[0.0; 3]; shape.slots.len()],
             recency: Recency::new(shape.experts()),
         }
     }
 
-    /// Which half-life has foretold best; of equal ones the shortest.
-    fn leader(&self) -> usize {
-        let mut best = 0;
+    /// Which half-life has foretold best for a pool; of equal ones the shortest.
+    fn leader(&self, pool: usize) -> usize {
+        let (mut best, errors) = (0, &self.errors[pool]);
         for i in 1..GROWTHS.len() {
-            if self.errors[i] < self.errors[best] {
+            if errors[i] < errors[best] {
                 best = i;
             }
         }
@@ -65,11 +67,12 @@ impl CachePolicy for LfuAdaptive {
     fn name(&self) -> &'static str {
         "lfu-adaptive"
     }
-    fn observe(&mut self, event: LayerEvent<'_>) {
+    fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval) {
         let shape = self.residents.shape();
         let first = shape.key(ExpertId { layer: event.layer, expert: 0 });
         let layer = first..first + shape.n_expert;
-        for (counts, error) in self.counts.iter_mut().zip(&mut self.errors) {
+        let errors = &mut self.errors[shape.pool(event.layer)];
+        for (counts, error) in self.counts.iter_mut().zip(errors) {
             counts.begin(event);
             for row in rows(event) {
                 let all = &counts.all()[layer.clone()];
@@ -90,10 +93,11 @@ impl CachePolicy for LfuAdaptive {
     fn touch(&mut self, routed: Routed) {
         self.recency.touch(self.residents.shape().key(routed.id));
     }
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let (counts, recency) = (self.counts[self.leader()].all(), &self.recency);
-        let key = self.residents.evict(keep, |key| (counts[key], recency.of(key)))?;
-        Some(self.residents.shape().id(key))
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+        let Some(&layer) = layers.first() else { return None };
+        let leader = self.leader(self.residents.shape().pool(layer));
+        let (counts, recency) = (self.counts[leader].all(), &self.recency);
+        self.residents.evict(layers, keep, |key| (counts[key], recency.of(key)))
     }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));

@@ -9,17 +9,18 @@
 //! weights): there any forgetting loses, up to 2.6 points at 50 % of the slots, and [`super::LfuAdaptive`] does not.
 
 use super::{
-    CachePolicy, PoolShape,
+    CachePolicy, CacheShape,
     counts::{Counts, rows},
     residents::Residents,
 };
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Routed},
 };
 
 /// 2^(1/16): a half-life of 16 tokens.
-const GROWTH: f64 = 1.044_273_782_427_413_8;
+pub(super) const GROWTH: f64 = 1.044_273_782_427_413_8;
 
 /// See the module.
 pub struct LfuDecay {
@@ -29,8 +30,8 @@ pub struct LfuDecay {
 }
 
 impl LfuDecay {
-    /// For such a pool.
-    pub fn new(shape: &PoolShape) -> Self {
+    /// For such a cache.
+    pub fn new(shape: &CacheShape) -> Self {
         Self {
             residents: Residents::new(shape),
             counts: Counts::new(shape, GROWTH),
@@ -43,7 +44,7 @@ impl CachePolicy for LfuDecay {
     fn name(&self) -> &'static str {
         "lfu-decay"
     }
-    fn observe(&mut self, event: LayerEvent<'_>) {
+    fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval) {
         self.counts.begin(event);
         for row in rows(event) {
             self.counts.row(row.iter().map(|r| self.residents.shape().key(r.id)));
@@ -59,21 +60,20 @@ impl CachePolicy for LfuDecay {
     fn touch(&mut self, routed: Routed) {
         self.recency.touch(self.residents.shape().key(routed.id));
     }
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         let (counts, recency) = (self.counts.all(), &self.recency);
-        let key = self.residents.evict(keep, |key| (counts[key], recency.of(key)))?;
-        Some(self.residents.shape().id(key))
+        self.residents.evict(layers, keep, |key| (counts[key], recency.of(key)))
     }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));
     }
 }
 
-/// When each expert of a pool was last used, in uses.
+/// When each expert was last used, in uses.
 pub(super) struct Recency {
     uses: u64,
     behind: u64,
-    /// (experts of the pool)
+    /// (n_moe_layer, n_expert)
     last: Vec<u64>,
 }
 

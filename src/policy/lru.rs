@@ -6,18 +6,28 @@
 
 use std::num::NonZeroUsize;
 
-use super::{CachePolicy, PoolShape};
+use super::{CachePolicy, CacheShape};
 use crate::{id::ExpertId, trace::Routed};
 
-/// The order is the `lru` crate's; the values are empty because slots belong to the cache.
+/// The orders are the `lru` crate's; the values are empty because slots belong to the cache.
 pub struct Lru {
-    order: lru::LruCache<ExpertId, ()>,
+    shape: CacheShape,
+    /// (pools)
+    orders: Vec<lru::LruCache<ExpertId, ()>>,
 }
 
 impl Lru {
-    /// For such a pool, so that the order never grows while tokens run.
-    pub fn new(shape: &PoolShape) -> Self {
-        Self { order: lru::LruCache::new(NonZeroUsize::new(shape.experts().max(1)).expect("max(1)")) }
+    /// For such a cache, so that no order ever grows while tokens run.
+    pub fn new(shape: &CacheShape) -> Self {
+        let order = |pool| {
+            let experts = shape.layers(pool).len() * shape.n_expert;
+            lru::LruCache::new(NonZeroUsize::new(experts.max(1)).expect("max(1)"))
+        };
+        Self { orders: (0..shape.slots.len()).map(order).collect(), shape: shape.clone() }
+    }
+
+    fn order(&mut self, layer: u16) -> &mut lru::LruCache<ExpertId, ()> {
+        &mut self.orders[self.shape.pool(layer)]
     }
 }
 
@@ -26,22 +36,25 @@ impl CachePolicy for Lru {
         "lru"
     }
     fn insert(&mut self, id: ExpertId) {
-        self.order.put(id, ());
+        self.order(id.layer).put(id, ());
     }
     /// Behind all others: nobody has used it yet.
     fn warm(&mut self, id: ExpertId) {
-        self.order.put(id, ());
-        self.order.demote(&id);
+        let order = self.order(id.layer);
+        order.put(id, ());
+        order.demote(&id);
     }
     fn touch(&mut self, routed: Routed) {
-        self.order.promote(&routed.id);
+        self.order(routed.id.layer).promote(&routed.id);
     }
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let victim = *self.order.iter().rev().map(|(id, ())| id).find(|id| !keep(**id))?;
-        self.order.pop(&victim);
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+        let order = self.order(*layers.first()?);
+        let may_leave = |id: &ExpertId| layers.contains(&id.layer) && !keep(*id);
+        let victim = *order.iter().rev().map(|(id, ())| id).find(|id| may_leave(id))?;
+        order.pop(&victim);
         Some(victim)
     }
     fn remove(&mut self, id: ExpertId) {
-        self.order.pop(&id);
+        self.order(id.layer).pop(&id);
     }
 }

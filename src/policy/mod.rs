@@ -3,15 +3,15 @@
 //! Must not know: bytes, files, clocks, threads. The same calls in give the same answers out. After it is built a
 //! policy allocates nothing.
 
-use std::ops::Range;
-
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Routed},
 };
 
 mod belady;
 mod counts;
+mod echo;
 mod lfu_adaptive;
 mod lfu_decay;
 mod lfuda;
@@ -19,51 +19,71 @@ mod lru;
 mod random;
 mod residents;
 mod slru;
+mod window;
 
-pub use belady::{Belady, Future};
+pub use belady::{Belady, Future, NEVER};
+pub use echo::Echo;
 pub use lfu_adaptive::LfuAdaptive;
 pub use lfu_decay::LfuDecay;
 pub use lfuda::Lfuda;
 pub use lru::Lru;
 pub use random::Random;
 pub use slru::Slru;
+pub use window::Window;
 
-/// The pool of slots that a policy rules.
+/// The pools of slots that a policy rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoolShape {
-    /// The MoE layers whose experts it holds.
-    pub layers: Range<u16>,
+pub struct CacheShape {
     /// Experts a layer.
     pub n_expert: usize,
-    /// Slots. While a prompt runs, others may be lent to the pool, and it holds more residents.
-    pub slots: usize,
+    /// The pool that holds each layer's experts. (n_moe_layer)
+    pub pool_of: Vec<usize>,
+    /// Slots of each pool. While a prompt runs, pools lend slots to each other, and some hold more residents. (pools)
+    pub slots: Vec<usize>,
 }
 
-impl PoolShape {
-    /// Experts that may come into the pool.
-    pub fn experts(&self) -> usize {
-        self.layers.len() * self.n_expert
+impl CacheShape {
+    /// MoE layers.
+    pub fn n_layer(&self) -> usize {
+        self.pool_of.len()
     }
-    /// The expert's number within the pool, below [`PoolShape::experts`].
+    /// Experts of all layers.
+    pub fn experts(&self) -> usize {
+        self.n_layer() * self.n_expert
+    }
+    /// The pool that holds a layer's experts.
+    pub fn pool(&self, layer: u16) -> usize {
+        self.pool_of[usize::from(layer)]
+    }
+    /// The layers whose experts a pool holds, ascending.
+    pub fn layers(&self, pool: usize) -> Vec<u16> {
+        (0..self.n_layer() as u16).filter(|&layer| self.pool(layer) == pool).collect()
+    }
+    /// The expert's number, below [`CacheShape::experts`].
     pub fn key(&self, id: ExpertId) -> usize {
-        usize::from(id.layer - self.layers.start) * self.n_expert + usize::from(id.expert)
+        usize::from(id.layer) * self.n_expert + usize::from(id.expert)
     }
     /// The expert with the number `key`.
     pub fn id(&self, key: usize) -> ExpertId {
-        ExpertId { layer: self.layers.start + (key / self.n_expert) as u16, expert: (key % self.n_expert) as u16 }
+        ExpertId { layer: (key / self.n_expert) as u16, expert: (key % self.n_expert) as u16 }
     }
 }
 
-/// Orders the residents of one pool of slots by how much they are worth keeping.
+/// Orders the residents of a cache by how much they are worth keeping. One policy sees all layers, whether they share a
+/// pool of slots or not.
 ///
-/// For each event of one of the pool's layers the cache calls `observe`, then `touch` for each resident expert that the
-/// event wants, then, for each absent one, `evict` if there is no free slot, `insert` and `touch`. `insert` without
-/// `touch` is a prefetch.
+/// For each layer event the cache calls `observe`, then `touch` for each resident expert that the event wants, then, for
+/// each absent one, `evict` if there is no free slot, `insert` and `touch`. `insert` without `touch` is a prefetch.
 pub trait CachePolicy: Send {
     /// The name that `--policy` takes and statistics print.
     fn name(&self) -> &'static str;
-    /// A layer of this pool has routed a batch of tokens, to residents and others.
-    fn observe(&mut self, _event: LayerEvent<'_>) {}
+    /// Whether [`CachePolicy::observe`] should be told of the tokens that resemble the present one.
+    fn wants_retrieval(&self) -> bool {
+        false
+    }
+    /// A layer has routed a batch of tokens, to residents and others. `past` has observed it already; it is off unless
+    /// somebody wants it.
+    fn observe(&mut self, _event: LayerEvent<'_>, _past: &Retrieval) {}
     /// `id` became a resident.
     fn insert(&mut self, id: ExpertId);
     /// `id` became a resident by a warm start, after experts that the last run used more often: of what nobody here has used
@@ -73,8 +93,14 @@ pub trait CachePolicy: Send {
     }
     /// A layer routed to the resident `routed.id`.
     fn touch(&mut self, _routed: Routed) {}
-    /// Removes and returns the least valuable resident for which `keep` is false; `None` if there is none.
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
+    /// Removes and returns the least valuable resident of `layers`, which are of one pool, for which `keep` is false; `None`
+    /// if there is none.
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
+    /// Whether the absent `newcomer`, which is used now, is worth more than the resident that [`CachePolicy::evict`] would return;
+    /// if not, it is used without being kept where the cache can do so.
+    fn admits(&mut self, _newcomer: ExpertId, _layers: &[u16], _keep: &dyn Fn(ExpertId) -> bool) -> bool {
+        true
+    }
     /// `id` lost its slot for a reason of the cache's own (its read failed).
     fn remove(&mut self, id: ExpertId);
 }
@@ -82,6 +108,8 @@ pub trait CachePolicy: Send {
 /// The policies that `--policy` knows, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyKind {
+    /// What followed the past tokens that resemble the present one.
+    Echo,
     /// Least frequently used, counts decaying with the half-life that has served best lately.
     LfuAdaptive,
     /// Least frequently used, counts decaying with a fixed half-life.
@@ -96,11 +124,18 @@ pub enum PolicyKind {
 
 impl PolicyKind {
     /// Every kind, the default first.
-    pub const ALL: &[PolicyKind] =
-        &[PolicyKind::LfuAdaptive, PolicyKind::LfuDecay, PolicyKind::Lfuda, PolicyKind::Lru, PolicyKind::Slru];
+    pub const ALL: &[PolicyKind] = &[
+        PolicyKind::LfuAdaptive,
+        PolicyKind::Echo,
+        PolicyKind::LfuDecay,
+        PolicyKind::Lfuda,
+        PolicyKind::Lru,
+        PolicyKind::Slru,
+    ];
     /// The name that [`CachePolicy::name`] gives.
     pub fn name(self) -> &'static str {
         match self {
+            PolicyKind::Echo => "echo",
             PolicyKind::LfuAdaptive => "lfu-adaptive",
             PolicyKind::LfuDecay => "lfu-decay",
             PolicyKind::Lfuda => "lfuda",
@@ -108,9 +143,18 @@ impl PolicyKind {
             PolicyKind::Slru => "slru",
         }
     }
-    /// A fresh policy for such a pool.
-    pub fn build(self, shape: &PoolShape) -> Box<dyn CachePolicy> {
+    /// Whether it wants to know the tokens that resemble the present one.
+    pub fn wants_retrieval(self) -> bool {
+        self == PolicyKind::Echo
+    }
+    /// What it comes to hold beside a few numbers for each expert, bytes: of so many layers of `n_expert` experts.
+    pub fn bytes(self, n_layer: usize, n_expert: usize) -> u64 {
+        if self.wants_retrieval() { Retrieval::bytes(n_layer, n_expert) } else { 0 }
+    }
+    /// A fresh policy for such a cache.
+    pub fn build(self, shape: &CacheShape) -> Box<dyn CachePolicy> {
         match self {
+            PolicyKind::Echo => Box::new(Echo::new(shape)),
             PolicyKind::LfuAdaptive => Box::new(LfuAdaptive::new(shape)),
             PolicyKind::LfuDecay => Box::new(LfuDecay::new(shape)),
             PolicyKind::Lfuda => Box::new(Lfuda::new(shape)),

@@ -3,7 +3,7 @@
 //! The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 //! Do not use it to run models: it remembers nothing.
 
-use super::{CachePolicy, PoolShape, residents::Residents};
+use super::{CachePolicy, CacheShape, residents::Residents};
 use crate::id::ExpertId;
 
 /// See the module.
@@ -13,8 +13,8 @@ pub struct Random {
 }
 
 impl Random {
-    /// For such a pool. The same seed gives the same victims.
-    pub fn new(shape: &PoolShape, seed: u64) -> Self {
+    /// For such a cache. The same seed gives the same victims.
+    pub fn new(shape: &CacheShape, seed: u64) -> Self {
         Self { residents: Residents::new(shape), state: seed }
     }
 
@@ -33,13 +33,13 @@ impl CachePolicy for Random {
     fn insert(&mut self, id: ExpertId) {
         self.residents.insert(id);
     }
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         // A random place, then the next one that may leave: no resident is asked twice.
         let start = self.next();
-        let (keys, shape) = (self.residents.keys(), self.residents.shape());
-        let n = keys.len();
+        let (keys, shape) = (|| self.residents.keys(layers), self.residents.shape());
+        let n = keys().count();
         let from = (start % n.max(1) as u64) as usize;
-        let victim = (0..n).map(|i| keys[(from + i) % n] as usize).find(|&key| !keep(shape.id(key)))?;
+        let victim = keys().chain(keys()).skip(from).take(n).find(|&key| !keep(shape.id(key)))?;
         let id = shape.id(victim);
         self.residents.remove(victim);
         Some(id)

@@ -6,7 +6,7 @@
 //! LRU nearly everywhere, since one-off experts pass through, and behind decayed counts everywhere, since it remembers
 //! one bit. Do not use it where [`super::LfuDecay`] can be had; it is here to compare.
 
-use super::{CachePolicy, PoolShape, lfu_decay::Recency, residents::Residents};
+use super::{CachePolicy, CacheShape, lfu_decay::Recency, residents::Residents};
 use crate::{id::ExpertId, trace::Routed};
 
 /// How far a resident has come.
@@ -21,28 +21,34 @@ enum Stage {
 /// See the module.
 pub struct Slru {
     residents: Residents,
-    /// Only residents' count. (experts of the pool)
+    /// Only residents' count. (n_moe_layer, n_expert)
     stages: Vec<Stage>,
-    protected: usize,
+    /// Residents that are. (pools)
+    protected: Vec<usize>,
+    /// (pools, layers of the pool)
+    layers: Vec<Vec<u16>>,
     recency: Recency,
 }
 
 impl Slru {
-    /// For such a pool.
-    pub fn new(shape: &PoolShape) -> Self {
+    /// For such a cache.
+    pub fn new(shape: &CacheShape) -> Self {
         let n = shape.experts();
         Self {
             residents: Residents::new(shape),
             stages: vec![Stage::Unused; n],
-            protected: 0,
+            protected: vec![0; shape.slots.len()],
+            layers: (0..shape.slots.len()).map(|pool| shape.layers(pool)).collect(),
             recency: Recency::new(n),
         }
     }
 
     fn set(&mut self, key: usize, stage: Stage) {
         let before = std::mem::replace(&mut self.stages[key], stage);
-        self.protected += usize::from(stage == Stage::Protected);
-        self.protected -= usize::from(before == Stage::Protected);
+        let shape = self.residents.shape();
+        let protected = &mut self.protected[shape.pool(shape.id(key).layer)];
+        *protected += usize::from(stage == Stage::Protected);
+        *protected -= usize::from(before == Stage::Protected);
     }
 }
 
@@ -67,20 +73,21 @@ impl CachePolicy for Slru {
             Stage::Probation => self.set(key, Stage::Protected),
             Stage::Protected => {}
         }
-        if self.protected > self.residents.shape().slots * 4 / 5 {
-            let protected = self.residents.keys().iter().map(|&k| k as usize);
-            let oldest = protected.filter(|&k| self.stages[k] == Stage::Protected).min_by_key(|&k| self.recency.of(k));
+        let pool = self.residents.shape().pool(routed.id.layer);
+        if self.protected[pool] > self.residents.shape().slots[pool] * 4 / 5 {
+            let residents = self.residents.keys(&self.layers[pool]);
+            let oldest = residents.filter(|&k| self.stages[k] == Stage::Protected).min_by_key(|&k| self.recency.of(k));
             let oldest = oldest.expect("there are protected ones");
             self.set(oldest, Stage::Probation);
             self.recency.touch(oldest);
         }
     }
-    fn evict(&mut self, keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+    fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         let (stages, recency) = (&self.stages, &self.recency);
         let rank = |key: usize| (stages[key] == Stage::Protected, recency.of(key));
-        let key = self.residents.evict(keep, rank)?;
-        self.set(key, Stage::Unused);
-        Some(self.residents.shape().id(key))
+        let id = self.residents.evict(layers, keep, rank)?;
+        self.set(self.residents.shape().key(id), Stage::Unused);
+        Some(id)
     }
     fn remove(&mut self, id: ExpertId) {
         let key = self.residents.shape().key(id);

@@ -172,7 +172,8 @@ struct Group<'a> {
 impl Group<'_> {
     /// What its figures have in common.
     fn title(&self) -> String {
-        let scope = if self.scope == Scope::Global.name() { "one pool for all layers" } else { "slots per layer" };
+        let one_pool = self.scope == Scope::Global.name();
+        let scope = if one_pool { "one pool for all layers" } else { Scope::of_slots(self.scope) };
         format!("{scope}, prefetch {}", self.prefetch)
     }
 

@@ -5,22 +5,18 @@
 //! uses most, for ever; each is read once, at its first use. Both count an expert once an event, as the cache does, and
 //! neither reads ahead.
 
-use std::sync::Arc;
-
-use super::{Outcome, Setting, WarmUp, pool_of};
+use super::{Outcome, Setting, WarmUp, store};
 use crate::{
     Result,
     expert::{CacheStats, PhaseStats},
-    policy::Future,
+    policy::{Future, NEVER},
     trace::{LayerEvent, Phase, file::TraceReader},
 };
 
-const NEVER: u32 = u32::MAX;
-
-/// The distinct experts of an event, as numbers in their pool.
-fn distinct(event: LayerEvent<'_>, future: &Future, keys: &mut Vec<usize>) {
+/// The distinct experts of an event, as numbers among those of all layers.
+fn distinct(event: LayerEvent<'_>, n_expert: usize, keys: &mut Vec<usize>) {
     keys.clear();
-    keys.extend(event.routed.iter().map(|r| future.shape().key(r.id)));
+    keys.extend(event.routed.iter().map(|r| usize::from(r.id.layer) * n_expert + usize::from(r.id.expert)));
     keys.sort_unstable();
     keys.dedup();
 }
@@ -37,19 +33,19 @@ fn count(outcome: &mut Outcome, event: LayerEvent<'_>, hit: u64, wanted: u64, ex
     }
 }
 
-/// See the module. `futures` are those of the scope's pools.
+/// See the module.
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn belady_bypass(trace: &mut TraceReader, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
-    let Setting { scope, slots, .. } = *setting;
-    let bytes = trace.header().expert_bytes.clone();
-    let mut pools: Vec<Pool> = futures.iter().map(|f| Pool::new(f)).collect();
+pub fn belady_bypass(trace: &mut TraceReader, setting: &Setting<'_>, future: &Future) -> Result<Outcome> {
+    let (slots, pool_of) = (setting.slots, store(trace.header()).pools(setting.scope));
+    let (bytes, n_expert) = (trace.header().expert_bytes.clone(), trace.header().n_expert);
+    let mut residents = Residents::new(future, slots.len());
     let (mut outcome, mut keys, mut warmup) = (Outcome::default(), Vec::new(), WarmUp::new(setting.conditions.warmup));
     while let Some(event) = trace.next_event()? {
-        let i = pool_of(scope, event.layer);
-        distinct(event, &futures[i], &mut keys);
-        let hit = pools[i].run(&futures[i], &keys, slots[i]);
+        let i = pool_of[usize::from(event.layer)];
+        distinct(event, n_expert, &mut keys);
+        let hit = residents.run(future, &keys, i, slots[i]);
         if warmup.is_over(event) {
             count(&mut outcome, event, hit, keys.len() as u64, bytes[usize::from(event.layer)]);
         }
@@ -58,62 +54,65 @@ pub fn belady_bypass(trace: &mut TraceReader, setting: &Setting<'_>, futures: &[
     Ok(outcome)
 }
 
-/// The residents of a pool under Belady with bypass.
-struct Pool {
-    residents: Vec<usize>,
+/// Who is resident under Belady with bypass.
+struct Residents {
+    /// (pools, residents)
+    pools: Vec<Vec<usize>>,
+    /// (n_moe_layer, n_expert)
     resident: Vec<bool>,
-    /// Uses that have passed. (experts of the pool)
+    /// Uses that have passed. (n_moe_layer, n_expert)
     past: Vec<usize>,
 }
 
-impl Pool {
-    fn new(future: &Future) -> Self {
-        let n = future.shape().experts();
-        Self { residents: Vec::new(), resident: vec![false; n], past: vec![0; n] }
+impl Residents {
+    fn new(future: &Future, n_pool: usize) -> Self {
+        let n = future.uses().len();
+        Self { pools: vec![Vec::new(); n_pool], resident: vec![false; n], past: vec![0; n] }
     }
 
-    /// One event; the hits.
-    fn run(&mut self, future: &Future, keys: &[usize], slots: usize) -> u64 {
+    /// One event in a pool of so many slots; the hits.
+    fn run(&mut self, future: &Future, keys: &[usize], pool: usize, slots: usize) -> u64 {
+        let pool = &mut self.pools[pool];
         let mut hit = 0;
         for &key in keys {
             self.past[key] += 1;
             hit += u64::from(self.resident[key]);
             if !self.resident[key] {
                 self.resident[key] = true;
-                self.residents.push(key);
+                pool.push(key);
             }
         }
         let next = |key: usize| future.uses()[key].get(self.past[key]).copied().unwrap_or(NEVER);
-        while self.residents.len() > slots {
-            let last = (0..self.residents.len()).max_by_key(|&i| next(self.residents[i])).expect("more than `slots`");
-            self.resident[self.residents.swap_remove(last)] = false;
+        while pool.len() > slots {
+            let last = (0..pool.len()).max_by_key(|&i| next(pool[i])).expect("more than `slots`");
+            self.resident[pool.swap_remove(last)] = false;
         }
         hit
     }
 }
 
-/// See the module. `futures` are those of the scope's pools.
+/// See the module.
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn static_oracle(trace: &mut TraceReader, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
-    let Setting { scope, slots, .. } = *setting;
-    let bytes = trace.header().expert_bytes.clone();
+pub fn static_oracle(trace: &mut TraceReader, setting: &Setting<'_>, future: &Future) -> Result<Outcome> {
+    let (slots, pool_of) = (setting.slots, store(trace.header()).pools(setting.scope));
+    let (bytes, n_expert) = (trace.header().expert_bytes.clone(), trace.header().n_expert);
+    let mut by_uses: Vec<usize> = (0..future.uses().len()).collect();
+    by_uses.sort_by_key(|&key| std::cmp::Reverse(future.uses()[key].len()));
+    let mut room = slots.to_vec();
     // Whether a pool holds each expert.
-    let held = |(future, &slots): (&Arc<Future>, &usize)| {
-        let mut keys: Vec<usize> = (0..future.uses().len()).collect();
-        keys.sort_by_key(|&key| std::cmp::Reverse(future.uses()[key].len()));
-        let mut held = vec![false; keys.len()];
-        keys.iter().take(slots).for_each(|&key| held[key] = true);
-        held
-    };
-    let held: Vec<Vec<bool>> = futures.iter().zip(slots).map(held).collect();
-    let mut seen: Vec<Vec<bool>> = held.iter().map(|h| vec![false; h.len()]).collect();
+    let mut held = vec![false; by_uses.len()];
+    for key in by_uses {
+        let room = &mut room[pool_of[key / n_expert]];
+        held[key] = *room > 0;
+        *room = room.saturating_sub(1);
+    }
+    let mut seen = vec![false; held.len()];
     let (mut outcome, mut keys, mut warmup) = (Outcome::default(), Vec::new(), WarmUp::new(setting.conditions.warmup));
     while let Some(event) = trace.next_event()? {
-        let i = pool_of(scope, event.layer);
-        distinct(event, &futures[i], &mut keys);
-        let hit = keys.iter().filter(|&&key| held[i][key] && std::mem::replace(&mut seen[i][key], true)).count();
+        distinct(event, n_expert, &mut keys);
+        let hit = keys.iter().filter(|&&key| held[key] && std::mem::replace(&mut seen[key], true)).count();
         if warmup.is_over(event) {
             count(&mut outcome, event, hit as u64, keys.len() as u64, bytes[usize::from(event.layer)]);
         }

@@ -17,15 +17,23 @@ use crate::{
     expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope},
     id::ExpertId,
     io::{SimClock, SimIo},
-    policy::{Belady, Future, PolicyKind, PoolShape, Random},
+    policy::{Belady, CachePolicy, CacheShape, Future, PolicyKind, Random, Window},
     prefetch::PrefetchKind,
-    trace::{LayerEvent, Phase, TraceSink, file::TraceReader},
+    trace::{
+        LayerEvent, Phase, TraceSink,
+        file::{Header, TraceReader},
+    },
 };
 
 pub mod bounds;
+pub mod decompose;
 pub mod quality;
+pub mod reuse;
 
-use self::quality::{Quality, Recall};
+use self::{
+    quality::{Quality, Recall},
+    reuse::{Hits, Reuse},
+};
 
 /// What decides who leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +44,8 @@ pub enum SimPolicy {
     Belady,
     /// The optimum where an expert may be used without taking a slot.
     BeladyBypass,
+    /// An oracle that knows so many tokens and counts beyond.
+    Window(u32),
     /// The best choice of residents that never changes, made with knowledge of the whole trace.
     StaticOracle,
     /// A seeded die.
@@ -57,13 +67,14 @@ impl SimPolicy {
             SimPolicy::Live(kind) => kind.name(),
             SimPolicy::Belady => "belady",
             SimPolicy::BeladyBypass => "belady-bypass",
+            SimPolicy::Window(_) => "window",
             SimPolicy::StaticOracle => "static-oracle",
             SimPolicy::Random => "random",
         }
     }
     /// Whether it has to see the trace before it runs.
     pub fn needs_future(self) -> bool {
-        matches!(self, SimPolicy::Belady | SimPolicy::BeladyBypass | SimPolicy::StaticOracle)
+        !matches!(self, SimPolicy::Live(_) | SimPolicy::Random)
     }
 }
 
@@ -125,8 +136,10 @@ pub struct Setting<'a> {
     pub policy: SimPolicy,
     /// How slots are shared.
     pub scope: Scope,
-    /// Slots of each pool: one number a layer, or one in all.
+    /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: &'a [usize],
+    /// Slots beside them for experts that are not kept.
+    pub transient: usize,
     /// What is read ahead.
     pub prefetch: PrefetchKind,
     /// Drive, computing, warm-up.
@@ -186,12 +199,12 @@ impl WarmUp {
 
 /// Replays a trace.
 ///
-/// `futures` are those of [`futures`] for the setting's scope, needed where [`SimPolicy::needs_future`].
+/// `future` is that of [`future`], needed where [`SimPolicy::needs_future`].
 ///
 /// # Errors
 /// A trace that cannot be read, memory that is refused.
-pub fn replay(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<Outcome> {
-    replay_in_detail(trace, setting, futures).map(|(outcome, _)| outcome)
+pub fn replay(trace: &Path, setting: &Setting<'_>, future: Option<&Arc<Future>>) -> Result<Outcome> {
+    replay_in_detail(trace, setting, future).map(|(outcome, _)| outcome)
 }
 
 /// What a replay had counted at some time.
@@ -206,38 +219,47 @@ pub struct Detail {
     pub pace: Pace,
     /// What guesses were worth; the first is the control.
     pub foresight: Vec<Recall>,
+    /// What decoding hit, by how long ago each expert was used before; see [`reuse::name`].
+    pub reuse: [Hits; reuse::BINS],
 }
 
 /// [`replay`], and more about it.
 ///
 /// # Errors
 /// As [`replay`].
-pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Future>]) -> Result<(Outcome, Detail)> {
+pub fn replay_in_detail(
+    trace: &Path,
+    setting: &Setting<'_>,
+    future: Option<&Arc<Future>>,
+) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
     let header = trace.header();
-    let store = ExpertStore::unfiled(&header.expert_bytes, header.n_expert);
+    let store = store(header);
     let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
-            return bounds::belady_bypass(&mut trace, setting, futures).map(no_cache);
+            return bounds::belady_bypass(&mut trace, setting, known(future)).map(no_cache);
         }
         SimPolicy::StaticOracle => {
-            return bounds::static_oracle(&mut trace, setting, futures).map(no_cache);
+            return bounds::static_oracle(&mut trace, setting, known(future)).map(no_cache);
         }
-        SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Random => {}
+        SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Window(_) | SimPolicy::Random => {}
     }
     let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
-    let mut quality = Quality::new(header);
+    let (mut quality, mut reuse) = (Quality::new(header), Reuse::new(header.n_layer, header.n_expert));
     let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
     let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
     let clock = io.clock();
-    let mut pools = futures.iter();
-    let mut build = |shape: &PoolShape| match setting.policy {
-        SimPolicy::Live(kind) => kind.build(shape),
-        SimPolicy::Random => Box::new(Random::new(shape, SEED)),
-        _ => Box::new(Belady::new(pools.next().expect("a future for each pool").clone(), shape.slots)),
+    let build = |shape: &CacheShape| -> Box<dyn CachePolicy> {
+        match setting.policy {
+            SimPolicy::Live(kind) => kind.build(shape),
+            SimPolicy::Random => Box::new(Random::new(shape, SEED)),
+            SimPolicy::Window(tokens) => Box::new(Window::new(shape, known(future).clone(), tokens)),
+            _ => Box::new(Belady::new(shape, known(future).clone())),
+        }
     };
-    let cache = ExpertCache::with_policies(store, setting.scope, setting.slots, &mut build, Box::new(io))?;
+    let mut cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
+    cache.add_transient(setting.transient)?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
     let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
     // What it had counted when the warm-up was over.
@@ -255,6 +277,7 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
         clock.advance(compute.layer(waited));
         let stalls = experts.stats().decode.stall_ns;
         experts.request(event);
+        reuse.add(event, experts.cache().absent(), counts);
         if counts {
             quality.add(event, experts.cache().absent(), experts.guesses());
         }
@@ -284,35 +307,38 @@ pub fn replay_in_detail(trace: &Path, setting: &Setting<'_>, futures: &[Arc<Futu
         before.unwrap_or_else(|| (CacheStats::default(), layers.clone(), Pace::default()));
     layers.iter_mut().zip(&layers_before).for_each(|(layer, before)| *layer = layer.since(before));
     outcome.stats = experts.stats().since(&stats);
-    Ok((outcome, Detail { layers, pace: experts.pace().since(&pace), foresight: quality.recall() }))
+    let (pace, foresight) = (experts.pace().since(&pace), quality.recall());
+    Ok((outcome, Detail { layers, pace, foresight, reuse: reuse.bins() }))
 }
 
-/// When each expert of each pool is used, for the oracles.
+fn known(future: Option<&Arc<Future>>) -> &Arc<Future> {
+    future.expect("a policy that needs the future is given it")
+}
+
+/// When each expert is used, for the oracles.
 ///
 /// # Errors
 /// A trace that cannot be read.
-pub fn futures(trace: &Path, scope: Scope) -> Result<Vec<Arc<Future>>> {
+pub fn future(trace: &Path) -> Result<Arc<Future>> {
     let mut trace = TraceReader::open(trace)?;
-    let (n_layer, n_expert) = (trace.header().n_layer as u16, trace.header().n_expert);
-    let shape = |layers| PoolShape { layers, n_expert, slots: 0 };
-    let mut pools: Vec<Future> = match scope {
-        Scope::Layer => (0..n_layer).map(|l| Future::new(shape(l..l + 1))).collect(),
-        Scope::Global => vec![Future::new(shape(0..n_layer))],
-    };
+    let mut future = Future::new(trace.header().n_layer, trace.header().n_expert);
     while let Some(event) = trace.next_event()? {
-        pools[pool_of(scope, event.layer)].push(event);
+        future.push(event);
     }
-    Ok(pools.into_iter().map(Arc::new).collect())
+    Ok(Arc::new(future))
 }
 
-fn pool_of(scope: Scope, layer: u16) -> usize {
-    if scope == Scope::Layer { usize::from(layer) } else { 0 }
+/// The pools' slots for `per_layer` slots of each layer, at most all experts.
+pub fn slots(scope: Scope, per_layer: usize, header: &Header) -> Vec<usize> {
+    let each = per_layer.min(header.n_expert);
+    let pool_of = store(header).pools(scope);
+    let mut slots = vec![0; pool_of.iter().max().map_or(0, |last| last + 1)];
+    pool_of.into_iter().for_each(|pool| slots[pool] += each);
+    slots
 }
 
-/// The pools' slots for `per_layer` slots a layer, at most all experts.
-pub fn slots(scope: Scope, per_layer: usize, n_layer: usize, n_expert: usize) -> Vec<usize> {
-    let each = per_layer.min(n_expert);
-    if scope == Scope::Layer { vec![each; n_layer] } else { vec![each * n_layer] }
+fn store(header: &Header) -> ExpertStore {
+    ExpertStore::unfiled(&header.expert_bytes, header.n_expert)
 }
 
 /// How many slots a layer has.
@@ -406,31 +432,28 @@ pub struct Row {
 
 impl Row {
     /// Of a run on a trace of that shape.
-    pub fn new(
-        setting: &Setting<'_>,
-        expert_bytes: &[u64],
-        n_expert: usize,
-        outcome: &Outcome,
-        foresight: Vec<Recall>,
-    ) -> Self {
-        let n_layer = expert_bytes.len();
+    pub fn new(setting: &Setting<'_>, header: &Header, outcome: &Outcome, foresight: Vec<Recall>) -> Self {
+        let Header { expert_bytes, n_expert, n_layer, .. } = header;
         let total: usize = setting.slots.iter().sum();
-        let per_layer = total / n_layer.max(1);
+        let per_layer = total / (*n_layer).max(1);
         let (stats, decode) = (&outcome.stats, &outcome.stats.decode);
         // Nothing else is in flight when a layer asks: demand reads are waited for.
         let late = stats.total().late;
         let of_prefetches = |n: u64| (stats.prefetches > 0).then(|| n as f64 / stats.prefetches as f64);
         let largest = expert_bytes.iter().copied().max().unwrap_or(0);
-        let budget = match setting.scope {
-            Scope::Layer => setting.slots.iter().zip(expert_bytes).map(|(&n, &b)| n as u64 * b).sum(),
-            Scope::Global => total as u64 * largest,
+        let pool_of = store(header).pools(setting.scope);
+        let slot_bytes = |pool: usize| {
+            let members = pool_of.iter().zip(expert_bytes).filter(|(of, _)| **of == pool);
+            members.map(|(_, bytes)| *bytes).max().unwrap_or(0)
         };
+        let budget = setting.slots.iter().enumerate().map(|(pool, &n)| n as u64 * slot_bytes(pool)).sum::<u64>()
+            + setting.transient as u64 * largest;
         Self {
             policy: setting.policy.name(),
             scope: setting.scope.name(),
             prefetch: setting.prefetch.name(),
             slots_per_layer: per_layer,
-            share: per_layer as f64 / n_expert as f64,
+            share: per_layer as f64 / *n_expert as f64,
             budget_bytes: (largest > 0).then_some(budget),
             tokens: outcome.decode_tokens,
             hit: decode.hit,

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Cause, ExpertCache};
+use super::{Cause, ExpertCache, Pool};
 use crate::{
     Error, Result,
     expert::HotList,
@@ -57,9 +57,10 @@ impl ExpertCache {
             let room = self.room_for_pins(pool, spare);
             if n > room {
                 let slots = self.pools[pool].n_slot - self.pools[pool].park;
-                let what = match self.pools.len() {
-                    1 => "pinned experts".to_owned(),
-                    _ => format!("pinned experts of MoE layer {pool}"),
+                let what = match self.pools[pool].layers.as_slice() {
+                    [layer] => format!("pinned experts of MoE layer {layer}"),
+                    layers if layers.len() == self.shape.n_layer() => "pinned experts".to_owned(),
+                    layers => format!("pinned experts of {} MoE layers", layers.len()),
                 };
                 let expected = format!("at most {room} ({slots} slots, of which a token needs {spare} for others)");
                 return Err(Error::request(what, expected, n));
@@ -96,7 +97,8 @@ impl ExpertCache {
 
     /// Slots of a pool that pins may take where others need `spare`.
     fn room_for_pins(&self, pool: usize, spare: usize) -> usize {
-        let (n_slot, n_expert) = (self.pools[pool].n_slot - self.pools[pool].park, self.index.len() / self.pools.len());
+        let Pool { n_slot, park, ref layers, .. } = self.pools[pool];
+        let (n_slot, n_expert) = (n_slot - park, layers.len() * self.shape.n_expert);
         if n_slot >= n_expert { n_slot } else { n_slot.saturating_sub(spare) }
     }
 
@@ -155,8 +157,7 @@ impl ExpertCache {
                     lookahead2: &[],
                 };
                 if !routed.is_empty() {
-                    let pool = self.pool_of(ExpertId { layer, expert: 0 });
-                    self.pools[pool].policy.observe(event);
+                    self.policy.observe(event, &self.retrieval);
                 }
             }
         }

@@ -7,6 +7,8 @@
 //! its most wanted ones again, for decoding as for the next chunk. Where the model's last layer runs over few tokens, the one
 //! before it counts as the last here.
 //!
+//! In one pool for all layers nothing has to be lent: the layers that hold more than their share make room.
+//!
 //! Layers whose experts differ in size cannot lend to each other, so such a model reads nothing ahead.
 
 use std::cmp::Reverse;
@@ -31,6 +33,8 @@ const CHOICES: usize = 3;
 pub(super) struct Rolling {
     /// Whether slots fit every layer.
     fits: bool,
+    /// Whether all layers have one pool.
+    one_pool: bool,
     /// Layers that chunks go through, from the first on: all, or all but the last.
     n_layer: usize,
     /// Slots that each layer has borrowed; below zero: lent. (n_moe_layer)
@@ -44,12 +48,16 @@ pub(super) struct Rolling {
 }
 
 impl Rolling {
-    /// For layers of so many slots each; one number stands for one pool of all.
-    pub(super) fn new(store: &ExpertStore, slots: &[usize]) -> Self {
+    /// For layers with such pools. (n_moe_layer)
+    pub(super) fn new(store: &ExpertStore, pool_of: &[usize]) -> Self {
         let n_layer = store.layers().len();
         let parts = |layer| store.slot_parts(layer..layer + 1);
+        let one_pool = pool_of.iter().all(|&pool| pool == 0);
+        let alone = pool_of.iter().enumerate().all(|(layer, &pool)| pool == layer);
+        let fits = one_pool || alone && (1..n_layer).all(|l| parts(l) == parts(0));
         Self {
-            fits: n_layer > 1 && slots.len() == n_layer && (1..n_layer).all(|l| parts(l) == parts(0)),
+            fits: fits && n_layer > 1,
+            one_pool,
             n_layer,
             borrowed: vec![0; n_layer],
             layer: None,
@@ -90,8 +98,11 @@ impl ExpertCache {
     /// starts to fill them. Never blocks.
     pub fn read_ahead(&mut self) {
         let Some(layer) = self.rolling.layer.take() else { return };
-        let (n_layer, n_expert) = (self.store.layers().len(), self.store.n_expert());
+        let n_layer = self.store.layers().len();
         let next = (usize::from(layer) + 1) % self.rolling.n_layer;
+        if self.rolling.one_pool {
+            return self.read_ahead_in_one_pool(layer, next as u16);
+        }
         if self.rolling.borrowed.iter().all(|&n| n == 0) {
             let (pool, n_expert) = (&self.pools[usize::from(layer)], self.store.n_expert());
             let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
@@ -101,8 +112,25 @@ impl ExpertCache {
         for from in (0..n_layer).filter(|&l| l != next) {
             self.lend(from, next, usize::try_from(self.rolling.borrowed[from]).unwrap_or(0));
         }
+        self.load_ahead(next as u16, usize::MAX, |cache| cache.pools[next].free.pop().map(|slot| slot as usize));
+    }
 
-        let (index, rows) = (&self.index[next * n_expert..], &self.rolling.rows[next * n_expert..][..n_expert]);
+    /// The same where all layers have one pool.
+    fn read_ahead_in_one_pool(&mut self, layer: u16, next: u16) {
+        let (n_expert, share) = (self.store.n_expert(), self.share(next));
+        let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
+        let movable = self.held[usize::from(layer)].min(share).saturating_sub(pinned);
+        self.load_ahead(next, (movable / SHARE).min(MOST), |cache| {
+            let free = cache.pools[0].free.pop().map(|slot| slot as usize);
+            free.or_else(|| cache.slot_of_the_rich(next)).or_else(|| cache.evict(&[layer], &[]))
+        });
+    }
+
+    /// Reads up to `most` absent experts of the next layer, the most wanted first, as far as there is room.
+    fn load_ahead(&mut self, next: u16, most: usize, room: impl Fn(&mut Self) -> Option<usize>) {
+        let n_expert = self.store.n_expert();
+        let first = usize::from(next) * n_expert;
+        let (index, rows) = (&self.index[first..], &self.rolling.rows[first..first + n_expert]);
         let known = rows.iter().any(|&n| n > 0);
         let mut absent = std::mem::take(&mut self.rolling.absent);
         absent.clear();
@@ -110,10 +138,10 @@ impl ExpertCache {
             (0..n_expert as u16).filter(|&e| index[usize::from(e)] == NONE && (!known || rows[usize::from(e)] > 0)),
         );
         absent.sort_unstable_by_key(|&e| (Reverse(rows[usize::from(e)]), e));
-        for &expert in &absent {
-            let Some(slot) = self.pools[next].free.pop() else { break };
+        for &expert in absent.iter().take(most) {
+            let Some(slot) = room(self) else { break };
             self.stats.prefetches += 1;
-            self.load(slot as usize, ExpertId { layer: next as u16, expert }, Cause::Ahead);
+            self.load(slot, ExpertId { layer: next, expert }, Cause::Ahead);
         }
         self.rolling.absent = absent;
     }
