@@ -56,7 +56,7 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
     let n_layer = store.layers().len();
     let most = match scope {
         Scope::Layer => vec![blueprint.n_expert - 2; n_layer],
-        Scope::Global => vec![blueprint.n_expert * n_layer / 2],
+        Scope::Size | Scope::Global => vec![blueprint.n_expert * n_layer / 2],
     };
     let mut backend = Cpu::new(2).unwrap();
     let mut model = Model::load(&gguf, blueprint, &mut |_| {}).unwrap();
