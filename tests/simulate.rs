@@ -86,8 +86,14 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind)
     let slots = simulate::slots(scope, 5, &header(SHAPE));
     let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
     let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
-    let setting =
-        Setting { policy, scope, slots: &slots, prefetch, conditions: Conditions { drive, compute, warmup: 0 } };
+    let setting = Setting {
+        policy,
+        scope,
+        slots: &slots,
+        transient: 0,
+        prefetch,
+        conditions: Conditions { drive, compute, warmup: 0 },
+    };
     let (outcome, detail) = simulate::replay_in_detail(trace, &setting, Some(&future)).unwrap();
     (outcome.stats, detail)
 }
@@ -192,7 +198,7 @@ fn a_warm_up_runs_and_does_not_count() {
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;
-            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch, conditions };
+            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch, conditions };
             simulate::replay(trace, &setting, None)
         };
         let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
@@ -224,6 +230,7 @@ fn recall_on_misses_by_hand() {
     let setting = Setting {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
+        transient: 0,
         slots: &[2, 2],
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
