@@ -28,6 +28,8 @@ use crate::{
 pub struct Arch {
     /// `general.architecture`.
     name: &'static str,
+    /// Whether files may end with prediction heads, which are left out.
+    predicts: bool,
     blueprint: fn(&Reader<'_>) -> Result<Blueprint>,
 }
 
@@ -85,5 +87,5 @@ fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
             name.escape_debug(),
         ));
     };
-    Ok((arch, Reader::new(gguf, arch.name)?))
+    Ok((arch, Reader::new(gguf, arch.name, arch.predicts)?))
 }
