@@ -1,6 +1,6 @@
 //! The architectures that hotset runs, one file each: from a file's metadata and tensor table to a [`Blueprint`].
 //!
-//! To add one, write `NAME.rs` beside the others and give it a row in [`ARCHS`]. It says which parts a layer has and
+//! To add one, write `NAME.rs` beside the others and give it a row in `ARCHS`. It says which parts a layer has and
 //! which hyper-parameters they take; everything else reads the blueprint.
 //!
 //! Must not know: bytes of weights, memory, kernels.

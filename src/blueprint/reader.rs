@@ -305,7 +305,7 @@ impl<'a> Reader<'a> {
     }
 
     fn even(&self, short: &str, value: usize) -> Result<()> {
-        if value % 2 == 0 {
+        if value.is_multiple_of(2) {
             return Ok(());
         }
         Err(Error::format(self.gguf().path(), self.key(short), "an even number", value))
