@@ -11,12 +11,11 @@ use std::{
 
 use clap::Parser;
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     expert::ExpertStore,
     gguf::Gguf,
     id::ExpertId,
     io::{Extents, Files, IoBuf, IoKind, Priority, Read},
-    model::Config,
 };
 
 #[derive(Parser)]
@@ -57,8 +56,8 @@ struct Turn {
 fn main() -> Result<()> {
     let args = Args::parse();
     let gguf = Gguf::open(&args.model)?;
-    let config = Config::new(&gguf)?;
-    let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+    let blueprint = arch::blueprint(&gguf)?;
+    let store = ExpertStore::new(&gguf, blueprint.experts())?;
     let n = (store.layers().len(), store.n_expert());
     let ids = |i: usize| ExpertId { layer: (i / n.1) as u16, expert: (i % n.1) as u16 };
     let extents: Vec<_> = (0..n.0 * n.1).map(|i| store.extents(ids(i))).collect();

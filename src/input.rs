@@ -176,6 +176,12 @@ pub fn read_limited(path: &Path, source: impl Read, most: u64, limit: &str) -> R
     Ok(bytes)
 }
 
+/// Whether something is there that is no regular file: not to be read, and not to be written unasked, since to open a pipe waits
+/// for its other end.
+pub fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| !meta.is_file())
+}
+
 fn name_of(kind: FileType) -> &'static str {
     #[cfg(unix)]
     {

@@ -9,8 +9,8 @@
 //! ```text
 //! session::Session::decode(token)
 //!   model::Model::forward(batch, kv, experts, scratch)      // the page to read: src/model/mod.rs
-//!     x = embedding row;  for each layer { attention;  dense ffn | moe };  norm;  head
-//!     model::moe::forward                                   // src/model/moe.rs
+//!     x = embedding row;  for each block { x += part(norm(x)) };  norm;  head
+//!     model::ffn::Moe::add                                  // src/model/ffn/moe.rs
 //!       scores = router(x);  routed = top-k;  lookahead = next layer's router(x)
 //!       experts.request(LayerEvent { routed, lookahead, .. })       // never blocks
 //!       shared expert                                               // computes while the disk works
@@ -28,6 +28,7 @@
 //!
 //! | module | is | must not know |
 //! |---|---|---|
+//! | [`input`] | files that are read: opened only if regular, read by position, errors that pass | what the bytes mean |
 //! | [`gguf`] | files: header, metadata, tensor table, split sets, writer | models |
 //! | [`quant`] | ggml's types: blocks, scalar truth | files, CPUs |
 //! | [`trace`], [`id`] | the record of a layer event, the interface of everything below | bytes, clocks |
@@ -37,7 +38,9 @@
 //! | [`io`] | engines that read extents into buffers | experts, policies |
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
-//! | [`model`] | hyper-parameters, dense weights, forward pass | policies, engines, slots |
+//! | [`blueprint`] | what a model is, as data: parts, tensors, hyper-parameters | bytes of weights, caches, threads |
+//! | [`arch`] | one file per architecture: from a file's header to a blueprint | the same |
+//! | [`model`] | dense weights, forward pass | names of tensors, policies, engines, slots |
 //! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`outlook`] | how fast a model should decode in a budget | files, clocks |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
@@ -47,6 +50,14 @@
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //!
 //! Imports point down; `tests/architecture.rs` has the table.
+//!
+//! # A new architecture
+//!
+//! Write `src/arch/NAME.rs`, which reads like a model card: hyper-parameters, then the blocks of a layer, made with
+//! [`blueprint::Reader`] and [`blueprint::LayerReader`]. Give it a row in `src/arch/mod.rs`. Where the model computes
+//! something that no part does yet, add a field or a variant to the part in `src/blueprint`, and its arithmetic to the part
+//! of that name in `src/model`. Whatever the file has and the blueprint does not take is refused by name. Test data: an
+//! entry of `tests/data/ref/specs.json` with the logits of another program.
 //!
 //! # Invariants
 //!
@@ -71,7 +82,9 @@
 //! # Ok::<(), hotset::Error>(())
 //! ```
 
+pub mod arch;
 pub mod backend;
+pub mod blueprint;
 pub mod error;
 pub mod expert;
 pub mod gguf;
@@ -101,6 +114,15 @@ pub use error::{Error, Result};
 
 /// Bytes for people, in binary units: `15.2 MiB`.
 pub fn human_bytes(bytes: u64) -> String {
+    in_units(bytes, |tenths| tenths.round())
+}
+
+/// As [`human_bytes`], rounded up: a budget of so much is not too small.
+pub fn human_bytes_up(bytes: u64) -> String {
+    in_units(bytes, |tenths| tenths.ceil())
+}
+
+fn in_units(bytes: u64, round: fn(f64) -> f64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes as f64, "bytes");
     for next in units {
@@ -109,5 +131,9 @@ pub fn human_bytes(bytes: u64) -> String {
         }
         (value, unit) = (value / 1024.0, next);
     }
-    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
+    match unit {
+        "bytes" if bytes == 1 => "1 byte".to_owned(),
+        "bytes" => format!("{bytes} bytes"),
+        unit => format!("{:.1} {unit}", round(value * 10.0) / 10.0),
+    }
 }

@@ -1,34 +1,45 @@
 //! How a memory budget is split. One place decides; everything that allocates is told.
 //!
 //! The budget covers the whole process: dense weights, KV cache, scratch, the program itself (its code, the tokenizer,
-//! the heap's odds and ends), and expert slots, which get what the others leave.
-//!
-//! One exception keeps tiny budgets possible: the program is charged at most a twentieth of the budget, and up
-//! to [`PROCESS_BYTES`] of it may stand beside the budget. So a budget of some hundred MiB or more bounds the resident
-//! set exactly, and one of 8 MiB means 8 MiB and the program.
+//! the heap's odds and ends), and expert slots, which get what the others leave. What is given is what the resident set
+//! stays within, file pages of the program included; a budget that cannot be kept is refused with the smallest that can.
 
 use crate::{
     Error, Result,
     backend::cpu::attention_bytes,
+    blueprint::{Blueprint, Gqa, Heads},
     expert::{ExpertStore, Scope},
-    gguf::Gguf,
-    human_bytes,
+    human_bytes, human_bytes_up,
     io::Layout,
-    model::{self, Config, KvCache, Scratch, ScratchShape},
+    model::{KvCache, Scratch, ScratchShape},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
 };
 
-/// What the program itself may take beside a small budget.
-pub const PROCESS_BYTES: u64 = 24 << 20;
+/// What the program takes with any model beside its code: libraries, heap, stacks. `tests/habits.rs` holds processes to it.
+const PROGRAM_BYTES: u64 = 3 << 19;
 
-/// The program is charged at most this share of the budget, but for what it holds above [`PROCESS_BYTES`].
-const PROCESS_SHARE: u64 = 20;
+/// What it takes for each byte of the model's header: names and tokens as strings, the tokenizer's tables.
+const HEADER_SHARE: u64 = 8;
 
-/// The program's memory is rounded up to this and then takes as much again for its code and for what comes later (indexes,
-/// stacks): a plan must not differ from the one before because of a few pages.
-const PROCESS_GRAIN: u64 = 8 << 20;
+/// What a process that holds more than that may still come to hold (indexes, stacks), and in which steps it is charged: a
+/// plan must not differ from the one before because of a few pages.
+const PROCESS_GRAIN: u64 = 2 << 20;
+
+/// What the process is charged: `code_bytes` is the length of the program's code, `header_bytes` that of the model's header,
+/// `resident_bytes` what the process holds already.
+///
+/// The same for every verb and every run, as long as it holds no more than the program with that model should.
+pub fn process_bytes(code_bytes: u64, header_bytes: u64, resident_bytes: u64) -> u64 {
+    let header = header_bytes.saturating_mul(HEADER_SHARE).min(u64::MAX / 64);
+    let expected = PROGRAM_BYTES + code_bytes.min(u64::MAX / 64) + header;
+    if resident_bytes + PROCESS_GRAIN / 2 <= expected {
+        expected
+    } else {
+        (resident_bytes + PROCESS_GRAIN / 2).next_multiple_of(PROCESS_GRAIN)
+    }
+}
 
 /// Scratch gets at most this share of what dense weights and KV cache leave, so that large batches do not eat the slots.
 const SCRATCH_SHARE: u64 = 6;
@@ -62,7 +73,7 @@ pub struct Needs {
     pub keeps: bool,
     /// How slots lie in memory, which decides what one takes.
     pub layout: Layout,
-    /// Bytes that the process holds already.
+    /// Bytes that the process is charged, see [`process_bytes`].
     pub process_bytes: u64,
     /// Compute threads.
     pub threads: usize,
@@ -79,10 +90,8 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Buffers of a forward pass, and what policy and prefetcher learn.
     pub scratch_bytes: u64,
-    /// What the program itself is charged.
+    /// The program itself.
     pub process_bytes: u64,
-    /// What the program takes beside the budget; 0 where the budget is large enough to bear it.
-    pub beside_bytes: u64,
     /// All expert slots.
     pub slots_bytes: u64,
     /// Tokens of context.
@@ -91,8 +100,6 @@ pub struct Plan {
     pub n_batch: usize,
     /// Rows of logits.
     pub n_logits: usize,
-    /// The widest feed-forward block.
-    pub n_ff: usize,
     /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: Vec<usize>,
     /// How slots are shared.
@@ -111,53 +118,51 @@ impl Plan {
     ///
     /// # Errors
     /// If the budget is too small; the sentence names the smallest that works.
-    pub fn new(gguf: &Gguf, c: &Config, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
-        let n_ff = widest(gguf, c, store);
-        let dense_bytes = model::resident_bytes(gguf, c)?;
-        let kv_bytes = KvCache::bytes(c, needs.kv, needs.n_ctx)?;
+    pub fn new(m: &Blueprint, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
+        let dense_bytes = m.resident_bytes();
+        let kv_bytes = KvCache::bytes(m, needs.kv, needs.n_ctx)?;
         let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
-        let shape =
-            |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 }, n_ff };
-        let attention = attention_bytes(needs.threads, c.n_head, c.n_embd_head_k, c.n_embd_head_v, needs.n_ctx);
+        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 } };
+        let attention = |gqa: &Gqa| {
+            let Heads { n_head, k, v, .. } = gqa.heads;
+            attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
+        };
+        let attention = m.attentions().map(attention).max().unwrap_or(0);
         let n_layer = store.layers().len();
         let learnt = |n_batch| {
             needs.policy.bytes(n_layer, store.n_expert())
-                + needs.prefetch.bytes(n_layer, store.n_expert(), c.n_expert_used, n_batch)
+                + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch)
         };
-        let scratch = |n_batch: usize| Scratch::bytes(c, shape(n_batch)) + attention + learnt(n_batch);
+        let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
 
-        let pools = Pool::all(store, needs, c.n_expert_used);
+        let pools = Pool::all(store, needs, m.n_expert_used());
         let all =
             |slots: &dyn Fn(usize) -> usize| pools.iter().map(|p| p.slot_bytes * slots(p.most) as u64).sum::<u64>();
-        let least_slots = all(&|max| c.n_expert_used.min(max));
-        let process = needs.process_bytes.next_multiple_of(PROCESS_GRAIN) + PROCESS_GRAIN;
-        let smallest_bytes = with_process(model_bytes + scratch(1) + least_slots, process);
-        let full_bytes = with_process(
-            model_bytes + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max),
-            process,
-        );
+        let least_slots = all(&|max| m.n_expert_used().min(max));
+        let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
+        let smallest_bytes = fixed + scratch(1) + least_slots;
+        let full_bytes = fixed + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max);
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
-            return Err(Error::request(
-                format!(
-                    "the memory budget for a context of {} tokens (dense weights {}, KV cache {}, scratch {}, {} slots {})",
-                    needs.n_ctx,
-                    human_bytes(dense_bytes),
-                    human_bytes(kv_bytes),
-                    human_bytes(scratch(1)),
-                    c.n_expert_used,
-                    match needs.scope {
-                        Scope::Layer => "a layer",
-                        Scope::Size => "for each size of experts",
-                        Scope::Global => "in all",
-                    }
-                ),
-                format!("at least {smallest_bytes} bytes ({})", human_bytes(smallest_bytes)),
-                format!("{budget} bytes ({})", human_bytes(budget)),
-            ));
+            return Err(Error::invalid(format!(
+                "the memory budget of {} is too small: a context of {} tokens takes at least {smallest_bytes} bytes ({}: dense \
+                 weights {}, KV cache {}, scratch {}, {} slots {} {}, the program {})",
+                human_bytes(budget),
+                needs.n_ctx,
+                human_bytes_up(smallest_bytes),
+                human_bytes(dense_bytes),
+                human_bytes(kv_bytes),
+                human_bytes(scratch(1)),
+                m.n_expert_used(),
+                match needs.scope {
+                    Scope::Layer => "per layer",
+                    Scope::Size => "per size of experts",
+                    Scope::Global => "in all",
+                },
+                human_bytes(least_slots),
+                human_bytes(needs.process_bytes),
+            )));
         }
-        let process_bytes = process_charge(budget, process);
-        let fixed = model_bytes + process_bytes;
         let fits = |n: &usize| {
             let bytes = scratch(*n);
             let share = if needs.n_batch.is_none() && *n > BATCH { READ_BATCH_SHARE } else { SCRATCH_SHARE };
@@ -173,13 +178,11 @@ impl Plan {
             dense_bytes,
             kv_bytes,
             scratch_bytes,
-            process_bytes,
-            beside_bytes: process - process_bytes,
+            process_bytes: needs.process_bytes,
             slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum(),
             n_ctx: needs.n_ctx,
             n_batch,
             n_logits: shape(n_batch).n_logits,
-            n_ff,
             slots,
             scope: needs.scope,
             least_slots_bytes: least_slots,
@@ -201,9 +204,9 @@ impl Plan {
     pub fn slots_within(&self, budget_bytes: u64) -> Result<Vec<usize>> {
         let (least, most) = (self.least_bytes(), self.budget_bytes);
         if !(least..=most).contains(&budget_bytes) {
-            let expected = format!("{least} to {most} bytes ({} to {})", human_bytes(least), human_bytes(most));
-            let got = format!("{budget_bytes} bytes ({})", human_bytes(budget_bytes));
-            return Err(Error::request("the memory budget of a running session", expected, got));
+            return Err(Error::invalid(format!(
+                "the memory budget of a running session must be from {least} to {most} bytes, not {budget_bytes}"
+            )));
         }
         Ok(deal(&self.pools, budget_bytes - (self.budget_bytes - self.room())))
     }
@@ -215,19 +218,8 @@ impl Plan {
 
     /// The shape of the scratch buffers.
     pub fn scratch(&self) -> ScratchShape {
-        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits, n_ff: self.n_ff }
+        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits }
     }
-}
-
-/// What a program of `process` bytes is charged in a budget.
-fn process_charge(budget: u64, process: u64) -> u64 {
-    process.min(budget.div_ceil(PROCESS_SHARE)).max(process.saturating_sub(PROCESS_BYTES))
-}
-
-/// The smallest budget that leaves `needed` bytes beside what the program is charged.
-fn with_process(needed: u64, process: u64) -> u64 {
-    let by_share = (needed * PROCESS_SHARE).div_ceil(PROCESS_SHARE - 1);
-    by_share.min(needed + process).max(needed + process.saturating_sub(PROCESS_BYTES))
 }
 
 /// A pool of slots.
@@ -269,31 +261,18 @@ fn deal(pools: &[Pool], mut bytes: u64) -> Vec<usize> {
     slots
 }
 
-/// The widest feed-forward block: experts, shared experts and dense blocks.
-fn widest(gguf: &Gguf, c: &Config, store: &ExpertStore) -> usize {
-    let experts = store.layers().iter().map(|l| l.n_ff_exp());
-    let dense = (0..c.n_layer).flat_map(|il| {
-        ["", "_shexp"].map(|s| gguf.tensor(&format!("blk.{il}.ffn_gate{s}.weight")).and_then(|t| t.dims.get(1)))
-    });
-    experts.chain(dense.flatten().map(|&n| n as usize)).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_budget_leaves_what_is_needed_and_one_byte_less_does_not() {
-        for process in [0, 5 << 20, 16 << 20, 24 << 20, 40 << 20, 1 << 30] {
-            for needed in [1, 19, 20, 999, 6_300_000, 30 << 20, 319 << 20, 4 << 30] {
-                let budget = with_process(needed, process);
-                assert!(budget - process_charge(budget, process) >= needed, "{needed} beside {process}");
-                let less = budget - 1;
-                assert!(
-                    less.saturating_sub(process_charge(less, process)) < needed,
-                    "{needed} beside {process}: not least"
-                );
-            }
+    fn the_program_is_charged_by_the_header_until_it_holds_more() {
+        let charged = |held| process_bytes(7 << 20, 300 << 10, held);
+        let expected = charged(0);
+        assert!((0..=expected - PROCESS_GRAIN / 2).step_by(100_000).all(|held| charged(held) == expected));
+        for held in (expected..10 * expected).step_by(777_777) {
+            assert!(charged(held) >= held + PROCESS_GRAIN / 2 && charged(held) < held + 2 * PROCESS_GRAIN);
         }
+        assert!(process_bytes(u64::MAX, u64::MAX, 0) < u64::MAX / 16);
     }
 }

@@ -27,11 +27,12 @@
 use std::{ops::ControlFlow, path::Path};
 
 use crate::{
-    Error, Result,
+    Error, Result, arch,
+    blueprint::single_name,
     expert::{BLOCK_BYTES, ExpertStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version},
     gguf::{Gguf, GgufWriter, TensorInfo, Value},
-    model::{Config, refuse_missing},
-    new_file::NewFile,
+    model::refuse_missing,
+    new_file::{FileId, NewFile},
     quant::GgmlType,
 };
 
@@ -68,8 +69,14 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Writes `source`, repacked, to a new file `out`: see [`repack_to`].
 ///
 /// # Errors
-/// Where `out` exists, and as [`repack_to`].
+/// Where `out` exists or is a file of `source`, and as [`repack_to`].
 pub fn repack(source: &Gguf, out: &Path, watch: &mut Watch<'_>) -> Result<Option<Report>> {
+    // A clearer word than that it exists.
+    if let Some(id) = FileId::of(out)
+        && source.shards().iter().any(|shard| FileId::of(&shard.path).as_ref() == Some(&id))
+    {
+        return Err(Error::file(out, "is a file of the model itself"));
+    }
     repack_to(source, NewFile::create_new(out)?, watch)
 }
 
@@ -123,8 +130,7 @@ pub fn repack_to(source: &Gguf, out: NewFile, watch: &mut Watch<'_>) -> Result<O
 }
 
 fn experts_of(gguf: &Gguf) -> Result<ExpertStore> {
-    let c = Config::new(gguf)?;
-    ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd)
+    ExpertStore::new(gguf, arch::blueprint(gguf)?.experts())
 }
 
 /// The new file's metadata: the source's in its order, without what made it one of a set, and what was done.
@@ -172,10 +178,8 @@ fn tensors(source: &Gguf, store: &ExpertStore) -> Result<Vec<Tensor>> {
     let mut experts = Vec::with_capacity(store.layers().len() * store.n_expert() * 3);
     for layer in store.layers() {
         for e in 0..store.n_expert() {
-            let roles = ["gate", "up", "down"].into_iter().zip(layer.matrices(e));
-            experts.extend(
-                roles.map(|(role, m)| Tensor::of_expert(format!("blk.{}.ffn_{role}.{e}.weight", layer.block), &m)),
-            );
+            let roles = layer.matrices(e).into_iter().enumerate();
+            experts.extend(roles.map(|(role, m)| Tensor::of_expert(single_name(layer.block, role, e), &m)));
         }
     }
     // By what was taken, not by name: a tensor that only looks like an expert's is copied.

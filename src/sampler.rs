@@ -43,19 +43,19 @@ impl SamplerConfig {
     /// Checks every option.
     ///
     /// # Errors
-    /// [`Error::Request`] with the option, its range and the value.
+    /// A sentence with the option, its range and the value.
     pub fn validate(&self) -> Result<()> {
-        let check = |ok: bool, what: &str, expected: &str, got: f32| {
-            if ok { Ok(()) } else { Err(Error::request(what, expected, got)) }
+        let check = |ok: bool, what: &str, range: &str, got: f32| {
+            if ok { Ok(()) } else { Err(Error::invalid(format!("{what} must be {range}, not {got}"))) }
         };
-        check((0.0..=100.0).contains(&self.temperature), "temperature", "0 to 100", self.temperature)?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "above 0, up to 1", self.top_p)?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", "0 to 1", self.min_p)?;
+        check((0.0..=100.0).contains(&self.temperature), "temperature", "from 0 to 100", self.temperature)?;
+        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "above 0 and at most 1", self.top_p)?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", "from 0 to 1", self.min_p)?;
         let penalty = self.repeat_penalty;
-        check(penalty > 0.0 && penalty <= 100.0, "repeat_penalty", "above 0, up to 100", penalty)?;
+        check(penalty > 0.0 && penalty <= 100.0, "repeat_penalty", "above 0 and at most 100", penalty)?;
         if self.repeat_last_n > MAX_REPEAT_LAST_N {
-            let expected = format!("0 to {MAX_REPEAT_LAST_N}");
-            return Err(Error::request("repeat_last_n", expected, self.repeat_last_n));
+            let got = self.repeat_last_n;
+            return Err(Error::invalid(format!("repeat_last_n must be from 0 to {MAX_REPEAT_LAST_N}, not {got}")));
         }
         Ok(())
     }
@@ -86,11 +86,11 @@ impl Sampler {
     /// A sampler over logits of `n_vocab` tokens.
     ///
     /// # Errors
-    /// As [`SamplerConfig::validate`], and [`Error::Request`] for an empty vocabulary or one that ids cannot number.
+    /// As [`SamplerConfig::validate`], and for an empty vocabulary or one that ids cannot number.
     pub fn new(config: SamplerConfig, n_vocab: usize) -> Result<Self> {
         config.validate()?;
         if n_vocab == 0 || n_vocab >= u32::MAX as usize {
-            return Err(Error::request("n_vocab", format!("1 to {}", u32::MAX - 1), n_vocab));
+            return Err(Error::invalid(format!("a sampler needs a vocabulary of 1 to {} tokens", u32::MAX - 1)));
         }
         let penalises = config.repeat_penalty != 1.0 && config.repeat_last_n > 0;
         let draws = config.temperature > 0.0;

@@ -5,6 +5,8 @@
 mod follow;
 mod read_path;
 
+pub use read_path::{PlainReads, plain_reads};
+
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -16,14 +18,15 @@ use std::{
 
 use self::{follow::Follow, read_path::Chosen};
 use crate::{
-    Error, Result,
+    Error, Result, arch,
     backend::{Backend, cpu::Cpu},
+    blueprint::Blueprint,
     expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace, Scope},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind, Layout},
     machine,
-    model::{Batch, Config, KvCache, Model, Scratch, Want},
-    plan::{Needs, Plan},
+    model::{Batch, KvCache, Model, Scratch, Want},
+    plan::{Needs, Plan, process_bytes},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -36,8 +39,9 @@ pub struct Options {
     /// The budget in bytes. `None`: four fifths of what the machine has free, at most what the model can use; and
     /// while it runs, slots are given back when the machine is short of memory, and taken again when it no longer is.
     pub memory_bytes: Option<u64>,
-    /// What the process holds already and the budget is to bear; `None`: measured. An embedder whose process is mostly
-    /// its own says 0.
+    /// What the process is charged beside what the session allocates; `None`: what the program takes with such a model, or
+    /// what is measured if that is more, see [`plan::process_bytes`](crate::plan::process_bytes). An embedder whose process
+    /// is mostly its own says 0.
     pub process_bytes: Option<u64>,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
@@ -157,7 +161,7 @@ impl<B: Backend> Session<B> {
         trace: Box<dyn TraceSink>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let engine = |gguf: &_, config: &_, store: &_| read_path::choose(gguf, config, store, options);
+        let engine = |gguf: &_, blueprint: &_, store: &_| read_path::choose(gguf, blueprint, store, options);
         Self::start(gguf, options, backend, trace, engine, progress)
     }
 
@@ -185,28 +189,28 @@ impl<B: Backend> Session<B> {
         options: &Options,
         mut backend: B,
         trace: Box<dyn TraceSink>,
-        engine: impl FnOnce(&Gguf, &Config, &ExpertStore) -> Result<Chosen>,
+        engine: impl FnOnce(&Gguf, &Blueprint, &ExpertStore) -> Result<Chosen>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let options = &settled(options);
         let path = gguf.path().to_owned();
-        let config = Config::new(&gguf)?;
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-        let Chosen { engine: io, reason: io_reason } = engine(&gguf, &config, &store)?;
-        let plan = make_plan(&gguf, &config, &store, options, io.layout())?;
+        let blueprint = arch::blueprint(&gguf)?;
+        let store = ExpertStore::new(&gguf, blueprint.experts())?;
+        let Chosen { engine: io, reason: io_reason } = engine(&gguf, &blueprint, &store)?;
+        let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;
-        let mut model = Model::load(&gguf, config, &mut |bytes| {
+        let mut model = Model::load(&gguf, blueprint, &mut |bytes| {
             loaded += bytes;
             progress(loaded, total);
         })?;
         model.interleave(&mut backend);
-        let config = &model.config;
+        let blueprint = &model.blueprint;
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
-        let prefetcher = options.prefetch.build(config.n_expert, config.n_expert_used);
-        let kv = KvCache::new(config, options.kv, plan.n_ctx)?;
-        let scratch = Scratch::new(config, plan.scratch());
+        let prefetcher = options.prefetch.build(blueprint.n_expert, blueprint.n_expert_used());
+        let kv = KvCache::new(blueprint, options.kv, plan.n_ctx)?;
+        let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
@@ -236,7 +240,7 @@ impl<B: Backend> Session<B> {
     /// # Errors
     /// If they leave too few slots for the others that a token needs.
     pub fn pin(&mut self, list: &HotList) -> Result<()> {
-        self.experts.pin(list, self.model.config.n_expert_used)
+        self.experts.pin(list, self.model.blueprint.n_expert_used())
     }
 
     /// A warm start: reads the listed experts into free slots while the drive is idle, and takes them for used. The list
@@ -276,7 +280,7 @@ impl<B: Backend> Session<B> {
             self.timed(batch, Phase::Prompt, want).inspect_err(|_| self.kv.truncate(n_past))?;
             progress(done);
         }
-        let n_vocab = self.model.config.n_vocab;
+        let n_vocab = self.model.blueprint.n_vocab;
         Ok(&self.scratch.logits()[..n_vocab])
     }
 
@@ -288,7 +292,7 @@ impl<B: Backend> Session<B> {
         self.check(tokens)?;
         let room = self.plan.n_batch;
         if tokens.len() > room {
-            return Err(Error::request("tokens in a batch", format!("at most {room}"), tokens.len()));
+            return Err(Error::invalid(format!("a batch holds {room} tokens, not {}", tokens.len())));
         }
         self.timed(tokens, Phase::Prompt, Want::Nothing)
     }
@@ -301,10 +305,10 @@ impl<B: Backend> Session<B> {
         self.check(tokens)?;
         let room = self.plan.n_logits.min(self.plan.n_batch);
         if tokens.len() > room {
-            return Err(Error::request("tokens in a batch with logits", format!("at most {room}"), tokens.len()));
+            return Err(Error::invalid(format!("a batch holds {room} tokens with logits, not {}", tokens.len())));
         }
         self.timed(tokens, Phase::Prompt, Want::All)?;
-        Ok(&self.scratch.logits()[..tokens.len() * self.model.config.n_vocab])
+        Ok(&self.scratch.logits()[..tokens.len() * self.model.blueprint.n_vocab])
     }
 
     /// Runs one token and returns its logits. (n_vocab)
@@ -314,7 +318,7 @@ impl<B: Backend> Session<B> {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
         self.timed(&[token], Phase::Decode, Want::Last)?;
-        Ok(&self.scratch.logits()[..self.model.config.n_vocab])
+        Ok(&self.scratch.logits()[..self.model.blueprint.n_vocab])
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
@@ -331,20 +335,20 @@ impl<B: Backend> Session<B> {
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
-        let n_vocab = self.model.config.n_vocab;
+        let n_vocab = self.model.blueprint.n_vocab;
         if tokens.is_empty() {
-            return Err(Error::request("the prompt", "at least one token", "none"));
+            return Err(Error::invalid("the prompt has no tokens"));
         }
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
-            return Err(Error::request("a token", format!("an id below {n_vocab}"), token));
+            return Err(Error::invalid(format!("token {token} is not in the vocabulary of {n_vocab} tokens")));
         }
         let (used, n_ctx) = (self.kv.len(), self.kv.n_ctx());
         if used + tokens.len() > n_ctx {
-            let expected = format!(
-                "at most {n_ctx} tokens (--ctx sets it; the model was trained for {})",
-                self.config().n_ctx_train
-            );
-            return Err(Error::request("the context", expected, used + tokens.len()));
+            return Err(Error::invalid(format!(
+                "the context of {n_ctx} tokens is too short for {} (the model was trained for {})",
+                used + tokens.len(),
+                self.blueprint().n_ctx_train
+            )));
         }
         Ok(())
     }
@@ -362,8 +366,8 @@ impl<B: Backend> Session<B> {
         &self.path
     }
     /// Hyper-parameters.
-    pub fn config(&self) -> &Config {
-        &self.model.config
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.model.blueprint
     }
     /// How the budget was split.
     pub fn plan(&self) -> &Plan {
@@ -416,17 +420,22 @@ impl<B: Backend> Session<B> {
 ///
 /// # Errors
 /// A budget or a context that does not work.
-pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options, layout: Layout) -> Result<Plan> {
-    let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(config.n_ctx_train));
-    if n_ctx == 0 || n_ctx > config.n_ctx_train {
-        return Err(Error::request(
-            "the context",
-            format!("1 to {} tokens, the model's own", config.n_ctx_train),
-            n_ctx,
-        ));
+pub fn make_plan(
+    gguf: &Gguf,
+    blueprint: &Blueprint,
+    store: &ExpertStore,
+    options: &Options,
+    layout: Layout,
+) -> Result<Plan> {
+    let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(blueprint.n_ctx_train));
+    if n_ctx == 0 || n_ctx > blueprint.n_ctx_train {
+        return Err(Error::invalid(match n_ctx {
+            0 => "a context of 0 tokens holds nothing".to_owned(),
+            n => format!("context length {n} exceeds the model's maximum of {}", blueprint.n_ctx_train),
+        }));
     }
     if options.n_batch == Some(0) {
-        return Err(Error::request("the batch", "at least 1 token", 0));
+        return Err(Error::invalid("a batch of 0 tokens holds nothing"));
     }
     let needs = Needs {
         n_ctx,
@@ -438,23 +447,27 @@ pub fn make_plan(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Op
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
-        process_bytes: options.process_bytes.or_else(machine::anonymous_bytes).unwrap_or(0),
+        process_bytes: options.process_bytes.unwrap_or_else(|| {
+            // Tensors begin where the header ends.
+            let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
+            process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
+        }),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
-    let plan = Plan::new(gguf, config, store, needs, None)?;
+    let plan = Plan::new(blueprint, store, needs, None)?;
     let budget = match (options.memory_bytes, machine::available_bytes()) {
         (Some(asked), _) => asked,
         (None, Some(free)) => (free / 5 * 4).min(plan.full_bytes),
         (None, None) => plan.full_bytes,
     };
     if options.scope.is_some() {
-        return Plan::new(gguf, config, store, needs, Some(budget));
+        return Plan::new(blueprint, store, needs, Some(budget));
     }
     // A token needs slots for one layer at a time only: one pool for all layers does with much less, but hits less as well.
     let one_pool = Needs { scope: Scope::Global, ..needs };
-    let smallest_bytes = Plan::new(gguf, config, store, one_pool, None)?.smallest_bytes.min(plan.smallest_bytes);
+    let smallest_bytes = Plan::new(blueprint, store, one_pool, None)?.smallest_bytes.min(plan.smallest_bytes);
     let needs = if budget < plan.smallest_bytes { one_pool } else { needs };
-    let mut plan = Plan::new(gguf, config, store, needs, Some(budget))?;
+    let mut plan = Plan::new(blueprint, store, needs, Some(budget))?;
     plan.smallest_bytes = smallest_bytes;
     Ok(plan)
 }

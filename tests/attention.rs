@@ -44,6 +44,9 @@ struct Case {
     values: Vec<u8>,
     /// For all positions. (n_ctx, n_head, head_k)
     q: Vec<f32>,
+    window: Option<usize>,
+    /// (n_head), or empty.
+    sinks: Vec<f32>,
 }
 
 impl Case {
@@ -58,7 +61,7 @@ impl Case {
         };
         let (keys, values) = (cache(head_k, true, dice), cache(head_v, false, dice));
         let q = floats(n_ctx * n_head * head_k, dice).iter().map(|x| x * 3.0).collect();
-        Self { ty, n_head, n_head_kv, head_k, head_v, n_ctx, keys, values, q }
+        Self { ty, n_head, n_head_kv, head_k, head_v, n_ctx, keys, values, q, window: None, sinks: Vec::new() }
     }
 
     /// Positions `range` as one batch.
@@ -76,6 +79,8 @@ impl Case {
             head_v: self.head_v,
             first: range.start,
             scale: 1.0 / (self.head_k as f32).sqrt(),
+            window: self.window,
+            sinks: &self.sinks,
         };
         let mut out = vec![f32::NAN; range.len() * self.n_head * self.head_v];
         backend.attend(&a, &mut out);
@@ -83,8 +88,9 @@ impl Case {
     }
 
     fn check(&self, dice: &mut Dice) {
-        let what =
+        let mut what =
             format!("{} {}/{} {}x{} {}", self.ty, self.n_head, self.n_head_kv, self.head_k, self.head_v, self.n_ctx);
+        what += &format!(" {:?} {}", self.window, self.sinks.len());
         // Of a long context the end: it takes long.
         let from = if self.n_ctx > 300 { self.n_ctx - 60 } else { 0 };
         let all = self.attend(&mut Cpu::new(1).unwrap(), from..self.n_ctx);
@@ -130,6 +136,30 @@ fn rows_are_right_and_the_same_in_every_batch() {
         (F32, (65, 1), (16, 20), 2070),
     ] {
         Case::new(ty, heads, dims, n_ctx, dice).check(dice);
+    }
+}
+
+#[test]
+fn windows_and_sinks_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(6);
+    for (ty, heads, dims, n_ctx, windows) in [
+        (F32, (4, 2), (16, 16), 200, &[1, 8, 63, 64, 65, 130, 199, 200, 1000][..]),
+        (F16, (8, 1), (64, 64), 130, &[2, 128]),
+        (Q8_0, (40, 1), (32, 32), 127, &[5, 100]),
+        (F16, (4, 2), (32, 32), 2090, &[16, 100, 2047, 2050]),
+        (Q8_0, (2, 1), (32, 32), 4140, &[30, 2000, 2100, 4139]),
+    ] {
+        let mut case = Case::new(ty, heads, dims, n_ctx, dice);
+        let everything = case.attend(&mut Reference, n_ctx - 1..n_ctx);
+        for &window in windows {
+            for sinks in [0, case.n_head] {
+                (case.window, case.sinks) = (Some(window), floats(sinks, dice).iter().map(|x| x * 8.0).collect());
+                case.check(dice);
+                let one = case.attend(&mut Reference, n_ctx - 1..n_ctx);
+                assert_eq!(same(&one, &everything), window >= n_ctx && sinks == 0, "{ty}: a window of {window}");
+            }
+        }
     }
 }
 

@@ -4,15 +4,10 @@ mod common;
 
 use common::{
     dice::Dice,
-    program::command,
+    program::{self, command},
     routing::{Shape, decoding, header, write},
 };
-use hotset::{
-    gguf::Gguf,
-    io::IoKind,
-    model::{Config, KvCache},
-    quant::GgmlType,
-};
+use hotset::{arch, gguf::Gguf, io::IoKind, model::KvCache, quant::GgmlType};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -26,14 +21,26 @@ fn bench(more: &[&str]) -> (String, bool) {
 }
 
 fn rows(more: &[&str]) -> Vec<Value> {
-    let (text, ok) = bench(&[&["-o", "json"], more].concat());
+    let (text, ok) = bench(&[&["--json"], more].concat());
     assert!(ok, "{more:?}");
-    serde_json::from_str(&text).unwrap()
+    rows_of(&text)
+}
+
+/// A budget of so many MiB above the smallest.
+fn budget(more_mib: u64) -> String {
+    program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, more_mib)
+}
+
+/// The rows of a document.
+fn rows_of(text: &str) -> Vec<Value> {
+    let mut document: Value = serde_json::from_str(text).unwrap();
+    assert_eq!(document["schema"], 1);
+    serde_json::from_value(document["rows"].take()).unwrap()
 }
 
 #[test]
 fn every_combination_has_a_row_whose_figures_agree() {
-    let rows = rows(&["--memory", "50%,100%", "-t", "1,2", "-d", "0,5"]);
+    let rows = rows(&["--memory", &format!("{},500%", budget(2)), "-t", "1,2", "-d", "0,5"]);
     assert_eq!(rows.len(), 2 * 2 * 2 * 2);
     for row in &rows {
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
@@ -51,11 +58,11 @@ fn every_combination_has_a_row_whose_figures_agree() {
     let tests: Vec<_> = rows[..4].iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(tests, ["pp4", "tg3", "pp4 @ d5", "tg3 @ d5"]);
     // Each token reads the keys and values of itself and of those before it: on average of 2, and of 7.
-    let config = Config::new(&Gguf::open(MODEL.as_ref()).unwrap()).unwrap();
-    let context = |positions| KvCache::bytes(&config, GgmlType::F16, positions).unwrap() as f64;
+    let blueprint = arch::blueprint(&Gguf::open(MODEL.as_ref()).unwrap()).unwrap();
+    let context = |positions| KvCache::bytes(&blueprint, GgmlType::F16, positions).unwrap() as f64;
     let said = rows[..4].iter().map(|r| r["context_bytes_per_token"].as_f64());
     assert_eq!(said.collect::<Vec<_>>(), [None, Some(context(2)), None, Some(context(7))]);
-    assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from("50%")));
+    assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from(budget(2))));
 }
 
 #[test]
@@ -63,7 +70,7 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
     if !common::read_paths().contains(&IoKind::Direct) {
         return;
     }
-    let in_memory = ["--warmup-prompt", "512", "--memory", "1GiB,80%", "--probe", "0.5"];
+    let in_memory = ["--warmup-prompt", "512", "--memory", &format!("1GiB,{}", budget(3)), "--probe", "0.5"];
     let rows = rows(&[&in_memory[..], &["--io", "direct"]].concat());
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
     assert_eq!(rows.len(), 4);
@@ -80,7 +87,7 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
         assert!(number(few, "bound_tok_s") <= (1.0 / alone) * 1.000_001, "{few}");
         assert_eq!(number(few, "share_of_bound"), number(few, "median_tok_s") / number(few, "bound_tok_s"));
     }
-    let cached = &self::rows(&["--memory", "80%", "--io", "pread", "--probe", "0.1"])[0];
+    let cached = &self::rows(&["--memory", &budget(3), "--io", "pread", "--probe", "0.1"])[0];
     assert!(cached["probed_bytes_per_second"].is_null(), "the page cache is no drive");
 }
 
@@ -88,16 +95,16 @@ fn rows_under_a_budget_are_held_against_the_drive_and_against_the_row_in_memory(
 #[test]
 fn a_decode_test_is_a_profile() {
     let folder = tempfile::tempdir().unwrap();
-    let (text, ok) = bench(&["-o", "json", "--memory", "50%", "--prefetch", "off", "--io", "pread"]);
+    let (text, ok) = bench(&["--json", "--memory", &budget(2), "--prefetch", "off", "--io", "pread"]);
     assert!(ok);
-    let mut rows: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let mut rows = rows_of(&text);
     // Nobody waits where the page cache is quick enough: then nothing is known of waiting.
     for (key, us) in [("wake_us", 7.5), ("read_latency_us", 80.0), ("read_mb_s", 950.0)] {
         let measured = rows[1][key].take();
         assert!(measured.is_null() || measured.as_f64().unwrap() >= 0.0, "{key}: {measured}");
         rows[1][key] = us.into();
     }
-    let text = serde_json::to_string_pretty(&rows).unwrap();
+    let text = serde_json::to_string_pretty(&serde_json::json!({ "rows": rows })).unwrap();
     assert!(rows[0]["layer_us"].is_null() && rows[0]["read_mb_s"].is_null(), "a prompt's");
     let us = |key: &str| rows[1][key].as_f64().unwrap_or_else(|| panic!("{key} of {}", rows[1]));
     let (layers, used) = (us("n_layer"), us("n_expert_used"));
@@ -111,7 +118,7 @@ fn a_decode_test_is_a_profile() {
     let shape = Shape { layers: 3, experts: 16, used: 3, tokens: 40 };
     write(&trace, header(shape), &decoding(&mut Dice(1), shape));
     let simulate = |more: &[&str]| {
-        let args = ["simulate", trace.to_str().unwrap(), "--policy", "default", "--slots", "8", "-o", "json"];
+        let args = ["simulate", trace.to_str().unwrap(), "--policy", "default", "--slots", "8", "--json"];
         let output = command(env!("CARGO_BIN_EXE_hotset")).args(args).args(more).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         (String::from_utf8(output.stdout).unwrap(), error, output.status.success())
@@ -143,9 +150,10 @@ fn a_decode_test_is_a_profile() {
     assert!(idle.status.success() && nothing.ends_with("no token was decoded in the trace\n"), "{nothing}");
 
     let refused = [
-        ("[]", "one test that decoded"),
-        ("nonsense", "bench -o json"),
-        (&text.replace("\"read_mb_s\"", "\"x\""), "without reads"),
+        ("{\"rows\": []}", "one test that decoded"),
+        ("nonsense", "bench --json"),
+        ("[]", "bench --json"),
+        (&text.replace("\"read_mb_s\"", "\"x\""), "no expert was read"),
         (&text.replace("\"layer_us\": null", "\"layer_us\": 1"), "one test that decoded"),
         (&text.replace("\"layer_us\": ", "\"layer_us\": -"), "profile"),
     ];
@@ -169,7 +177,7 @@ fn a_warm_up_prompt_brings_in_nearly_every_expert() {
 
 #[test]
 fn csv_has_the_fields_of_json() {
-    let (csv, _) = bench(&["-o", "csv"]);
+    let (csv, _) = bench(&["--csv"]);
     let header: Vec<_> = csv.lines().next().unwrap().split(',').collect();
     let row = &rows(&[])[0];
     assert_eq!(header.len(), row.as_object().unwrap().len());
@@ -179,9 +187,9 @@ fn csv_has_the_fields_of_json() {
 
 #[test]
 fn a_budget_that_is_too_small_costs_its_rows_and_the_exit_code() {
-    let (text, ok) = bench(&["-o", "json", "--memory", "1%,100%"]);
+    let (text, ok) = bench(&["--json", "--memory", "1%,500%"]);
     assert!(!ok);
-    assert_eq!(serde_json::from_str::<Vec<Value>>(&text).unwrap().len(), 2);
+    assert_eq!(rows_of(&text).len(), 2);
 }
 
 #[test]
@@ -195,7 +203,7 @@ fn a_text_may_give_the_tokens() {
 
 #[test]
 fn the_page_cache_alone_keeps_no_experts() {
-    let page_cache = ["--io", "page-cache", "--memory", "100%"];
+    let page_cache = ["--io", "page-cache", "--memory", &budget(3)];
     for row in rows(&page_cache) {
         assert_eq!((&row["hit_rate"], &row["io"]), (&Value::from(0.0), &Value::from("page-cache")), "{row}");
         assert_eq!((&row["slots"], &row["policy"]), (&row["n_expert_used"], &Value::from("none")), "{row}");

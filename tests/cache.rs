@@ -9,7 +9,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{dice::Dice, dice::no_hang, tiny::Tensor, tiny::Tiny};
+use common::{
+    dice::Dice,
+    dice::no_hang,
+    tiny::{Tensor, Tiny, stacked_experts},
+};
 use hotset::{
     expert::{ExpertCache, ExpertStore, Scope},
     gguf::Gguf,
@@ -48,7 +52,9 @@ fn store(folder: &Path) -> ExpertStore {
     }
     let path = folder.join("experts.gguf");
     file.write(&path);
-    ExpertStore::new(&Gguf::open(&path).unwrap(), &[0, 1, 2], N_EXPERT, N_EMBD).unwrap()
+    let gguf = Gguf::open(&path).unwrap();
+    let sets: Vec<_> = (0..N_LAYER).map(|layer| stacked_experts(&gguf, layer)).collect();
+    ExpertStore::new(&gguf, &sets).unwrap()
 }
 
 /// What an engine was told.
@@ -301,7 +307,8 @@ impl Naive {
     }
 
     fn run(&mut self, event: LayerEvent<'_>) {
-        let pool = if self.pools.len() == 1 { 0 } else { usize::from(event.layer) };
+        let n_pool = self.pools.len();
+        let pool = if n_pool == 1 { 0 } else { usize::from(event.layer) };
         let (slots, residents) = &mut self.pools[pool];
         let rows = |id: ExpertId| event.routed.iter().filter(|r| r.id == id).count();
         let first = |id: ExpertId| event.routed.iter().position(|r| r.id == id);
@@ -317,10 +324,21 @@ impl Naive {
         residents.extend(present);
         for id in absent {
             if residents.len() == *slots {
-                residents.remove(0);
+                let shared = event.phase == Phase::Prompt && n_pool == 1;
+                residents.remove(if shared { Self::victim_in_prompt(residents, *slots, event.layer) } else { 0 });
             }
             residents.push(id);
         }
+    }
+
+    /// In a prompt a layer that holds its share of the one pool, or eight slots, makes room among its own.
+    fn victim_in_prompt(residents: &[ExpertId], slots: usize, layer: u16) -> usize {
+        let held = |layer: u16| residents.iter().filter(|id| id.layer == layer).count();
+        let share = (slots / N_LAYER).max(1);
+        let own = residents.iter().position(|id| id.layer == layer);
+        let rich = residents.iter().position(|id| id.layer != layer && held(id.layer) > share);
+        let first = if held(layer) >= share.max(8) { own } else { rich.or(own) };
+        first.unwrap_or(0)
     }
 
     fn residents(&self) -> Vec<ExpertId> {
@@ -333,6 +351,7 @@ impl Naive {
 fn random_slots(dice: &mut Dice, scope: Scope) -> Vec<usize> {
     match scope {
         Scope::Layer => (0..N_LAYER).map(|_| N_USED + dice.below(N_EXPERT - N_USED + 1)).collect(),
+        Scope::Size => panic!("all layers differ in size"),
         Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
     }
 }

@@ -31,8 +31,12 @@ impl TraceSink for Routing {
     }
 }
 
-/// The four architectures.
+/// Four architectures, over everything.
 const MODELS: [&str; 4] = ["qwen3moe", "llama-mixtral", "olmoe", "qwen2moe"];
+
+/// The others, each with something that no one before it has.
+const MORE_MODELS: &[&str] =
+    &["qwen3vlmoe", "minimax-m2", "glm4moe", "glm4moe-mtp", "dots1", "hy_v3", "mellum", "smallthinker", "gpt-oss"];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;
 
@@ -61,7 +65,7 @@ fn run(name: &str, options: Options, backend: impl Backend) -> Run {
         logits.extend_from_slice(session.decode(token).unwrap());
     }
     let events = routing.0.lock().unwrap();
-    let layers = session.config().moe_layers.len();
+    let layers = session.blueprint().n_moe();
     let of_layer = |l| events.iter().filter(move |(layer, _)| usize::from(*layer) == l).flat_map(|(_, ids)| ids);
     let experts = (0..layers).flat_map(of_layer).copied().collect();
     let total = session.stats().total();
@@ -94,15 +98,15 @@ fn matches_llama_cpp(name: &str, run: &Run) {
 }
 
 #[test]
-fn four_architectures_match_llama_cpp() {
-    for name in MODELS {
+fn every_architecture_matches_llama_cpp() {
+    for &name in MODELS.iter().chain(MORE_MODELS) {
         matches_llama_cpp(name, &run(name, Options::default(), cpu(2)));
     }
 }
 
 #[test]
 fn the_reference_backend_matches_llama_cpp() {
-    for name in MODELS {
+    for &name in MODELS.iter().chain(MORE_MODELS) {
         matches_llama_cpp(name, &run(name, Options::default(), Reference));
     }
 }
@@ -115,8 +119,8 @@ fn a_factor_of_rotated_queries_and_keys_matches_llama_cpp() {
     let kept = golden(name, "logits");
     let options = Options { kv: GgmlType::F32, all_logits: true, ..Options::default() };
     let mut session = Session::open(Gguf::open(&ref_model(name)).unwrap(), &options, &mut |_, _| {}).unwrap();
-    assert_eq!(session.config().rope_attn_factor, 2.0);
-    let n_vocab = session.config().n_vocab;
+    assert_eq!(session.blueprint().ropes()[0].magnitude, 2.0);
+    let n_vocab = session.blueprint().n_vocab;
     let logits = session.feed_all(&tokens).unwrap();
     for (expected, token) in kept.f32s().unwrap().chunks(n_vocab).zip([3, 7, 11, 15]) {
         let row = &logits[token * n_vocab..(token + 1) * n_vocab];
@@ -178,6 +182,24 @@ fn offloading_never_changes_a_bit() {
     }
 }
 
+/// What all models have in common is held above; here are those that compute something of their own.
+#[test]
+fn offloading_changes_no_bit_of_any_architecture() {
+    for &name in MORE_MODELS {
+        let base = Options { n_ctx: Some(64), process_bytes: Some(0), ..Options::default() };
+        let all = run(name, base, cpu(2));
+        let least = smallest(name, base);
+        for (percent, threads, n_batch) in [(0, 1, 5), (25, 2, 32), (50, 3, 1), (100, 1, 32)] {
+            let most = least + ref_model(name).metadata().unwrap().len();
+            let memory_bytes = Some(least + (most - least) * percent / 100);
+            let run = run(name, Options { memory_bytes, n_batch: Some(n_batch), ..base }, cpu(threads));
+            let equal = run.logits.iter().zip(&all.logits).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(equal, "{name}: {percent} %, {threads} threads, batches of {n_batch}");
+            assert!(percent > 0 || run.misses > all.misses, "{name}: a smaller cache misses more");
+        }
+    }
+}
+
 #[test]
 fn a_budget_that_changes_on_the_way_changes_no_bit() {
     let name = "qwen3moe";
@@ -209,7 +231,7 @@ fn tokens_that_leave_out_the_last_layer_change_no_bit() {
                 .unwrap()
         };
         let (mut few, mut whole) = (open(Box::new(())), open(Box::<Routing>::default()));
-        let n_vocab = few.config().n_vocab;
+        let n_vocab = few.blueprint().n_vocab;
         // Batches without logits, one that wants its last token's, and tokens one by one.
         for prompt in [1, 5, 8, 20] {
             few.reset();

@@ -16,11 +16,10 @@ use common::{
     tiny::{ARCHS, N_EMBD, N_EXPERT, N_FF, N_LAYER, N_USED, Tiny},
 };
 use hotset::{
-    Result,
+    Result, arch,
     expert::{ExpertStore, Scope},
     gguf::{Array, Gguf, Value},
     io::{self, IoKind},
-    model::Config,
     plan::{Needs, Plan},
     policy::PolicyKind,
     prefetch::PrefetchKind,
@@ -377,8 +376,8 @@ fn the_smallest_budget_is_named_to_the_byte() {
         let folder = Folder::new();
         let path = folder.write(&Tiny::new(arch));
         let gguf = Gguf::open(&path).unwrap();
-        let config = Config::new(&gguf).unwrap();
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
+        let blueprint = arch::blueprint(&gguf).unwrap();
+        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
         for n_ctx in [1, 7, 64] {
             for layout in [io::Layout::Lines, io::Layout::Blocks(512), io::Layout::Blocks(4096), io::Layout::Pages] {
                 for scope in [Scope::Layer, Scope::Global] {
@@ -397,7 +396,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                             process_bytes,
                             threads,
                         };
-                        let plan = |budget| Plan::new(&gguf, &config, &store, needs, Some(budget));
+                        let plan = |budget| Plan::new(&blueprint, &store, needs, Some(budget));
                         let least = named(&plan(0).unwrap_err().to_string());
                         assert_eq!(named(&plan(least - 1).unwrap_err().to_string()), least);
                         let smallest = plan(least).unwrap();
@@ -406,7 +405,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                         let most = plan(u64::MAX).unwrap();
                         keeps_its_promise(&most);
                         let unlearnt = Needs { policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..needs };
-                        let unlearnt = Plan::new(&gguf, &config, &store, unlearnt, Some(u64::MAX)).unwrap();
+                        let unlearnt = Plan::new(&blueprint, &store, unlearnt, Some(u64::MAX)).unwrap();
                         let learnt = needs.policy.bytes(N_LAYER, N_EXPERT)
                             + needs.prefetch.bytes(N_LAYER, N_EXPERT, N_USED, most.n_batch);
                         assert_eq!(most.scratch_bytes - unlearnt.scratch_bytes, learnt);

@@ -5,15 +5,16 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{
-    program::command,
+    program::{budget, command},
     ref_models::{golden, ref_model},
 };
 use hotset::{
+    arch,
+    blueprint::Blueprint,
     expert::{ExpertCache, ExpertStore, Hot, HotList, Scope},
     gguf::Gguf,
     id::ExpertId,
     io::{SimClock, SimIo},
-    model::Config,
     policy::PolicyKind,
     quant::GgmlType,
     session::{Options, Session},
@@ -63,14 +64,14 @@ fn uses_are_ordered_cut_by_layer_and_fade_from_run_to_run() {
 }
 
 /// A cache of the reference model's experts on a drive that takes a microsecond a read.
-fn cache(scope: Scope, slots: usize, policy: PolicyKind) -> (ExpertCache, SimClock, Config) {
+fn cache(scope: Scope, slots: usize, policy: PolicyKind) -> (ExpertCache, SimClock, Blueprint) {
     let gguf = Gguf::open(&ref_model("qwen3moe")).unwrap();
-    let config = Config::new(&gguf).unwrap();
-    let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
+    let blueprint = arch::blueprint(&gguf).unwrap();
+    let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
     let pools = if scope == Scope::Layer { store.layers().len() } else { 1 };
     let sim = SimIo::new(1000, u64::MAX);
     let clock = sim.clock();
-    (ExpertCache::new(store, scope, &vec![slots; pools], policy, Box::new(sim)).unwrap(), clock, config)
+    (ExpertCache::new(store, scope, &vec![slots; pools], policy, Box::new(sim)).unwrap(), clock, blueprint)
 }
 
 fn decode(cache: &mut ExpertCache, layer: u16, experts: &[u16]) {
@@ -100,11 +101,11 @@ fn decode(cache: &mut ExpertCache, layer: u16, experts: &[u16]) {
 fn pinned_experts_are_read_first_and_never_leave() {
     for &policy in PolicyKind::ALL {
         for scope in [Scope::Layer, Scope::Global] {
-            let (mut cache, clock, config) = cache(scope, 5, policy);
+            let (mut cache, clock, blueprint) = cache(scope, 5, policy);
             let pins = list("0 6\n1 7\n0 1");
             cache.pin(&pins, 2).unwrap();
             for turn in 0..200u16 {
-                let n = config.n_expert as u16;
+                let n = blueprint.n_expert as u16;
                 decode(
                     &mut cache,
                     turn % 2,
@@ -124,7 +125,7 @@ fn pinned_experts_are_read_first_and_never_leave() {
 
 #[test]
 fn pins_leave_room_for_what_a_token_needs_and_yield_when_slots_go() {
-    let (mut cache, clock, config) = cache(Scope::Layer, 5, PolicyKind::default());
+    let (mut cache, clock, blueprint) = cache(Scope::Layer, 5, PolicyKind::default());
     let error = cache.pin(&list("0 0\n1 0\n1 1\n1 2\n1 3"), 2).unwrap_err().to_string();
     let what =
         "pinned experts of MoE layer 1: expected at most 3 (5 slots, of which a token needs 2 for others), got 4";
@@ -146,8 +147,8 @@ fn pins_leave_room_for_what_a_token_needs_and_yield_when_slots_go() {
     cache.resize(&many);
     assert_eq!(cache.n_pinned(), 3);
     // Where every expert has a slot all may be pinned.
-    let (mut all, ..) = self::cache(Scope::Layer, config.n_expert, PolicyKind::default());
-    let every: String = (0..config.n_expert).map(|e| format!("0 {e}\n")).collect();
+    let (mut all, ..) = self::cache(Scope::Layer, blueprint.n_expert, PolicyKind::default());
+    let every: String = (0..blueprint.n_expert).map(|e| format!("0 {e}\n")).collect();
     all.pin(&list(&every), 2).unwrap();
     decode(&mut all, 0, &[0, 1]);
 }
@@ -158,9 +159,9 @@ fn a_warm_start_fills_free_slots_a_few_at_a_time_and_takes_none_from_anybody() {
 }
 
 fn warm_start(policy: PolicyKind) {
-    let (mut cache, clock, config) = cache(Scope::Layer, 5, policy);
-    let every: Vec<u64> = (0..config.moe_layers.len() * config.n_expert).map(|i| 1000 - i as u64).collect();
-    let hot = HotList::from_uses(&every, config.n_expert);
+    let (mut cache, clock, blueprint) = cache(Scope::Layer, 5, policy);
+    let every: Vec<u64> = (0..blueprint.n_moe() * blueprint.n_expert).map(|i| 1000 - i as u64).collect();
+    let hot = HotList::from_uses(&every, blueprint.n_expert);
     cache.warm(&hot);
     assert_eq!(cache.stats().warm_reads, 4, "the first are on their way");
     decode(&mut cache, 1, &[6, 7]);
@@ -170,7 +171,7 @@ fn warm_start(policy: PolicyKind) {
     }
     let stats = *cache.stats();
     assert_eq!((stats.decode.miss, stats.evictions), (2, 0), "{stats:?}");
-    assert_eq!(stats.warm_reads as usize, 5 * config.moe_layers.len() - 2, "every other slot is warm");
+    assert_eq!(stats.warm_reads as usize, 5 * blueprint.n_moe() - 2, "every other slot is warm");
     assert!((0..5).all(|e| cache.is_resident(id(0, e))) && (0..3).all(|e| cache.is_resident(id(1, e))));
     assert_eq!((stats.warm_used, stats.prefetches, stats.bytes_read() > stats.warm_bytes), (0, 0, true));
     decode(&mut cache, 0, &[0, 3]);
@@ -206,7 +207,7 @@ fn no_bit_of_the_output_changes() {
         for pins in [0, 1, 2] {
             let mut session = open(&Options { memory_bytes: Some(memory), ..base });
             let pinned = session.pin(&hot.clone().top(pins));
-            let room = session.plan().slots[0] - session.config().n_expert_used;
+            let room = session.plan().slots[0] - session.blueprint().n_expert_used();
             assert_eq!(pinned.is_ok(), pins <= room || memory == full, "{pins} pins beside {room}");
             session.warm(&hot);
             assert!(run(&mut session) == expected, "{pins} pins in {memory}");
@@ -218,7 +219,8 @@ fn no_bit_of_the_output_changes() {
 /// Runs the program with a cache folder of its own. Gives the text, the statistics and what was said.
 fn run(folder: &Path, more: &[&str]) -> (String, Value, String) {
     let json = folder.join("stats.json");
-    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--memory", "9MiB", "--stats-json"];
+    let budget = budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 3);
+    let args = ["run", MODEL, "Once upon a time", "-n", "32", "--seed", "4", "-v", "--memory", &budget, "--stats-json"];
     let mut command = command(env!("CARGO_BIN_EXE_hotset"));
     let output = command.args(args).arg(&json).args(more).env("XDG_CACHE_HOME", folder).output().unwrap();
     let stats = output.status.success().then(|| serde_json::from_slice(&fs::read(&json).unwrap()).unwrap());

@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{dice::Dice, tiny::Tensor, tiny::Tiny};
+use common::{
+    dice::Dice,
+    tiny::{Tensor, Tiny, stacked_experts},
+};
 use hotset::{
     expert::{Allowance, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
@@ -103,7 +106,9 @@ fn world_of(prefetch: PrefetchKind, n_ff: [usize; N_LAYER], policy: PolicyKind, 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("experts.gguf");
     file.write(&path);
-    let store = ExpertStore::new(&Gguf::open(&path).unwrap(), &[0, 1, 2, 3], N_EXPERT, N_EMBD).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let sets: Vec<_> = (0..N_LAYER).map(|layer| stacked_experts(&gguf, layer)).collect();
+    let store = ExpertStore::new(&gguf, &sets).unwrap();
 
     let (sim, log) = (SimIo::new(100, 1), Log::default());
     let clock = sim.clock();

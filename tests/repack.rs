@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     fs::{self, OpenOptions},
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,10 +18,10 @@ use common::{
     tiny::{N_EMBD, N_EXPERT, N_FF, N_LAYER, Tiny},
 };
 use hotset::{
-    Result,
+    Result, arch,
+    blueprint::ExpertSet,
     expert::{BLOCK_BYTES, ExpertStore, REPACK_KEY, Scope},
     gguf::{Gguf, GgufWriter, Value},
-    model::{Config, is_expert},
     quant::GgmlType,
     repack::{Report, Step, repack},
     session::{Options, Session},
@@ -57,8 +58,8 @@ fn repacked(source: &Path, out: &Path) -> Report {
 }
 
 fn store(gguf: &Gguf) -> ExpertStore {
-    let c = Config::new(gguf).unwrap();
-    ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd).unwrap()
+    let c = arch::blueprint(gguf).unwrap();
+    ExpertStore::new(gguf, c.experts()).unwrap()
 }
 
 fn files_in(folder: &Path) -> Vec<String> {
@@ -169,7 +170,9 @@ fn check_layout(source: &Path, out: &Path) {
         }
     }
     let dense = |gguf: &Gguf| -> Vec<_> {
-        let dense = gguf.tensors().iter().filter(|t| !is_expert(&t.name));
+        let blueprint = arch::blueprint(gguf).unwrap();
+        let experts: HashSet<_> = blueprint.experts().flat_map(ExpertSet::tensors).map(|t| t.index).collect();
+        let dense = gguf.tensors().iter().enumerate().filter(|(i, _)| !experts.contains(i)).map(|(_, t)| t);
         let bytes = |t: &hotset::gguf::TensorInfo| read(gguf, t.shard, t.offset, t.bytes.unwrap() as usize);
         dense.map(|t| (t.name.clone(), t.dims.clone(), t.ty, bytes(t))).collect()
     };
@@ -233,8 +236,9 @@ fn what_cannot_be_is_one_sentence_and_leaves_nothing() {
         begins(refused(&source, &at("link.gguf")), &at("link.gguf"), "the model itself");
     }
     fs::write(at("taken"), "somebody's").unwrap();
-    begins(refused(&source, &at("taken")), &at("taken"), "nothing is replaced");
-    begins(refused(&source, folder.path()), folder.path(), "nothing is replaced");
+    let exists = |path: &Path| format!("{} already exists (use --force to replace it)", path.display());
+    assert_eq!(refused(&source, &at("taken")), exists(&at("taken")));
+    begins(refused(&source, folder.path()), folder.path(), "is a directory");
     begins(refused(&source, &at("no/folder/out.gguf")), &at("no/folder/out.gguf"), "cannot create");
 
     let first = whole.write_split(folder.path(), 2);
@@ -353,7 +357,7 @@ fn an_end_may_come_at_any_time_and_leaves_nothing() {
         fs::write(&out, "theirs").unwrap();
         ControlFlow::Continue(())
     });
-    assert!(late.unwrap_err().to_string().contains("nothing is replaced"));
+    assert!(late.unwrap_err().to_string().contains("already exists"));
     assert_eq!(fs::read_to_string(&out).unwrap(), "theirs");
 }
 
@@ -444,7 +448,8 @@ fn the_verb_says_what_it_did() {
     for words in ["224 experts in 7 layers", "737 tensors read back", "llama.cpp does not load"] {
         assert!(text.contains(words), "{text}");
     }
-    let run = |model: &str| stdout(&["run", model, "Once upon a time", "-n", "12", "--memory", "12MiB"]);
+    let budget = common::program::budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 3);
+    let run = |model: &str| stdout(&["run", model, "Once upon a time", "-n", "12", "--memory", &budget, "--seed", "1"]);
     assert_eq!(run(out), run(MODEL));
     assert!(stdout(&["inspect", out]).contains("repacked (version 1): each expert lies in one place"));
     let json =
@@ -456,7 +461,7 @@ fn the_verb_says_what_it_did() {
         assert_eq!(new[key], old[key], "{key}");
     }
     let again = command(&["repack", MODEL, out]).output().unwrap();
-    assert!(sentence(&again).contains("packed.gguf: expected no such file yet"));
+    assert!(sentence(&again).contains("packed.gguf already exists (use --force to replace it)"));
     assert!(sentence(&command(&["repack", out, MODEL]).output().unwrap()).contains("moe-s-q4_0.gguf"));
     assert_eq!(files_in(folder.path()), ["packed.gguf"]);
 }

@@ -14,11 +14,11 @@ use std::{
 
 use common::ref_models::{golden, ref_model};
 use hotset::{
+    arch,
     backend::cpu::Cpu,
     expert::{CacheStats, ExpertStore, LayerHits, Scope},
     gguf::Gguf,
     io::{Done, Extents, Files, IoEngine, Layout, Read, SimClock, SimIo},
-    model::Config,
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -96,20 +96,20 @@ impl TraceSink for Sink {
 }
 
 fn header(gguf: &Gguf) -> Header {
-    let c = Config::new(gguf).unwrap();
-    let store = ExpertStore::new(gguf, &c.moe_layers, c.n_expert, c.n_embd).unwrap();
+    let c = arch::blueprint(gguf).unwrap();
+    let store = ExpertStore::new(gguf, c.experts()).unwrap();
     Header {
         model: "reference".to_owned(),
         model_id: String::new(),
         source: "a test".to_owned(),
-        n_layer: c.moe_layers.len(),
+        n_layer: c.n_moe(),
         n_expert: c.n_expert,
-        n_expert_used: c.n_expert_used,
+        n_expert_used: c.n_expert_used(),
         expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
         weights: true,
         lookahead: "the engine's".to_owned(),
-        lookahead_ranks: (2 * c.n_expert_used).min(c.n_expert),
-        lookahead2_ranks: (2 * c.n_expert_used).min(c.n_expert),
+        lookahead_ranks: (2 * c.n_expert_used()).min(c.n_expert),
+        lookahead2_ranks: (2 * c.n_expert_used()).min(c.n_expert),
         prompts: Vec::new(),
     }
 }
@@ -156,7 +156,7 @@ fn a_replay_equals_the_live_run() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("run.trace");
     let (mut stalls, mut late, mut prefetches) = (0, 0, HashMap::new());
-    for scope in [Scope::Layer, Scope::Global] {
+    for scope in [Scope::Layer, Scope::Size, Scope::Global] {
         let base = Options {
             n_ctx: Some(64),
             process_bytes: Some(0),

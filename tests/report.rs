@@ -11,7 +11,7 @@ use std::{
 
 use common::{
     dice::Dice,
-    program::command,
+    program::{budget, command},
     routing::{Event, Shape, decoding, header, write},
 };
 use hotset::{
@@ -76,10 +76,10 @@ fn numbers_are_the_simulators() {
     let folder = tempfile::tempdir().unwrap();
     let trace = trace(folder.path(), "a.trace", header(SHAPE));
     let options = ["--scope", "layer,global", "--prefetch", "off,lookahead"];
-    let report = json(&[&["report", &trace, "-o", "json"], &options[..]].concat());
-    let rows = json(&[&["simulate", &trace, "-o", "json"], &options[..]].concat());
+    let report = json(&[&["report", &trace, "--json"], &options[..]].concat());
+    let rows = &json(&[&["simulate", &trace, "--json"], &options[..]].concat())["rows"];
     let traced = &report["trace"];
-    assert_eq!(traced["curves"], rows);
+    assert_eq!(&traced["curves"], rows);
     let sizes: std::collections::BTreeSet<_> =
         rows.as_array().unwrap().iter().map(|r| r["slots_per_layer"].as_u64().unwrap()).collect();
     assert_eq!((sizes.len(), sizes.first(), sizes.last()), (12, Some(&3), Some(&24)));
@@ -115,7 +115,7 @@ fn the_page_is_well_formed_and_has_every_curve() {
     assert_eq!(printed, "");
     let source = fs::read_to_string(&html).unwrap();
     let page = page(&source);
-    let rows = json(&["simulate", &trace, "-o", "json"]);
+    let rows = &json(&["simulate", &trace, "--json"])["rows"];
     let mut policies: Vec<&str> = rows.as_array().unwrap().iter().map(|r| r["policy"].as_str().unwrap()).collect();
     policies.sort_unstable();
     policies.dedup();
@@ -182,7 +182,8 @@ fn names_from_files_cannot_become_markup() {
 /// The record of a run of the bundled model.
 fn run_record(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
-    let args = ["run", MODEL, "Once upon a time", "-n", "40", "--ignore-eos", "--memory", "8MiB", "--stats-json"];
+    let budget = budget(env!("CARGO_BIN_EXE_hotset"), MODEL, 1);
+    let args = ["run", MODEL, "Once upon a time", "-n", "40", "--ignore-eos", "--memory", &budget, "--stats-json"];
     text(&[&args[..], &[path.to_str().unwrap()]].concat());
     path
 }
@@ -205,7 +206,7 @@ fn a_run_is_recorded_token_by_token_and_shown() {
     assert!(near(sum(&tokens["stall_ns"]), decode["stall_ms"].as_f64().unwrap() * 1e6));
     assert!(sum(&tokens["bytes"]) <= record["bytes_read"].as_u64().unwrap() && sum(&tokens["bytes"]) > 0);
 
-    let report = json(&["report", "--run", run, "-o", "json"]);
+    let report = json(&["report", "--run", run, "--json"]);
     assert!(report["trace"].is_null());
     for (key, value) in report["run"].as_object().unwrap() {
         if key == "decode" {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use hotset::Error;
 use hotset::sampler::{Sampler, SamplerConfig};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -186,7 +185,7 @@ fn options_out_of_range_are_named() {
     ];
     for (config, option) in cases {
         let error = Sampler::new(config, 10).err().expect("out of range");
-        assert!(matches!(&error, Error::Request { what, .. } if what == option), "{error}");
+        assert!(error.to_string().starts_with(&format!("{option} must be ")), "{error}");
     }
     assert!(Sampler::new(PLAIN, 0).is_err());
 }

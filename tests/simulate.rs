@@ -41,6 +41,13 @@ fn text(args: &[&str]) -> String {
     String::from_utf8(hotset(args).stdout).unwrap()
 }
 
+/// The rows of a document.
+fn rows(args: &[&str]) -> Vec<Value> {
+    let mut document: Value = serde_json::from_str(&text(args)).unwrap();
+    assert_eq!(document["schema"], 1);
+    serde_json::from_value(document["rows"].take()).unwrap()
+}
+
 /// Decoding with scores of the next layer: its own choices, but a third of them replaced by others.
 fn scored(seed: u64) -> Vec<Event> {
     let mut dice = Dice(seed);
@@ -79,8 +86,14 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind)
     let slots = simulate::slots(scope, 5, &header(SHAPE));
     let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
     let compute = Compute { layer_ns: 1000, expert_ns: 500, ..Compute::default() };
-    let setting =
-        Setting { policy, scope, slots: &slots, prefetch, conditions: Conditions { drive, compute, warmup: 0 } };
+    let setting = Setting {
+        policy,
+        scope,
+        slots: &slots,
+        transient: 0,
+        prefetch,
+        conditions: Conditions { drive, compute, warmup: 0 },
+    };
     let (outcome, detail) = simulate::replay_in_detail(trace, &setting, Some(&future)).unwrap();
     (outcome.stats, detail)
 }
@@ -185,7 +198,7 @@ fn a_warm_up_runs_and_does_not_count() {
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;
-            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, prefetch, conditions };
+            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch, conditions };
             simulate::replay(trace, &setting, None)
         };
         let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
@@ -218,6 +231,7 @@ fn recall_on_misses_by_hand() {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
         slots: &[2, 2],
+        transient: 0,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
@@ -279,8 +293,8 @@ fn shares_of_prefetches_are_those_of_their_counts() {
     let trace = folder.path().join("a.trace");
     write(&trace, with_scores(SHAPE.experts), &scored(5));
     let args = ["--slots", "4,8", "--policy", "lru,default", "--prefetch", "off,lookahead", "--drive", "1:1000"];
-    let args = [&["simulate", trace.to_str().unwrap(), "-o", "json", "--layer-us", "3"], &args[..]].concat();
-    let rows: Vec<Value> = serde_json::from_str(&text(&args)).unwrap();
+    let args = [&["simulate", trace.to_str().unwrap(), "--json", "--layer-us", "3"], &args[..]].concat();
+    let rows = rows(&args);
     let (mut in_time, mut late, mut wasted) = (0, 0, 0);
     for row in &rows {
         let count = |key: &str| row[key].as_u64().unwrap();
@@ -304,8 +318,8 @@ fn csv_says_what_json_says() {
     let trace = folder.path().join("a.trace");
     write(&trace, with_scores(6), &scored(7));
     let args = ["simulate", trace.to_str().unwrap(), "--slots", "4,8", "--prefetch", "off,lookahead"];
-    let json: Vec<Value> = serde_json::from_str(&text(&[&args[..], &["-o", "json"]].concat())).unwrap();
-    let csv = text(&[&args[..], &["-o", "csv"]].concat());
+    let json = rows(&[&args[..], &["--json"]].concat());
+    let csv = text(&[&args[..], &["--csv"]].concat());
     let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let head = lines.next().unwrap();
     assert_eq!(head[..4], ["policy", "scope", "prefetch", "slots_per_layer"]);
@@ -352,7 +366,7 @@ fn text_has_the_rows_figures_and_the_control() {
     write(&trace, hostile, &scored(9));
     let args = ["simulate", trace.to_str().unwrap(), "--slots", "4", "--policy", "lru"];
     let shown = text(&args);
-    let rows: Vec<Value> = serde_json::from_str(&text(&[&args[..], &["-o", "json"]].concat())).unwrap();
+    let rows = rows(&[&args[..], &["--json"]].concat());
     let percent = |value: &Value| format!("{:.2}", value.as_f64().unwrap() * 100.0);
     let figures: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("lru ")).map(str::trim).collect();
     assert_eq!(figures, [percent(&rows[0]["hit_rate"]), percent(&rows[0]["foresight"][1]["recall_on_misses"][2])]);
@@ -372,8 +386,7 @@ fn a_trace_of_prompts_only_has_no_figures() {
     let mut events = scored(11);
     events.iter_mut().for_each(|e| e.phase = Phase::Prompt);
     write(&trace, with_scores(6), &events);
-    let rows: Vec<Value> =
-        serde_json::from_str(&text(&["simulate", trace.to_str().unwrap(), "--slots", "4", "-o", "json"])).unwrap();
+    let rows = rows(&["simulate", trace.to_str().unwrap(), "--slots", "4", "--json"]);
     for row in &rows {
         assert!(row["hit_rate"].is_null() && row["foresight"].as_array().unwrap().is_empty(), "{row}");
     }

@@ -8,8 +8,9 @@ use common::{
     tiny::{ARCHS, N_EMBD, N_EXPERT, N_LAYER, Tiny},
 };
 use hotset::{
+    arch,
     gguf::{Array, Gguf, Value},
-    model::{Config, resident_bytes},
+    model::Model,
     repack,
 };
 
@@ -104,7 +105,7 @@ fn whoever_opens_the_file_refuses_it() {
     let mut tiny = Tiny::new("olmoe");
     tiny.add("blk.0.exp_probs_b.bias", &[N_EXPERT as u64]);
     let gguf = Gguf::open(&folder.write(&tiny)).unwrap();
-    let said = Config::new(&gguf).unwrap_err().to_string();
+    let said = arch::blueprint(&gguf).unwrap_err().to_string();
     assert!(said.contains("tensor blk.0.exp_probs_b.bias"), "{said}");
     let out = folder.path().join("repacked.gguf");
     let said = repack::repack(&gguf, &out, &mut |_, _, _| std::ops::ControlFlow::Continue(())).unwrap_err().to_string();
@@ -128,13 +129,14 @@ fn what_is_charged_to_the_budget_is_what_is_loaded() {
     let path = folder.write(&Tiny::new("qwen2moe"));
     let gguf = Gguf::open(&path).unwrap();
     let (mut loaded, mut rounded) = (0, 0);
-    let config = Config::new(&gguf).unwrap();
-    hotset::model::Weights::load(&gguf, &config, &mut |bytes| {
+    let blueprint = arch::blueprint(&gguf).unwrap();
+    let charged = blueprint.resident_bytes();
+    Model::load(&gguf, blueprint, &mut |bytes| {
         loaded += bytes;
         rounded += bytes.next_multiple_of(4096);
     })
     .unwrap();
-    assert_eq!(resident_bytes(&gguf, &config).unwrap(), rounded);
+    assert_eq!(charged, rounded);
     assert!(loaded > 0 && rounded > loaded);
 }
 
@@ -248,9 +250,9 @@ fn a_key_that_changes_nothing_is_listed_with_a_reason() {
             tiny.set(&key, value);
             assert_eq!(bits_of(&tiny), expected, "{key}");
             let folder = Folder::new();
-            let config = Config::new(&Gguf::open(&folder.write(&tiny)).unwrap()).unwrap();
-            let listed = config.unread.iter().find(|unread| unread.key == key);
-            assert!(listed.is_some_and(|unread| !unread.reason.is_empty()), "{key}: {:?}", config.unread);
+            let blueprint = arch::blueprint(&Gguf::open(&folder.write(&tiny)).unwrap()).unwrap();
+            let listed = blueprint.unread.iter().find(|unread| unread.name == key);
+            assert!(listed.is_some_and(|unread| !unread.reason.is_empty()), "{key}: {:?}", blueprint.unread);
         }
         // These are read.
         for (short, value) in [

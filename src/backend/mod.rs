@@ -77,10 +77,62 @@ pub struct Pair {
     pub out: u32,
 }
 
+/// What lies between the matrices of a gated feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    /// `silu(gate) * up` (arXiv 2002.05202).
+    Silu,
+    /// `max(gate, 0) * up`.
+    Relu,
+    /// gpt-oss's: `g * sigmoid(alpha * g) * (u + 1)`, with g at most `limit` and u within ± `limit`.
+    SwigluOai {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Limit of gate and up.
+        limit: f32,
+    },
+}
+
+impl Act {
+    /// `gate = act(gate) * up`, element by element.
+    pub fn apply(self, gate: &mut [f32], up: &[f32]) {
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let each = gate.iter_mut().zip(up);
+        match self {
+            Act::Silu => each.for_each(|(g, u)| *g = *g * sigmoid(*g) * u),
+            Act::Relu => each.for_each(|(g, u)| *g = g.max(0.0) * u),
+            Act::SwigluOai { alpha, limit } => each.for_each(|(g, u)| {
+                let (low, u) = (g.min(limit), u.clamp(-limit, limit));
+                *g = low * sigmoid(alpha * low) * (u + 1.0);
+            }),
+        }
+    }
+}
+
+/// One feed-forward network beside its matrices.
+#[derive(Clone, Copy)]
+pub struct FfnExtras<'a> {
+    /// Between the matrices.
+    pub act: Act,
+    /// What products with gate, up and down are multiplied by.
+    pub scale: [f32; 3],
+    /// What is added to them then, or empty. (n_ff), (n_ff), (n_embd)
+    pub bias: [&'a [f32]; 3],
+}
+
+impl FfnExtras<'_> {
+    /// Nothing but an activation.
+    pub fn plain(act: Act) -> Self {
+        Self { act, scale: [1.0; 3], bias: [&[]; 3] }
+    }
+}
+
 /// One feed-forward block and the rows that take it.
 pub struct FfnJob<'a> {
     /// The matrices.
     pub mats: FfnMats<'a>,
+    /// The rest of it.
+    pub extras: FfnExtras<'a>,
     /// Which of the call's pairs are this job's.
     pub pairs: std::ops::Range<usize>,
     /// Pairs of the jobs before it: its first row of the hidden scratch.
@@ -108,6 +160,13 @@ impl Hidden {
     }
 }
 
+impl Attention<'_> {
+    /// The first position that is seen from position `pos`.
+    pub fn sees_from(&self, pos: usize) -> usize {
+        self.window.map_or(0, |window| (pos + 1).saturating_sub(window))
+    }
+}
+
 /// Causal grouped-query attention of some new rows over the cached keys and values, their own included.
 pub struct Attention<'a> {
     /// Queries, rotated. (n, n_head, head_k)
@@ -128,8 +187,12 @@ pub struct Attention<'a> {
     pub head_k: usize,
     /// Elements of a value head.
     pub head_v: usize,
-    /// Position of the first row; row i sees positions 0 to first + i.
+    /// Position of the first row; row i sees positions up to first + i.
     pub first: usize,
+    /// How many positions a row sees at most, its own among them. `None`: all.
+    pub window: Option<usize>,
+    /// A score of each query head that counts in the softmax and has no value, or empty. (n_head)
+    pub sinks: &'a [f32],
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
 }
@@ -187,7 +250,7 @@ pub trait Backend: Send {
     }
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
-    /// `out[p.out] = down(silu(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'
+    /// `out[p.out] = down(act(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'
     /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
     /// Attention; `out` is (n, n_head, head_v).

@@ -1,7 +1,8 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
 use super::{
-    Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey, is_turned,
+    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey,
+    is_turned,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 
@@ -16,10 +17,6 @@ fn product(w: &QMat<'_>, x: &[f32], y: &mut [f32]) {
         dequantize_row(w.ty, w.row(r), &mut row);
         *y = row.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
     }
-}
-
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }
 
 impl Backend for Reference {
@@ -42,10 +39,17 @@ impl Backend for Reference {
                 let x = &rows.x()[pair.row as usize * rows.cols..][..rows.cols];
                 product(&job.mats.gate, x, &mut gate);
                 product(&job.mats.up, x, &mut up);
-                for (g, u) in gate.iter_mut().zip(&up) {
-                    *g = silu(*g) * u;
-                }
-                product(&job.mats.down, &gate, &mut out[pair.out as usize * n_embd..][..n_embd]);
+                let FfnExtras { act, scale, bias } = job.extras;
+                let finish = |role: usize, y: &mut [f32]| {
+                    y.iter_mut().for_each(|y| *y *= scale[role]);
+                    y.iter_mut().zip(bias[role]).for_each(|(y, b)| *y += b);
+                };
+                finish(0, &mut gate);
+                finish(1, &mut up);
+                act.apply(&mut gate, &up);
+                let out = &mut out[pair.out as usize * n_embd..][..n_embd];
+                product(&job.mats.down, &gate, out);
+                finish(2, out);
             }
         }
     }
@@ -57,7 +61,8 @@ impl Backend for Reference {
             let (row, head) = (i / a.n_head, i % a.n_head);
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
-            for pos in 0..=a.first + row {
+            let seen = a.sees_from(a.first + row)..=a.first + row;
+            for pos in seen.clone() {
                 if is_turned(a.ty) {
                     let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
                     at.read(&a.keys[base * bytes_k..], &mut row_k);
@@ -67,10 +72,11 @@ impl Backend for Reference {
                 dequantize_row(a.ty, &row_k, &mut key);
                 scores.push(q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale);
             }
-            let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
-            let total: f32 = scores.iter().map(|s| (s - max).exp()).sum();
+            let sink = a.sinks.get(head);
+            let max = scores.iter().chain(sink).fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            let total: f32 = scores.iter().chain(sink).map(|s| (s - max).exp()).sum();
             out.fill(0.0);
-            for (pos, score) in scores.iter().enumerate() {
+            for (pos, score) in seen.zip(&scores) {
                 dequantize_row(a.ty, &a.values[(base + pos) * bytes_v..][..bytes_v], &mut value);
                 let p = (score - max).exp() / total;
                 out.iter_mut().zip(&value).for_each(|(o, v)| *o += p * v);

@@ -2,28 +2,30 @@
 
 use std::{fmt, str::FromStr};
 
-use super::model_file;
+use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
-    Error,
-    expert::Scope,
+    arch,
+    expert::{ExpertStore, Scope},
     gguf::Gguf,
-    io::{IoKind, MAX_DEPTH},
+    human_bytes,
+    io::{IoKind, Layout, MAX_DEPTH},
+    machine,
     model::KV_TYPES,
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
-    session::Options,
+    session::{Options, make_plan},
 };
 
 /// How the model runs.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Memory and speed")]
 pub struct Engine {
-    /// Memory budget: 4GiB, 500MB, plain bytes, or 30% of the model's files. K, M, G, T alone mean KiB, MiB, GiB, TiB.
-    /// auto: four fifths of what the machine has free, at most what the model can use; and while it runs, memory goes
-    /// back when the machine is short of it
-    #[arg(long, value_name = "SIZE", default_value = "auto")]
+    /// Memory budget, which the whole process stays within: 4GiB, 500MB, plain bytes, or 30% of the model's files. K, M,
+    /// G, T alone mean KiB, MiB, GiB, TiB. auto: four fifths of what the machine has free, at most what the model can
+    /// use; and while it runs, memory goes back when the machine is short of it
+    #[arg(long, value_name = "SIZE", default_value = "auto", allow_negative_numbers = true)]
     memory: Memory,
     /// Threads that compute; default: the cores (not their hardware threads) that affinity and CPU quota allow
     #[arg(short = 't', long, value_name = "N", value_parser = count::<1024>)]
@@ -37,10 +39,37 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Modes::options`].
-    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> hotset::Result<Options> {
+    pub fn options(&self, gguf: &Gguf, n_ctx: usize) -> Result<Options, Stop> {
         let memory_bytes = self.memory.bytes(file_bytes(gguf));
         Ok(Options { memory_bytes, threads: self.threads, ..self.modes.options(n_ctx)? })
     }
+}
+
+/// Says before a run that the memory which its budget lets it take is not there.
+pub fn warn_of_budget(gguf: &Gguf, options: &Options, quiet: bool) {
+    let (Some(asked), Some(free)) = (options.memory_bytes, machine::available_bytes()) else { return };
+    // What else is wrong the session will say.
+    let told = missing_memory(asked, free, || full_bytes(gguf, options).unwrap_or(asked));
+    if let Some(told) = told.filter(|_| !quiet) {
+        note(format_args!("{told}"));
+    }
+}
+
+/// What to say of a budget where `free` bytes are free; it may be larger than the `full` that the model can use.
+fn missing_memory(asked: u64, free: u64, full: impl FnOnce() -> u64) -> Option<String> {
+    let used = if asked > free { asked.min(full()) } else { asked };
+    let told = || {
+        let (used, free) = (human_bytes(used), human_bytes(free));
+        format!("the budget of {used} is more than the {free} that the machine or its memory cgroup has free")
+    };
+    (used > free).then(|| told() + ": the system may swap, or kill the run")
+}
+
+/// What a model takes with every expert in memory.
+fn full_bytes(gguf: &Gguf, options: &Options) -> hotset::Result<u64> {
+    let blueprint = arch::blueprint(gguf)?;
+    let store = ExpertStore::new(gguf, blueprint.experts())?;
+    Ok(make_plan(gguf, &blueprint, &store, options, Layout::Lines)?.full_bytes)
 }
 
 /// Bytes of the model's files, of which a budget may be a percentage.
@@ -53,14 +82,14 @@ pub fn file_bytes(gguf: &Gguf) -> u64 {
 #[command(next_help_heading = "Memory and speed")]
 pub struct Modes {
     /// Tokens of a prompt batch; a small budget makes it smaller [default: 512; up to 2048 where experts are read]
-    #[arg(long, value_name = "TOKENS", value_parser = count::<65_536>)]
+    #[arg(short, long, visible_alias = "batch-size", value_name = "TOKENS", value_parser = count::<65_536>)]
     batch: Option<usize>,
     /// Type of the KV cache
     #[arg(long, value_name = "TYPE", default_value = kv_name(Options::default().kv), value_parser = named(KV_TYPES, kv_name))]
     pub kv: GgmlType,
-    /// Read path: through the page cache (pread), past it (direct), so through an io_uring
-    /// (uring), the file's own pages (mapped), through the page cache anew for each use, with no cache of our own (page-cache:
-    /// a baseline), or what suits the budget and the drive (auto)
+    /// Read path: through the page cache (pread), past it with O_DIRECT (direct), the same through an io_uring (uring), the
+    /// file's own pages, mapped (mapped), a plain read for each use without a cache of our own (page-cache, a baseline), or
+    /// what suits the budget and the drive (auto)
     #[arg(long, value_name = "PATH", default_value = io_name(None), value_parser = named(IO_KINDS, io_name))]
     // Spelt out, so that clap takes it for the value and not for one that may be missing.
     io: std::option::Option<IoKind>,
@@ -83,14 +112,14 @@ impl Modes {
     ///
     /// # Errors
     /// Options of a cache for a read path that has none.
-    pub fn options(&self, n_ctx: usize) -> hotset::Result<Options> {
+    pub fn options(&self, n_ctx: usize) -> Result<Options, Stop> {
         let of_a_cache = [
             ("--policy", self.policy.is_some()),
             ("--prefetch", self.prefetch.is_some()),
             ("--scope", self.scope.is_some()),
         ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
-            return Err(Error::request(*name, "nothing with --io page-cache, which keeps no experts", "a value"));
+            return Err(Stop::usage(format!("{name} means nothing with --io page-cache, which keeps no experts")));
         }
         let default = Options::default();
         Ok(Options {
@@ -153,6 +182,42 @@ pub fn count<const MAX: usize>(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=MAX).contains(n)).ok_or_else(|| format!("expected a number from 1 to {MAX}"))
 }
 
+/// A number from 0 to `MAX`, or all (`None`) for -1, as llama.cpp has it.
+pub fn count_or_all<const MAX: usize>(text: &str) -> Result<OrAll, String> {
+    match text.parse() {
+        Ok(-1) => Ok(OrAll(None)),
+        Ok(n) if (0..=MAX as i64).contains(&n) => Ok(OrAll(Some(n as usize))),
+        _ => Err(format!("expected a number from 0 to {MAX}, or -1")),
+    }
+}
+
+/// A number, or all there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OrAll(pub Option<usize>);
+
+impl fmt::Display for OrAll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(n) => write!(f, "{n}"),
+            None => write!(f, "-1"),
+        }
+    }
+}
+
+/// The context that `--ctx` asks for, of a model that was trained for `n_ctx_train`: 0 is all of that, as in llama.cpp.
+pub fn asked_ctx(ctx: usize, n_ctx_train: usize) -> usize {
+    if ctx == 0 { n_ctx_train } else { ctx }
+}
+
+/// Tokens of context that an option may ask for; 0: see [`asked_ctx`].
+pub fn ctx(text: &str) -> Result<usize, String> {
+    let most = u32::MAX as usize;
+    text.parse().ok().filter(|n| *n <= most).ok_or_else(|| format!("expected a number from 0 to {most}"))
+}
+
+/// A plain number below this is no budget: its unit was forgotten.
+const LEAST_PLAIN: u64 = 4096;
+
 /// A memory budget as it was written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Memory {
@@ -179,6 +244,7 @@ impl Memory {
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Memory::Bytes(n) if *n < LEAST_PLAIN => write!(f, "{n}B"),
             Memory::Bytes(n) => write!(f, "{n}"),
             Memory::Percent(p) => write!(f, "{p}%"),
             Memory::Auto => write!(f, "auto"),
@@ -195,7 +261,14 @@ impl FromStr for Memory {
             return Ok(Memory::Auto);
         }
         if let Ok(bytes) = text.parse() {
-            return Ok(Memory::Bytes(bytes));
+            return match bytes {
+                0 => Err(wrong()),
+                ..LEAST_PLAIN => Err(format!("did you mean {text}GiB?")),
+                bytes => Ok(Memory::Bytes(bytes)),
+            };
+        }
+        if text.parse().is_ok_and(|n: f64| n > 0.0 && n.is_finite()) {
+            return Err(format!("did you mean {text}GiB?"));
         }
         let split = text.find(|c: char| c != '.' && !c.is_ascii_digit()).ok_or_else(wrong)?;
         let number: f64 = text[..split].parse().map_err(|_| wrong())?;
@@ -221,9 +294,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_budget_that_is_not_there_is_said() {
+        let said = |asked: u64, free: u64, full: u64| missing_memory(asked << 30, free << 30, || full << 30);
+        assert_eq!(said(8, 16, 4), None);
+        assert_eq!(said(64, 16, 4), None, "the model cannot use it");
+        for (asked, full, used) in [(64, 20, "20.0 GiB"), (17, 20, "17.0 GiB")] {
+            let told = said(asked, 16, full).unwrap();
+            assert!(told.contains(used) && told.contains("16.0 GiB"), "{told}");
+        }
+    }
+
+    #[test]
     fn sizes_are_read_as_people_write_them() {
         for (text, bytes) in [
-            ("0", 0),
+            ("0b", 0),
+            ("4096", 4096),
             ("3000000", 3_000_000),
             ("4GiB", 4 << 30),
             ("4g", 4 << 30),
@@ -239,7 +324,10 @@ mod tests {
         for memory in [Memory::Percent(12.5), Memory::Bytes(7), Memory::Auto] {
             assert_eq!(memory.to_string().parse(), Ok(memory));
         }
-        for text in ["", "-1", "1.5", "GiB", "4 gigs", "1..5M", "%", "NaN", "∞"] {
+        for text in ["8", "512", "1.5"] {
+            assert_eq!(text.parse::<Memory>(), Err(format!("did you mean {text}GiB?")));
+        }
+        for text in ["", "0", "-1", "GiB", "4 gigs", "1..5M", "%", "NaN", "∞"] {
             assert!(text.parse::<Memory>().is_err(), "{text}");
         }
     }

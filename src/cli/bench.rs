@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::ValueEnum;
 use hotset::{
-    Result,
+    Result, arch,
     backend::cpu::kernels::Kernels,
+    blueprint::{Blueprint, ExpertSet},
     expert::{CacheStats, ExpertStore, Pace},
     gguf::Gguf,
     machine,
-    model::{Config, touched},
+    quant::GgmlType,
     session::Options,
     session::Session,
     tokenizer::Tokenizer,
@@ -25,7 +25,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Memory, Modes, count, file_bytes, kv_name},
+    args::{Memory, Modes, count, file_bytes, kv_name, warn_of_budget},
     model_file,
     out::{Out, Progress, note},
     profile::Profile,
@@ -35,7 +35,7 @@ use super::{
 mod bound;
 mod report;
 
-use bound::{Bounds, drive};
+use bound::{Bounds, drive, path};
 use report::{Rates, Report, Row};
 
 /// Measure speed
@@ -45,6 +45,10 @@ use report::{Rates, Report, Row};
 #[derive(clap::Args)]
 pub struct Args {
     /// Model file (GGUF; of a split set any file); default: the small model that comes with hotset
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    file: Option<PathBuf>,
+    /// The model file, by an option
+    #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Prompt lengths, with commas between them; 0: no prompt test
     #[arg(short = 'p', long, value_name = "TOKENS", default_value = "512", value_delimiter = ',', value_parser = length)]
@@ -78,11 +82,24 @@ pub struct Args {
     /// first, with --warmup-prompt 512
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     probe: Duration,
-    /// Form of the results
-    #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
-    output: Form,
+    /// Print JSON: an object with a row per test
+    #[arg(long, conflicts_with_all = ["csv", "markdown"])]
+    json: bool,
+    /// Print comma-separated values: a line per test, with the fields of the JSON's rows
+    #[arg(long, conflicts_with = "markdown")]
+    csv: bool,
+    /// Print a table in Markdown
+    #[arg(long)]
+    markdown: bool,
     /// Memory budgets, as in hotset run, with commas between them
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "auto", help_heading = "Memory and speed")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_delimiter = ',',
+        default_value = "auto",
+        allow_negative_numbers = true,
+        help_heading = "Memory and speed"
+    )]
     memory: Vec<Memory>,
     /// Numbers of threads that compute, with commas between them; default: as in hotset run
     #[arg(short = 't', long, value_name = "N", value_delimiter = ',', value_parser = count::<1024>, help_heading = "Memory and speed")]
@@ -91,16 +108,24 @@ pub struct Args {
     modes: Modes,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
-    /// Aligned columns
+    /// Aligned columns.
     Text,
-    /// An array with an object for each test
     Json,
-    /// A line for each test, the same fields
     Csv,
-    /// A table in Markdown
     Md,
+}
+
+impl Args {
+    fn form(&self) -> Form {
+        match (self.json, self.csv, self.markdown) {
+            (true, ..) => Form::Json,
+            (_, true, _) => Form::Csv,
+            (.., true) => Form::Md,
+            _ => Form::Text,
+        }
+    }
 }
 
 /// A length that an argument may ask for, 0 included.
@@ -251,9 +276,9 @@ fn median(samples: &[f64]) -> Option<f64> {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    let path = args.model.clone().map_or_else(model_file::find, Ok)?;
+    let path = args.model.clone().or(args.file.clone()).map_or_else(model_file::find, Ok)?;
     let tests = Test::all(args);
-    let mut report = Report::new(args.output, Out::new());
+    let mut report = Report::new(args.form(), Out::new());
     let threads: Vec<_> = if args.threads.is_empty() { vec![None] } else { args.threads.iter().map(Some).collect() };
     let (mut failed, mut bounds) = (false, Bounds::default());
     for threads in threads {
@@ -284,13 +309,14 @@ fn setup(
     report: &mut Report,
 ) -> Result<(), Stop> {
     let mut tokens = source(args, &gguf)?;
-    let config = Config::new(&gguf)?;
-    let facts = Facts::new(&gguf, &config, memory)?;
-    let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+    let blueprint = arch::blueprint(&gguf)?;
+    let facts = Facts::new(&gguf, &blueprint, memory)?;
+    let store = ExpertStore::new(&gguf, blueprint.experts())?;
     let n_ctx = tests.iter().map(|t| t.depth + t.tokens).max().unwrap_or(0);
     let n_ctx = n_ctx.max(args.warmup).max(args.warmup_prompt).max(1);
     let memory_bytes = memory.bytes(facts.model_bytes);
     let options = Options { memory_bytes, threads, ..args.modes.options(n_ctx)? };
+    warn_of_budget(&gguf, &options, false);
     // What an earlier setup held does not count.
     let (mut peak_is_ours, mut peak) = (machine::reset_peak_rss(), None);
     let mut session = {
@@ -307,8 +333,17 @@ fn setup(
         }
         let needed = sums.needed_bytes();
         let mut row = row(args, test, &session, &facts, sums, peak)?;
-        if row.bytes_read_per_token > Some(0.0) && !args.probe.is_zero() {
-            row.probed_bytes_per_second = drive(row.io, row.io_depth, &store, args.probe);
+        if row.bytes_read_per_token > Some(0.0) {
+            if !args.probe.is_zero() {
+                row.probed_bytes_per_second = drive(row.io, row.io_depth, &store, args.probe);
+            }
+            if test.work == Work::Decode && row.read_mb_s.is_none() {
+                // Nobody waited, so that the run's reads have no times of their own.
+                let probed = row.probed_bytes_per_second;
+                let alone = || path(row.io, row.io_depth, &store, args.probe).or(row.read_bytes_per_second);
+                row.read_mb_s = probed.or_else(alone).map(|rate| rate / 1e6);
+                row.read_latency_us = row.read_mb_s.map(|_| 0.0);
+            }
             // Its buffers are not the session's.
             peak_is_ours &= machine::reset_peak_rss();
         }
@@ -320,17 +355,13 @@ fn setup(
 
 fn source(args: &Args, gguf: &Gguf) -> Result<Tokens> {
     if args.text.is_empty() {
-        return Ok(Tokens::Random(args.seed, Config::new(gguf)?.n_vocab));
+        return Ok(Tokens::Random(args.seed, arch::blueprint(gguf)?.n_vocab));
     }
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let text = |file: &PathBuf| {
         let tokens = tokenizer.encode(&read_text(file, &Limit::of_texts())?, true, false);
         if tokens.is_empty() {
-            return Err(hotset::Error::request(
-                format!("the text of {}", file.display()),
-                "at least one token",
-                "none",
-            ));
+            return Err(hotset::Error::file(file, "the text is empty"));
         }
         Ok((tokens, 0))
     };
@@ -397,21 +428,19 @@ struct Facts {
 }
 
 impl Facts {
-    fn new(gguf: &Gguf, config: &Config, memory: Memory) -> Result<Self> {
-        let experts = gguf.tensors().iter().filter(|t| hotset::model::is_expert(&t.name));
-        let mut types: Vec<(String, u64)> = Vec::new();
-        for t in experts {
-            let (name, bytes) = (t.ty.to_string(), t.bytes.unwrap_or(0));
-            match types.iter_mut().find(|(n, _)| *n == name) {
-                Some((_, sum)) => *sum += bytes,
-                None => types.push((name, bytes)),
+    fn new(gguf: &Gguf, blueprint: &Blueprint, memory: Memory) -> Result<Self> {
+        let mut types: Vec<(GgmlType, u64)> = Vec::new();
+        for t in blueprint.experts().flat_map(ExpertSet::tensors) {
+            match types.iter_mut().find(|(ty, _)| *ty == t.ty) {
+                Some((_, sum)) => *sum += t.bytes,
+                None => types.push((t.ty, t.bytes)),
             }
         }
         Ok(Self {
             model_bytes: file_bytes(gguf),
             n_params: gguf.tensors().iter().map(|t| t.dims.iter().product::<u64>()).sum(),
-            token_bytes: touched(gguf, config).iter().map(|of_type| of_type.bytes).sum(),
-            expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name),
+            token_bytes: blueprint.touched().iter().map(|of_type| of_type.bytes).sum(),
+            expert_type: types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(ty, _)| ty.to_string()),
             memory: memory.to_string(),
         })
     }
@@ -420,7 +449,7 @@ impl Facts {
 fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums, peak: Option<u64>) -> Result<Row> {
     sums.token_stalls.sort_unstable();
     let stall = |percent| percentile_ms(&sums.token_stalls, percent);
-    let (plan, config) = (session.plan(), session.config());
+    let (plan, blueprint) = (session.plan(), session.blueprint());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
     let requests = sums.hit + sums.late + sums.miss;
@@ -433,21 +462,20 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     Ok(Row {
         version: env!("CARGO_PKG_VERSION"),
         model: session.path().display().to_string(),
-        arch: config.arch.name,
+        arch: blueprint.arch,
         model_bytes: facts.model_bytes,
         n_params: facts.n_params,
-        n_layer: config.n_layer,
-        n_expert: config.n_expert,
-        n_expert_used: config.n_expert_used,
+        n_layer: blueprint.n_layer,
+        n_expert: blueprint.n_expert,
+        n_expert_used: blueprint.n_expert_used(),
         expert_type: facts.expert_type.clone(),
         memory: facts.memory.clone(),
         budget_bytes: plan.budget_bytes,
         smallest_bytes: plan.smallest_bytes,
         full_bytes: plan.full_bytes,
-        beside_bytes: plan.beside_bytes,
         peak_rss_bytes: peak,
         slots: plan.slots.iter().sum(),
-        experts: config.n_expert * config.moe_layers.len(),
+        experts: blueprint.n_expert * blueprint.n_moe(),
         threads: session.threads(),
         isa: Kernels::detect()?.name(),
         kv: kv_name(args.modes.kv),

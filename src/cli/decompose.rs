@@ -1,26 +1,14 @@
 //! `hotset simulate --decompose`: where the gap between LRU and Belady lies, as tables.
 
 use hotset::{
-    Error, Result,
     simulate::decompose::{Decomposition, Part},
     trace::file::Header,
 };
 
-use super::{out::printable, simulate::Format};
+use super::out::printable;
 
-/// The results in the format.
-///
-/// # Errors
-/// A format that cannot hold them.
-pub fn written(header: &Header, all: &[Decomposition], format: Format) -> Result<String> {
-    match format {
-        Format::Json => Ok(serde_json::to_string_pretty(all).expect("they are plain numbers") + "\n"),
-        Format::Csv => Err(Error::request("--decompose", "-o text or json", "csv")),
-        Format::Text => Ok(text(header, all)),
-    }
-}
-
-fn text(header: &Header, all: &[Decomposition]) -> String {
+/// A section for each size.
+pub fn text(header: &Header, all: &[Decomposition]) -> String {
     let (model, used) = (printable(&header.model), header.n_expert_used);
     let mut text = format!("{model}: {} MoE layers, {used} of {} experts\n", header.n_layer, header.n_expert);
     if all.is_empty() {

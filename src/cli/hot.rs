@@ -7,8 +7,7 @@ use std::{
 };
 
 use hotset::{
-    Result, expert::HotList, gguf::Gguf, input, model::Config, new_file::NewFile, session::Session,
-    trace::file::TraceReader,
+    Result, arch, expert::HotList, gguf::Gguf, input, new_file::NewFile, session::Session, trace::file::TraceReader,
 };
 
 use super::{made, model_file, text::read_list};
@@ -54,8 +53,8 @@ impl Start {
     /// A file that was named and cannot be read, or is no list of this model's experts. What the last run left is only
     /// ever a help: if it is broken, it is as good as none.
     pub fn read(gguf: &Gguf, pin: Option<&Path>, warm: &Warm) -> Result<Self> {
-        let config = Config::new(gguf)?;
-        let (n_layer, n_expert) = (config.moe_layers.len(), config.n_expert);
+        let blueprint = arch::blueprint(gguf)?;
+        let (n_layer, n_expert) = (blueprint.n_moe(), blueprint.n_expert);
         let list = |path: &Path| HotList::parse(&read_list(path)?, path, n_layer, n_expert);
         let pin = pin.map(list).transpose()?;
         let memory = match warm {
@@ -88,7 +87,7 @@ impl Start {
     /// next start is a cold one then.
     pub fn remember(&self, session: &Session) {
         let hot = session.hot();
-        if let Some(path) = self.memory.as_deref().filter(|_| !hot.is_empty()) {
+        if let Some(path) = self.memory.as_deref().filter(|path| !hot.is_empty() && !input::is_special(path)) {
             let older = self.warm.clone().unwrap_or_default();
             let _ = path.parent().map(fs::create_dir_all);
             let written = |mut file: NewFile| {

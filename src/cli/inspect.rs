@@ -5,12 +5,13 @@
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
+    blueprint::{self, Blueprint, Role, Unread, elements},
     expert::{ExpertStore, LayerStore, repack_version},
-    gguf::{Gguf, Reader, TensorInfo},
-    human_bytes,
+    gguf::Gguf,
+    human_bytes, human_bytes_up,
     io::Layout,
-    model::{Config, Unread, check_dense, is_expert, missing_data, resident_bytes},
+    model::missing_data,
     session::{Options, make_plan},
     tokenizer::Tokenizer,
 };
@@ -18,7 +19,8 @@ use serde::Serialize;
 
 use super::{
     Ended,
-    args::count,
+    args::{asked_ctx, ctx},
+    json,
     out::{Out, printable},
 };
 
@@ -31,8 +33,8 @@ use super::{
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
     file: PathBuf,
-    /// Context for the budgets, in tokens; default: the model's own, at most 4096
-    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    /// Context for the budgets, in tokens; 0: the model's own; default: that, at most 4096
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
     ctx: Option<usize>,
     /// Print JSON
     #[arg(long)]
@@ -145,24 +147,20 @@ struct Shard {
 pub fn run(args: &Args) -> Ended {
     let gguf = Gguf::open_header(&args.file)?;
     let report = Report::new(&gguf, args.ctx)?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&report).expect("strings and numbers are JSON") + "\n"
-    } else {
-        report.text()
-    };
+    let text = if args.json { json::document(&report) } else { report.text() };
     Out::new().text(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Report {
     fn new(gguf: &Gguf, n_ctx: Option<usize>) -> Result<Self> {
-        let config = Config::read(&Reader::new(gguf)).ok();
+        let understood = arch::understood(gguf).ok();
         let string = |key: &str| gguf.meta().str(key).ok().flatten().map(str::to_owned);
         let shards = shards(gguf);
         let missing_bytes = shards.iter().map(|s| s.missing_bytes).sum();
         let missing_data = if missing_bytes > 0 { None } else { missing_data(gguf).ok().flatten() };
         let missing_data = missing_data.map(|t| t.name.clone());
-        let memory = config.as_ref().map(|c| Memory::new(gguf, c, n_ctx)).transpose();
+        let memory = understood.map(|blueprint| Memory::new(gguf, &blueprint, n_ctx)).transpose();
         let runs = runs(gguf, missing_bytes, missing_data.as_deref());
         // Where the model is fine, the context that was asked for is not.
         let memory = if runs.is_ok() { memory? } else { memory.ok().flatten() };
@@ -171,12 +169,12 @@ impl Report {
             name: string("general.name"),
             architecture: string("general.architecture").unwrap_or_else(|| "not given".to_owned()),
             parameters: elements(gguf, |_| true),
-            expert_parameters: elements(gguf, is_expert),
+            expert_parameters: elements(gguf, Role::is_routed_expert),
             tokenizer: string("tokenizer.ggml.model"),
             pre_tokenizer: string("tokenizer.ggml.pre"),
             types: types(gguf),
             tensor_bytes: gguf.tensors().iter().filter_map(|t| t.bytes).sum(),
-            shape: config.as_ref().map(|c| Shape::new(gguf, c)),
+            shape: arch::shape(gguf).ok().map(Shape::from),
             memory,
             repacked: repack_version(gguf).ok().flatten(),
             complete: missing_bytes == 0 && missing_data.is_none(),
@@ -243,15 +241,14 @@ impl Report {
 /// # Errors
 /// Why it does not, in the words in which `hotset run` would say it.
 fn runs(gguf: &Gguf, missing_bytes: u64, missing_data: Option<&str>) -> Result<Vec<Unread>> {
-    let config = Config::new(gguf)?;
-    check_dense(gguf, &config)?;
-    Memory::new(gguf, &config, None)?;
+    let blueprint = arch::blueprint(gguf)?;
+    Memory::new(gguf, &blueprint, None)?;
     Tokenizer::from_gguf(gguf)?;
     let incomplete = |what: String| Err(Error::file(gguf.path(), what + " not there (still downloading?)"));
     match missing_data {
         _ if missing_bytes > 0 => incomplete(format!("{} of tensor data are", human_bytes(missing_bytes))),
         Some(tensor) => incomplete(format!("the data of tensor {tensor} is")),
-        None => Ok(config.unread),
+        None => Ok(blueprint.unread),
     }
 }
 
@@ -261,37 +258,28 @@ fn without_path(gguf: &Gguf, sentence: &str) -> String {
     sentence.strip_prefix(&path).unwrap_or(sentence).to_owned()
 }
 
-/// Elements of the tensors whose names are such.
-fn elements(gguf: &Gguf, keep: impl Fn(&str) -> bool) -> u64 {
-    let kept = gguf.tensors().iter().filter(|t| keep(&t.name));
-    kept.map(TensorInfo::elements).fold(0, u64::saturating_add)
-}
-
 impl UnreadKey {
     fn new(unread: &Unread) -> Self {
-        UnreadKey { key: unread.key.clone(), reason: unread.reason }
+        UnreadKey { key: unread.name.clone(), reason: unread.reason }
+    }
+}
+
+impl From<blueprint::Shape> for Shape {
+    fn from(s: blueprint::Shape) -> Self {
+        Shape {
+            active_parameters: s.active_parameters,
+            layers: s.n_layer,
+            moe_layers: s.n_moe,
+            experts: s.n_expert,
+            experts_used: s.n_expert_used,
+            shared_expert_layers: s.n_shared,
+            context_train: s.n_ctx_train,
+            vocabulary: s.n_vocab,
+        }
     }
 }
 
 impl Shape {
-    fn new(gguf: &Gguf, c: &Config) -> Self {
-        let (all, experts) = (elements(gguf, |_| true), elements(gguf, is_expert));
-        let untied = gguf.tensor("output.weight").is_some();
-        let rows_only = elements(gguf, |name| untied && name == "token_embd.weight");
-        let used = (u128::from(experts) * c.n_expert_used as u128 / c.n_expert as u128) as u64;
-        let shared = |il: &&usize| gguf.tensor(&format!("blk.{il}.ffn_gate_shexp.weight")).is_some();
-        Shape {
-            active_parameters: all.saturating_sub(experts).saturating_sub(rows_only).saturating_add(used),
-            layers: c.n_layer,
-            moe_layers: c.moe_layers.len(),
-            experts: c.n_expert,
-            experts_used: c.n_expert_used,
-            shared_expert_layers: c.moe_layers.iter().filter(shared).count(),
-            context_train: c.n_ctx_train,
-            vocabulary: c.n_vocab,
-        }
-    }
-
     fn lines(&self, text: &mut Lines, tokenizer: &str) {
         text.line("layers", format!("{}, {} of them with experts", self.layers, self.moe_layers));
         let shared = if self.shared_expert_layers > 0 { ", and a shared one" } else { "" };
@@ -302,12 +290,13 @@ impl Shape {
 }
 
 impl Memory {
-    fn new(gguf: &Gguf, config: &Config, n_ctx: Option<usize>) -> Result<Self> {
-        let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+    fn new(gguf: &Gguf, blueprint: &Blueprint, n_ctx: Option<usize>) -> Result<Self> {
+        let store = ExpertStore::new(gguf, blueprint.experts())?;
         // A budget without end, since the question is what would be needed, not what is there.
+        let n_ctx = n_ctx.map(|n| asked_ctx(n, blueprint.n_ctx_train));
         let options = Options { n_ctx, memory_bytes: Some(u64::MAX), ..Options::default() };
-        let plan = make_plan(gguf, config, &store, &options, Layout::Lines)?;
-        let n_expert = config.n_expert as u64;
+        let plan = make_plan(gguf, blueprint, &store, &options, Layout::Lines)?;
+        let (n_expert, n_used) = (blueprint.n_expert as u64, blueprint.n_expert_used() as u64);
         let layer = |l: &LayerStore| Layer {
             block: l.block,
             types: l.types().map(|t| t.name()),
@@ -316,9 +305,9 @@ impl Memory {
         };
         let moe: Vec<Layer> = store.layers().iter().map(layer).collect();
         Ok(Memory {
-            dense_resident_bytes: resident_bytes(gguf, config)?,
+            dense_resident_bytes: blueprint.resident_bytes(),
             experts_bytes: moe.iter().map(|l| l.bytes).sum(),
-            token_working_set_bytes: moe.iter().map(|l| l.expert_bytes * config.n_expert_used as u64).sum(),
+            token_working_set_bytes: moe.iter().map(|l| l.expert_bytes * n_used).sum(),
             moe,
             budget: Budget {
                 n_ctx: plan.n_ctx,
@@ -349,7 +338,10 @@ impl Memory {
         text.gap();
         let budget = &self.budget;
         text.line("for a context", format!("of {} tokens, whose KV cache takes {}:", budget.n_ctx, b(budget.kv_bytes)));
-        text.line("smallest budget", format!("{} ({} bytes)", b(budget.smallest_bytes), budget.smallest_bytes));
+        text.line(
+            "smallest budget",
+            format!("{} ({} bytes)", human_bytes_up(budget.smallest_bytes), budget.smallest_bytes),
+        );
         text.line(
             "full budget",
             format!("{} ({} bytes), every expert in memory", b(budget.full_bytes), budget.full_bytes),
@@ -410,56 +402,17 @@ fn shards(gguf: &Gguf) -> Vec<Shard> {
     gguf.shards().iter().enumerate().map(shard).collect()
 }
 
-/// The element types of each role, in the order of [`ROLES`].
+/// The element types of each role, in the roles' order.
 fn types(gguf: &Gguf) -> Vec<TypeRow> {
-    let mut rows: BTreeMap<(usize, String), TypeRow> = BTreeMap::new();
+    let mut rows: BTreeMap<(Role, String), TypeRow> = BTreeMap::new();
     for tensor in gguf.tensors() {
-        let (role, ty) = (role(&tensor.name), tensor.ty.to_string());
+        let (role, ty) = (Role::of(&tensor.name), tensor.ty.to_string());
         let row =
-            rows.entry((role, ty.clone())).or_insert(TypeRow { role: ROLES[role], r#type: ty, tensors: 0, bytes: 0 });
+            rows.entry((role, ty.clone())).or_insert(TypeRow { role: role.name(), r#type: ty, tensors: 0, bytes: 0 });
         row.tensors += 1;
         row.bytes += tensor.bytes.unwrap_or(0);
     }
     rows.into_values().collect()
-}
-
-const ROLES: [&str; 13] = [
-    "embedding",
-    "output",
-    "attention",
-    "norm",
-    "bias",
-    "router",
-    "expert gate",
-    "expert up",
-    "expert gate and up",
-    "expert down",
-    "shared expert",
-    "dense feed-forward",
-    "other",
-];
-
-/// Index in [`ROLES`] of a tensor of this name.
-fn role(name: &str) -> usize {
-    let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part);
-    let role = match part {
-        "token_embd.weight" => "embedding",
-        "output.weight" => "output",
-        p if p.ends_with(".bias") => "bias",
-        p if p.contains("norm") => "norm",
-        p if p.contains("_shexp") => "shared expert",
-        p if p.starts_with("ffn_gate_inp") => "router",
-        p if is_expert(name) => match p.trim_start_matches("ffn_") {
-            p if p.starts_with("gate_up") => "expert gate and up",
-            p if p.starts_with("gate") => "expert gate",
-            p if p.starts_with("up") => "expert up",
-            _ => "expert down",
-        },
-        p if p.starts_with("attn_") => "attention",
-        p if p.starts_with("ffn_") => "dense feed-forward",
-        _ => "other",
-    };
-    ROLES.iter().position(|&r| r == role).expect("the names above are the table's")
 }
 
 #[cfg(test)]
@@ -467,25 +420,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_have_roles() {
-        for (name, expected) in [
-            ("token_embd.weight", "embedding"),
-            ("output.weight", "output"),
-            ("output_norm.weight", "norm"),
-            ("blk.3.attn_q.weight", "attention"),
-            ("blk.3.attn_q.bias", "bias"),
-            ("blk.3.attn_q_norm.weight", "norm"),
-            ("blk.3.ffn_gate_inp.weight", "router"),
-            ("blk.3.ffn_gate_inp_shexp.weight", "shared expert"),
-            ("blk.3.ffn_gate_exps.weight", "expert gate"),
-            ("blk.3.ffn_up.17.weight", "expert up"),
-            ("blk.3.ffn_gate_up_exps.weight", "expert gate and up"),
-            ("blk.3.ffn_down_exps.weight", "expert down"),
-            ("blk.0.ffn_down.weight", "dense feed-forward"),
-            ("rope_freqs.weight", "other"),
-        ] {
-            assert_eq!(ROLES[role(name)], expected, "{name}");
-        }
+    fn numbers_are_short() {
         assert_eq!((short(25_600_000), short(30_532_122_624)), ("25.6M".to_owned(), "30.5B".to_owned()));
     }
 }

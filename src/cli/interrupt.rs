@@ -135,9 +135,8 @@ fn answer(signal: i32) {
         // Past the lock of standard error, which the run may hold while its terminal is paused.
         let _ = rustix::io::write(rustix::stdio::stderr(), bytes.as_bytes());
     }
-    if signal != SIGTSTP {
-        hotset::new_file::remove_drafts();
-    }
+    // Held until the process ends, so that no other draft begins.
+    let _held = (signal != SIGTSTP).then(hotset::new_file::remove_drafts);
     if asks && signal == SIGINT {
         exit(i32::from(INTERRUPTED));
     }

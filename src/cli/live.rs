@@ -1,5 +1,5 @@
 //! `--stats-live`: what the cache does while the text appears. On a terminal a panel of four lines at its foot, below a
-//! scrolling region in which the text runs as ever; elsewhere a line a second at most.
+//! scrolling region in which the text runs as ever; elsewhere, and on a terminal that is too small, a line a second at most.
 //!
 //! Drawn between tokens by the thread that runs the model, ten times a second at most, in one write each; when off, it is
 //! not there. All writes leave the cursor where the text has it.
@@ -14,7 +14,6 @@ use std::{
 };
 
 use hotset::{
-    Error, Result,
     backend::cpu::Cpu,
     expert::{CacheStats, LayerHits},
     session::{Session, Timing},
@@ -22,7 +21,12 @@ use hotset::{
 use terminal_size::{Height, Width};
 
 use self::panel::View;
-use super::{interrupt::Interrupts, out::plain};
+use super::{
+    interrupt::Interrupts,
+    out::plain,
+    stats::LABEL,
+    width::{of_stderr, wrap},
+};
 
 /// Between two drawings of the panel.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -38,24 +42,10 @@ const COLUMNS: u16 = 40;
 /// Gives the terminal back: scrolling everywhere, cursor as it is, nothing below it.
 pub const RESTORE: &str = "\x1b7\x1b[r\x1b8\x1b[J";
 
-/// Whether `--stats-live` would draw a panel rather than print lines.
-///
-/// # Errors
-/// On a terminal that cannot show one: lines would run into the text there.
-pub fn has_panel() -> Result<bool> {
-    if !io::stderr().is_terminal() {
-        return Ok(false);
-    }
-    let expected = format!("a terminal of {COLUMNS} columns and {ROWS} rows or more, or standard error in a file");
-    let refuse = |got: String| Err(Error::request("--stats-live", &expected, got));
-    if std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
-        return refuse("TERM=dumb".to_owned());
-    }
-    match size() {
-        Some((columns, rows)) if columns >= COLUMNS && rows >= ROWS => Ok(true),
-        Some((columns, rows)) => refuse(format!("{columns} columns and {rows} rows")),
-        None => refuse("one of unknown size".to_owned()),
-    }
+/// Whether `--stats-live` draws a panel rather than print lines: on a terminal that is large enough, and knows how.
+pub fn has_panel() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stderr().is_terminal() && !is_dumb && size().is_some_and(|(columns, rows)| columns >= COLUMNS && rows >= ROWS)
 }
 
 /// (columns, rows)
@@ -112,7 +102,9 @@ impl Live {
         if !self.panel {
             // One a second: each of its own second.
             self.window.drain(..self.window.len() - 1);
-            return plain(format_args!("{}", view.line()));
+            // A line of its own, where the text stands on the same terminal.
+            let start = if io::stderr().is_terminal() { "\n" } else { "" };
+            return plain(format_args!("{start}{}", wrap(&view.line(), of_stderr(), LABEL)));
         }
         if interrupts.take_resumed() || self.size != size() {
             self.set_up();

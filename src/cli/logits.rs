@@ -7,11 +7,10 @@ use std::{
 };
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::Cpu,
     gguf::Gguf,
     machine,
-    model::Config,
     npy::NpyWriter,
     session::{Options, Session},
     trace::{LayerEvent, TraceSink},
@@ -19,7 +18,7 @@ use hotset::{
 
 use super::{
     Ended,
-    args::Engine,
+    args::{Engine, warn_of_budget},
     out::Progress,
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -39,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<PathBuf>,
     /// Where to write the logits (- is standard output): .npy, float32, (tokens, vocabulary). Replaces a file that is there
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, visible_alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Where to write the experts used: .npy, int32, (MoE layers, tokens, experts used), best first. Replaces a file that is
     /// there
@@ -65,8 +64,8 @@ pub fn run(args: &Args) -> Ended {
     let tokens = tokens(args)?;
     let gguf = Gguf::open(&args.model)?;
     let (layers, used, vocab) = {
-        let config = Config::new(&gguf)?;
-        (config.moe_layers.len(), config.n_expert_used, config.n_vocab)
+        let blueprint = arch::blueprint(&gguf)?;
+        (blueprint.n_moe(), blueprint.n_expert_used(), blueprint.n_vocab)
     };
     let mut outputs = Outputs::new(&Force::default());
     outputs.reads_model(&gguf);
@@ -78,6 +77,7 @@ pub fn run(args: &Args) -> Ended {
 
     let routing = Routing(Arc::new(Mutex::new(vec![Vec::new(); layers])));
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };
+    warn_of_budget(&gguf, &options, false);
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
     let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
     let mut session = {
@@ -110,7 +110,7 @@ fn tokens(args: &Args) -> Result<Vec<u32>> {
     };
     let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
     let ids: Vec<u32> = words
-        .map(|word| word.parse().map_err(|_| Error::request(&what, "token ids", format!("{word:?}"))))
+        .map(|word| word.parse().map_err(|_| Error::invalid(format!("{what}: {word:?} is no token id"))))
         .collect::<Result<_>>()?;
-    if ids.is_empty() { Err(Error::request(what, "at least one token id", "none")) } else { Ok(ids) }
+    if ids.is_empty() { Err(Error::invalid(format!("{what}: there are no token ids"))) } else { Ok(ids) }
 }

@@ -49,11 +49,7 @@ pub fn cache_folder() -> Result<PathBuf> {
     let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
     let home = || env::home_dir().filter(|h| h.is_absolute()).map(|h| h.join(".cache"));
     let folder = xdg.or_else(home).ok_or_else(|| {
-        Error::request(
-            "a folder for the bundled model",
-            "XDG_CACHE_HOME, HOME or HOTSET_MODEL to be set",
-            "none of them",
-        )
+        Error::invalid("there is no folder for the bundled model: set XDG_CACHE_HOME, HOME or HOTSET_MODEL")
     })?;
     Ok(folder.join("hotset"))
 }

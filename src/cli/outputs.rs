@@ -87,10 +87,9 @@ impl Outputs {
         if let Some((_, why)) = self.known.iter().find(|(known, _)| Some(known) == id.as_ref()) {
             return refused(&path.display(), why);
         }
+        // Before there is a draft, so that no signal comes between.
+        interrupt::remove_drafts_at_the_end()?;
         let file = NewFile::open(path, replace)?;
-        if file.has_named_draft() {
-            interrupt::remove_drafts_at_the_end()?;
-        }
         self.known.extend(id.map(|id| (id, format!("it already takes what {option} writes"))));
         Ok(file)
     }

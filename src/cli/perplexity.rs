@@ -15,7 +15,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count},
+    args::{Engine, count, warn_of_budget},
     out::{Out, Progress, notes},
     stats::{Record, Stats},
     text::{Limit, read_text},
@@ -28,16 +28,23 @@ use super::{
 #[derive(clap::Args)]
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
-    model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "model", conflicts_with = "model")]
+    model_file: Option<PathBuf>,
+    /// The model file, by an option
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
     /// The text (- is standard input)
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens of a window
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = count::<{ u32::MAX as usize }>)]
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", default_value_t = 512, value_parser = count::<{ u32::MAX as usize }>)]
     ctx: usize,
     /// Windows at most; default: all of the text
     #[arg(long, value_name = "N", value_parser = count::<{ u32::MAX as usize }>)]
     chunks: Option<usize>,
+    /// Print all statistics
+    #[arg(short, long)]
+    verbose: bool,
     #[command(flatten)]
     engine: Engine,
 }
@@ -48,9 +55,10 @@ const MIN_CTX: usize = 4;
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     if args.ctx < MIN_CTX {
-        return Err(Error::request("--ctx", format!("at least {MIN_CTX} tokens"), args.ctx).into());
+        return Err(Stop::usage(format!("--ctx {}: a window has {MIN_CTX} tokens at least", args.ctx)));
     }
-    let gguf = Gguf::open(&args.model)?;
+    let model = args.model.as_deref().or(args.model_file.as_deref()).expect("clap asks for one of the two");
+    let gguf = Gguf::open(model)?;
     let (mut tokens, bos) = {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let adds_bos = tokenizer.encode("a", true, false).first().copied();
@@ -62,10 +70,8 @@ pub fn run(args: &Args) -> Ended {
     };
     let windows = (tokens.len() / args.ctx).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {
-        let what = format!("the text of {}", args.file.display());
-        return Err(
-            Error::request(what, format!("at least {} tokens, a window (--ctx)", args.ctx), tokens.len()).into()
-        );
+        let told = format!("the text has {} tokens, fewer than a window of {} (--ctx)", tokens.len(), args.ctx);
+        return Err(Error::file(&args.file, told).into());
     }
     tokens.truncate(windows * args.ctx);
 
@@ -73,6 +79,7 @@ pub fn run(args: &Args) -> Ended {
     let half = args.ctx.div_ceil(2);
     let options = Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options };
     let record = Record::new(&gguf);
+    warn_of_budget(&gguf, &options, false);
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
@@ -88,7 +95,7 @@ pub fn run(args: &Args) -> Ended {
         out.text(&format!("[{}]{:.4},", i + 1, loss.perplexity()))?;
     }
     finish(&mut out, &loss)?;
-    Stats::new(&session, &args.engine, record, "length")?.print();
+    Stats::new(&session, &args.engine, record, "length")?.print(args.verbose);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -100,7 +107,7 @@ fn finish(out: &mut Out, loss: &Loss) -> Result<(), Stop> {
 /// Runs one window and adds the losses of its second half.
 fn measure(session: &mut Session, window: &[u32], loss: &mut Loss) -> Result<()> {
     let n_batch = session.plan().n_batch;
-    let n_vocab = session.config().n_vocab;
+    let n_vocab = session.blueprint().n_vocab;
     let half = window.len() / 2;
     for batch in window[..half].chunks(n_batch) {
         session.fill(batch)?;

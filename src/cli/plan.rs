@@ -2,24 +2,23 @@
 
 use std::{fmt::Write, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::ValueEnum;
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::{Cpu, WeightRate},
+    blueprint::{Blueprint, Touched},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
-    human_bytes,
+    human_bytes, human_bytes_up,
     id::ExpertId,
     io::{
-        IoKind, Layout,
+        Extents, IoKind, Layout,
         probe::{Limits, probe, steady},
     },
     machine,
-    model::{Config, Touched, check_dense, resident_bytes, touched},
     outlook::{Estimate, Rates, Token, decode, hit_rate},
     policy::PolicyKind,
     prefetch::PrefetchKind,
-    session::{Options, make_plan},
+    session::{Options, PlainReads, make_plan, plain_reads},
     simulate::{Compute, Conditions, Drive, Setting, SimPolicy, replay},
     trace::file::TraceReader,
 };
@@ -27,12 +26,14 @@ use serde::Serialize;
 
 use super::{
     Ended,
-    args::count,
+    args::{asked_ctx, ctx},
+    json,
     out::{Out, Progress},
     sweep::drive,
+    width::{of_stdout, wrap},
 };
 
-/// Say what a model would do in which memory budget
+/// Predict speed at several memory budgets
 ///
 /// The file's header is enough: a download may still be under way, or only the first megabytes be there. Expected rates come
 /// with an error: without --trace, hit rates are bounded by what seven other models did.
@@ -40,8 +41,8 @@ use super::{
 pub struct Args {
     /// Model file (GGUF; of a split set any file)
     file: PathBuf,
-    /// Context, in tokens; default: the model's own, at most 4096
-    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    /// Context, in tokens; 0: the model's own; default: that, at most 4096
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
     ctx: Option<usize>,
     /// The drive: nvme, ufs4, sata, or LATENCY:RATE in microseconds and MB/s (80:3500). Default: the model's own is tried
     /// for two seconds; where its data is not there yet, nvme
@@ -54,15 +55,9 @@ pub struct Args {
     /// A trace of this model (`hotset trace`): hit rates are simulated on it instead of guessed
     #[arg(long, value_name = "TRACE")]
     trace: Option<PathBuf>,
-    /// How to write the results
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    output: Format,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -73,6 +68,10 @@ fn rate(text: &str) -> Result<f64, String> {
 /// How long the model's drive is tried to find the best way of reading, and then for its rate and for its latency.
 const PROBE: Limits = Limits { time: Duration::from_millis(600), bytes: 4 << 30 };
 const STEADY: Limits = Limits { time: Duration::from_millis(700), bytes: 4 << 30 };
+
+/// What the page cache is tried with, and for how long: first to fill it, then for its rate.
+const CACHED_BYTES: u64 = 32 << 20;
+const CACHED: Limits = Limits { time: Duration::from_millis(250), bytes: 4 << 30 };
 
 /// A type's rate is not tried if it is a smaller part of what a token touches.
 const SMALL_PART: f64 = 0.02;
@@ -89,6 +88,9 @@ const SENSIBLE: f64 = 0.8;
 /// See the module. The fields are the JSON's keys.
 #[derive(Serialize)]
 struct Outlook {
+    /// Rates of another machine.
+    #[serde(skip)]
+    given: bool,
     model: String,
     n_ctx: usize,
     threads: usize,
@@ -97,6 +99,8 @@ struct Outlook {
     drive_latency_us: f64,
     drive_mb_per_second: u64,
     drive_is: String,
+    /// Reads from the page cache, where a run here would have all experts in it.
+    page_cache_mb_per_second: Option<u64>,
     hit_rates_are: String,
     /// Weights that a token touches, and the routed experts' part of them.
     token_bytes: u64,
@@ -104,6 +108,8 @@ struct Outlook {
     available_bytes: Option<u64>,
     /// What `--memory auto` would take here.
     here_bytes: Option<u64>,
+    /// Half of that, or the smallest budget.
+    less: Option<Less>,
     smallest_bytes: u64,
     /// With one pool for all layers.
     one_pool_bytes: u64,
@@ -111,6 +117,13 @@ struct Outlook {
     sensible_bytes: u64,
     full_bytes: u64,
     rows: Vec<Row>,
+}
+
+/// A budget below the machine's, and what it does.
+#[derive(Clone, Copy, Serialize)]
+struct Less {
+    budget_bytes: u64,
+    tok_s: f64,
 }
 
 /// One budget.
@@ -121,6 +134,8 @@ struct Row {
     hit_rate: Estimate,
     read_bytes_per_token: f64,
     decode_tok_s: Estimate,
+    /// Where a run gets experts that have no slot: `drive`, `page cache`, or `none` are without.
+    reads: &'static str,
     /// What one more GiB adds to the expected rate.
     next_gib_tok_s: f64,
     /// The budget that `--memory auto` would take on this machine.
@@ -130,28 +145,29 @@ struct Row {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     let outlook = Outlook::new(args)?;
-    Out::new().text(&match args.output {
-        Format::Json => serde_json::to_string_pretty(&outlook).expect("rows are plain numbers") + "\n",
-        Format::Text => outlook.text(),
-    })?;
+    let columns = of_stdout();
+    Out::new().text(&if args.json { json::document(&outlook) } else { wrap(&outlook.text(), columns, 0) })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A model, and all that decides what it does in a budget.
 struct Case<'a> {
     gguf: &'a Gguf,
-    config: &'a Config,
+    blueprint: &'a Blueprint,
     store: &'a ExpertStore,
     args: &'a Args,
     token: Token,
     rates: Rates,
+    /// Of a run on this machine, which reads through the page cache where that has room.
+    page_cache: Option<Drive>,
 }
 
 impl Case<'_> {
     fn plan(&self, scope: Scope, memory_bytes: u64) -> Result<hotset::plan::Plan> {
         let memory_bytes = Some(memory_bytes);
-        let options = Options { n_ctx: self.args.ctx, memory_bytes, scope: Some(scope), ..Options::default() };
-        make_plan(self.gguf, self.config, self.store, &options, Layout::Lines)
+        let n_ctx = self.args.ctx.map(|n| asked_ctx(n, self.blueprint.n_ctx_train));
+        let options = Options { n_ctx, memory_bytes, scope: Some(scope), ..Options::default() };
+        make_plan(self.gguf, self.blueprint, self.store, &options, Layout::Lines)
     }
 
     /// Slots of each layer in a budget; without one, all that make sense.
@@ -161,7 +177,12 @@ impl Case<'_> {
     }
 
     fn row(&self, budget_bytes: u64) -> Result<(Row, f64)> {
-        let (slots, _) = self.slots(budget_bytes)?;
+        let (slots, plan) = self.slots(budget_bytes)?;
+        let (reads, drive) = match (plain_reads(&plan, self.store), self.page_cache) {
+            (Some(PlainReads::AllHaveSlots), _) => ("none", self.rates.drive),
+            (Some(PlainReads::FitThePageCache), Some(page_cache)) => ("page cache", page_cache),
+            _ => ("drive", self.rates.drive),
+        };
         let per_layer = slots.iter().sum::<usize>() as f64 / slots.len().max(1) as f64;
         let hit_rate = match &self.args.trace {
             Some(trace) => {
@@ -171,20 +192,21 @@ impl Case<'_> {
                     slots: &slots,
                     transient: 0,
                     prefetch: PrefetchKind::Off,
-                    conditions: Conditions { drive: self.rates.drive, compute: Compute::default(), warmup: 0 },
+                    conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
                 };
                 let hits = replay(trace, &setting, None)?.stats.decode.hit_rate().unwrap_or(0.0);
                 Estimate { low: hits, expected: hits, high: hits }
             }
-            None => hit_rate(per_layer, self.config.n_expert, self.config.n_expert_used),
+            None => hit_rate(per_layer, self.blueprint.n_expert, self.blueprint.n_expert_used()),
         };
-        let decode_tok_s = decode(self.token, self.rates, hit_rate);
+        let decode_tok_s = decode(self.token, Rates { drive, ..self.rates }, hit_rate);
         let row = Row {
             budget_bytes,
             slots_per_layer: per_layer,
             hit_rate,
             read_bytes_per_token: self.token.experts * (1.0 - hit_rate.expected),
             decode_tok_s,
+            reads,
             next_gib_tok_s: 0.0,
             here: false,
         };
@@ -195,32 +217,32 @@ impl Case<'_> {
 impl Outlook {
     fn new(args: &Args) -> Result<Self> {
         let gguf = Gguf::open_header(&args.file)?;
-        let config = Config::new(&gguf)?;
-        check_dense(&gguf, &config)?;
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
+        let blueprint = arch::blueprint(&gguf)?;
+        let store = ExpertStore::new(&gguf, blueprint.experts())?;
         if let Some(trace) = &args.trace {
-            fits(trace, &config)?;
+            fits(trace, &blueprint)?;
         }
         let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes()).sum();
-        let experts = (expert_bytes * config.n_expert_used as u64) as f64;
+        let experts = (expert_bytes * blueprint.n_expert_used() as u64) as f64;
         let n_layer = store.layers().len();
         let token = Token {
-            touched: resident_bytes(&gguf, &config)? as f64 + experts,
+            touched: blueprint.resident_bytes() as f64 + experts,
             experts,
             n_layer: n_layer as f64,
-            n_expert_used: config.n_expert_used as f64,
+            n_expert_used: blueprint.n_expert_used() as f64,
         };
         let threads = machine::cores().threads();
         let (weights, weights_rate_is) = match args.memory_rate {
             Some(gb_s) => (gb_s * 1e9, "given".to_owned()),
-            None => weights_rate(touched(&gguf, &config), threads)?,
+            None => weights_rate(blueprint.touched(), threads)?,
         };
-        let (drive, drive_is) = drive_of(args, &gguf, &store);
-        let case = Case { gguf: &gguf, config: &config, store: &store, args, token, rates: Rates { weights, drive } };
+        let ((drive, drive_is), page_cache) = drive_of(args, &gguf, &store);
+        let rates = Rates { weights, drive };
+        let case = Case { gguf: &gguf, blueprint: &blueprint, store: &store, args, token, rates, page_cache };
 
         let (_, whole) = case.slots(u64::MAX)?;
         let (smallest, full) = (whole.smallest_bytes, whole.full_bytes);
-        let at = |percent: f64| smallest + ((full - smallest) as f64 * least_share(percent, &config)) as u64;
+        let at = |percent: f64| smallest + ((full - smallest) as f64 * least_share(percent, &blueprint)) as u64;
         let mut budgets: Vec<u64> = SHARES.iter().map(|&percent| at(percent)).collect();
         budgets.push(smallest);
         let available = machine::available_bytes();
@@ -244,7 +266,10 @@ impl Outlook {
             progress.set(done, all);
         }
         drop(progress);
+        let less = here.map(|here| rounded_down(here / 2).max(smallest)).filter(|&less| Some(less) < here);
+        let less = less.map(|budget_bytes| Ok(Less { budget_bytes, tok_s: case.row(budget_bytes)?.1 })).transpose()?;
         Ok(Outlook {
+            given: args.drive.is_some() || args.memory_rate.is_some(),
             model: args.file.display().to_string(),
             n_ctx: whole.n_ctx,
             threads,
@@ -253,6 +278,7 @@ impl Outlook {
             drive_latency_us: drive.latency_ns as f64 / 1e3,
             drive_mb_per_second: drive.bytes_per_us,
             drive_is,
+            page_cache_mb_per_second: page_cache.map(|drive: Drive| drive.bytes_per_us),
             hit_rates_are: match &args.trace {
                 Some(trace) => format!("simulated on {}, cold start included", trace.display()),
                 None => "between those of long mixed text and of one topic on other models".to_owned(),
@@ -261,6 +287,7 @@ impl Outlook {
             token_expert_bytes: token.experts as u64,
             available_bytes: available,
             here_bytes: here,
+            less,
             smallest_bytes: smallest,
             one_pool_bytes: case.plan(Scope::Global, u64::MAX)?.smallest_bytes,
             sensible_bytes: sensible,
@@ -269,17 +296,40 @@ impl Outlook {
         })
     }
 
+    /// What most people want to know.
+    fn sentence(&self) -> String {
+        let b = human_bytes;
+        let machine = if self.given { "On this machine, with the rates that were given" } else { "On this machine" };
+        let Some(here) = self.rows.iter().find(|row| row.here) else {
+            let free = self.available_bytes.map_or("unknown".to_owned(), b);
+            let [least, layers] = [self.one_pool_bytes, self.smallest_bytes].map(human_bytes_up);
+            return format!(
+                "{machine}: too little memory is free, {free}; the model takes {least} at least, and {layers} with slots for \
+                 each layer."
+            );
+        };
+        let (tok_s, budget) = (here.decode_tok_s.expected, b(here.budget_bytes));
+        let free = self.available_bytes.map_or(budget.clone(), b);
+        let whole = if here.budget_bytes == self.full_bytes { "; all of it fits" } else { "" };
+        let less =
+            self.less.map_or(String::new(), |less| format!("; {} gives {:.0}", b(less.budget_bytes), less.tok_s));
+        format!("{machine}: about {tok_s:.0} tok/s in {budget} of the {free} that are free{whole}{less}.")
+    }
+
     fn text(&self) -> String {
-        let mut text = format!(
-            "{}: a token touches {}, {} of them experts; context of {} tokens\n",
+        let mut text = self.sentence() + "\n\n";
+        let _ = writeln!(
+            text,
+            "{}: a token touches {}, {} of them experts; context of {} tokens",
             self.model,
             human_bytes(self.token_bytes),
             human_bytes(self.token_expert_bytes),
             self.n_ctx
         );
+        let cached = self.page_cache_mb_per_second.map_or(String::new(), |mb_s| format!("; page cache {mb_s} MB/s"));
         let _ = writeln!(
             text,
-            "weights {:.1} GB/s ({}; {} thread{})\ndrive {} MB/s after {:.0} µs ({})\nhit rates are {}",
+            "weights {:.1} GB/s ({}; {} thread{})\ndrive {} MB/s after {:.0} µs ({}){cached}\nhit rates are {}",
             self.weights_bytes_per_second / 1e9,
             self.weights_rate_is,
             self.threads,
@@ -291,71 +341,87 @@ impl Outlook {
         );
         let _ = writeln!(
             text,
-            "\n{:>12}  {:>11}  {:>17}  {:>12}  {:>21}  {:>14}",
-            "budget", "slots/layer", "hits", "read/token", "decode, tok/s", "1 GiB more"
+            "\n{:>10}  {:>11}  {:>15}  {:>10}  {:>10}  {:>19}  {:>10}",
+            "budget", "slots/layer", "hits", "read/token", "from", "decode, tok/s", "1 GiB more"
         );
         for row in &self.rows {
-            let (hit, tok_s) = (row.hit_rate, row.decode_tok_s);
-            let _ = writeln!(
-                text,
-                "{:>12}  {:>11.1}  {:>5.1} % ({:.0}-{:.0})  {:>12}  {:>7.1} ({:.1}-{:.1})  {:>14}{}",
-                human_bytes(row.budget_bytes),
-                row.slots_per_layer,
-                100.0 * hit.expected,
-                100.0 * hit.low,
-                100.0 * hit.high,
-                human_bytes(row.read_bytes_per_token as u64),
-                tok_s.expected,
-                tok_s.low,
-                tok_s.high,
-                if row.next_gib_tok_s > 0.0 { format!("+{:.1} tok/s", row.next_gib_tok_s) } else { "-".to_owned() },
-                if row.here { "  <- --memory auto here, now" } else { "" }
-            );
+            text += &row.line();
+        }
+        if self.here_bytes.is_some() {
+            text += "* what --memory auto takes here, now\n";
         }
         let _ = writeln!(
             text,
             "\nsmallest {} ({} with one pool for all layers); sensible from {} on ({:.0} % of the rate with everything in \
              memory); all of it {}",
-            human_bytes(self.smallest_bytes),
-            human_bytes(self.one_pool_bytes),
-            human_bytes(self.sensible_bytes),
+            human_bytes_up(self.smallest_bytes),
+            human_bytes_up(self.one_pool_bytes),
+            human_bytes_up(self.sensible_bytes),
             100.0 * SENSIBLE,
-            human_bytes(self.full_bytes)
+            human_bytes_up(self.full_bytes)
         );
         let _ = writeln!(
             text,
-            "the cliff: a cache for all layers in one that holds less than {} hits nothing under LRU; hotset's, a pool a \
-             layer, has none",
+            "the cliff: a cache for all layers in one that holds less than {} hits nothing under LRU; hotset's pools per layer \
+             have none",
             human_bytes(self.token_expert_bytes)
         );
-        if self.here_bytes.is_none() {
-            let _ = writeln!(text, "this machine has too little memory free for a pool of slots a layer");
-        }
         text
     }
 }
 
+impl Row {
+    /// At most 100 columns, as the headings have them.
+    fn line(&self) -> String {
+        let (hit, tok_s) = (self.hit_rate, self.decode_tok_s);
+        format!(
+            "{:>10}{} {:>11.1}  {:>15}  {:>10}  {:>10}  {:>19}  {:>10}\n",
+            human_bytes(self.budget_bytes),
+            if self.here { "*" } else { " " },
+            self.slots_per_layer,
+            format!("{:.1} % ({:.0}-{:.0})", 100.0 * hit.expected, 100.0 * hit.low, 100.0 * hit.high),
+            human_bytes(self.read_bytes_per_token as u64),
+            if self.reads == "none" { "-" } else { self.reads },
+            format!("{} ({}-{})", figure(tok_s.expected), figure(tok_s.low), figure(tok_s.high)),
+            if self.next_gib_tok_s > 0.0 { format!("+{}", figure(self.next_gib_tok_s)) } else { "-".to_owned() },
+        )
+    }
+}
+
+/// Three digits, or all before the point.
+fn figure(rate: f64) -> String {
+    if rate < 100.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
+}
+
+/// Whole GiB, or MiB below one.
+fn rounded_down(bytes: u64) -> u64 {
+    let unit = if bytes < 1 << 30 { 1 << 20 } else { 1 << 30 };
+    bytes / unit * unit
+}
+
 /// Which part of the way from the smallest to the full budget has slots for so many percent of the experts.
-fn least_share(percent: f64, config: &Config) -> f64 {
-    let (all, used) = (config.n_expert as f64, config.n_expert_used as f64);
+fn least_share(percent: f64, blueprint: &Blueprint) -> f64 {
+    let (all, used) = (blueprint.n_expert as f64, blueprint.n_expert_used() as f64);
     if all <= used { 1.0 } else { ((all * percent / 100.0 - used) / (all - used)).clamp(0.0, 1.0) }
 }
 
 /// Refuses a trace of a model of another shape.
-fn fits(trace: &std::path::Path, c: &Config) -> Result<()> {
+fn fits(trace: &std::path::Path, c: &Blueprint) -> Result<()> {
     let reader = TraceReader::open(trace)?;
     let h = reader.header();
     let shape =
         |layers: usize, experts: usize, used: usize| format!("{layers} MoE layers, {used} of {experts} experts");
-    let expected = shape(c.moe_layers.len(), c.n_expert, c.n_expert_used);
+    let expected = shape(c.n_moe(), c.n_expert, c.n_expert_used());
     let got = shape(h.n_layer, h.n_expert, h.n_expert_used);
-    if expected == got { Ok(()) } else { Err(Error::format(trace, "the traced model", expected, got)) }
+    let told = || Error::file(trace, format!("the trace is of another model, with {got}; this one has {expected}"));
+    if expected == got { Ok(()) } else { Err(told()) }
 }
 
-/// The drive that is asked for; else what the model's own gives; else a usual one.
-fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
+/// The drive that is asked for; else what the model's own gives, and what the page cache does; else a usual one. With what
+/// it is in words.
+fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> ((Drive, String), Option<Drive>) {
     if let Some(drive) = args.drive {
-        return (drive, "given".to_owned());
+        return ((drive, "given".to_owned()), None);
     }
     let usual = |why: &str| (drive("nvme").expect("a known name"), format!("a usual NVMe: {why}"));
     let end = |shard: usize| {
@@ -363,28 +429,46 @@ fn drive_of(args: &Args, gguf: &Gguf, store: &ExpertStore) -> (Drive, String) {
         ends.max().unwrap_or(0)
     };
     if gguf.shards().iter().enumerate().any(|(i, shard)| end(i) > shard.len) {
-        return usual("the file's data is not there yet");
+        return (usual("the file's data is not there yet"), None);
     }
     let n_layer = store.layers().len();
     let ids = (0..n_layer as u16)
         .flat_map(|layer| (0..store.n_expert() as u16).map(move |expert| ExpertId { layer, expert }));
     let reads: Vec<_> = ids.map(|id| store.extents(id)).collect();
-    let parts = store.slot_parts(0..n_layer);
-    let found = probe(store.files(), &reads, &parts, PROBE);
-    // What the page cache holds is no figure of the drive.
-    let past_it = found.rates.iter().filter(|r| r.io != IoKind::Pread.name());
-    let best = past_it.max_by(|a, b| a.gb_s.total_cmp(&b.gb_s)).or(found.rates.first());
-    let kind = best.and_then(|r| Some((IoKind::ALL.iter().copied().find(|kind| kind.name() == r.io)?, r.depth)));
-    let steady = |how| steady(store.files(), &reads, &parts, how, STEADY).ok();
-    let Some(((kind, depth), together)) = kind.and_then(|how| Some((how, steady(how)?))) else {
-        return usual("the model's own could not be tried");
-    };
+    let own = own_drive(store, &reads).unwrap_or_else(|| usual("the model's own could not be tried"));
+    (own, page_cache(store, &reads))
+}
+
+/// The drive that the model lies on, as a run would read it.
+fn own_drive(store: &ExpertStore, reads: &[Extents]) -> Option<(Drive, String)> {
+    let parts = store.slot_parts(0..store.layers().len());
+    let found = probe(store.files(), reads, &parts, PROBE);
+    let (kind, depth) = found.best()?;
+    let steady = |how| steady(store.files(), reads, &parts, how, STEADY).ok();
+    if kind == IoKind::Pread {
+        // What the page cache holds is no figure of the drive: only the probe drops it before it reads.
+        let rate = found.rates.iter().find(|r| r.io == kind.name() && r.depth == depth)?;
+        let drive = Drive { latency_ns: 0, bytes_per_us: ((rate.gb_s * 1e3) as u64).max(1), depth: 1 };
+        return Some((drive, format!("the model's own, tried with {} {depth}", kind.name())));
+    }
+    let together = steady((kind, depth))?;
     // A read alone takes its latency and its bytes.
     let mean = reads.iter().map(|r| r.bytes() as f64).sum::<f64>() / reads.len().max(1) as f64;
     let alone = steady((kind, 1)).unwrap_or(together).min(together);
     let latency_ns = (mean / alone - mean / together).round() as u64;
     let drive = Drive { latency_ns, bytes_per_us: ((together * 1e3) as u64).max(1), depth: 1 };
-    (drive, format!("the model's own, tried with {} {depth} and 1", kind.name()))
+    Some((drive, format!("the model's own, tried with {} {depth} and 1", kind.name())))
+}
+
+/// Reads of experts that the page cache holds.
+fn page_cache(store: &ExpertStore, reads: &[Extents]) -> Option<Drive> {
+    let mut bytes = 0;
+    let few: Vec<_> = reads.iter().copied().take_while(|r| (bytes < CACHED_BYTES, bytes += r.bytes()).0).collect();
+    let parts = store.slot_parts(0..store.layers().len());
+    let how = (IoKind::Pread, IoKind::Pread.default_depth());
+    let rate = || steady(store.files(), &few, &parts, how, CACHED).ok();
+    rate()?;
+    Some(Drive { latency_ns: 0, bytes_per_us: ((rate()? * 1e3) as u64).max(1), depth: 1 })
 }
 
 /// Bytes a second of a mixture of types, and how that came about.

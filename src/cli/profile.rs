@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::text::{Limit, read_text};
 
-/// A row of `bench -o json`, as far as it is a profile. `None`: not measured.
+/// A row of `bench --json`, as far as it is a profile. `None`: not measured.
 #[derive(Debug, Default, Deserialize, PartialEq)]
 pub struct Profile {
     pub test: String,
@@ -28,11 +28,20 @@ pub struct Profile {
     pub read_mb_s: Option<f64>,
 }
 
+/// The document.
+#[derive(Deserialize)]
+struct Rows {
+    rows: Vec<Profile>,
+}
+
 impl Profile {
     /// Of the repetitions of a test with so many reads in flight.
     pub fn of(pace: &Pace, test: String, io_depth: usize) -> Self {
         let us = |ns: f64| ns / 1e3;
-        let (layers, hand_outs, reads) = (pace.layers.fit_added(), pace.hand_outs.fit(), pace.reads.fit());
+        let (layers, hand_outs) = (pace.layers.fit_added(), pace.hand_outs.fit());
+        // Reads whose times do not grow with their size are too much alike to tell a latency from a rate.
+        let grown = pace.reads.fit().filter(|(_, a_byte)| *a_byte > 0.0);
+        let reads = grown.or(pace.reads.per_size().map(|a_byte| (0.0, a_byte)));
         Self {
             test,
             io_depth,
@@ -44,7 +53,7 @@ impl Profile {
             wake_us: pace.wake_ns().map(us),
             token_us: pace.token_ns().map(us),
             read_latency_us: reads.map(|(at_0, _)| us(at_0)),
-            read_mb_s: reads.filter(|(_, a_byte)| *a_byte > 0.0).map(|(_, a_byte)| 1e3 / a_byte),
+            read_mb_s: reads.map(|(_, a_byte)| 1e3 / a_byte).filter(|rate| rate.is_finite()),
         }
     }
 
@@ -53,15 +62,15 @@ impl Profile {
     /// # Errors
     /// A file that is not what bench writes as JSON, or has another number of such tests.
     pub fn read(path: &Path) -> Result<Self> {
-        let wrong = |got: String| Error::format(path, "the profile", "what hotset bench -o json writes", got);
-        let rows: Vec<Self> =
+        let wrong =
+            |why: String| Error::file(path, format!("this is no profile, as hotset bench --json prints it: {why}"));
+        let Rows { rows } =
             serde_json::from_str(&read_text(path, &Limit::of_texts())?).map_err(|e| wrong(e.to_string()))?;
         let mut decoded: Vec<Self> = rows.into_iter().filter(|row| row.layer_us.is_some()).collect();
         let Some(profile) = decoded.pop().filter(|_| decoded.is_empty()) else {
-            let tests: Vec<_> = decoded.iter().map(|row| row.test.as_str()).collect();
-            let got =
-                if tests.is_empty() { "none, or several".to_owned() } else { format!("also {}", tests.join(", ")) };
-            return Err(Error::format(path, "the profile", "one test that decoded some tokens", got));
+            let n = if decoded.is_empty() { "none".to_owned() } else { format!("{}", decoded.len() + 1) };
+            let wanted = "a profile has one test that decoded tokens (bench -p 0, one budget, one -n)";
+            return Err(Error::file(path, format!("{wanted}, and this has {n}")));
         };
         let all = [profile.layer_us, profile.layer_wait_us, profile.shared_us, profile.hand_out_us, profile.expert_us];
         let others = [profile.wake_us, profile.token_us, profile.read_latency_us, profile.read_mb_s];

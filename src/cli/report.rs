@@ -2,14 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::ValueEnum;
 use hotset::{
     report::{Made, Report, Run, Traced},
     trace::file::TraceReader,
 };
 
 use super::{
-    Ended, made,
+    Ended, json, made,
     out::Out,
     outputs::{Force, Outputs},
     sweep::Sweep,
@@ -30,21 +29,16 @@ pub struct Args {
     /// Write the page to this new file (- is standard output)
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// What to print. Default: plot, or nothing with --html
-    #[arg(short, long, value_enum)]
-    output: Option<Format>,
+    /// Print all numbers of the page as JSON
+    #[arg(long, conflicts_with = "plot")]
+    json: bool,
+    /// Print miss-ratio curves, a letter per policy, and a sentence on the run. The default without --html
+    #[arg(long)]
+    plot: bool,
     #[command(flatten)]
     sweep: Sweep,
     #[command(flatten)]
     force: Force,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Format {
-    /// Miss-ratio curves, a letter a policy, and a sentence on the run
-    Plot,
-    /// All numbers of the page
-    Json,
 }
 
 /// The verb.
@@ -54,7 +48,7 @@ pub fn run(args: &Args) -> Ended {
     args.trace.iter().for_each(|file| outputs.reads("the trace", file));
     args.run.iter().for_each(|file| outputs.reads("the record of the run", file));
     args.sweep.profile().into_iter().for_each(|file| outputs.reads("the profile", file));
-    if args.html.is_none() || args.output.is_some() {
+    if args.html.is_none() || args.json || args.plot {
         outputs.prints("the report");
     }
     let page = args.html.as_deref().map(|file| outputs.create("--html", file)).transpose()?;
@@ -78,11 +72,10 @@ pub fn run(args: &Args) -> Ended {
         page.write(report.html().as_bytes())?;
         page.finish()?;
     }
-    let text = match args.output {
-        Some(Format::Json) => serde_json::to_string_pretty(&report).expect("plain text and numbers") + "\n",
-        Some(Format::Plot) => report.text(),
-        None if has_page => String::new(),
-        None => report.text(),
+    let text = match (args.json, args.plot || !has_page) {
+        (true, _) => json::document(&report),
+        (false, true) => report.text(),
+        (false, false) => String::new(),
     };
     Out::new().text(&text)?;
     Ok(ExitCode::SUCCESS)

@@ -1,16 +1,11 @@
 //! `hotset run`: a prompt in, text out, and what it took.
 
-use std::{
-    ffi::OsString,
-    io::{self, IsTerminal},
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     gguf::Gguf,
-    model::Config,
+    human_bytes,
     new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::Session,
@@ -19,15 +14,17 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count},
+    args::{Engine, OrAll, asked_ctx, count_or_all, ctx, file_bytes, warn_of_budget},
     hot::{self, Start, Warm},
     interrupt::{INTERRUPTED, Interrupts},
+    json,
     live::{self, Live},
     model_file,
     out::{Out, Progress, note, notes},
     outputs::{Force, Outputs},
+    prompt::{Given, Source, stdin_has_text},
     stats::{self, Record, Snapshot, Stats},
-    text::{Limit, read_text},
+    text::Limit,
 };
 
 /// Continue a prompt
@@ -35,39 +32,63 @@ use super::{
 /// The prompt is printed first, then what the model makes of it, token by token; statistics follow on standard error.
 /// Control tokens in the prompt, such as <|im_start|>, are read as such. Ctrl-C ends the text, prints the statistics
 /// and exits with 130; a second one exits at once.
+///
+/// An only argument is the model if it exists, ends in .gguf, has a / and no space, looks like name:tag, or if standard
+/// input brings a prompt; else it is the prompt for the small model that comes with hotset. To be sure, use --model and
+/// --prompt.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF; of a split set any file). An only argument is the model if it names a file or ends in .gguf,
-    /// else the prompt for the small model that comes with hotset
-    model: Option<OsString>,
+    /// Model file (GGUF; of a split set any file)
+    #[arg(value_name = "MODEL")]
+    first: Option<OsString>,
     /// The text to continue; without one, standard input is read if it is no terminal
-    prompt: Option<String>,
-    /// Read the prompt from this file (- is standard input), without its last newline
-    #[arg(long, value_name = "FILE")]
+    #[arg(value_name = "PROMPT")]
+    second: Option<OsString>,
+    /// The model file, by an option
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The prompt, by an option
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<OsString>,
+    /// Read the prompt from this file (- is standard input): without its last newline and a byte-order mark, and with
+    /// lines that end in CR LF as if they ended in LF
+    #[arg(short = 'f', long, visible_alias = "file", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// Tokens to generate at most
-    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
-    max_tokens: usize,
-    /// Tokens of context; default: what prompt and --max-tokens need, at most what the model was trained for
-    #[arg(long, value_name = "TOKENS", value_parser = count::<{ u32::MAX as usize }>)]
+    /// Read escapes in the prompt: \\n \\r \\t \\\\ \\' \\" and \\xNN
+    #[arg(short, long)]
+    escape: bool,
+    /// Tokens to generate at most; -1: until the model ends its text or the context is full
+    #[arg(
+        short = 'n',
+        long,
+        visible_aliases = ["n-predict", "predict"],
+        value_name = "TOKENS",
+        default_value = "256",
+        value_parser = count_or_all::<{ u32::MAX as usize }>,
+        allow_negative_numbers = true
+    )]
+    max_tokens: OrAll,
+    /// Tokens of context; 0: as many as the model was trained for. Default: what prompt and --max-tokens need (with -1 of
+    /// these, 4096 beside the prompt), at most what the model was trained for
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
     ctx: Option<usize>,
     /// Go on after the model has ended its text
     #[arg(long)]
     ignore_eos: bool,
     /// Do not print the prompt
-    #[arg(long)]
+    #[arg(long, visible_alias = "no-display-prompt")]
     no_echo: bool,
     /// Write statistics to this file, as JSON; replaces a file that is there
     #[arg(long, value_name = "FILE")]
     stats_json: Option<PathBuf>,
-    /// Show hits, reads and waiting while the text appears: in a panel at the foot of the terminal; where standard error
-    /// is none, in a line a second
+    /// Show hits, reads and waiting while the text appears: in a panel at the foot of the terminal; where there is none, or
+    /// it is too small, in a line a second
     #[arg(long, conflicts_with = "quiet")]
     stats_live: bool,
-    /// Print how the budget is split
+    /// Print how the budget is split, and all statistics
     #[arg(short, long)]
     verbose: bool,
-    /// Print nothing but the text
+    /// Print nothing but the text (and that the bundled model took an only word for its prompt)
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
     #[command(flatten)]
@@ -88,45 +109,84 @@ pub struct Args {
     force: Force,
 }
 
-/// How tokens are chosen. The defaults are llama.cpp's, but for the seed.
+/// How tokens are chosen. The defaults are llama.cpp's.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Choice of tokens")]
+#[command(next_help_heading = "Sampling")]
 struct Sampling {
     /// Temperature; 0: always the most likely token
-    #[arg(long, value_name = "T", default_value_t = SamplerConfig::default().temperature, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        visible_alias = "temperature",
+        value_name = "T",
+        default_value_t = SamplerConfig::default().temperature,
+        allow_negative_numbers = true
+    )]
     temp: f32,
-    /// Only so many of the likeliest tokens; 0: all
-    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().top_k)]
-    top_k: usize,
-    /// Only the likeliest tokens that together reach this probability; 1: all
+    /// Keep the N most likely tokens; 0 or -1: all
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = OrAll(Some(SamplerConfig::default().top_k)),
+        value_parser = count_or_all::<{ u32::MAX as usize }>,
+        allow_negative_numbers = true
+    )]
+    top_k: OrAll,
+    /// Keep the most likely tokens that together reach this probability; 1: all
     #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p, allow_negative_numbers = true)]
     top_p: f32,
-    /// Only tokens at least this fraction as likely as the likeliest; 0: all
+    /// Keep tokens at least this fraction as likely as the most likely one; 0: all
     #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p, allow_negative_numbers = true)]
     min_p: f32,
-    /// Makes tokens that came lately less likely if above 1
+    /// Penalise recent tokens if above 1
     #[arg(long, value_name = "X", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
     repeat_penalty: f32,
-    /// How many tokens are lately
-    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().repeat_last_n)]
-    repeat_last_n: usize,
-    /// The same seed, prompt and options give the same text, whatever the budget
-    #[arg(long, value_name = "N", default_value_t = SamplerConfig::default().seed)]
-    seed: u64,
+    /// How many tokens are recent; -1: all of the context
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = OrAll(Some(SamplerConfig::default().repeat_last_n)),
+        value_parser = count_or_all::<{ u32::MAX as usize }>,
+        allow_negative_numbers = true
+    )]
+    repeat_last_n: OrAll,
+    /// The same seed, prompt and options give the same text, whatever the budget; -1: a new one, which the statistics name
+    #[arg(short, long, value_name = "N", default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
+    seed: Seed,
+}
+
+/// What `--seed` asks for; `None`: any.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+fn seed(text: &str) -> Result<Seed, String> {
+    match text {
+        "-1" => Ok(Seed(None)),
+        text => match text.parse() {
+            Ok(n) => Ok(Seed(Some(n))),
+            Err(_) => Err("expected a number from 0, or -1 for a new one".to_owned()),
+        },
+    }
 }
 
 impl Sampling {
-    fn config(&self) -> SamplerConfig {
+    /// For a context of `n_ctx` tokens. The seed is drawn here if none was named.
+    fn config(&self, n_ctx: usize) -> SamplerConfig {
         SamplerConfig {
             temperature: self.temp,
-            top_k: self.top_k,
+            top_k: self.top_k.0.unwrap_or(0),
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n,
-            seed: self.seed,
+            repeat_last_n: self.repeat_last_n.0.unwrap_or(n_ctx),
+            seed: self.seed.0.unwrap_or_else(any_seed),
         }
     }
+}
+
+/// Another one each time, short enough to be typed.
+fn any_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() >> 32
 }
 
 /// Why the text ended.
@@ -159,13 +219,16 @@ impl End {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    args.sampling.config().validate()?;
-    let (model, prompt) = positionals(args)?;
-    let panel = args.stats_live && live::has_panel()?;
-    let gguf = Gguf::open(&model.map_or_else(model_file::find, Ok)?)?;
+    // Before anything is read.
+    args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
+    let source = args.given().source(stdin_has_text)?;
+    let panel = args.stats_live && live::has_panel();
+    let gguf = Gguf::open(&source.model.map_or_else(model_file::find, |path| Ok(path.to_owned()))?)?;
     let (json, save_hot) = outputs(args, &gguf)?;
+    let ctx = args.ctx.filter(|n| *n > 0);
+    let prompt = source.prompt.text(&Limit::of_prompt(&gguf, ctx)?, args.escape)?;
+    introduce(args, &source, &gguf);
     let mut record = Record::new(&gguf);
-    let prompt = text_of(prompt, args.prompt_file.as_deref(), &Limit::of_prompt(&gguf, args.ctx)?)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
     if !args.quiet {
@@ -174,6 +237,9 @@ pub fn run(args: &Args) -> Ended {
     }
     let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
     let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
+    let config = args.sampling.config(options.n_ctx.unwrap_or(0));
+    record.seed = Some(config.seed);
+    warn_of_budget(&gguf, &options, args.quiet);
     let mut session = {
         let bar = Progress::bytes("loading", args.quiet);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
@@ -186,8 +252,10 @@ pub fn run(args: &Args) -> Ended {
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
+    let sampler = Sampler::new(config, session.blueprint().n_vocab)?;
+    let speaker = Speaker { tokenizer: &tokenizer, sampler, session: &mut session };
     let end = match echo
-        .and_then(|()| generate(args, &tokenizer, &tokens, &mut session, &mut text, &mut watch, &mut record))
+        .and_then(|()| generate(args, &tokens, speaker, &mut text, &mut watch, &mut record))
         .and_then(|end| text.finish().map(|()| end))
     {
         Ok(end) => end,
@@ -204,11 +272,11 @@ pub fn run(args: &Args) -> Ended {
         note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
     }
     if !args.quiet {
-        stats.print();
+        stats.print(args.verbose);
     }
-    if let Some(mut json) = json {
-        json.write(format!("{:#}\n", serde_json::json!(stats)).as_bytes())?;
-        json.finish()?;
+    if let Some(mut file) = json {
+        file.write(json::document(&stats).as_bytes())?;
+        file.finish()?;
     }
     if let Some(file) = save_hot {
         hot::write(file, &session.hot())?;
@@ -231,81 +299,80 @@ fn outputs(args: &Args, gguf: &Gguf) -> Result<(Option<NewFile>, Option<NewFile>
     Ok((json, save_hot))
 }
 
-/// The model and the prompt, where they are named: see [`Args::model`].
-fn positionals(args: &Args) -> Result<(Option<PathBuf>, Option<&str>)> {
-    let names_model = |given: &OsString| {
-        let path = Path::new(given);
-        args.prompt_file.is_some() || path.is_file() || path.extension().is_some_and(|e| e == "gguf")
-    };
-    match (&args.model, &args.prompt) {
-        (Some(only), None) if !names_model(only) => match only.to_str() {
-            Some(text) => Ok((None, Some(text))),
-            None => Err(Error::request("the prompt", "UTF-8", format!("{only:?}"))),
-        },
-        (model, prompt) => Ok((model.as_ref().map(PathBuf::from), prompt.as_deref())),
+impl Args {
+    fn given(&self) -> Given<'_> {
+        Given {
+            positional: [self.first.as_deref(), self.second.as_deref()],
+            model: self.model.as_deref(),
+            prompt: self.prompt.as_deref(),
+            prompt_file: self.prompt_file.as_deref(),
+        }
     }
 }
 
-/// The text of the prompt.
-fn text_of(prompt: Option<&str>, file: Option<&Path>, limit: &Limit) -> Result<String> {
-    let text = match (prompt, file) {
-        (Some(_), Some(file)) => {
-            let got = format!("also --prompt-file {}", file.display());
-            return Err(Error::request("the prompt", "one on the command line or one in a file", got));
-        }
-        (Some(prompt), None) => prompt.to_owned(),
-        (None, Some(file)) => without_newline(read_text(file, limit)?),
-        (None, None) if !io::stdin().is_terminal() => without_newline(read_text(Path::new("-"), limit)?),
-        (None, None) => {
-            return Err(Error::request(
-                "the prompt",
-                "a text after the model, --prompt-file, or standard input",
-                "none",
-            ));
-        }
-    };
-    if text.is_empty() { Err(Error::request("the prompt", "a text", "an empty one")) } else { Ok(text) }
+/// Says what a reader of the text would not expect of it: a model that was not named, chat without its template.
+fn introduce(args: &Args, source: &Source<'_>, gguf: &Gguf) {
+    let size = human_bytes(file_bytes(gguf));
+    let is_word = args.first.as_deref().is_some_and(|only| !only.to_string_lossy().contains(char::is_whitespace));
+    if source.only && is_word {
+        let only = args.first.as_deref().unwrap_or_default().display();
+        note(format_args!(
+            "there is no file \"{only}\", so it is the prompt, and the bundled model answers ({}, {size})",
+            gguf.path().display()
+        ));
+    } else if source.model.is_none() && !args.quiet {
+        note(format_args!("the bundled model answers ({}, {size})", gguf.path().display()));
+    }
+    if !args.quiet && gguf.meta().get("tokenizer.chat_template").is_some() {
+        note(format_args!(
+            "the model has a chat template, which hotset does not apply yet: the prompt is continued as plain text"
+        ));
+    }
 }
 
-/// Editors end files with a newline that nobody means; after it models start another paragraph.
-fn without_newline(mut text: String) -> String {
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    text
-}
+/// Tokens beside the prompt that a context has room for where nobody says how many will come.
+const ENDLESS_TOKENS: usize = 4096;
 
 /// Tokens of context: as asked for, or as many as the run needs and the model can.
 fn context(args: &Args, gguf: &Gguf, n_prompt: usize) -> Result<usize> {
-    let most = Config::new(gguf)?.n_ctx_train;
-    let (n_ctx, limit) = match args.ctx {
-        Some(n) => (n, "--ctx"),
-        None => (n_prompt.saturating_add(args.max_tokens).min(most), "the context that the model was trained for"),
-    };
+    let most = arch::blueprint(gguf)?.n_ctx_train;
+    let beside = args.max_tokens.0.unwrap_or(ENDLESS_TOKENS);
+    let n_ctx = args.ctx.map_or(n_prompt.saturating_add(beside).min(most), |n| asked_ctx(n, most));
     if n_prompt > n_ctx {
-        return Err(Error::request("the prompt", format!("at most {n_ctx} tokens ({limit})"), n_prompt));
+        let which =
+            if args.ctx.is_some() { "the context (--ctx)" } else { "the context that the model was trained for" };
+        return Err(Error::invalid(format!("the prompt has {n_prompt} tokens, and {which} holds {n_ctx}")));
     }
     Ok(n_ctx)
+}
+
+/// A model and how it chooses.
+struct Speaker<'a> {
+    tokenizer: &'a Tokenizer,
+    sampler: Sampler,
+    session: &'a mut Session,
 }
 
 /// Runs the prompt and then token after token, which it counts. Returns why there are no more.
 fn generate(
     args: &Args,
-    tokenizer: &Tokenizer,
     prompt: &[u32],
-    session: &mut Session,
+    speaker: Speaker<'_>,
     text: &mut Text,
     watch: &mut Watch,
     record: &mut Record,
 ) -> Result<End, Stop> {
-    let mut sampler = Sampler::new(args.sampling.config(), session.config().n_vocab)?;
+    let Speaker { tokenizer, mut sampler, session } = speaker;
+    let most = args.max_tokens.0.unwrap_or(usize::MAX);
+    // The last token that there is room for needs no room for another.
+    let expected = most.min(session.plan().n_ctx + 1 - prompt.len());
     prompt.iter().for_each(|&token| sampler.accept(token));
     let mut decoder = StreamDecoder::continuing();
 
     let Some(mut logits) = feed(session, prompt, args.quiet || args.stats_live, watch)? else {
         return Ok(End::Interrupted);
     };
-    if args.max_tokens == 0 {
+    if most == 0 {
         return Ok(End::Length);
     }
     let mut before = None;
@@ -320,10 +387,10 @@ fn generate(
         record.generated += 1;
         sampler.accept(token);
         text.push(decoder.push(tokenizer, token))?;
-        if watch.passed(session, "decode", record.generated as usize, args.max_tokens) {
+        if watch.passed(session, "decode", record.generated as usize, expected) {
             break End::Interrupted;
         }
-        if record.generated == args.max_tokens as u64 {
+        if record.generated == most as u64 {
             break End::Length;
         }
         if session.n_past() == session.plan().n_ctx {

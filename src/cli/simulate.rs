@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use clap::ValueEnum;
 use hotset::{
     Result, human_bytes, machine,
     simulate::{
@@ -17,7 +16,7 @@ use hotset::{
 };
 
 use super::{
-    Ended, csv, decompose,
+    Ended, csv, decompose, json,
     out::{Out, note, printable},
     sweep::Sweep,
 };
@@ -34,18 +33,14 @@ pub struct Args {
     sweep: Sweep,
     /// Say where the gap between LRU and Belady lies instead: what knowing the next tokens would win, and which reuse distances
     /// and layers miss
-    #[arg(long, conflicts_with = "policy")]
+    #[arg(long, conflicts_with_all = ["policy", "csv"])]
     decompose: bool,
-    /// How to write the results
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    output: Format,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-pub enum Format {
-    Text,
-    Json,
-    Csv,
+    /// Print JSON: an object with a row for each run
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print comma-separated values, with the fields of the JSON's rows
+    #[arg(long)]
+    csv: bool,
 }
 
 /// The verb.
@@ -55,14 +50,14 @@ pub fn run(args: &Args) -> Ended {
     let conditions = args.sweep.conditions()?;
     let (results, effort) = if args.decompose {
         let (parts, effort) = args.sweep.decompose(&args.trace, &header, conditions)?;
-        (decompose::written(&header, &parts, args.output)?, effort)
+        (if args.json { json::rows(&parts) } else { decompose::text(&header, &parts) }, effort)
     } else {
         let (runs, effort) = args.sweep.run(&args.trace, &header, conditions)?;
         let rows: Vec<Row> = runs.into_iter().map(|(row, _)| row).collect();
-        let results = match args.output {
-            Format::Json => serde_json::to_string_pretty(&rows).expect("rows are plain numbers") + "\n",
-            Format::Csv => csv::table(&rows),
-            Format::Text => text(&header, &rows),
+        let results = match (args.json, args.csv) {
+            (true, _) => json::rows(&rows),
+            (_, true) => csv::table(&rows),
+            _ => text(&header, &rows),
         };
         (results, effort)
     };

@@ -7,7 +7,7 @@ use hotset::{
     backend::cpu::{Cpu, kernels::Kernels},
     expert::{CacheStats, PhaseStats, Scope},
     gguf::Gguf,
-    human_bytes, machine,
+    human_bytes, human_bytes_up, machine,
     plan::Plan,
     report::{Series, run::Layer, series::Point},
     session::Session,
@@ -17,7 +17,8 @@ use serde::Serialize;
 use super::{
     args::{Engine, kv_name},
     made,
-    out::plain,
+    out::{note, plain},
+    width::{of_stderr, wrap},
 };
 
 /// See the module. The fields are the JSON's keys.
@@ -31,6 +32,8 @@ pub struct Stats {
     /// FNV-1a of its tensor table.
     model_id: String,
     stop: &'static str,
+    /// Of the sampler; `None` where nothing is sampled.
+    seed: Option<u64>,
     prompt_tokens: u64,
     generated_tokens: u64,
     prompt_tok_s: Option<f64>,
@@ -60,8 +63,6 @@ pub struct Stats {
     budget_bytes: u64,
     /// What the budget has become, where it follows the machine's need.
     budget_now_bytes: u64,
-    /// What the program itself takes beside the budget, where that is too small to bear it.
-    beside_bytes: u64,
     peak_rss_bytes: Option<u64>,
     major_faults: Option<u64>,
     memory: Memory,
@@ -91,6 +92,8 @@ pub struct Stats {
 /// What the verb keeps while it runs.
 pub struct Record {
     model_id: String,
+    /// The sampler's.
+    pub seed: Option<u64>,
     /// Tokens so far.
     pub generated: u64,
     /// Decoding so far.
@@ -100,7 +103,7 @@ pub struct Record {
 impl Record {
     /// Nothing yet, of a model.
     pub fn new(gguf: &Gguf) -> Self {
-        Self { model_id: made::model_id(gguf), generated: 0, tokens: Series::default() }
+        Self { model_id: made::model_id(gguf), seed: None, generated: 0, tokens: Series::default() }
     }
 }
 
@@ -193,7 +196,7 @@ impl Phase {
         let all = (self.hit + self.late + self.miss).max(1) as f64;
         let share = |n: u64| format!("{n} ({:.1} %)", n as f64 * 100.0 / all);
         let rate = self.tok_s.map_or("no rate".to_owned(), |r| format!("{r:.1} tok/s"));
-        plain(format_args!(
+        line(format_args!(
             "{name}   {} tokens in {:.2} s, {rate}; experts: {} hit, {} late, {} missed",
             self.tokens,
             self.seconds,
@@ -202,6 +205,30 @@ impl Phase {
             share(self.miss),
         ));
     }
+
+    /// As in "24.1 tok/s (80 tokens)".
+    fn rate(&self) -> Option<String> {
+        let s = if self.tokens == 1 { "" } else { "s" };
+        self.tok_s.map(|rate| format!("{} tok/s ({} token{s})", rounded(rate), self.tokens))
+    }
+}
+
+/// Three digits, or all before the point.
+fn rounded(rate: f64) -> String {
+    let decimals = match rate {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
+    };
+    format!("{rate:.decimals$}")
+}
+
+/// Width of the names at the beginning of a line.
+pub const LABEL: usize = 9;
+
+/// A line of statistics, broken where the terminal ends.
+fn line(text: std::fmt::Arguments<'_>) {
+    plain(format_args!("{}", wrap(&text.to_string(), of_stderr(), LABEL)));
 }
 
 impl Stats {
@@ -223,6 +250,7 @@ impl Stats {
             model_id: record.model_id,
             model: session.path().display().to_string(),
             stop,
+            seed: record.seed,
             prompt_tokens: timing.prompt_tokens,
             generated_tokens: record.generated,
             prompt_tok_s: prompt.tok_s,
@@ -247,7 +275,6 @@ impl Stats {
             failed_reads: cache.failed_reads,
             budget_bytes: plan.budget_bytes,
             budget_now_bytes: session.memory_bytes(),
-            beside_bytes: plan.beside_bytes,
             peak_rss_bytes: machine::peak_rss_bytes(),
             major_faults: machine::major_faults(),
             memory: Memory::new(plan),
@@ -270,13 +297,54 @@ impl Stats {
         })
     }
 
-    /// The lines for people.
-    pub fn print(&self) {
+    /// The lines for people: two, or all of it. A third one where the promise was not kept.
+    pub fn print(&self, verbose: bool) {
+        if verbose {
+            self.print_all()
+        } else {
+            self.print_short()
+        }
+        if let Some(peak) = self.peak_rss_bytes.filter(|peak| *peak > self.budget_bytes) {
+            note(format_args!(
+                "the process took {} at its peak, which is more than the budget of {}",
+                human_bytes(peak),
+                human_bytes(self.budget_bytes)
+            ));
+        }
+    }
+
+    fn print_short(&self) {
+        let seed = self.seed.map(|seed| format!("seed {seed}"));
+        let rates = [self.decode.rate(), self.prompt.rate().map(|rate| format!("prompt {rate}")), seed];
+        line(format_args!("{}", rates.into_iter().flatten().collect::<Vec<_>>().join("; ")));
+        let hits = match self.hit_rate {
+            Some(rate) => format!("{:.0} % of expert reads from memory; ", 100.0 * rate),
+            None => String::new(),
+        };
+        let budget = human_bytes(self.budget_bytes);
+        let memory = match self.peak_rss_bytes {
+            Some(peak) => format!("{} of {budget}", human_bytes(peak)),
+            None => format!("a budget of {budget}"),
+        };
+        line(format_args!("{hits}{memory}{}", self.given_back()));
+    }
+
+    /// What became of a budget that follows the machine's need.
+    fn given_back(&self) -> String {
+        match self.budget_now_bytes {
+            n if n < self.budget_bytes => {
+                format!(", now {}, because the machine is short of memory", human_bytes(n))
+            }
+            _ => String::new(),
+        }
+    }
+
+    fn print_all(&self) {
         self.prompt.line("prompt");
         if self.decode.tokens > 0 {
             self.decode.line("decode");
         }
-        plain(format_args!(
+        line(format_args!(
             "read     {}, {:.1} ms stalled; {} prefetched, {} of them used, {} wasted",
             human_bytes(self.bytes_read),
             self.stall_ms,
@@ -285,7 +353,7 @@ impl Stats {
             self.prefetch_wasted,
         ));
         if self.warm_reads > 0 || self.pinned > 0 {
-            plain(format_args!(
+            line(format_args!(
                 "kept     {} pinned; {} experts ({}) read before they were asked for, {} of them used",
                 self.pinned,
                 self.warm_reads,
@@ -294,17 +362,10 @@ impl Stats {
             ));
         }
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
-        let beside = match self.beside_bytes {
-            0 => String::new(),
-            n => format!(" and {} for the program", human_bytes(n)),
-        };
-        let now = match self.budget_now_bytes {
-            n if n < self.budget_bytes => format!(", now {}, because the machine is short of memory", human_bytes(n)),
-            _ => String::new(),
-        };
+        let (budget, now) = (human_bytes(self.budget_bytes), self.given_back());
+        line(format_args!("memory   budget {budget}{now}, peak RSS {peak}"));
         let share = self.prefetch_share.map_or(String::new(), |s| format!(" (on for {:.0} % of tokens)", 100.0 * s));
-        plain(format_args!("memory   budget {}{beside}{now}, peak RSS {peak}", human_bytes(self.budget_bytes)));
-        plain(format_args!(
+        line(format_args!(
             "ran      reads {} {} at a time, policy {}, {}, prefetch {}{share}; {} on {} thread{} ({})",
             self.io,
             self.io_depth,
@@ -317,7 +378,10 @@ impl Stats {
             machine::Cores { allowed: self.cores_allowed, quota: self.cpu_quota },
         ));
         if let Some(reason) = &self.io_reason {
-            plain(format_args!("         reads {}: {reason}", self.io));
+            line(format_args!("         reads {}: {reason}", self.io));
+        }
+        if let Some(seed) = self.seed {
+            line(format_args!("seed     {seed}"));
         }
     }
 }
@@ -326,8 +390,8 @@ impl Stats {
 pub fn print_plan(session: &Session<Cpu>) {
     let plan = session.plan();
     let b = human_bytes;
-    plain(format_args!("model    {}", session.path().display()));
-    plain(format_args!(
+    line(format_args!("model    {}", session.path().display()));
+    line(format_args!(
         "budget   {}: dense weights {}, KV cache {}, scratch {}, expert slots {}, the program {}",
         b(plan.budget_bytes),
         b(plan.dense_bytes),
@@ -336,17 +400,21 @@ pub fn print_plan(session: &Session<Cpu>) {
         b(plan.slots_bytes),
         b(plan.process_bytes)
     ));
-    plain(format_args!("range    smallest budget {}, full budget {}", b(plan.smallest_bytes), b(plan.full_bytes)));
+    line(format_args!(
+        "range    smallest budget {}, full budget {}",
+        human_bytes_up(plan.smallest_bytes),
+        human_bytes_up(plan.full_bytes)
+    ));
     let slots: Vec<_> = plan.slots.iter().map(usize::to_string).collect();
-    plain(format_args!(
+    line(format_args!(
         "slots    {} ({}), of {} experts a layer in {} layers",
         slots.join(" "),
         Scope::of_slots(plan.scope.name()),
-        session.config().n_expert,
-        session.config().moe_layers.len()
+        session.blueprint().n_expert,
+        session.blueprint().n_moe()
     ));
-    plain(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
-    for unread in &session.config().unread {
-        plain(format_args!("not used {}: {}", unread.key, unread.reason));
+    line(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
+    for unread in &session.blueprint().unread {
+        line(format_args!("not used {}: {}", unread.name, unread.reason));
     }
 }

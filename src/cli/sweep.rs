@@ -23,6 +23,7 @@ use hotset::{
 };
 
 use super::{
+    Stop,
     args::{SCOPES, named},
     out::{Progress, note},
     profile::Profile,
@@ -44,13 +45,13 @@ pub struct Sweep {
     /// Policies by name, `default` or `all`; besides the engine's own there are belady, belady-bypass, static-oracle, random
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
-    /// Slots: a pool for each layer, one for all, or both in turn
+    /// Slots: a pool for each layer, for each size of experts, one for all, or several of these in turn
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
     scope: Vec<Scope>,
     /// Which experts are read before they are asked for
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Vec<PrefetchKind>,
-    /// Take drive and computing as hotset bench measured them: the file is what its -o json wrote, with one decode test.
+    /// Take drive and computing as hotset bench measured them: the file is what its --json printed, with one decode test.
     /// Measure with --prefetch off and a budget at which experts miss
     #[arg(long, requires = "trace", value_name = "FILE")]
     profile: Option<PathBuf>,
@@ -125,7 +126,7 @@ impl Sweep {
     ///
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
-    pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort)> {
+    pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort), Stop> {
         let jobs = self.jobs(header, &policies(&self.policy)?)?;
         let (runs, effort) = work(trace, header, conditions, &jobs)?;
         let (mut rows, layers): (Vec<Row>, Vec<_>) = runs.into_iter().map(|(row, detail)| (row, detail.layers)).unzip();
@@ -142,7 +143,7 @@ impl Sweep {
         trace: &Path,
         header: &Header,
         conditions: Conditions,
-    ) -> Result<(Vec<Decomposition>, Effort)> {
+    ) -> Result<(Vec<Decomposition>, Effort), Stop> {
         let policies = decompose::policies();
         let (runs, effort) = work(trace, header, conditions, &self.jobs(header, &policies)?)?;
         Ok((runs.chunks(policies.len()).filter_map(decompose::decompose).collect(), effort))
@@ -152,15 +153,18 @@ impl Sweep {
     ///
     /// # Errors
     /// A profile that cannot be read, or that saw no reads where no drive is named.
-    pub fn conditions(&self) -> Result<Conditions> {
+    pub fn conditions(&self) -> Result<Conditions, Stop> {
         let profile = self.profile.as_deref().map(Profile::read).transpose()?;
         let measured = profile.as_ref().map_or(Compute::default(), Profile::compute);
         let drive = match (self.drive, profile) {
             (Some(drive), _) => drive,
             (None, None) => NVME,
             (None, Some(profile)) => profile.drive().ok_or_else(|| {
-                let expected = "a profile of a run that read experts without reading ahead, or --drive beside it";
-                Error::request("--profile", expected, "one without reads")
+                let file = self.profile.as_deref().unwrap_or(Path::new(""));
+                Error::file(
+                    file,
+                    "no expert was read in this profile: measure with a smaller budget, or name a --drive",
+                )
             })?,
         };
         let or = |us: Option<f64>, ns| us.map_or(ns, |us| (us * 1e3).round() as u64);
@@ -176,7 +180,7 @@ impl Sweep {
         Ok(Conditions { drive, compute, warmup: self.warmup })
     }
 
-    fn jobs(&self, header: &Header, policies: &[SimPolicy]) -> Result<Vec<Job>> {
+    fn jobs(&self, header: &Header, policies: &[SimPolicy]) -> Result<Vec<Job>, Stop> {
         let counts = self.counts(header)?;
         let mut jobs = Vec::new();
         for &scope in &self.scope {
@@ -202,8 +206,8 @@ impl Sweep {
         let few: Vec<_> = counts.iter().filter(|n| **n < used).map(usize::to_string).collect();
         counts.retain(|n| *n >= used);
         if counts.is_empty() {
-            let expected = format!("at least {used}, the experts that a token uses");
-            return Err(Error::request("--slots", expected, few.join(", ")));
+            let few = few.join(", ");
+            return Err(Error::invalid(format!("--slots {few}: a token uses {used} experts of a layer at once")));
         }
         if !few.is_empty() {
             note(format_args!("left out {} slots a layer: a token uses {used} experts at once", few.join(", ")));
@@ -306,7 +310,7 @@ fn micros(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected microseconds, 0 or more".to_owned())
 }
 
-fn policies(names: &[String]) -> Result<Vec<SimPolicy>> {
+fn policies(names: &[String]) -> Result<Vec<SimPolicy>, Stop> {
     let all = SimPolicy::all();
     let mut chosen = Vec::new();
     for name in names {
@@ -317,7 +321,8 @@ fn policies(names: &[String]) -> Result<Vec<SimPolicy>> {
                 Some(&policy) => chosen.push(policy),
                 None => {
                     let known: Vec<_> = all.iter().map(|p| p.name()).collect();
-                    return Err(Error::request("--policy", format!("all, default, {}", known.join(", ")), name));
+                    let known = known.join(", ");
+                    return Err(Stop::usage(format!("--policy {name}: the policies are all, default, {known}")));
                 }
             },
         }

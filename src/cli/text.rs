@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hotset::{Error, Result, gguf::Gguf, input, model::Config};
+use hotset::{Error, Result, arch, gguf::Gguf, input};
 
 /// The longest text of a verb that does not need to hold it in a context.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -32,7 +32,7 @@ impl Limit {
     /// # Errors
     /// A model without a context length or tokens.
     pub fn of_prompt(gguf: &Gguf, n_ctx: Option<usize>) -> Result<Self> {
-        let most = Config::new(gguf)?.n_ctx_train;
+        let most = arch::blueprint(gguf)?.n_ctx_train;
         let n_ctx = n_ctx.map_or(most, |n| n.min(most));
         let tokens = gguf.meta().require_strings("tokenizer.ggml.tokens")?;
         let longest = tokens.iter().map(String::len).max().unwrap_or(0);
@@ -41,7 +41,10 @@ impl Limit {
     }
 }
 
-/// The text of a file or pipe, or of standard input for `-`.
+/// Editors on Windows begin files with one, and nobody means it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The text of a file or pipe, or of standard input for `-`, without a byte-order mark.
 ///
 /// # Errors
 /// Names the file, also where it is no UTF-8 or longer than the limit.
@@ -56,10 +59,14 @@ pub fn read_text(path: &Path, limit: &Limit) -> Result<String> {
         let read = input::read_limited(path, file, *bytes, why)?;
         (path.to_owned(), read)
     };
-    String::from_utf8(read).map_err(|e| {
+    let mut text = String::from_utf8(read).map_err(|e| {
         let text = format!("byte {} is no UTF-8", e.utf8_error().valid_up_to());
         Error::io(&path, "read as text", io::Error::new(io::ErrorKind::InvalidData, text))
-    })
+    })?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 /// The text of a list: a regular file, or standard input for `-`. To wait for somebody who writes into a pipe would look like a

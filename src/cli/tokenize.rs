@@ -7,10 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use hotset::{Error, Result, gguf::Gguf, tokenizer::Tokenizer};
+use hotset::{gguf::Gguf, tokenizer::Tokenizer};
 
 use super::{
-    Ended,
+    Ended, Stop,
     out::{Out, notes},
     text::{Limit, read_text},
 };
@@ -25,7 +25,7 @@ pub struct Args {
     /// The text; without one, standard input is read if it is no terminal
     text: Option<String>,
     /// Read the text from this file (- is standard input)
-    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "text")]
     file: Option<PathBuf>,
     /// Print the ids alone, with commas between them: what `hotset logits --tokens` takes
     #[arg(long)]
@@ -60,12 +60,14 @@ pub fn run(args: &Args) -> Ended {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(args: &Args) -> Result<String> {
+fn text(args: &Args) -> Result<String, Stop> {
     match (&args.text, &args.file) {
         (Some(text), _) => Ok(text.clone()),
-        (None, Some(file)) => read_text(file, &Limit::of_texts()),
-        (None, None) if !io::stdin().is_terminal() => read_text(Path::new("-"), &Limit::of_texts()),
-        (None, None) => Err(Error::request("the text", "one after the model, --file, or standard input", "none")),
+        (None, Some(file)) => Ok(read_text(file, &Limit::of_texts())?),
+        (None, None) if !io::stdin().is_terminal() => Ok(read_text(Path::new("-"), &Limit::of_texts())?),
+        (None, None) => {
+            Err(Stop::usage("there is no text: give it by an argument after the model, --file, or standard input"))
+        }
     }
 }
 

@@ -8,12 +8,12 @@ use std::{
 
 use clap::Subcommand;
 use hotset::{
-    Error, Result,
+    Error, Result, arch,
     backend::cpu::Cpu,
+    blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
     machine,
-    model::Config,
     new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::{Options, Session},
@@ -28,9 +28,9 @@ use hotset::{
 };
 
 use super::{
-    Ended,
-    args::{Engine, Memory, count},
-    hot, made,
+    Ended, Stop,
+    args::{Engine, Memory, asked_ctx, count, ctx, warn_of_budget},
+    hot, json, made,
     out::{Out, Progress, note, notes, printable},
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -61,8 +61,8 @@ pub struct Args {
     /// Run each text token by token as if it were generated, instead of continuing it
     #[arg(long)]
     teacher_forced: bool,
-    /// Tokens of context; longer prompts are cut
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = count::<{ u32::MAX as usize }>)]
+    /// Tokens of context, 0: the model's own; longer prompts are cut
+    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", default_value_t = 1024, value_parser = ctx)]
     ctx: usize,
     /// How many guessed experts of each of the next two layers to keep, the best; 0: none. Default: three times those used
     #[arg(long, value_name = "RANKS")]
@@ -159,7 +159,7 @@ fn export(trace: &Path, out: NewFile) -> Ended {
 fn import(from: &Path, out: NewFile, expert_bytes: Option<Memory>) -> Ended {
     let bytes = match expert_bytes {
         Some(Memory::Bytes(n)) => n,
-        Some(other) => return Err(Error::request("--expert-bytes", "a size", other).into()),
+        Some(other) => return Err(Stop::usage(format!("--expert-bytes {other}: give a size, such as 3MiB"))),
         None => 0,
     };
     let to = out.path().to_owned();
@@ -189,21 +189,23 @@ impl TraceSink for Recorder {
 
 fn record(args: &Args, model: &Path, out: &Path) -> Ended {
     let gguf = Gguf::open(model)?;
-    let config = Config::new(&gguf)?;
-    let n_ctx = args.ctx.min(config.n_ctx_train);
+    let blueprint = arch::blueprint(&gguf)?;
+    let n_ctx = asked_ctx(args.ctx, blueprint.n_ctx_train).min(blueprint.n_ctx_train);
     let generated = if args.teacher_forced { 0 } else { args.max_tokens };
     let Some(room) = n_ctx.checked_sub(generated).filter(|room| *room > 0) else {
-        return Err(
-            Error::request("--max-tokens", format!("fewer than the context of {n_ctx} tokens"), generated).into()
-        );
+        return Err(Error::invalid(format!(
+            "--max-tokens {generated} leaves no room for a prompt in a context of {n_ctx} tokens"
+        ))
+        .into());
     };
     let prompts = prompts(args, &gguf, room)?;
-    let header = header(args, &gguf, &config, &prompts)?;
+    let header = header(args, &gguf, &blueprint, &prompts)?;
     let mut outputs = Outputs::new(&args.force);
     outputs.reads_model(&gguf);
     args.prompts.iter().for_each(|file| outputs.reads("a prompt", file));
     let recorder = Recorder(Arc::new(Mutex::new(TraceWriter::to(outputs.create("--out", out)?, header)?)));
     let options = args.engine.options(&gguf, n_ctx)?;
+    warn_of_budget(&gguf, &options, false);
     let mut session = open(gguf, &options, recorder.clone())?;
     // Not before, so that a model that does not run replaces nothing.
     recorder.writer().flush()?;
@@ -238,7 +240,7 @@ fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
 
 /// Reads a prompt and continues it greedily.
 fn generate(session: &mut Session, prompt: &[u32], tokens: usize) -> Result<()> {
-    let mut sampler = Sampler::new(SamplerConfig::greedy(), session.config().n_vocab)?;
+    let mut sampler = Sampler::new(SamplerConfig::greedy(), session.blueprint().n_vocab)?;
     let mut token = sampler.sample(session.feed(prompt, &mut |_| {})?);
     for _ in 0..tokens {
         token = sampler.sample(session.decode(token)?);
@@ -255,7 +257,7 @@ fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u3
         let mut tokens = tokenizer.encode(&text, true, false);
         notes(&tokenizer.prompt_notes(&text, &tokens));
         if tokens.is_empty() {
-            return Err(Error::request(format!("the prompt {}", path.display()), "at least one token", "none"));
+            return Err(Error::file(path, "the prompt is empty"));
         }
         tokens.truncate(room);
         Ok((path.clone(), tokens))
@@ -263,9 +265,9 @@ fn prompts(args: &Args, gguf: &Gguf, room: usize) -> Result<Vec<(PathBuf, Vec<u3
     args.prompts.iter().map(read).collect()
 }
 
-fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
-    let store = ExpertStore::new(gguf, &config.moe_layers, config.n_expert, config.n_embd)?;
-    let ranks = args.lookahead.unwrap_or(3 * config.n_expert_used).min(config.n_expert);
+fn header(args: &Args, gguf: &Gguf, blueprint: &Blueprint, prompts: &[(PathBuf, Vec<u32>)]) -> Result<Header> {
+    let store = ExpertStore::new(gguf, blueprint.experts())?;
+    let ranks = args.lookahead.unwrap_or(3 * blueprint.n_expert_used()).min(blueprint.n_expert);
     let prompt = |(path, tokens): &(PathBuf, Vec<u32>)| Prompt {
         name: path.display().to_string(),
         tokens: tokens.len(),
@@ -277,9 +279,9 @@ fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u3
         model: gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         model_id: made::model_id(gguf),
         source: format!("hotset {}, {what}", env!("CARGO_PKG_VERSION")),
-        n_layer: config.moe_layers.len(),
-        n_expert: config.n_expert,
-        n_expert_used: config.n_expert_used,
+        n_layer: blueprint.n_moe(),
+        n_expert: blueprint.n_expert,
+        n_expert_used: blueprint.n_expert_used(),
         expert_bytes: store.layers().iter().map(|l| l.expert_bytes()).collect(),
         weights: true,
         lookahead: if ranks > 0 { lookahead.to_owned() } else { String::new() },
@@ -289,16 +291,16 @@ fn header(args: &Args, gguf: &Gguf, config: &Config, prompts: &[(PathBuf, Vec<u3
     })
 }
 
-fn print_stats(path: &Path, json: bool) -> Ended {
+fn print_stats(path: &Path, as_json: bool) -> Ended {
     let header = TraceReader::open(path)?.header().clone();
     let stats = stats::stats(path)?;
     if let Some(damage) = &stats.damage {
         note(format_args!("{}: {damage}", path.display()));
     }
     let mut out = Out::new();
-    if json {
+    if as_json {
         let value = serde_json::json!({ "header": header, "stats": stats });
-        out.text(&(serde_json::to_string_pretty(&value).expect("plain numbers") + "\n"))?;
+        out.text(&json::document(&value))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = format!(

@@ -238,7 +238,7 @@ impl ExpertCache {
         let policy = policy(&shape);
         let retrieval =
             if policy.wants_retrieval() { Retrieval::new(n_layer, shape.n_expert) } else { Retrieval::off() };
-        let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
+        let refused = |e| Error::invalid(format!("cannot allocate memory for expert slots: {e}"));
         let (mut pools, mut bufs) = (Vec::with_capacity(n_pool), Vec::with_capacity(n_pool));
         let mut first = 0;
         for (pool, &n) in slots.iter().enumerate() {

@@ -14,9 +14,7 @@ pub use cache::{Allowance, ExpertCache, Scope};
 pub use hot::{Hot, HotList};
 pub use pace::{Line, Pace, Times};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
-pub use store::{
-    BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version, take_experts,
-};
+pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
 
 use self::pace::Pacer;
 use crate::{

@@ -83,6 +83,10 @@ impl Line {
         }
         Some(if slope < 0.0 { (ns / n, 0.0) } else { (at_0, slope) })
     }
+    /// Nanoseconds for each 1 of size, of all together; `None` of none, or where none has any.
+    pub fn per_size(&self) -> Option<f64> {
+        (self.x > 0).then(|| self.ns as f64 / self.x as f64)
+    }
     /// How far the times lie above a line in the mean; `None` of none.
     fn above(&self, (at_0, slope): (f64, f64)) -> Option<f64> {
         self.mean().map(|(x, ns)| ns - slope * x - at_0)

@@ -1,17 +1,15 @@
 //! Where each expert's bytes lie in the files, and what matrices they are. Pure layout: opens and reads nothing.
 //!
-//! Two layouts of GGUF exist: *stacked* (`blk.N.ffn_gate_exps.weight` holds all experts of a layer, one after another;
-//! newer converters also fuse gate and up into `ffn_gate_up_exps`), and the old one of a tensor an expert
-//! (`blk.N.ffn_gate.7.weight`). Both end up as the same list of extents. A repacked file (`hotset repack`) has the old one,
-//! in an order in which an expert's extents adjoin; it is read as what its tensor table says, not as what it says of
-//! itself.
+//! Whatever the layout of the file ([`ExpertTensors`]), an expert is a list of extents. In a repacked file (`hotset
+//! repack`) they adjoin; it is read as what its tensor table says, not as what it says of itself.
 
 use std::path::Path;
 
 use super::Scope;
 use crate::{
     Error, Result,
-    gguf::{Gguf, Reader, TensorInfo},
+    blueprint::{ExpertSet, ExpertTensors, Tensor},
+    gguf::Gguf,
     id::ExpertId,
     io::{Extent, Extents, Files, IoBuf, ReadError},
     quant::{FfnMats, GgmlType, QMat, QMatMut},
@@ -95,6 +93,36 @@ pub struct LayerStore {
 }
 
 impl LayerStore {
+    fn new(gguf: &Gguf, set: &ExpertSet) -> Self {
+        let n = set.n_expert;
+        let whole = |t: &Tensor| {
+            let info = &gguf.tensors()[t.index];
+            Extent { file: info.shard as u16, offset: info.offset, len: t.bytes as usize }
+        };
+        let place = |t: &Tensor, part| Place { ty: t.ty, rows: t.rows, cols: t.cols, part, start: 0 };
+        let (places, extents) = match &set.tensors {
+            ExpertTensors::Stacked(tensors) => {
+                let wholes = tensors.each_ref().map(whole);
+                let extents = (0..n).map(|e| Extents::new(&wholes.map(|w| slice(w, e, n)))).collect();
+                ([0, 1, 2].map(|part| place(&tensors[part], part)), extents)
+            }
+            ExpertTensors::Fused([both, down]) => {
+                let wholes = [both, down].map(whole);
+                let extents = (0..n).map(|e| Extents::new(&wholes.map(|w| slice(w, e, n)))).collect();
+                let gate = Place { rows: set.n_ff, ..place(both, 0) };
+                ([gate, Place { start: gate.bytes(), ..gate }, place(down, 1)], extents)
+            }
+            ExpertTensors::Single(experts) => {
+                let mut wholes: Vec<_> = experts.iter().map(|tensors| tensors.each_ref().map(whole)).collect();
+                close_gaps(&mut wholes);
+                let extents = wholes.iter().map(|parts| Extents::new(parts)).collect();
+                ([0, 1, 2].map(|part| place(&experts[0][part], part)), extents)
+            }
+        };
+        let [gate, up, down] = places;
+        Self { block: set.layer, gate, up, down, extents }
+    }
+
     /// Bytes that a read of one expert takes.
     pub fn expert_bytes(&self) -> u64 {
         self.extents[0].bytes()
@@ -130,16 +158,15 @@ pub struct ExpertStore {
 }
 
 impl ExpertStore {
-    /// Finds the experts of the MoE layers `blocks` (numbers N of `blk.N`), each with `n_expert` experts on a residual
-    /// stream of `n_embd`.
+    /// The index of the experts of each MoE layer.
     ///
     /// # Errors
-    /// Names the tensor that is missing, or whose shape or type does not fit; a file that was repacked in a way that
-    /// this build does not know.
-    pub fn new(gguf: &Gguf, blocks: &[usize], n_expert: usize, n_embd: usize) -> Result<Self> {
+    /// A file that was repacked in a way that this build does not know.
+    pub fn new<'a>(gguf: &Gguf, sets: impl IntoIterator<Item = &'a ExpertSet>) -> Result<Self> {
         repack_version(gguf)?;
         let files: Files = gguf.shards().iter().map(|s| (s.path.clone(), s.file.clone())).collect();
-        let layers = blocks.iter().map(|&block| find_layer(gguf, block, n_expert, n_embd)).collect::<Result<_>>()?;
+        let layers: Vec<_> = sets.into_iter().map(|set| LayerStore::new(gguf, set)).collect();
+        let n_expert = layers.first().map_or(0, |layer| layer.extents.len());
         Ok(Self { files, layers, n_expert })
     }
 
@@ -228,13 +255,6 @@ impl ExpertStore {
     }
 }
 
-/// The tensor's type and extent, once its shape is what the model needs.
-fn checked(gguf: &Gguf, tensor: &TensorInfo, dims: &[usize]) -> Result<(GgmlType, Extent)> {
-    let ty = gguf.computable(tensor, dims)?;
-    let len = tensor.require_bytes(gguf.path_of(tensor))? as usize;
-    Ok((ty, Extent { file: tensor.shard as u16, offset: tensor.offset, len }))
-}
-
 /// The `index`-th of `n` equal slices of `whole`.
 fn slice(whole: Extent, index: usize, n: usize) -> Extent {
     let len = whole.len / n;
@@ -259,112 +279,4 @@ fn close_gaps(experts: &mut [[Extent; 3]]) {
             experts.iter_mut().for_each(|e| e[part].len += n as usize);
         }
     }
-}
-
-/// The tensors of one layer's experts, as they are named; neither shapes nor types have been looked at.
-enum LayerTensors<'a> {
-    /// `gate_up_exps` and `down_exps`.
-    Fused([&'a TensorInfo; 2]),
-    /// `gate_exps`, `up_exps`, `down_exps`.
-    Stacked([&'a TensorInfo; 3]),
-    /// Gate, up and down of each expert. (n_expert)
-    Single(Vec<[&'a TensorInfo; 3]>),
-}
-
-impl<'a> LayerTensors<'a> {
-    fn find(reader: &Reader<'a>, block: usize, n_expert: usize) -> Result<Self> {
-        let name = |role: &str| format!("blk.{block}.ffn_{role}.weight");
-        let has = |role: &str| reader.gguf().tensor(&name(role)).is_some();
-        let take = |role: &str| reader.require(&name(role));
-        if has("gate_up_exps") {
-            return Ok(Self::Fused([take("gate_up_exps")?, take("down_exps")?]));
-        }
-        if has("gate_exps") || !has("gate.0") {
-            return Ok(Self::Stacked([take("gate_exps")?, take("up_exps")?, take("down_exps")?]));
-        }
-        let expert = |e: usize| {
-            let take = |role: &str| take(&format!("{role}.{e}"));
-            Ok([take("gate")?, take("up")?, take("down")?])
-        };
-        (0..n_expert).map(expert).collect::<Result<_>>().map(Self::Single)
-    }
-}
-
-/// Takes the tensors of the routed experts of layer `block` (N of `blk.N`) and says how wide the experts are, if the
-/// tensors' shapes have a width at all: they are checked by [`ExpertStore::new`] only.
-///
-/// # Errors
-/// Names the tensor that is missing.
-pub fn take_experts(reader: &Reader<'_>, block: usize, n_expert: usize) -> Result<Option<u64>> {
-    let dim = |tensor: &TensorInfo| tensor.dims.get(1).copied();
-    Ok(match LayerTensors::find(reader, block, n_expert)? {
-        LayerTensors::Fused([gate_up, _]) => dim(gate_up).map(|d| d / 2),
-        LayerTensors::Stacked([gate, ..]) => dim(gate),
-        LayerTensors::Single(experts) => experts.first().and_then(|[gate, ..]| dim(gate)),
-    })
-}
-
-fn find_layer(gguf: &Gguf, block: usize, n_expert: usize, n_embd: usize) -> Result<LayerStore> {
-    // The hidden width is the tensors' own: some models vary it by layer.
-    let width = |tensor: &TensorInfo| tensor.dims.get(1).map_or(0, |&d| d as usize);
-    // (cols, rows) of gate, up and down
-    let dims = |n_ff: usize| [[n_embd, n_ff], [n_embd, n_ff], [n_ff, n_embd]];
-    let (types, n_ff, extents) = match LayerTensors::find(&Reader::new(gguf), block, n_expert)? {
-        LayerTensors::Fused([gate_up, down]) => {
-            let n_ff = width(gate_up) / 2;
-            let (ty, both) = checked(gguf, gate_up, &[n_embd, 2 * n_ff, n_expert])?;
-            let (down_ty, down) = checked(gguf, down, &[n_ff, n_embd, n_expert])?;
-            let gate = Place { ty, rows: n_ff, cols: n_embd, part: 0, start: 0 };
-            let up = Place { start: both.len / n_expert / 2, ..gate };
-            let down_place = Place { ty: down_ty, rows: n_embd, cols: n_ff, part: 1, start: 0 };
-            let extents = |e| Extents::new(&[slice(both, e, n_expert), slice(down, e, n_expert)]);
-            return Ok(LayerStore { block, gate, up, down: down_place, extents: (0..n_expert).map(extents).collect() });
-        }
-        LayerTensors::Stacked(tensors) => {
-            let n_ff = width(tensors[0]);
-            let mut types = [GgmlType::F32; 3];
-            let mut whole = [Extent { file: 0, offset: 0, len: 0 }; 3];
-            for (r, [cols, rows]) in dims(n_ff).into_iter().enumerate() {
-                (types[r], whole[r]) = checked(gguf, tensors[r], &[cols, rows, n_expert])?;
-            }
-            let extents = |e| Extents::new(&whole.map(|w| slice(w, e, n_expert)));
-            (types, n_ff, (0..n_expert).map(extents).collect())
-        }
-        LayerTensors::Single(experts) => {
-            let n_ff = experts.first().map_or(0, |[gate, ..]| width(gate));
-            let (types, mut places) = single_experts(gguf, &experts, dims(n_ff))?;
-            close_gaps(&mut places);
-            (types, n_ff, places.iter().map(|places| Extents::new(places)).collect())
-        }
-    };
-    let [gate, up, down] = [0, 1, 2].map(|part| {
-        let [cols, rows] = dims(n_ff)[part];
-        Place { ty: types[part], rows, cols, part, start: 0 }
-    });
-    Ok(LayerStore { block, gate, up, down, extents })
-}
-
-/// Types and places of experts that have tensors of their own: all of a layer must be of the same types.
-fn single_experts(
-    gguf: &Gguf,
-    experts: &[[&TensorInfo; 3]],
-    dims: [[usize; 2]; 3],
-) -> Result<([GgmlType; 3], Vec<[Extent; 3]>)> {
-    let mut types = [GgmlType::F32; 3];
-    let mut all = Vec::with_capacity(experts.len());
-    for (e, tensors) in experts.iter().enumerate() {
-        let mut places = [Extent { file: 0, offset: 0, len: 0 }; 3];
-        for (r, tensor) in tensors.iter().enumerate() {
-            let ty;
-            (ty, places[r]) = checked(gguf, tensor, &dims[r])?;
-            if e > 0 && ty != types[r] {
-                let what = format!("tensor {}", tensor.name);
-                let expected = format!("the layer's type {}", types[r]);
-                return Err(Error::format(gguf.path_of(tensor), what, expected, ty));
-            }
-            types[r] = ty;
-        }
-        all.push(places);
-    }
-    Ok((types, all))
 }

@@ -133,6 +133,11 @@ impl Gguf {
         self.index.get(name).map(|&i| &self.tensors[i])
     }
 
+    /// Its row of [`Gguf::tensors`].
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
     /// The tensor of that name; its absence is an [`Error::Format`].
     pub fn require(&self, name: &str) -> Result<&TensorInfo> {
         self.tensor(name)

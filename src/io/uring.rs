@@ -237,6 +237,7 @@ impl Uring {
         while let Some((id, result)) = self.ring.pop() {
             let piece = self.in_kernel[id as usize].take().expect("an id comes back once");
             self.free_ids.push(id as usize);
+            self.failures = 0;
             self.file(piece, result);
         }
     }

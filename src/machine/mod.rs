@@ -58,6 +58,20 @@ pub fn rss_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// Bytes of this program's code, without libraries; 0 where the system does not tell.
+pub fn code_bytes() -> u64 {
+    let Ok(program) = std::env::current_exe() else { return 0 };
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let length = |line: &str| {
+        // Addresses, permissions, offset, device, inode, and a path that may hold spaces.
+        let (addresses, rest) = line.split_once(' ')?;
+        let is_code = rest.starts_with("r-xp") && rest.ends_with(program.to_str()?);
+        let (from, to) = addresses.split_once('-').filter(|_| is_code)?;
+        u64::from_str_radix(to, 16).ok()?.checked_sub(u64::from_str_radix(from, 16).ok()?)
+    };
+    maps.lines().filter_map(length).sum()
+}
+
 /// What this process holds in memory of its own (heap, stacks), without the pages of files, in bytes.
 pub fn anonymous_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")

@@ -1,24 +1,38 @@
 //! Keys and values of the tokens so far, in F32, F16 or Q8_0. Allocated once for the whole context; pages that no token
 //! has reached cost nothing.
 //!
-//! Layout: for each layer, keys (n_head_kv, n_ctx, n_embd_head_k), then values (n_head_kv, n_ctx, n_embd_head_v): what
-//! one head reads is contiguous. Keys of F16 and Q8_0 are turned, see [`TurnedKey`](crate::backend::TurnedKey).
+//! Layout: for each attention, keys (n_head_kv, n_ctx, k), then values (n_head_kv, n_ctx, v): what one head reads is
+//! contiguous. Keys of F16 and Q8_0 are turned, see [`TurnedKey`](crate::backend::TurnedKey).
 
 use memmap2::MmapMut;
 
-use super::config::Config;
-use crate::{Error, Result, quant::GgmlType};
+use crate::{
+    Error, Result,
+    blueprint::{Blueprint, Gqa, Heads},
+    human_bytes,
+    quant::GgmlType,
+};
 
 /// See the module.
 pub struct KvCache {
     ty: GgmlType,
     n_ctx: usize,
-    n_head_kv: usize,
-    /// Bytes of one head's key and value.
-    row_k: usize,
-    row_v: usize,
+    attentions: Vec<Place>,
     memory: MmapMut,
     len: usize,
+}
+
+/// Where one attention's keys and values are. Bytes
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    keys: usize,
+    values: usize,
+}
+
+/// Bytes of an attention's keys and values of one token.
+fn token_bytes(ty: GgmlType, heads: Heads) -> Result<[usize; 2]> {
+    Ok([heads.n_head_kv * row_bytes(ty, heads.k)?, heads.n_head_kv * row_bytes(ty, heads.v)?])
 }
 
 /// Bytes of one head's row of `n` elements.
@@ -33,16 +47,16 @@ fn row_bytes(ty: GgmlType, n: usize) -> Result<usize> {
     Ok(bytes as usize)
 }
 
-/// One layer's keys and values for reading.
+/// An attention's keys and values for reading.
 #[derive(Clone, Copy)]
 pub struct KvView<'a> {
     /// Element type of both.
     pub ty: GgmlType,
     /// Rows between one head's first row and the next head's.
     pub n_ctx: usize,
-    /// (n_head_kv, n_ctx, n_embd_head_k)
+    /// (n_head_kv, n_ctx, k)
     pub keys: &'a [u8],
-    /// (n_head_kv, n_ctx, n_embd_head_v)
+    /// (n_head_kv, n_ctx, v)
     pub values: &'a [u8],
 }
 
@@ -54,20 +68,28 @@ impl KvCache {
     ///
     /// # Errors
     /// If the type is not one of [`KV_TYPES`], or a head's size is no whole number of its blocks.
-    pub fn bytes(config: &Config, ty: GgmlType, n_ctx: usize) -> Result<u64> {
-        let token = row_bytes(ty, config.n_embd_head_k)? + row_bytes(ty, config.n_embd_head_v)?;
-        Ok((token as u64).saturating_mul((config.n_head_kv * config.n_layer * n_ctx) as u64))
+    pub fn bytes(m: &Blueprint, ty: GgmlType, n_ctx: usize) -> Result<u64> {
+        let tokens = m.attentions().map(|gqa| token_bytes(ty, gqa.heads)).collect::<Result<Vec<_>>>()?;
+        Ok((tokens.as_flattened().iter().sum::<usize>() as u64).saturating_mul(n_ctx as u64))
     }
 
     /// An empty cache for `n_ctx` tokens.
     ///
     /// # Errors
     /// As [`KvCache::bytes`], or if the system refuses the memory.
-    pub fn new(config: &Config, ty: GgmlType, n_ctx: usize) -> Result<Self> {
-        let (row_k, row_v) = (row_bytes(ty, config.n_embd_head_k)?, row_bytes(ty, config.n_embd_head_v)?);
-        let memory = MmapMut::map_anon((Self::bytes(config, ty, n_ctx)? as usize).max(1))
-            .map_err(|e| Error::request("memory for the KV cache", "it to be granted", e))?;
-        Ok(Self { ty, n_ctx, n_head_kv: config.n_head_kv, row_k, row_v, memory, len: 0 })
+    pub fn new(m: &Blueprint, ty: GgmlType, n_ctx: usize) -> Result<Self> {
+        let bytes = Self::bytes(m, ty, n_ctx)?;
+        let refused = |e| Error::invalid(format!("cannot allocate {} for the KV cache: {e}", human_bytes(bytes)));
+        let memory = MmapMut::map_anon((bytes as usize).max(1)).map_err(refused)?;
+        let mut start = 0;
+        let place = |gqa: &Gqa| {
+            let [keys, values] = token_bytes(ty, gqa.heads)?.map(|bytes| bytes * n_ctx);
+            let place = Place { start, keys, values };
+            start += keys + values;
+            Ok(place)
+        };
+        let attentions = m.attentions().map(place).collect::<Result<_>>()?;
+        Ok(Self { ty, n_ctx, attentions, memory, len: 0 })
     }
 
     /// Tokens held.
@@ -95,21 +117,16 @@ impl KvCache {
         self.len += n;
     }
 
-    fn layer_bytes(&self) -> (usize, usize) {
-        let rows = self.n_head_kv * self.n_ctx;
-        (rows * self.row_k, rows * self.row_v)
+    /// Keys (n_head_kv, n_ctx, k) and values (n_head_kv, n_ctx, v) of an attention, for writing.
+    pub fn layer_mut(&mut self, attention: usize) -> (&mut [u8], &mut [u8]) {
+        let Place { start, keys, values } = self.attentions[attention];
+        self.memory[start..start + keys + values].split_at_mut(keys)
     }
 
-    /// A layer's keys (n_head_kv, n_ctx, n_embd_head_k) and values (n_head_kv, n_ctx, n_embd_head_v), for writing.
-    pub fn layer_mut(&mut self, layer: usize) -> (&mut [u8], &mut [u8]) {
-        let (keys, values) = self.layer_bytes();
-        self.memory[layer * (keys + values)..][..keys + values].split_at_mut(keys)
-    }
-
-    /// A layer's keys and values.
-    pub fn view(&self, layer: usize) -> KvView<'_> {
-        let (keys, values) = self.layer_bytes();
-        let (keys, values) = self.memory[layer * (keys + values)..][..keys + values].split_at(keys);
+    /// An attention's keys and values.
+    pub fn view(&self, attention: usize) -> KvView<'_> {
+        let Place { start, keys, values } = self.attentions[attention];
+        let (keys, values) = self.memory[start..start + keys + values].split_at(keys);
         KvView { ty: self.ty, n_ctx: self.n_ctx, keys, values }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    blueprint::Role,
     gguf::{Gguf, TensorInfo},
 };
 
@@ -11,10 +12,10 @@ use crate::{
 /// # Errors
 /// If a norm cannot be read.
 pub fn missing_data(gguf: &Gguf) -> Result<Option<&TensorInfo>> {
-    if let Some(hollow) = gguf.hollow_tensors().into_iter().find(|t| !t.name.ends_with(".bias")) {
+    if let Some(hollow) = gguf.hollow_tensors().into_iter().find(|t| Role::of(&t.name) != Role::Bias) {
         return Ok(Some(hollow));
     }
-    for tensor in gguf.tensors().iter().filter(|t| t.name.ends_with("norm.weight")) {
+    for tensor in gguf.tensors().iter().filter(|t| Role::of(&t.name) == Role::Norm) {
         // A norm is as long as a row of the residual stream.
         let Some(n) = tensor.bytes.filter(|&n| n <= MAX_NORM_BYTES) else { continue };
         let mut bytes = vec![0; n as usize];

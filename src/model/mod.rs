@@ -1,50 +1,71 @@
-//! The model: hyper-parameters, dense weights and the forward pass, which is the page to read.
+//! The model: dense weights and the forward pass, which is the page to read. What a model is stands in its blueprint.
 //!
-//! Must not know: policies, engines, slots, sampling, text.
+//! Must not know: policies, engines, slots, sampling, text, names of tensors and architectures.
 
-pub mod arch;
-mod config;
-mod dense;
+mod cx;
+mod embed;
+mod ffn;
 mod finite;
 mod kv_cache;
+mod load;
 mod missing;
-mod moe;
+mod mixer;
 mod rope;
 mod scratch;
-mod unread;
-mod weights;
-
-pub use config::Config;
-pub use kv_cache::{KV_TYPES, KvCache, KvView};
-pub use missing::{missing_data, refuse_missing};
-pub use scratch::{Scratch, ScratchShape};
-pub use unread::Unread;
-pub use weights::{Touched, Weights, check_dense, is_expert, resident_bytes, touched};
 
 use std::path::PathBuf;
 
+pub use kv_cache::{KV_TYPES, KvCache, KvView};
+pub use missing::{missing_data, refuse_missing};
+pub use scratch::{Scratch, ScratchShape};
+
 use crate::{
     Error, Result,
-    backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
+    backend::{Backend, Product},
+    blueprint::{self, Blueprint},
     expert::Experts,
-    gguf::{Gguf, TensorReader},
+    gguf::Gguf,
     model::{
+        cx::Cx,
+        embed::Embed,
+        ffn::{Dense, Moe},
+        load::{Loader, Mat, Norm},
+        mixer::Gqa,
         rope::Rope,
-        scratch::AttentionRows,
-        weights::{Ffn, Layer},
     },
-    quant::{GgmlType, dequantize_row},
     trace::Phase,
 };
 
 /// A model ready to run, apart from its routed experts.
 pub struct Model {
-    /// Hyper-parameters.
-    pub config: Config,
+    /// What it is.
+    pub blueprint: Blueprint,
     path: PathBuf,
-    weights: Weights,
-    rope: Rope,
-    embd: Embedding,
+    embed: Embed,
+    ropes: Vec<Rope>,
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+/// One residual step: `x += part(norm(x))`.
+struct Block {
+    /// The layer it belongs to.
+    layer: usize,
+    norm: Norm,
+    part: Part,
+}
+
+enum Part {
+    Gqa(Gqa),
+    Dense(Dense),
+    Moe(Moe),
+}
+
+/// From the residual stream to logits.
+struct Head {
+    norm: Norm,
+    /// (n_vocab, n_embd)
+    output: Mat,
 }
 
 /// Which rows of a batch the caller wants logits for.
@@ -70,27 +91,6 @@ pub struct Batch<'a> {
 }
 
 impl Model {
-    /// See [`Weights::bytes`].
-    pub fn weight_bytes(&self) -> Vec<&[u8]> {
-        self.weights.bytes()
-    }
-
-    /// Loads the dense weights. `progress` is told the bytes of each tensor as it arrives.
-    ///
-    /// # Errors
-    /// See [`Config::new`] and [`Weights::load`].
-    pub fn load(gguf: &Gguf, config: Config, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let weights = Weights::load(gguf, &config, progress)?;
-        let rope = Rope::new(&config, &weights.rope_freqs);
-        let embd = Embedding::new(gguf, &config)?;
-        Ok(Self { config, path: gguf.path().to_owned(), weights, rope, embd })
-    }
-
-    /// Brings the dense weights into the order that the backend likes best.
-    pub fn interleave(&mut self, b: &mut impl Backend) {
-        self.weights.interleave(b);
-    }
-
     /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
     ///
     /// # Errors
@@ -99,186 +99,148 @@ impl Model {
     /// # Panics
     /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
     pub fn forward(
-        &mut self,
+        &self,
         b: &mut impl Backend,
         batch: Batch<'_>,
         kv: &mut KvCache,
         experts: &mut Experts,
         s: &mut Scratch,
     ) -> Result<()> {
-        let (c, n) = (&self.config, batch.tokens.len());
-        let pos = kv.len();
-        assert!(n > 0 && n <= s.n_batch() && pos + n <= kv.n_ctx(), "{n} tokens at {pos} fit");
-        let eps = c.rms_eps;
-
-        let x = &mut s.x[..n * c.n_embd]; // (n, n_embd), the residual stream
-        self.embd.rows(batch.tokens, x, &mut s.embd)?;
-        self.check(x, 0, pos, || "the token embedding".to_owned())?;
-        let rotation = self.rope.rotation(pos, n, &mut s.turns);
-
-        // Of the last layer nothing but keys and values is anybody's, except in rows whose logits are wanted: a prompt of 512
-        // tokens costs a layer less.
-        let first = match batch.want {
-            Want::All => 0,
-            Want::Last => n - 1,
-            Want::Nothing => n,
-        };
-        let last = self.weights.layers.len() - 1;
-        let leaves_out = !experts.wants_every_token();
-
-        for (il, layer) in self.weights.layers.iter().enumerate() {
-            let is_last = il == last;
-            let go_on = if is_last && leaves_out { first } else { 0 };
-            attention(b, c, layer, il, go_on, kv, experts, &rotation, &mut s.norm, &mut s.attended, &mut s.moe.out, x);
-            if go_on == n {
+        let mut cx = Cx::new(b, &batch, kv, experts, s, self.blueprint.n_embd);
+        self.embed.gather(batch.tokens, &mut cx.s.x, &mut cx.s.embd)?;
+        self.check(&cx, || "the token embedding".to_owned())?;
+        cx.rotate(&self.ropes);
+        for (i, block) in self.blocks.iter().enumerate() {
+            block.add(&mut cx, &self.blocks[i + 1..])?;
+            if cx.is_done() {
                 break;
             }
-            // Rows before that are not read again.
-            let matters = if is_last { first } else { 0 };
-            self.check(x, matters, pos, || format!("the attention of blk.{il}"))?;
-
-            let (rest, pos) = (&mut x[go_on * c.n_embd..], pos + go_on);
-            b.rms_norm(rest, &layer.ffn_norm, eps, s.norm.start(n - go_on));
-            b.prepare(&mut s.norm);
-            match &layer.ffn {
-                Ffn::Dense(ffn) => moe::dense(b, ffn, &s.norm, &mut s.moe, rest),
-                Ffn::Moe(moe) => {
-                    let ahead = &self.weights.layers[il + 1..];
-                    moe::forward(b, c, moe, ahead, batch.phase, pos, &s.norm, &mut s.moe, experts, rest)?;
-                }
-            }
-            self.check(x, matters, pos - go_on, || format!("the feed-forward part of blk.{il}"))?;
+            self.check(&cx, || block.name())?;
         }
-
-        let logits = &mut s.logits[..(n - first) * c.n_vocab];
-        if first < n {
-            b.rms_norm(&x[first * c.n_embd..], &self.weights.output_norm, eps, s.norm.start(n - first));
-            b.prepare(&mut s.norm);
-            b.matmul(&s.norm, &mut [Product { w: self.weights.output.view(), y: logits }]);
+        if let Some(row) = self.head.logits(&mut cx) {
+            return Err(self.broken("the output", row));
         }
-        // One number is enough to draw a token by.
-        if let Some(row) = logits.chunks_exact(c.n_vocab).position(|row| !row.iter().any(|x| x.is_finite())) {
-            return Err(self.broken("the output", pos + first + row));
-        }
-        kv.advance(n);
+        cx.kv.advance(batch.tokens.len());
         Ok(())
     }
 
-    /// Refuses rows of `x` from `first` on that are no numbers any more: from there on, nothing is. `pos` is the position of
-    /// row 0, `part` what was added to them last.
-    fn check(&self, x: &[f32], first: usize, pos: usize, part: impl FnOnce() -> String) -> Result<()> {
-        let n_embd = self.config.n_embd;
-        match finite::first_broken_row(&x[first * n_embd..], n_embd) {
-            None => Ok(()),
-            Some(row) => Err(self.broken(&part(), pos + first + row)),
-        }
+    /// Refuses rows that are no numbers any more: from there on, nothing is. `part` was added to them last.
+    fn check<B: Backend>(&self, cx: &Cx<'_, B>, part: impl FnOnce() -> String) -> Result<()> {
+        cx.broken().map_or(Ok(()), |pos| Err(self.broken(&part(), pos)))
     }
 
     fn broken(&self, part: &str, pos: usize) -> Error {
         let message = format!(
-            "{part} gives NaN or infinity for the token at position {pos}: the file is damaged, was wrongly quantised, or has \
-             changed while it was read"
+            "{part} gives NaN or infinity for the token at position {pos}: the file is damaged, was wrongly quantised, or \
+             has changed while it was read"
         );
         Error::file(&self.path, message)
     }
-}
 
-/// The attention of layer `il` over new rows behind what `kv` holds: `x += wo · attend(norm(x))` for those from `first` on.
-#[expect(clippy::too_many_arguments, reason = "what one layer of one batch consists of")]
-fn attention(
-    b: &mut impl Backend,
-    c: &Config,
-    layer: &Layer,
-    il: usize,
-    first: usize,
-    kv: &mut KvCache,
-    experts: &mut Experts,
-    rotation: &Rotation<'_>,
-    norm: &mut Rows,
-    attended: &mut Rows,
-    memory: &mut [f32],
-    x: &mut [f32],
-) {
-    let (n, pos, eps) = (x.len() / c.n_embd, kv.len(), c.rms_eps);
-    let AttentionRows { q, k, v, out } = AttentionRows::of(c, n, memory);
-    let left = n - first;
-    let (q, out) = (&mut q[..left * c.n_head * c.n_embd_head_k], &mut out[..left * c.n_embd]);
-
-    b.rms_norm(x, &layer.attn_norm, eps, norm.start(n));
-    b.prepare(norm);
-    let (wq, wk, wv) = (layer.wq.view(), layer.wk.view(), layer.wv.view());
-    if first == 0 {
-        b.matmul(norm, &mut [Product { w: wq, y: q }, Product { w: wk, y: k }, Product { w: wv, y: v }]);
-    } else {
-        b.matmul(norm, &mut [Product { w: wk, y: k }, Product { w: wv, y: v }]);
-        if left > 0 {
-            b.rms_norm(&x[first * c.n_embd..], &layer.attn_norm, eps, norm.start(left));
-            b.prepare(norm);
-            b.matmul(norm, &mut [Product { w: wq, y: q }]);
+    /// Loads the dense weights. `progress` is told the bytes of each tensor as it arrives.
+    ///
+    /// # Errors
+    /// Names the tensor whose bytes cannot be read, are not there yet or are no numbers, or for which there is no memory.
+    pub fn load(gguf: &Gguf, blueprint: Blueprint, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        refuse_missing(gguf)?;
+        let mut loader = Loader { gguf, progress };
+        let shapes = blueprint.ropes();
+        let mut ropes = Vec::with_capacity(shapes.len());
+        for rope in &shapes {
+            let divisors = rope.divisors.map(|divisors| loader.divisors(&divisors)).transpose()?;
+            ropes.push(Rope::new(rope, &divisors.unwrap_or_default()));
         }
-    }
-    experts.meanwhile();
-    for (x, bias) in [&mut *q, &mut *k, &mut *v].into_iter().zip(&layer.bias) {
-        add_bias(b, x, bias);
-    }
-    for (x, norm) in [(&mut *q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
-        if !norm.is_empty() {
-            b.rms_norm_onto(x, norm, eps);
+        let last = blueprint.attentions().count() - 1;
+        let (mut blocks, mut n_attention, mut n_moe) = (Vec::with_capacity(blueprint.blocks.len()), 0, 0);
+        for block in &blueprint.blocks {
+            let part = match &block.part {
+                blueprint::Part::Gqa(gqa) => {
+                    n_attention += 1;
+                    Part::Gqa(Gqa::load(&mut loader, gqa, n_attention - 1, n_attention > last, &shapes)?)
+                }
+                blueprint::Part::Dense(ffn) => Part::Dense(Dense::load(&mut loader, ffn)?),
+                blueprint::Part::Moe(moe) => {
+                    n_moe += 1;
+                    Part::Moe(Moe::load(&mut loader, moe, n_moe - 1)?)
+                }
+            };
+            blocks.push(Block { layer: block.layer, norm: loader.norm(&block.norm)?, part });
         }
-    }
-    b.rope(k, rotation);
-    let (ty, heads) = (kv.ty(), c.n_head_kv);
-    let (keys, values) = kv.layer_mut(il);
-    b.write_cache(CacheWrite { x: k, cache: keys, keys: true, ty, heads, dim: c.n_embd_head_k, first: pos });
-    b.write_cache(CacheWrite { x: v, cache: values, keys: false, ty, heads, dim: c.n_embd_head_v, first: pos });
-    if left == 0 {
-        return;
+        let head = Head { norm: loader.norm(&blueprint.head.norm)?, output: loader.mat(&blueprint.head.output)? };
+        let embed = Embed::new(gguf, &blueprint.embed);
+        Ok(Self { blueprint, path: gguf.path().to_owned(), embed, ropes, blocks, head })
     }
 
-    b.rope(q, &Rotation { turns: &rotation.turns[first * 2 * rotation.pairs..], ..*rotation });
-    let KvView { ty, n_ctx, keys, values } = kv.view(il);
-    let (n_head, n_head_kv, head_k, head_v) = (c.n_head, c.n_head_kv, c.n_embd_head_k, c.n_embd_head_v);
-    let scale = 1.0 / (head_k as f32).sqrt();
-    let attention =
-        Attention { q, keys, values, ty, n_ctx, n_head, n_head_kv, head_k, head_v, first: pos + first, scale };
-    b.attend(&attention, attended.start(left));
-    experts.meanwhile();
-    b.prepare(attended);
-    b.matmul(attended, &mut [Product { w: layer.wo.view(), y: out }]);
-    add_bias(b, out, &layer.bias[3]);
-    b.add_weighted(&mut x[first * c.n_embd..], c.n_embd, out, |_| 1.0);
+    /// The bytes of the attention's and the output's matrices, most of the dense weights.
+    pub fn weight_bytes(&self) -> Vec<&[u8]> {
+        let mut mats = Vec::new();
+        for block in &self.blocks {
+            match &block.part {
+                Part::Gqa(gqa) => mats.extend(gqa.mats()),
+                Part::Dense(_) | Part::Moe(_) => {}
+            }
+        }
+        mats.push(&self.head.output);
+        mats.into_iter().map(|mat| mat.view().data).collect()
+    }
+
+    /// Brings the dense weights into the order that the backend prefers.
+    pub fn interleave(&mut self, b: &mut impl Backend) {
+        for block in &mut self.blocks {
+            match &mut block.part {
+                Part::Gqa(gqa) => gqa.mats_mut().into_iter().for_each(|mat| mat.interleave(b)),
+                Part::Dense(ffn) => ffn.mats_mut().iter_mut().for_each(|mat| mat.interleave(b)),
+                Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
+            }
+        }
+        self.head.output.interleave(b);
+    }
 }
 
-/// Adds `bias` to every row of `x`, if there is one.
-fn add_bias(b: &mut impl Backend, x: &mut [f32], bias: &[f32]) {
-    if !bias.is_empty() {
-        b.add_bias(x, bias);
-    }
-}
-
-/// The token embedding, left in the file: a token needs one row, of a matrix that is among the largest of a model.
-struct Embedding {
-    reader: TensorReader,
-    ty: GgmlType,
-    n_embd: usize,
-    row_bytes: usize,
-}
-
-impl Embedding {
-    fn new(gguf: &Gguf, c: &Config) -> Result<Self> {
-        let tensor = gguf.require("token_embd.weight")?;
-        let ty = gguf.computable(tensor, &[c.n_embd, c.n_vocab])?;
-        let row_bytes = c.n_embd / ty.block_len() * ty.block_bytes();
-        Ok(Self { reader: gguf.reader(tensor), ty, n_embd: c.n_embd, row_bytes })
-    }
-
-    /// Gathers the tokens' rows into `x` (n, n_embd). `raw` has room for a row.
-    fn rows(&self, tokens: &[u32], x: &mut [f32], raw: &mut [u8]) -> Result<()> {
-        let raw = &mut raw[..self.row_bytes];
-        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(self.n_embd)) {
-            self.reader.read(u64::from(token) * self.row_bytes as u64, raw)?;
-            dequantize_row(self.ty, raw, x);
+impl Block {
+    /// Adds to the residual stream. `ahead`: the blocks behind this one.
+    fn add<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) -> Result<()> {
+        if let (true, Some(Block { part: Part::Moe(moe), .. })) = (self.mixes(), ahead.first()) {
+            moe.score_early(cx);
+        }
+        cx.norm(&self.norm);
+        match &self.part {
+            Part::Gqa(gqa) => gqa.add(&self.norm, cx),
+            Part::Dense(ffn) => ffn.add(cx),
+            Part::Moe(moe) => moe.add(cx, ahead)?,
         }
         Ok(())
+    }
+
+    /// For people.
+    fn name(&self) -> String {
+        let part = if self.mixes() { "attention" } else { "feed-forward part" };
+        format!("the {part} of blk.{}", self.layer)
+    }
+
+    /// Whether it mixes a sequence's tokens, instead of taking each for itself.
+    fn mixes(&self) -> bool {
+        match self.part {
+            Part::Gqa(_) => true,
+            Part::Dense(_) | Part::Moe(_) => false,
+        }
+    }
+}
+
+impl Head {
+    /// The logits of the wanted rows. Returns the position of the first of them that has no finite logit: one is enough to
+    /// draw a token by.
+    fn logits<B: Backend>(&self, cx: &mut Cx<'_, B>) -> Option<usize> {
+        cx.keep_wanted();
+        if cx.is_done() {
+            return None;
+        }
+        cx.norm(&self.norm);
+        let w = self.output.view();
+        let y = &mut cx.s.logits[..cx.s.norm.len() * w.rows];
+        cx.b.matmul(&cx.s.norm, &mut [Product { w, y }]);
+        let broken =
+            cx.s.logits[..cx.len() * w.rows].chunks_exact(w.rows).position(|row| !row.iter().any(|x| x.is_finite()));
+        Some(cx.pos() + broken?)
     }
 }

@@ -1,44 +1,86 @@
 //! Angles of the rotary position embedding (Su et al., arXiv 2104.09864).
 
-use super::config::Config;
-use crate::backend::{RopeKind, Rotation};
+use std::f64::consts::TAU;
 
-/// The rotation of one model: frequencies computed once, in f64.
+use crate::blueprint::{self, Yarn};
+
+/// The frequencies of one rotation, computed once, in f64.
 pub struct Rope {
-    kind: RopeKind,
-    head: usize,
-    /// Radians a position, for each pair. (n_rot / 2)
+    /// Radians per position, for each pair. (n_rot / 2)
     freqs: Vec<f64>,
-    /// What cosines and sines are multiplied by.
-    factor: f64,
+    /// Cosines and sines are multiplied by this.
+    magnitude: f64,
 }
 
 impl Rope {
-    /// `divisors` are the file's own per-pair factors, or empty.
-    pub fn new(c: &Config, divisors: &[f32]) -> Self {
+    /// `divisors` are the file's own per-pair factors (n_rot / 2), or empty.
+    pub fn new(rope: &blueprint::Rope, divisors: &[f32]) -> Self {
+        let scale = f64::from(rope.scale);
         let freq = |i: usize| {
-            let base = f64::from(c.rope_freq_base).powf(-2.0 * i as f64 / c.n_rot as f64);
-            base * f64::from(c.rope_freq_scale) / divisors.get(i).map_or(1.0, |&d| f64::from(d))
+            let base = f64::from(rope.base).powf(-2.0 * i as f64 / rope.n_rot as f64);
+            let divisor = divisors.get(i).map_or(1.0, |&d| f64::from(d));
+            match &rope.yarn {
+                None => base * scale / divisor,
+                Some(yarn) => {
+                    let kept = kept(rope, yarn, i);
+                    base / divisor * (kept + scale * (1.0 - kept))
+                }
+            }
         };
-        Self {
-            kind: c.arch.rope,
-            head: c.n_embd_head_k,
-            freqs: (0..c.n_rot / 2).map(freq).collect(),
-            factor: f64::from(c.rope_attn_factor),
-        }
+        Self { freqs: (0..rope.n_rot / 2).map(freq).collect(), magnitude: f64::from(rope.magnitude) }
     }
 
-    /// The rotation of `n` rows from position `pos` on, with its angles in `turns` (at least n, 2, n_rot / 2).
-    pub fn rotation<'a>(&self, pos: usize, n: usize, turns: &'a mut [f32]) -> Rotation<'a> {
+    /// Cosines and sines of `n` rows from position `pos` on, at the front of `turns`. (n, 2, n_rot / 2)
+    pub fn angles(&self, pos: usize, n: usize, turns: &mut [f32]) {
         let pairs = self.freqs.len();
-        let turns = &mut turns[..n * 2 * pairs];
-        for (i, turns) in turns.chunks_exact_mut(2 * pairs).enumerate() {
+        for (i, turns) in turns[..n * 2 * pairs].chunks_exact_mut(2 * pairs).enumerate() {
             let (cosines, sines) = turns.split_at_mut(pairs);
             for ((c, s), freq) in cosines.iter_mut().zip(sines).zip(&self.freqs) {
                 let (sin, cos) = ((pos + i) as f64 * freq).sin_cos();
-                (*c, *s) = ((self.factor * cos) as f32, (self.factor * sin) as f32);
+                (*c, *s) = ((self.magnitude * cos) as f32, (self.magnitude * sin) as f32);
             }
         }
-        Rotation { kind: self.kind, head: self.head, pairs, turns }
+    }
+}
+
+/// How much of its frequency pair `i` keeps, from 0 to 1.
+fn kept(rope: &blueprint::Rope, yarn: &Yarn, i: usize) -> f64 {
+    let (n_rot, base, n_ctx) = (rope.n_rot as f64, f64::from(rope.base), yarn.n_ctx as f64);
+    // The pair that turns so often within the context.
+    let pair = |turns: f32| n_rot * (n_ctx / (f64::from(turns) * TAU)).ln() / (2.0 * base.ln());
+    let low = pair(yarn.beta_fast).floor().max(0.0);
+    let high = pair(yarn.beta_slow).ceil().min(n_rot - 1.0);
+    1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blueprint::RopeKind;
+
+    #[test]
+    fn yarn_keeps_what_turns_often_and_scales_what_turns_seldom() {
+        let yarn = Yarn { n_ctx: 4096, beta_fast: 32.0, beta_slow: 1.0 };
+        let plain = blueprint::Rope {
+            kind: RopeKind::Halves,
+            n_rot: 128,
+            base: 10_000.0,
+            scale: 0.25,
+            divisors: None,
+            yarn: None,
+            magnitude: 1.0,
+        };
+        let freqs = |rope: &blueprint::Rope| Rope::new(rope, &[]).freqs;
+        let (all, some) = (freqs(&plain), freqs(&blueprint::Rope { yarn: Some(yarn), ..plain }));
+        let turns = |i: usize| 4.0 * all[i] * 4096.0 / TAU;
+        for i in 0..64 {
+            let kept = some[i] / all[i] / 4.0;
+            match turns(i) {
+                t if t > 40.0 => assert_eq!(kept, 1.0, "pair {i}"),
+                t if t < 0.8 => assert_eq!(kept, 0.25, "pair {i}"),
+                _ => assert!((0.25..=1.0).contains(&kept), "pair {i}: {kept}"),
+            }
+        }
+        assert!(some.is_sorted_by(|a, b| a > b));
     }
 }

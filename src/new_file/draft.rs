@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, Metadata},
     io,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use tempfile::{Builder, TempPath};
@@ -39,13 +39,17 @@ impl Drop for Named {
     }
 }
 
-fn named() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+fn named() -> MutexGuard<'static, Vec<PathBuf>> {
     NAMED.lock().expect("nobody panics while holding it")
 }
 
-/// Removes all drafts that have names. Only for a process that ends at once, on a signal: those who write them are not told.
-pub fn remove_all() {
-    named().drain(..).for_each(|path| drop(fs::remove_file(path)));
+/// Removes all drafts that have names, and lets no new one begin while what it returns is held. Only for a process that ends
+/// at once, on a signal: those who write them are not told.
+#[must_use]
+pub fn remove_all() -> MutexGuard<'static, Vec<PathBuf>> {
+    let mut all = named();
+    all.drain(..).for_each(|path| drop(fs::remove_file(path)));
+    all
 }
 
 impl Draft {
@@ -75,8 +79,9 @@ impl Draft {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         // The error's own text has the draft's name, which nobody knows.
+        let mut all = named();
         let (file, path) = builder.tempfile_in(folder_of(target)).map_err(|e| io::Error::from(e.kind()))?.into_parts();
-        named().push(path.to_path_buf());
+        all.push(path.to_path_buf());
         Ok((file, Draft::Named(Named(Some(path)))))
     }
 

@@ -34,7 +34,9 @@ impl Place {
             Ok(meta) if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
             Ok(meta) if meta.is_file() => Ok(Place::Taken(target, meta)),
             Ok(_) => open_as_it_is(&target).map(Place::Special),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && names_a_file(&target) => Ok(Place::Free(target)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && names_a_file(&target) && folder_of(&target).is_dir() => {
+                Ok(Place::Free(target))
+            }
             Err(e) => Err(e),
         }
     }

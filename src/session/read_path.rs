@@ -9,14 +9,15 @@ use std::{collections::VecDeque, fs, path::Path, time::Duration};
 use super::{Options, make_plan};
 use crate::{
     Error, Result,
+    blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
     id::ExpertId,
     input,
     io::{Extents, IoEngine, IoKind, Limits, Rates, probe},
     machine,
-    model::Config,
     new_file::NewFile,
+    plan::Plan,
 };
 
 /// Time that a probe may take. With reads in flight at its end and opening, it takes a little more.
@@ -38,36 +39,62 @@ pub struct Chosen {
     pub reason: Option<String>,
 }
 
+/// Why experts are read through the page cache without a look at the drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainReads {
+    /// Each is read once, into its slot.
+    AllHaveSlots,
+    /// Beside the budget there is memory for all of them.
+    FitThePageCache,
+}
+
+impl PlainReads {
+    fn reason(self) -> &'static str {
+        match self {
+            PlainReads::AllHaveSlots => "every expert has a slot",
+            PlainReads::FitThePageCache => "the page cache has room for all experts",
+        }
+    }
+}
+
+/// Whether a session with this plan, of which nobody says how it reads, reads through the page cache in any case. `None`:
+/// the drive is asked.
+pub fn plain_reads(plan: &Plan, store: &ExpertStore) -> Option<PlainReads> {
+    let n_expert = store.layers().len() * store.n_expert();
+    if plan.slots.iter().sum::<usize>() >= n_expert {
+        return Some(PlainReads::AllHaveSlots);
+    }
+    let room = machine::available_bytes().map_or(0, |free| free.saturating_sub(plan.budget_bytes));
+    (room > expert_bytes(store)).then_some(PlainReads::FitThePageCache)
+}
+
+/// Of all of them.
+fn expert_bytes(store: &ExpertStore) -> u64 {
+    store.layers().iter().map(|l| l.expert_bytes() * store.n_expert() as u64).sum()
+}
+
 /// The engine that `options` ask for, or the one that suits.
 ///
 /// # Errors
 /// A path that was asked for and does not work here; a budget or a context that does not work.
-pub fn choose(gguf: &Gguf, config: &Config, store: &ExpertStore, options: &Options) -> Result<Chosen> {
+pub fn choose(gguf: &Gguf, blueprint: &Blueprint, store: &ExpertStore, options: &Options) -> Result<Chosen> {
     let start = |(kind, depth): (IoKind, usize)| {
         let engine = kind.build(store.files().clone(), options.io_depth.unwrap_or(depth));
-        engine.map_err(|e| Error::request(format!("the read path {}", kind.name()), "it to start", e))
+        engine.map_err(|e| Error::invalid(format!("the read path {} does not work here: {e}", kind.name())))
     };
     if let Some(kind) = options.io {
         return Ok(Chosen { engine: start((kind, kind.default_depth()))?, reason: None });
     }
     let plain = start((IoKind::Pread, IoKind::Pread.default_depth()))?;
-    let plan = make_plan(gguf, config, store, options, plain.layout())?;
-    let n_expert = store.layers().len() * store.n_expert();
-    let expert_bytes: u64 = store.layers().iter().map(|l| l.expert_bytes() * store.n_expert() as u64).sum();
-    let room = machine::available_bytes().map_or(0, |free| free.saturating_sub(plan.budget_bytes));
-    let easy = if plan.slots.iter().sum::<usize>() >= n_expert {
-        Some("every expert has a slot")
-    } else {
-        (room > expert_bytes).then_some("the page cache has room for all experts")
-    };
-    if let Some(reason) = easy {
-        return Ok(Chosen { engine: plain, reason: Some(reason.to_owned()) });
+    let plan = make_plan(gguf, blueprint, store, options, plain.layout())?;
+    if let Some(plainly) = plain_reads(&plan, store) {
+        return Ok(Chosen { engine: plain, reason: Some(plainly.reason().to_owned()) });
     }
-    let (rates, how) = rates(store, expert_bytes, options.io_memory);
+    let (rates, how) = rates(store, expert_bytes(store), options.io_memory);
     let mut reason = format!("{how} {rates}");
     match rates.best().filter(|&(kind, _)| kind != IoKind::Pread).map(start) {
         // Whole blocks take a little more.
-        Some(Ok(engine)) if make_plan(gguf, config, store, options, engine.layout()).is_ok() => {
+        Some(Ok(engine)) if make_plan(gguf, blueprint, store, options, engine.layout()).is_ok() => {
             return Ok(Chosen { engine, reason: Some(reason) });
         }
         Some(Ok(_)) => reason += ", but the budget is too small for whole blocks",
@@ -130,6 +157,9 @@ fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the cache folder", e))?;
     }
+    if input::is_special(path) {
+        return Ok(());
+    }
     let mut file = NewFile::create(path)?;
     file.write(format!("{:#}\n", serde_json::json!(kept)).as_bytes())?;
     file.publish() // not worth waiting for the drive
@@ -139,12 +169,12 @@ fn keep(path: &Path, kept: &VecDeque<(String, Rates)>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn bundled() -> (Gguf, Config, ExpertStore) {
+    fn bundled() -> (Gguf, Blueprint, ExpertStore) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/moe-s-q4_0.gguf");
         let gguf = Gguf::open(&path).unwrap();
-        let config = Config::new(&gguf).unwrap();
-        let store = ExpertStore::new(&gguf, &config.moe_layers, config.n_expert, config.n_embd).unwrap();
-        (gguf, config, store)
+        let blueprint = crate::arch::blueprint(&gguf).unwrap();
+        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
+        (gguf, blueprint, store)
     }
 
     #[test]
@@ -173,8 +203,8 @@ mod tests {
 
     #[test]
     fn where_there_is_nothing_to_win_nothing_is_probed() {
-        let (gguf, config, store) = bundled();
-        let choose = |options| choose(&gguf, &config, &store, &options).unwrap();
+        let (gguf, blueprint, store) = bundled();
+        let choose = |options| choose(&gguf, &blueprint, &store, &options).unwrap();
         let all = choose(Options { memory_bytes: Some(1 << 30), ..Options::default() });
         assert_eq!((all.engine.name(), all.reason.as_deref()), ("pread", Some("every expert has a slot")));
         let few = choose(Options { memory_bytes: Some(10 << 20), process_bytes: Some(0), ..Options::default() });

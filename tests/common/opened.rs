@@ -56,11 +56,16 @@ pub fn refused(tiny: &Tiny, words: &[&str]) -> String {
     }
 }
 
-/// The model must open, and then answer in one sentence that names its file and holds these words.
+/// The model must open, and then answer a prompt in one sentence that names its file and holds these words, and a decoded token
+/// in one that holds the first of them.
 #[track_caller]
 pub fn stops(tiny: &Tiny, words: &[&str]) -> String {
     let folder = Folder::new();
     let path = folder.write(tiny);
+    match open(&path).unwrap().decode(3) {
+        Ok(_) => panic!("decoded, though {words:?}"),
+        Err(e) => is_sentence(&path, &e, &words[..1]),
+    };
     match logits(open(&path).unwrap()) {
         Ok(_) => panic!("answered, though {words:?}"),
         Err(e) => is_sentence(&path, &e, words),

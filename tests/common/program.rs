@@ -19,3 +19,12 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command.env("XDG_CACHE_HOME", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
     command
 }
+
+/// A budget of so many MiB above the smallest that has a pool of slots for each layer, as `--memory` takes it. What that is
+/// depends on how long the program's code is, and so on how it was built.
+pub fn budget(program: impl AsRef<OsStr>, model: &str, more_mib: u64) -> String {
+    let args = ["run", model, "Once", "-n", "200", "--scope", "layer", "--memory", "4096B"];
+    let said = String::from_utf8(command(program).args(args).output().unwrap().stderr).unwrap();
+    let least = said.split("at least ").nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
+    (least.parse::<u64>().unwrap() + (more_mib << 20)).to_string()
+}

@@ -26,6 +26,9 @@ pub struct Spec {
     kv: Ordered,
     /// Name and dims, the row length first.
     pub tensors: Vec<(String, Vec<u64>)>,
+    /// Part of a tensor's name, kind of its elements and their scale; the first that fits comes before the usual rules.
+    #[serde(default)]
+    init: Vec<(String, String, f32)>,
     seed: u32,
     /// Of the whole file, in hexadecimal.
     pub sha256: String,
@@ -102,7 +105,7 @@ pub fn build(name: &str, spec: &Spec, path: &Path) {
     let tied = !spec.tensors.iter().any(|(n, _)| n == "output.weight");
     let mut out = w.start().unwrap();
     for (tensor, dims) in &spec.tensors {
-        let bytes: Vec<u8> = weights(tensor, dims, spec.seed, tied).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes: Vec<u8> = weights(tensor, dims, spec, tied).iter().flat_map(|x| x.to_le_bytes()).collect();
         out.write_tensor(tensor, &bytes).unwrap();
     }
     out.finish().unwrap();
@@ -175,12 +178,15 @@ fn char_of(code: u32) -> char {
 
 /// A tensor's elements. The generator is seeded by its name, so that order and neighbours do not matter; draws are
 /// rounded to f32 before they are scaled, and scaled in f32.
-fn weights(name: &str, dims: &[u64], seed: u32, tied: bool) -> Vec<f32> {
-    let mut rng = Rng::new(&[seed, crc32(name.as_bytes())]);
+fn weights(name: &str, dims: &[u64], spec: &Spec, tied: bool) -> Vec<f32> {
+    let mut rng = Rng::new(&[spec.seed, crc32(name.as_bytes())]);
     let n: u64 = dims.iter().product();
     let draws = (0..n).map(|_| rng.standard_normal() as f32);
     let by = |factor: f32| move |r: f32| factor * r;
-    if name.contains("norm") && name.ends_with(".weight") {
+    if let Some((_, kind, scale)) = spec.init.iter().find(|(part, ..)| name.contains(part)) {
+        assert_eq!(kind, "normal", "{name}: a rule that is not ported");
+        draws.map(by(*scale)).collect()
+    } else if name.contains("norm") && name.ends_with(".weight") {
         draws.map(|r| 1.0 + 0.1 * r).collect()
     } else if name.contains("ssm_a") {
         panic!("{name}: needs NumPy's own f32 exp, which is not ported")

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use hotset::blueprint::{ExpertSet, ExpertTensors};
 use hotset::gguf::{Gguf, GgufWriter, Value};
 use hotset::quant::GgmlType;
 
@@ -47,6 +48,19 @@ fn floats(seed: u64, n: u64, centre: f32, scale: f32) -> Vec<u8> {
     let bytes = noise(seed, 2 * n);
     let halves = bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0);
     halves.flat_map(|x| (centre + scale * x).to_le_bytes()).collect()
+}
+
+/// The stacked experts of layer `layer` in a file that need not have anything else.
+pub fn stacked_experts(gguf: &Gguf, layer: usize) -> ExpertSet {
+    let tensors = ["gate", "up", "down"].map(|role| {
+        let index = gguf.index_of(&format!("blk.{layer}.ffn_{role}_exps.weight")).unwrap();
+        let info = &gguf.tensors()[index];
+        let [cols, rows] = [0, 1].map(|i| info.dims[i] as usize);
+        let ty = info.ggml_type(gguf.path()).unwrap();
+        hotset::blueprint::Tensor { index, ty, rows, cols, bytes: info.bytes.unwrap() }
+    });
+    let n_expert = gguf.tensors()[tensors[0].index].dims[2] as usize;
+    ExpertSet { layer, n_expert, n_ff: tensors[0].rows, tensors: ExpertTensors::Stacked(tensors) }
 }
 
 impl Tiny {

@@ -134,6 +134,9 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
                 let part = |span: usize| unsafe { spans.part(span * a.n_head + query, 1) };
                 let mut all = part(0);
                 (1..n_span).for_each(|span| all.add(kernels, &part(span)));
+                if let Some(&sink) = a.sinks.get(query) {
+                    all.add_sink(kernels, 0, sink);
+                }
                 all.divide(kernels, 0, row(query));
             });
         });
@@ -149,7 +152,13 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
                     block.run(kernels, start, &mut s.tile, &mut span);
                     all.add(kernels, &span);
                 }
-                (0..block.n).for_each(|i| all.divide(kernels, i, row(block.query(i))));
+                for i in 0..block.n {
+                    let query = block.query(i);
+                    if let Some(&sink) = a.sinks.get(query % a.n_head) {
+                        all.add_sink(kernels, i, sink);
+                    }
+                    all.divide(kernels, i, row(query));
+                }
             });
         });
     }
@@ -216,7 +225,9 @@ impl Block<'_> {
         let mut sees = [0; QUERIES];
         sees.iter_mut().enumerate().take(self.n).for_each(|(i, sees)| *sees = self.sees(i));
         let end = sees[self.n - 1].min(start + SPAN);
-        for start in (start..end).step_by(TILE) {
+        // Later queries see no position before the first one's.
+        let begin = a.sees_from(sees[0] - 1) / TILE * TILE;
+        for start in (begin.max(start)..end).step_by(TILE) {
             let n = TILE.min(end - start);
             let seen = |i: usize| sees[i].saturating_sub(start).min(n);
             // Queries that the tile is out of sight for.
@@ -234,6 +245,13 @@ impl Block<'_> {
             }
             for i in skip..self.n {
                 let scores = &mut s.scores[i * TILE..][..seen(i)];
+                // What the window has left behind weighs nothing: adding nothing changes no bit of a sum.
+                let behind = a.sees_from(sees[i] - 1).saturating_sub(start);
+                if behind >= scores.len() {
+                    scores.fill(0.0);
+                    continue;
+                }
+                scores[..behind].fill(f32::NEG_INFINITY);
                 let (_, weights) = part.raise(k, i, k.max(scores));
                 weights.1 += k.exp_sum(scores, weights.0);
             }

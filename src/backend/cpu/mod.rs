@@ -18,7 +18,7 @@ use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
-use super::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Rotation, Rows};
+use super::{Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Rotation, Rows};
 use crate::{
     Error, Result,
     quant::{ActRow, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
@@ -63,7 +63,8 @@ impl Cpu {
     /// `HOTSET_ISA` names what is not there; or the system refuses a thread.
     pub fn new(threads: usize) -> Result<Self> {
         let kernels = Kernels::detect()?;
-        let pool = Pool::new(threads).map_err(|e| Error::request("compute threads", threads, e))?;
+        let pool =
+            Pool::new(threads).map_err(|e| Error::invalid(format!("cannot start {threads} compute threads: {e}")))?;
         let attention = attention::Scratch::new(pool.threads());
         Ok(Self { kernels, pool, attention })
     }
@@ -130,6 +131,16 @@ unsafe fn product<'x>(
         let then = if first + tile == n { then } else { part.data };
         // SAFETY: `tile` of each are written; the caller's `y(t)` have `w.rows` floats, of which `range` is this call's alone.
         unsafe { kernels.matmul(part, rows[..tile].assume_init_ref(), out[..tile].assume_init_ref(), then) };
+    }
+}
+
+/// Scale and bias of some of the products with gate (0), up (1) or down (2).
+fn finish(kernels: &Kernels, extras: &FfnExtras<'_>, role: usize, range: Range<usize>, y: &mut [f32]) {
+    if extras.scale[role] != 1.0 {
+        kernels.scale(extras.scale[role], y);
+    }
+    if !extras.bias[role].is_empty() {
+        kernels.axpy(1.0, &extras.bias[role][range], y);
     }
 }
 
@@ -256,8 +267,13 @@ impl Backend for Cpu {
                     product(kernels, &job.mats.up, range.clone(), then, job.pairs.len(), x, |t| to(&up, t));
                     for t in 0..job.pairs.len() {
                         let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
-                        let u = std::slice::from_raw_parts(to(&up, t).add(range.start), range.len());
-                        kernels.silu_mul(g, u);
+                        let u = std::slice::from_raw_parts_mut(to(&up, t).add(range.start), range.len());
+                        finish(kernels, &job.extras, 0, range.clone(), g);
+                        finish(kernels, &job.extras, 1, range.clone(), u);
+                        match job.extras.act {
+                            Act::Silu => kernels.silu_mul(g, u),
+                            act => act.apply(g, u),
+                        }
                     }
                 }
             });
@@ -283,7 +299,12 @@ impl Backend for Cpu {
                 };
                 let y = |t: usize| out.at(pairs[job.pairs.start + t].out as usize * n_embd);
                 // SAFETY: the rows were asserted to lie in `out`; each pair has its own, pieces are disjoint.
-                unsafe { product(kernels, &job.mats.down, range, then, job.pairs.len(), h, y) };
+                unsafe { product(kernels, &job.mats.down, range.clone(), then, job.pairs.len(), h, y) };
+                for t in 0..job.pairs.len() {
+                    // SAFETY: as above.
+                    let y = unsafe { std::slice::from_raw_parts_mut(y(t).add(range.start), range.len()) };
+                    finish(kernels, &job.extras, 2, range.clone(), y);
+                }
             });
         });
     }

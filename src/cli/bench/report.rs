@@ -1,11 +1,15 @@
-//! What `hotset bench` measured, as text, JSON, CSV or Markdown. One row a test, printed as soon as it is there.
+//! What `hotset bench` measured, as text, JSON, CSV or Markdown. One row per test, printed as soon as it is there.
 
 use hotset::{expert::Scope, human_bytes};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Form, Out, Stop};
-use crate::cli::csv;
+use crate::cli::{
+    csv,
+    json::SCHEMA,
+    width::{of_stdout, wrap},
+};
 
 /// Generates the row from one list, so that JSON and CSV have the same fields in the same order.
 macro_rules! row {
@@ -38,7 +42,6 @@ row! {
     budget_bytes: u64,
     smallest_bytes: u64,
     full_bytes: u64,
-    beside_bytes: u64,
     peak_rss_bytes: Option<u64>,
     slots: usize,
     experts: usize,
@@ -127,7 +130,7 @@ impl Rates {
     }
 }
 
-/// The columns for people, and how wide they are as text.
+/// The columns for people, and how wide they are as text. [`FIRST`] has them in the order of their weight.
 const TABLE: [(&str, usize); 17] = [
     ("budget", 16),
     ("threads", 7),
@@ -147,6 +150,46 @@ const TABLE: [(&str, usize); 17] = [
     ("p50/p95/p99", 17),
     ("peak RSS", 10),
 ];
+
+/// Which columns a narrow terminal shows: as many as fit, from the first on, in the order of [`TABLE`].
+const FIRST: [&str; TABLE.len()] = [
+    "test",
+    "tok/s",
+    "budget",
+    "hits",
+    "read/token",
+    "stall/token",
+    "peak RSS",
+    "threads",
+    "of memory",
+    "stddev",
+    "min",
+    "max",
+    "of bound",
+    "late",
+    "read/s",
+    "of drive",
+    "p50/p95/p99",
+];
+
+/// Space between two columns.
+const GAP: usize = 2;
+
+/// Indices in [`TABLE`] of the columns that fit.
+fn fitting(columns: Option<usize>) -> Vec<usize> {
+    let mut room = columns.map_or(usize::MAX, |n| n + GAP);
+    let at = |name: &str| TABLE.iter().position(|(n, _)| *n == name).expect("FIRST has the names of TABLE");
+    let mut kept: Vec<usize> = FIRST
+        .iter()
+        .map(|name| at(name))
+        .map_while(|i| {
+            room = room.checked_sub(TABLE[i].1 + GAP)?;
+            Some(i)
+        })
+        .collect();
+    kept.sort_unstable();
+    kept
+}
 
 fn cells(row: &Row) -> [String; TABLE.len()] {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -208,50 +251,71 @@ pub struct Report {
     form: Form,
     out: Out,
     rows: usize,
+    /// Of the terminal, if it is one.
+    columns: Option<usize>,
+    /// Indices in [`TABLE`] of what is shown as text.
+    shown: Vec<usize>,
 }
 
 impl Report {
     pub fn new(form: Form, out: Out) -> Self {
-        Self { form, out, rows: 0 }
+        let columns = of_stdout();
+        Self { form, out, rows: 0, columns, shown: fitting(columns) }
     }
 
     pub fn row(&mut self, row: &Row) -> Result<(), Stop> {
         let first = self.rows == 0;
         self.rows += 1;
         let text = match self.form {
-            Form::Text => (if first { head(row, "", text_line) } else { String::new() }) + &text_line(&cells(row)),
-            Form::Md => (if first { head(row, "\n", md_line) } else { String::new() }) + &md_line(&cells(row)),
+            Form::Text => {
+                let head = || {
+                    let heading = heading(row).map(|l| wrap(&l, self.columns, 2) + "\n").concat();
+                    heading + &self.text_line(&TABLE.map(|(name, _)| name.to_owned()))
+                };
+                (if first { head() } else { String::new() }) + &self.text_line(&cells(row))
+            }
+            Form::Md => (if first { md_head(row) } else { String::new() }) + &md_line(&cells(row)),
             Form::Csv => {
                 let names = || Row::COLUMNS.iter().map(|&name| json!(name)).collect::<Vec<_>>();
                 (if first { csv::line(&names()) } else { String::new() }) + &csv::line(&row.values())
             }
             Form::Json => {
                 let object = serde_json::to_string_pretty(row).expect("the row's keys are strings");
-                (if first { "[\n" } else { ",\n" }).to_owned() + &object
+                (if first { json_head() } else { ",\n".to_owned() }) + &object
             }
         };
         self.out.text(&text)
     }
 
     pub fn finish(mut self) -> Result<(), Stop> {
+        let left_out = TABLE.len() - self.shown.len();
         match (self.form, self.rows) {
-            (Form::Json, 0) => self.out.text("[]\n"),
-            (Form::Json, _) => self.out.text("\n]\n"),
+            (Form::Json, 0) => self.out.text(&(json_head() + "]\n}\n")),
+            (Form::Json, _) => self.out.text("\n]\n}\n"),
+            (Form::Text, 1..) if left_out > 0 => {
+                let text =
+                    format!("{left_out} more columns need a wider terminal; --json, --csv and --markdown have all");
+                self.out.text(&(wrap(&text, self.columns, 0) + "\n"))
+            }
             _ => Ok(()),
         }
     }
+
+    fn text_line(&self, cells: &[String; TABLE.len()]) -> String {
+        let cell = |&i: &usize| format!("{:>width$}", cells[i], width = TABLE[i].1);
+        self.shown.iter().map(cell).collect::<Vec<_>>().join(&" ".repeat(GAP)) + "\n"
+    }
+}
+
+/// What stands before the rows: they come one by one, so that the document is written by hand.
+fn json_head() -> String {
+    format!("{{\n\"schema\": {SCHEMA},\n\"rows\": [\n")
 }
 
 /// The heading and the table's first lines.
-fn head(row: &Row, after: &str, line: fn(&[String; TABLE.len()]) -> String) -> String {
-    let heading = heading(row).map(|l| l + "\n" + after).concat();
-    let rule = if after.is_empty() { String::new() } else { "|---".repeat(TABLE.len()) + "|\n" };
-    heading + &line(&TABLE.map(|(name, _)| name.to_owned())) + &rule
-}
-
-fn text_line(cells: &[String; TABLE.len()]) -> String {
-    let padded: Vec<_> = cells.iter().zip(TABLE).map(|(cell, (_, width))| format!("{cell:>width$}")).collect();
-    padded.join("  ") + "\n"
+fn md_head(row: &Row) -> String {
+    let heading = heading(row).map(|l| l + "\n\n").concat();
+    heading + &md_line(&TABLE.map(|(name, _)| name.to_owned())) + &"|---".repeat(TABLE.len()) + "|\n"
 }
 
 fn md_line(cells: &[String; TABLE.len()]) -> String {
@@ -261,6 +325,20 @@ fn md_line(cells: &[String; TABLE.len()]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_of_100_columns_has_the_columns_that_matter_most() {
+        let width = |shown: &[usize]| shown.iter().map(|&i| TABLE[i].1 + GAP).sum::<usize>() - GAP;
+        assert_eq!(fitting(None).len(), TABLE.len());
+        let shown = fitting(Some(100));
+        assert!(width(&shown) <= 100 && shown.is_sorted());
+        assert!(
+            ["test", "tok/s", "budget", "hits", "peak RSS"]
+                .iter()
+                .all(|name| shown.iter().any(|&i| TABLE[i].0 == *name))
+        );
+        assert!((40..300).all(|columns| width(&fitting(Some(columns))) <= columns));
+    }
 
     #[test]
     fn rates_are_those_of_the_samples() {

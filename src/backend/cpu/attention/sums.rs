@@ -89,6 +89,12 @@ impl Part<'_> {
         (values, weights)
     }
 
+    /// Takes in a score of query `i` that has no value.
+    pub(super) fn add_sink(&mut self, k: &Kernels, i: usize, score: f32) {
+        let (_, weights) = self.raise(k, i, score);
+        weights.1 += k.exp_sum(&mut [score], weights.0);
+    }
+
     /// Takes in what the queries, at most a block's, have of the positions behind these.
     pub(super) fn add(&mut self, k: &Kernels, behind: &Part<'_>) {
         let wide_v = self.wide_v;

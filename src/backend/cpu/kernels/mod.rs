@@ -183,13 +183,13 @@ impl Kernels {
             Some(it) if it == "off" => false,
             Some(it) if it == "on" && best.interleaves.is_some() => true,
             Some(it) if it == "on" => {
-                return Err(Error::request(
-                    INTERLEAVE_VARIABLE,
-                    "off with these kernels",
-                    format!("on with {}", best.isa.name()),
-                ));
+                let isa = best.isa.name();
+                return Err(Error::invalid(format!("{INTERLEAVE_VARIABLE}=on does not work with the {isa} kernels")));
             }
-            Some(it) => return Err(Error::request(INTERLEAVE_VARIABLE, "on or off", it.to_string_lossy())),
+            Some(it) => {
+                let it = it.to_string_lossy();
+                return Err(Error::invalid(format!("{INTERLEAVE_VARIABLE} must be on or off, not {it}")));
+            }
         };
         Ok(Kernels { wants_interleaved: interleaves, ..best })
     }
@@ -199,7 +199,7 @@ impl Kernels {
         let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
         match Isa::ALL.iter().find(|isa| isa.name() == name) {
             Some(isa) => Kernels::for_isa(*isa),
-            None => Err(Error::request(ISA_VARIABLE, format!("one of {}", names.join(", ")), name)),
+            None => Err(Error::invalid(format!("{ISA_VARIABLE} must be one of {}, not {name}", names.join(", ")))),
         }
     }
 
@@ -207,8 +207,8 @@ impl Kernels {
     pub fn for_isa(isa: Isa) -> Result<Kernels> {
         if !isa.is_available() {
             let names: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
-            let expected = format!("what this CPU has ({})", names.join(", "));
-            return Err(Error::request(ISA_VARIABLE, expected, isa.name()));
+            let (isa, names) = (isa.name(), names.join(", "));
+            return Err(Error::invalid(format!("this CPU does not have {isa}; {ISA_VARIABLE} may be {names}")));
         }
         Ok(match isa {
             Isa::Scalar => scalar::KERNELS,

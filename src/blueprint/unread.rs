@@ -4,17 +4,17 @@
 //! without it the model's text is plausible and wrong. So what is left over after reading is an error, but for the keys of
 //! [`HARMLESS`], each with the values with which it does nothing here and the reason why.
 
-use super::Config;
+use super::Blueprint;
 use crate::{
     Error, Result,
-    gguf::{Gguf, Reader, Value},
+    gguf::{Gguf, Metadata, Reader, Value},
 };
 
-/// A key that is there and not read, and why that is right. Shown by `inspect` and `run --verbose`.
+/// What is there and not read, and why that is right. Shown by `inspect` and `run --verbose`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
-    /// The whole key.
-    pub key: String,
+    /// The whole key, or which tensors.
+    pub name: String,
     /// Why the model is the same without it.
     pub reason: &'static str,
 }
@@ -77,7 +77,6 @@ const HARMLESS: &[(&str, When, &str)] = &[
     ("leading_dense_block_count", When::Zero, "the tensors say which layers have experts"),
     ("interleave_moe_layer_step", When::ZeroOr(1.0), "the tensors say which layers have experts"),
     ("moe_every_n_layers", When::ZeroOr(1.0), "the tensors say which layers have experts"),
-    ("nextn_predict_layers", When::Zero, "there are none"),
     ("use_parallel_residual", When::Zero, "feed-forward blocks follow attention"),
     ("pooling_type", When::Zero, "only embedding models pool"),
     ("tensor_data_layout", When::Always, "the architecture says how heads are rotated"),
@@ -86,20 +85,15 @@ const HARMLESS: &[(&str, When, &str)] = &[
 /// Keys outside the architecture's that say that the weights are not what they seem.
 const CHANGED_WEIGHTS: &[&str] = &["prism.hadamard."];
 
-/// What of `reader`'s file was not read and need not be.
+/// What of `file` was not read and need not be. Its lists by layer have `n_block` elements.
 ///
 /// # Errors
-/// Names the first key or tensor that would have to be read.
-pub(super) fn check(reader: &Reader<'_>, c: &Config) -> Result<Vec<Unread>> {
-    let gguf = reader.gguf();
-    check_layers(gguf, c)?;
-    if let Some(tensor) = reader.tensors_left().first() {
-        let message = format!(
-            "tensor {} is not part of a {} model as hotset runs it; without it the answers would be wrong",
-            tensor.name.escape_debug(),
-            c.arch.name
-        );
-        return Err(Error::file(gguf.path_of(tensor), message));
+/// Names the first key or tensor that would have to be read, or that contradicts the blueprint.
+pub(super) fn check(file: &Reader<'_>, b: &Blueprint, n_block: usize) -> Result<Vec<Unread>> {
+    let gguf = file.gguf();
+    check_widths(file, b, n_block)?;
+    if let Some(tensor) = file.tensors_left().first() {
+        return Err(Error::file(gguf.path_of(tensor), strange_tensor(b, &tensor.name)));
     }
     let mut keys = gguf.meta().iter().map(|(key, _)| key);
     if let Some(key) = keys.find(|key| CHANGED_WEIGHTS.iter().any(|prefix| key.starts_with(prefix))) {
@@ -107,53 +101,91 @@ pub(super) fn check(reader: &Reader<'_>, c: &Config) -> Result<Vec<Unread>> {
         let message = format!("metadata key {key} says that the weights are transformed, which hotset does not undo");
         return Err(Error::file(gguf.path(), message));
     }
-    reader.keys_left().into_iter().map(|(short, value)| unread(gguf, c, short, value)).collect()
+    file.keys_left().into_iter().map(|(short, value)| unread(gguf, b, short, value)).collect()
 }
 
-/// The layers that the file has tensors for are those that it says it has.
-fn check_layers(gguf: &Gguf, c: &Config) -> Result<()> {
-    let layer = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<usize>().ok();
-    let beyond = gguf.tensors().iter().find(|t| layer(&t.name).is_some_and(|il| il >= c.n_layer));
-    let Some(tensor) = beyond else { return Ok(()) };
-    let message = format!(
-        "{}.block_count is {}, but the file has more layers: there is a tensor {}",
-        c.arch.name,
-        c.n_layer,
-        tensor.name.escape_debug()
-    );
-    Err(Error::file(gguf.path_of(tensor), message))
+fn strange_tensor(b: &Blueprint, name: &str) -> String {
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+    let name = name.escape_debug();
+    if layer.is_some_and(|layer| layer >= b.n_layer) {
+        let (arch, n) = (b.arch, b.n_layer);
+        return format!("{arch}.block_count is {n}, but the file has more layers: there is a tensor {name}");
+    }
+    format!("tensor {name} is not part of a {} model as hotset runs it; without it the answers would be wrong", b.arch)
 }
 
-fn unread(gguf: &Gguf, c: &Config, short: &str, value: &Value) -> Result<Unread> {
-    let key = format!("{}.{short}", c.arch.name);
+/// The widths of experts that the file names are those of its tensors, and so is the number of shared experts.
+fn check_widths(file: &Reader<'_>, b: &Blueprint, n_block: usize) -> Result<()> {
+    let meta = file.gguf().meta();
+    let left = |short: &str| file.keys_left().iter().any(|(key, _)| *key == short);
+    if left("expert_feed_forward_length") {
+        let key = file.key("expert_feed_forward_length");
+        let widths = meta.u32_or_array(&key, n_block)?.unwrap_or_default();
+        for set in b.experts() {
+            check_width(meta, &key, widths[set.layer], Some(set.n_ff), set.layer)?;
+        }
+    }
+    if left("expert_shared_feed_forward_length") {
+        let key = file.key("expert_shared_feed_forward_length");
+        let width = meta.u32(&key)?.unwrap_or(0);
+        for moe in b.moe() {
+            check_width(meta, &key, width, moe.shared.map(|shared| shared.ffn.n_ff()), moe.experts.layer)?;
+        }
+    }
+    if left("expert_shared_count") {
+        let key = file.key("expert_shared_count");
+        let n_shared = meta.u32(&key)?.unwrap_or(0);
+        if n_shared > 0 && b.moe().any(|moe| moe.shared.is_none()) {
+            let got = format!("{n_shared}, but there are layers without the tensors of one");
+            return Err(wrong(meta, &key, "0 where no layer has a shared expert", got));
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a key.
+fn wrong(meta: &Metadata, key: &str, expected: impl ToString, got: impl ToString) -> Error {
+    Error::format(meta.path(), key, expected, got)
+}
+
+fn check_width(meta: &Metadata, key: &str, said: u32, got: Option<usize>, layer: usize) -> Result<()> {
+    if said == 0 || got == Some(said as usize) {
+        return Ok(());
+    }
+    let got = got.map_or("no such tensors".to_owned(), |n| n.to_string());
+    Err(wrong(meta, key, format!("{got}, as the tensors of blk.{layer} have it"), said))
+}
+
+fn unread(gguf: &Gguf, b: &Blueprint, short: &str, value: &Value) -> Result<Unread> {
+    let name = format!("{}.{short}", b.arch);
     match HARMLESS.iter().find(|(known, ..)| *known == short) {
-        Some(&(_, when, reason)) if does_nothing(c, when, value) => Ok(Unread { key, reason }),
+        Some(&(_, when, reason)) if does_nothing(b, when, value) => Ok(Unread { name, reason }),
         Some(_) => {
-            let message = format!("metadata key {key} is {value}, which hotset does not support in this architecture");
+            let message = format!("metadata key {name} is {value}, which hotset does not support in this architecture");
             Err(Error::file(gguf.path(), message))
         }
         None => {
-            let key = key.escape_debug();
+            let name = name.escape_debug();
             let message =
-                format!("metadata key {key} ({value}) is unknown to hotset, and may change what the model computes");
+                format!("metadata key {name} ({value}) is unknown to hotset, and may change what the model computes");
             Err(Error::file(gguf.path(), message))
         }
     }
 }
 
-fn does_nothing(c: &Config, when: When, value: &Value) -> bool {
+fn does_nothing(b: &Blueprint, when: When, value: &Value) -> bool {
     let all = |fine: &dyn Fn(f64) -> bool| value.numbers().is_some_and(|numbers| numbers.into_iter().all(fine));
     match when {
         When::Always => true,
         When::Zero => all(&|x| x == 0.0),
         When::ZeroOr(other) => all(&|x| x == 0.0 || x == other),
         When::True => all(&|x| x == 1.0),
-        When::Renormalises => all(&|x| (x == 1.0) == c.arch.renormalise),
-        When::NoWindow => all(&|x| x == 0.0 || x >= c.n_ctx_train as f64),
-        When::DefaultScale => {
-            let default = 1.0 / (c.n_embd_head_k as f64).sqrt();
+        When::Renormalises => b.moe().all(|moe| all(&|x| (x == 1.0) == moe.router.choice.renormalise)),
+        When::NoWindow => all(&|x| x == 0.0 || x >= b.n_ctx_train as f64),
+        When::DefaultScale => b.attentions().all(|gqa| {
+            let default = 1.0 / (gqa.heads.k as f64).sqrt();
             all(&|x| x == 0.0 || (x - default).abs() <= default * f64::from(f32::EPSILON))
-        }
+        }),
         When::NotPositive => all(&|x| x <= 0.0),
     }
 }

@@ -1,0 +1,5 @@
+//! Hy3 (Tencent, 2026): the parts of dots.llm1.
+
+use super::{Arch, dots1};
+
+pub const ARCH: Arch = Arch { name: "hy_v3", blueprint: dots1::blueprint };

@@ -1,0 +1,89 @@
+//! The architectures that hotset runs, one file each: from a file's metadata and tensor table to a [`Blueprint`].
+//!
+//! To add one, write `NAME.rs` beside the others and give it a row in [`ARCHS`]. It says which parts a layer has and
+//! which hyper-parameters they take; everything else reads the blueprint.
+//!
+//! Must not know: bytes of weights, memory, kernels.
+
+mod dots1;
+mod glm4moe;
+mod gpt_oss;
+mod hy_v3;
+mod llama;
+mod mellum;
+mod minimax_m2;
+mod olmoe;
+mod qwen2moe;
+mod qwen3moe;
+mod qwen3vlmoe;
+mod smallthinker;
+
+use crate::{
+    Error, Result,
+    blueprint::{Blueprint, Reader, Shape},
+    gguf::Gguf,
+};
+
+/// One architecture.
+pub struct Arch {
+    /// `general.architecture`.
+    name: &'static str,
+    blueprint: fn(&Reader<'_>) -> Result<Blueprint>,
+}
+
+/// Every architecture that hotset runs.
+const ARCHS: &[Arch] = &[
+    dots1::ARCH,
+    glm4moe::ARCH,
+    gpt_oss::ARCH,
+    hy_v3::ARCH,
+    llama::ARCH,
+    mellum::ARCH,
+    minimax_m2::ARCH,
+    olmoe::ARCH,
+    qwen2moe::ARCH,
+    qwen3moe::ARCH,
+    qwen3vlmoe::ARCH,
+    smallthinker::ARCH,
+];
+
+/// What the model in a file is. No key and no tensor of the file is left over that could change what it computes.
+///
+/// # Errors
+/// An architecture that hotset does not have; a key or tensor that is missing, does not make sense or is left over, by name.
+pub fn blueprint(gguf: &Gguf) -> Result<Blueprint> {
+    let (arch, reader) = reader(gguf)?;
+    let blueprint = (arch.blueprint)(&reader)?;
+    reader.finish(blueprint)
+}
+
+/// What hotset would run of a file that has more than that: an answer about its memory, not about its text.
+///
+/// # Errors
+/// As [`blueprint`], but for what is left over.
+pub fn understood(gguf: &Gguf) -> Result<Blueprint> {
+    let (arch, reader) = reader(gguf)?;
+    (arch.blueprint)(&reader)
+}
+
+/// The figures of a file that need not run.
+///
+/// # Errors
+/// An architecture that hotset does not have; a key that is missing or does not make sense, by name.
+pub fn shape(gguf: &Gguf) -> Result<Shape> {
+    reader(gguf)?.1.shape()
+}
+
+fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
+    let name = gguf.meta().require_str("general.architecture")?;
+    let Some(arch) = ARCHS.iter().find(|arch| arch.name == name) else {
+        let known = ARCHS.iter().map(|arch| arch.name).collect::<Vec<_>>().join(", ");
+        return Err(Error::unsupported(
+            gguf.path(),
+            "the architecture",
+            format!("one of {known}"),
+            name.escape_debug(),
+        ));
+    };
+    Ok((arch, Reader::new(gguf, arch.name)?))
+}

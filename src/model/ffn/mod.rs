@@ -1,0 +1,8 @@
+//! Feed-forward parts: each token for itself.
+
+mod dense;
+mod moe;
+mod router;
+
+pub use dense::Dense;
+pub use moe::{Moe, MoeScratch};

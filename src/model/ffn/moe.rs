@@ -1,0 +1,290 @@
+//! Routed experts, and the one that every token uses.
+
+use super::{
+    dense::everyone,
+    router::{route, selection_scores, sigmoid},
+};
+use crate::{
+    Result,
+    backend::{Backend, FfnExtras, FfnJob, Floats, Hidden, Pair, Product, Rows},
+    blueprint::{self, Act, Choice, RouterInput, Score, Tensor},
+    expert::Experts,
+    id::ExpertId,
+    model::{
+        Block, Part,
+        cx::Cx,
+        load::{Gated, Linear, Loader, Mat},
+    },
+    trace::{LayerEvent, Phase, Routed},
+};
+
+/// See the module.
+pub struct Moe {
+    /// Number among the MoE layers.
+    index: u16,
+    choice: Choice,
+    /// (n_expert, n_embd)
+    router: Linear,
+    input: RouterInput,
+    /// (n_expert), or empty.
+    select_bias: Vec<f32>,
+    act: Act,
+    /// Of gate, up and down. (n_expert), or empty.
+    scales: [Vec<f32>; 3],
+    /// The same. (n_expert, rows), or empty.
+    biases: [Vec<f32>; 3],
+    shared: Option<Shared>,
+}
+
+/// The expert that every token uses.
+struct Shared {
+    ffn: Gated,
+    /// Its weight: sigmoid of the product with the input. (1, n_embd)
+    gate: Option<Mat>,
+}
+
+/// The buffers of feed-forward parts. Lengths are maxima; a batch uses the front.
+pub struct MoeScratch {
+    /// Router scores. (n_batch, n_expert)
+    pub scores: Floats,
+    /// Scores of the next layer, and of the one behind it. (n_expert)
+    pub lookahead: [Vec<f32>; 2],
+    /// The input of the router that is ahead. (1, n_embd)
+    pub ahead: Rows,
+    /// (n_batch, n_expert_used)
+    pub routed: Vec<Routed>,
+    /// Experts' outputs in routing order, (n_batch * n_expert_used, n_embd); before them the rows of an attention.
+    pub out: Floats,
+    /// The shared expert's or dense part's output. (n_batch, n_embd)
+    pub shared: Floats,
+    /// (n_batch)
+    pub shared_gate: Vec<f32>,
+    pub hidden: Hidden,
+    pub pairs: Vec<Pair>,
+    pub jobs: Vec<FfnJob<'static>>,
+    pub ready: Vec<ExpertId>,
+    /// First pair of each expert, by counting. (n_expert + 1)
+    pub starts: Vec<u32>,
+}
+
+impl Moe {
+    /// The MoE layer number `index`.
+    pub fn load(loader: &mut Loader<'_>, moe: &blueprint::Moe, index: usize) -> Result<Self> {
+        let shared = match &moe.shared {
+            None => None,
+            Some(shared) => Some(Shared {
+                ffn: loader.gated(&shared.ffn)?,
+                gate: shared.gate.as_ref().map(|gate| loader.mat(gate)).transpose()?,
+            }),
+        };
+        let mut optional = |t: &Option<Tensor>| loader.optional(t.as_ref());
+        let [s, b] = [&moe.scales, &moe.biases];
+        let scales = [optional(&s[0])?, optional(&s[1])?, optional(&s[2])?];
+        let biases = [optional(&b[0])?, optional(&b[1])?, optional(&b[2])?];
+        let select_bias = optional(&moe.router.select_bias)?;
+        let (router, input, choice) = (loader.linear(&moe.router.w)?, moe.router.input, moe.router.choice);
+        let index = index as u16;
+        Ok(Self { index, choice, router, input, select_bias, act: moe.act, scales, biases, shared })
+    }
+
+    /// All but a shared expert's gate, which is a single row.
+    pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
+        let shared = self.shared.iter_mut().flat_map(|shared| &mut shared.ffn.mats);
+        shared.chain([&mut self.router.w])
+    }
+
+    /// `x += Σ weight · expert(norm(x)) + shared(norm(x))`, where the rows have been normed already. `ahead`: the blocks
+    /// behind this one.
+    pub fn add<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) -> Result<()> {
+        if self.input == RouterInput::Normed {
+            self.score(cx);
+        }
+        self.route(cx);
+        self.request(cx, ahead);
+        if let Some(shared) = &self.shared {
+            // Computes while the disk works.
+            everyone(&shared.ffn, cx);
+            if let Some(gate) = &shared.gate {
+                let y = &mut cx.s.moe.shared_gate[..cx.s.norm.len()];
+                cx.b.matmul(&cx.s.norm, &mut [Product { w: gate.view(), y }]);
+            }
+        }
+        cx.s.moe.sort_pairs(self.choice.n_expert_used);
+        loop {
+            cx.experts.next_ready(&mut cx.s.moe.ready)?;
+            if cx.s.moe.ready.is_empty() {
+                break;
+            }
+            let Cx { b, s, experts, .. } = cx;
+            experts.reorder_kept(&s.moe.ready, |w| b.interleave(w));
+            s.moe.compute(*b, &s.norm, experts, |expert| self.extras(expert));
+        }
+        self.sum(cx);
+        Ok(())
+    }
+
+    /// What lies between the matrices of one expert.
+    fn extras(&self, expert: usize) -> FfnExtras<'_> {
+        let n_expert = self.router.w.view().rows;
+        let rows = |x: &Vec<f32>| x.len() / n_expert;
+        FfnExtras {
+            act: self.act,
+            scale: self.scales.each_ref().map(|scale| scale.get(expert).copied().unwrap_or(1.0)),
+            bias: self.biases.each_ref().map(|bias| &bias[expert * rows(bias)..(expert + 1) * rows(bias)]),
+        }
+    }
+
+    /// If the router sees the layer's input: scores of the rows as they are now, before the attention.
+    pub fn score_early<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        if self.input == RouterInput::LayerInput {
+            cx.as_they_are();
+            self.score(cx);
+        }
+    }
+
+    /// Scores of all experts for the rows in [`Scratch::norm`](crate::model::Scratch).
+    fn score<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (rows, n_expert) = (cx.rows(), self.router.w.view().rows);
+        let Cx { b, s, .. } = cx;
+        let scores = &mut s.moe.scores[rows.start * n_expert..rows.end * n_expert];
+        b.matmul(&s.norm, &mut [Product { w: self.router.w.view(), y: scores }]);
+        self.router.add_bias(*b, scores);
+        match self.choice.score {
+            Score::Softmax => b.softmax(scores, n_expert),
+            Score::Sigmoid => {
+                b.each_row(scores, n_expert, 8 * n_expert, |_, row| row.iter_mut().for_each(|x| *x = sigmoid(*x)));
+            }
+            Score::SoftmaxOfChosen => {}
+        }
+    }
+
+    /// Chooses each row's experts.
+    fn route<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (rows, n_expert_used, n_expert) = (cx.rows(), self.choice.n_expert_used, self.router.w.view().rows);
+        let Cx { b, s, .. } = cx;
+        let scores = &s.moe.scores[rows.start * n_expert..rows.end * n_expert];
+        let unset = Routed { id: ExpertId { layer: self.index, expert: 0 }, weight: 0.0 };
+        s.moe.routed.resize(rows.len() * n_expert_used, unset);
+        b.each_row(&mut s.moe.routed, n_expert_used, 16 * n_expert, |i, routed| {
+            route(&self.choice, self.index, &scores[i * n_expert..(i + 1) * n_expert], &self.select_bias, routed);
+        });
+    }
+
+    /// Asks for the experts, and says what the next layers may want.
+    fn request<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) {
+        let horizon = if cx.phase == Phase::Decode { cx.experts.horizon(self.index) } else { 0 };
+        let scored = look_ahead(cx, ahead, horizon);
+        let moe = &cx.s.moe;
+        let event = LayerEvent {
+            phase: cx.phase,
+            first_token: cx.pos() as u32,
+            n_tokens: cx.len() as u32,
+            layer: self.index,
+            routed: &moe.routed,
+            lookahead: if scored > 0 { &moe.lookahead[0] } else { &[] },
+            lookahead2: if scored > 1 { &moe.lookahead[1] } else { &[] },
+        };
+        cx.experts.request(event);
+    }
+
+    /// Adds up in routing order, whatever the order of arrival.
+    fn sum<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (rows, n_embd) = (cx.rows(), cx.n_embd);
+        let Cx { b, s, .. } = cx;
+        let (x, moe) = (&mut s.x[rows.start * n_embd..rows.end * n_embd], &s.moe);
+        b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], |r| moe.routed[r].weight);
+        if let Some(shared) = &self.shared {
+            let gate = |i: usize| if shared.gate.is_some() { sigmoid(moe.shared_gate[i]) } else { 1.0 };
+            b.add_weighted(x, n_embd, &moe.shared[..rows.len() * n_embd], gate);
+        }
+    }
+}
+
+/// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this
+/// layer's experts. Returns of how many: it ends at a layer without a router.
+fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> usize {
+    let (rows, n_embd) = (cx.rows(), cx.n_embd);
+    let Cx { b, s, .. } = cx;
+    let (x, moe) = (&s.x[rows.start * n_embd..rows.end * n_embd], &mut s.moe);
+    let mut scored = 0;
+    let ahead = ahead.iter().filter(|block| !block.mixes());
+    for (block, scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
+        let Part::Moe(next) = &block.part else { break };
+        match next.input {
+            RouterInput::Normed => b.rms_norm(x, &block.norm.weight, block.norm.eps, moe.ahead.start(1)),
+            RouterInput::LayerInput => moe.ahead.start(1).copy_from_slice(x),
+        }
+        b.prepare(&mut moe.ahead);
+        b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
+        next.router.add_bias(*b, scores);
+        selection_scores(&next.choice, &next.select_bias, scores);
+        scored += 1;
+    }
+    scored
+}
+
+impl MoeScratch {
+    /// Sorts the (row, expert) pairs by expert, so that an expert's rows are contiguous in `pairs` from `starts[expert]`.
+    fn sort_pairs(&mut self, n_expert_used: usize) {
+        self.starts.fill(0);
+        for r in &self.routed {
+            self.starts[r.id.expert as usize + 1] += 1;
+        }
+        for e in 1..self.starts.len() {
+            self.starts[e] += self.starts[e - 1];
+        }
+        for (i, r) in self.routed.iter().enumerate() {
+            let at = &mut self.starts[r.id.expert as usize];
+            self.pairs[*at as usize] = Pair { row: (i / n_expert_used) as u32, out: i as u32 };
+            *at += 1;
+        }
+        // Each start has moved to its end, which is the next one's start.
+        self.starts.rotate_right(1);
+        self.starts[0] = 0;
+    }
+
+    /// Computes the experts in `ready`, as many at once as the hidden rows allow.
+    fn compute<'m>(
+        &mut self,
+        b: &mut impl Backend,
+        norm: &Rows,
+        experts: &'m Experts,
+        extras: impl Fn(usize) -> FfnExtras<'m>,
+    ) {
+        let mut jobs = recycle(std::mem::take(&mut self.jobs));
+        let mut flush = |jobs: &mut Vec<FfnJob<'_>>, hidden: &mut Hidden| {
+            if !jobs.is_empty() {
+                b.ffn(norm, jobs, &self.pairs, hidden, &mut self.out);
+                jobs.clear();
+            }
+        };
+        if norm.len() > 1 {
+            // As `Backend::ffn` prefers them.
+            let tokens = |id: &ExpertId| self.starts[id.expert as usize + 1] - self.starts[id.expert as usize];
+            self.ready.sort_unstable_by_key(|id| std::cmp::Reverse(tokens(id)));
+        }
+        let mut n_pairs = 0;
+        for &id in &self.ready {
+            let (mats, extras) = (experts.get(id), extras(usize::from(id.expert)));
+            let room = self.hidden.pairs(mats.n_ff());
+            let mut pairs = self.starts[id.expert as usize] as usize..self.starts[id.expert as usize + 1] as usize;
+            while !pairs.is_empty() {
+                if n_pairs == room {
+                    flush(&mut jobs, &mut self.hidden);
+                    n_pairs = 0;
+                }
+                let n = pairs.len().min(room - n_pairs);
+                jobs.push(FfnJob { mats, extras, pairs: pairs.start..pairs.start + n, hidden: n_pairs });
+                (pairs.start, n_pairs) = (pairs.start + n, n_pairs + n);
+            }
+        }
+        flush(&mut jobs, &mut self.hidden);
+        self.jobs = recycle(jobs);
+    }
+}
+
+/// Keeps a vector's memory while its elements' lifetime changes. (Collecting an emptied vector reuses its allocation.)
+fn recycle<'b>(mut jobs: Vec<FfnJob<'_>>) -> Vec<FfnJob<'b>> {
+    jobs.clear();
+    jobs.into_iter().map(|_| unreachable!("cleared")).collect()
+}

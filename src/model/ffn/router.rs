@@ -1,0 +1,107 @@
+//! From a router's outputs to the experts of a token and their weights.
+//!
+//! Must not know: matrices, backends, caches.
+
+use crate::{
+    blueprint::{Choice, Score},
+    id::ExpertId,
+    trace::Routed,
+};
+
+/// The smallest divisor in renormalising weights: the smallest normal f16, as llama.cpp has it.
+const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
+
+/// Logistic function.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// What lookahead compares experts by, from their outputs in `x`: only the order counts.
+pub fn selection_scores(choice: &Choice, bias: &[f32], x: &mut [f32]) {
+    // Without a bias, no score function changes the order.
+    if !bias.is_empty() {
+        match choice.score {
+            Score::Softmax => {
+                let max = x.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v));
+                x.iter_mut().for_each(|v| *v = (*v - max).exp());
+                let sum: f32 = x.iter().sum();
+                x.iter_mut().for_each(|v| *v /= sum);
+            }
+            Score::Sigmoid => x.iter_mut().for_each(|v| *v = sigmoid(*v)),
+            Score::SoftmaxOfChosen => {}
+        }
+        x.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
+    }
+}
+
+/// Chooses the experts of one row of MoE layer `layer`, best first, from the scores of all.
+///
+/// Those with the largest score, plus its `bias` if there are any (ties: the lower number), as many as `routed` has.
+/// Weights are the scores without the bias, renormalised where the model does so, scaled.
+pub fn route(choice: &Choice, layer: u16, scores: &[f32], bias: &[f32], routed: &mut [Routed]) {
+    // Until all are chosen, a weight is what experts are compared by.
+    let mut n = 0;
+    for (expert, &score) in (0u16..).zip(scores) {
+        let weight = if bias.is_empty() { score } else { score + bias[usize::from(expert)] };
+        // Those before it go first unless it is larger.
+        let better = |r: &Routed| weight.total_cmp(&r.weight).is_gt();
+        if n == routed.len() && !routed.last().is_some_and(better) {
+            continue;
+        }
+        n = routed.len().min(n + 1);
+        let mut at = n - 1;
+        while at > 0 && better(&routed[at - 1]) {
+            routed[at] = routed[at - 1];
+            at -= 1;
+        }
+        routed[at] = Routed { id: ExpertId { layer, expert }, weight };
+    }
+    routed.iter_mut().for_each(|r| r.weight = scores[usize::from(r.id.expert)]);
+    if choice.score == Score::SoftmaxOfChosen {
+        let max = routed.iter().fold(f32::NEG_INFINITY, |max, r| max.max(r.weight));
+        routed.iter_mut().for_each(|r| r.weight = (r.weight - max).exp());
+    }
+    let sum: f32 = routed.iter().map(|r| r.weight).sum();
+    let renormalise = choice.renormalise || choice.score == Score::SoftmaxOfChosen;
+    let scale = choice.scale / if renormalise { sum.max(MIN_WEIGHT_SUM) } else { 1.0 };
+    routed.iter_mut().for_each(|r| r.weight *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(choice: &Choice, scores: &[f32], bias: &[f32]) -> Vec<(u16, f32)> {
+        let unset = Routed { id: ExpertId { layer: 3, expert: 0 }, weight: 0.0 };
+        let mut routed = vec![unset; choice.n_expert_used];
+        route(choice, 3, scores, bias, &mut routed);
+        routed.iter().map(|r| (r.id.expert, r.weight)).collect()
+    }
+
+    #[test]
+    fn the_best_are_chosen_by_biased_and_weighted_by_plain_scores() {
+        let plain = Choice { score: Score::Sigmoid, n_expert_used: 2, renormalise: false, scale: 1.0 };
+        let scores = [0.25, 0.75, 0.5, 0.75];
+        assert_eq!(chosen(&plain, &scores, &[]), [(1, 0.75), (3, 0.75)]);
+        assert_eq!(chosen(&plain, &scores, &[0.0, 0.0, 1.0, 0.0]), [(2, 0.5), (1, 0.75)]);
+        let scaled = Choice { renormalise: true, scale: 5.0, ..plain };
+        assert_eq!(chosen(&scaled, &scores, &[0.0, 0.0, 1.0, 0.0]), [(2, 2.0), (1, 3.0)]);
+        let of_chosen = Choice { score: Score::SoftmaxOfChosen, ..plain };
+        let two = 1.0 / (1.0 + (-2.0f32).exp());
+        assert_eq!(chosen(&of_chosen, &[-1.0, 3.0, 0.0, 1.0], &[]), [(1, two), (3, (-2.0f32).exp() * two)]);
+        // All at zero: the divisor is bounded.
+        assert_eq!(chosen(&scaled, &[0.0; 4], &[]), [(0, 0.0), (1, 0.0)]);
+    }
+
+    #[test]
+    fn lookahead_has_the_order_of_the_choice() {
+        for score in [Score::Softmax, Score::Sigmoid] {
+            let choice = Choice { score, n_expert_used: 1, renormalise: true, scale: 1.0 };
+            let mut x = [1.0, 3.0, 2.0, -1.0];
+            selection_scores(&choice, &[], &mut x);
+            assert_eq!(x, [1.0, 3.0, 2.0, -1.0], "outputs have it already");
+            selection_scores(&choice, &[0.0, 0.0, 0.0, 4.0], &mut x);
+            assert!(x[3] > x[1] && x[1] > x[2] && x[2] > x[0], "{x:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The dense weights: everything that every token touches. Read once into memory of our own, so that no pressure evicts
+//! them. Shapes were checked when the blueprint was made.
+
+use memmap2::MmapMut;
+
+use crate::{
+    Error, Result,
+    backend::Backend,
+    blueprint::{self, Act, Tensor},
+    gguf::Gguf,
+    machine::{Filled, anonymous},
+    quant::{FfnMats, GgmlType, QMat, QMatMut, dequantize_row},
+};
+
+/// A matrix of ours.
+pub struct Mat {
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    data: MmapMut,
+    interleaved: bool,
+}
+
+impl Mat {
+    /// For the backend.
+    pub fn view(&self) -> QMat<'_> {
+        let data = &self.data[..self.bytes()];
+        QMat { ty: self.ty, rows: self.rows, cols: self.cols, data, interleaved: self.interleaved }
+    }
+    /// Has the backend interleave its rows, if it prefers them so.
+    pub fn interleave(&mut self, b: &mut impl Backend) {
+        if !self.interleaved {
+            let n = self.bytes();
+            let w = QMatMut { ty: self.ty, rows: self.rows, cols: self.cols, data: &mut self.data[..n] };
+            self.interleaved = b.interleave(w);
+        }
+    }
+    fn bytes(&self) -> usize {
+        self.rows * (self.cols / self.ty.block_len() * self.ty.block_bytes())
+    }
+}
+
+/// A matrix and what is added to its products.
+pub struct Linear {
+    pub w: Mat,
+    /// (outputs), or empty.
+    pub bias: Vec<f32>,
+}
+
+impl Linear {
+    /// Adds the bias, if there is one, to every row of products.
+    pub fn add_bias(&self, b: &mut impl Backend, y: &mut [f32]) {
+        if !self.bias.is_empty() {
+            b.add_bias(y, &self.bias);
+        }
+    }
+}
+
+/// An RMS norm.
+pub struct Norm {
+    pub weight: Vec<f32>,
+    pub eps: f32,
+}
+
+/// A gated feed-forward network.
+pub struct Gated {
+    pub act: Act,
+    /// Gate, up and down.
+    pub mats: [Mat; 3],
+}
+
+impl Gated {
+    /// For the backend.
+    pub fn view(&self) -> FfnMats<'_> {
+        let [gate, up, down] = self.mats.each_ref().map(Mat::view);
+        FfnMats { gate, up, down }
+    }
+}
+
+/// Reads tensors, and tells `progress` the bytes of each.
+pub struct Loader<'a> {
+    pub gguf: &'a Gguf,
+    pub progress: &'a mut dyn FnMut(u64),
+}
+
+impl Loader<'_> {
+    pub fn mat(&mut self, t: &Tensor) -> Result<Mat> {
+        let info = &self.gguf.tensors()[t.index];
+        let bytes = t.bytes as usize;
+        let refused = |e| Error::request(format!("memory for tensor {}", info.name), format!("{bytes} bytes"), e);
+        let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
+        self.gguf.read_tensor(info, &mut data[..bytes])?;
+        (self.progress)(t.bytes);
+        Ok(Mat { ty: t.ty, rows: t.rows, cols: t.cols, data, interleaved: false })
+    }
+
+    /// All rows as F32.
+    pub fn vector(&mut self, t: &Tensor) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; t.bytes as usize];
+        self.gguf.read_tensor(&self.gguf.tensors()[t.index], &mut bytes)?;
+        (self.progress)(t.bytes);
+        let mut values = vec![0.0; t.rows * t.cols];
+        for (row, bytes) in values.chunks_exact_mut(t.cols).zip(bytes.chunks_exact(bytes.len() / t.rows)) {
+            dequantize_row(t.ty, bytes, row);
+        }
+        match values.iter().position(|x| !x.is_finite()) {
+            None => Ok(values),
+            Some(i) => {
+                let got = format!("has {} as its element {i}: the file is damaged or was wrongly quantised", values[i]);
+                Err(self.wrong(t, got))
+            }
+        }
+    }
+
+    /// [`Loader::vector`] of numbers above 0, since something is divided by them.
+    pub fn divisors(&mut self, t: &Tensor) -> Result<Vec<f32>> {
+        let values = self.vector(t)?;
+        match values.iter().find(|&&x| x <= 0.0) {
+            None => Ok(values),
+            Some(x) => {
+                Err(self
+                    .wrong(t, format!("has {x}, and frequencies are divided by it: only numbers above 0 make sense")))
+            }
+        }
+    }
+
+    fn wrong(&self, t: &Tensor, got: String) -> Error {
+        let info = &self.gguf.tensors()[t.index];
+        Error::file(self.gguf.path_of(info), format!("tensor {} {got}", info.name))
+    }
+
+    /// Empty where there is no tensor.
+    pub fn optional(&mut self, t: Option<&Tensor>) -> Result<Vec<f32>> {
+        t.map_or_else(|| Ok(Vec::new()), |t| self.vector(t))
+    }
+
+    pub fn norm(&mut self, norm: &blueprint::Norm) -> Result<Norm> {
+        Ok(Norm { weight: self.vector(&norm.weight)?, eps: norm.eps })
+    }
+
+    pub fn linear(&mut self, linear: &blueprint::Linear) -> Result<Linear> {
+        Ok(Linear { w: self.mat(&linear.w)?, bias: self.optional(linear.bias.as_ref())? })
+    }
+
+    pub fn gated(&mut self, ffn: &blueprint::Gated) -> Result<Gated> {
+        Ok(Gated { act: ffn.act, mats: [self.mat(&ffn.gate)?, self.mat(&ffn.up)?, self.mat(&ffn.down)?] })
+    }
+}
