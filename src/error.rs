@@ -81,31 +81,64 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An [`Error::Io`].
     pub fn io(path: &Path, action: impl Into<String>, source: std::io::Error) -> Self {
-        Error::Io { path: path.to_owned(), action: action.into(), source }
+        Error::Io { path: path.to_owned(), action: one_line(action.into()), source }
     }
     /// An [`Error::Format`].
     pub fn format(path: &Path, what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
-        Error::Format { path: path.to_owned(), what: what.into(), expected: expected.to_string(), got: got.to_string() }
+        Error::Format {
+            path: path.to_owned(),
+            what: one_line(what.into()),
+            expected: one_line(expected.to_string()),
+            got: one_line(got.to_string()),
+        }
     }
     /// An [`Error::Unsupported`].
     pub fn unsupported(path: &Path, what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
         Error::Unsupported {
             path: path.to_owned(),
-            what: what.into(),
-            expected: expected.to_string(),
-            got: got.to_string(),
+            what: one_line(what.into()),
+            expected: one_line(expected.to_string()),
+            got: one_line(got.to_string()),
         }
     }
     /// An [`Error::File`]: "model.gguf: the file is empty".
     pub fn file(path: &Path, message: impl Into<String>) -> Self {
-        Error::File { path: path.to_owned(), message: message.into() }
+        Error::File { path: path.to_owned(), message: one_line(message.into()) }
     }
     /// An [`Error::Invalid`]: "the prompt is empty".
     pub fn invalid(sentence: impl Into<String>) -> Self {
-        Error::Invalid(sentence.into())
+        Error::Invalid(one_line(sentence.into()))
     }
     /// An [`Error::Request`].
     pub fn request(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
-        Error::Request { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+        Error::Request {
+            what: one_line(what.into()),
+            expected: one_line(expected.to_string()),
+            got: one_line(got.to_string()),
+        }
+    }
+}
+
+/// What a file or a caller said may end lines or move a terminal; an error stays one line.
+fn one_line(text: String) -> String {
+    if text.contains(char::is_control) {
+        return text
+            .chars()
+            .map(|c| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() })
+            .collect();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_stays_in_one_line() {
+        let path = Path::new("a.npz");
+        let error = Error::format(path, "header", "'descr'", "\u{1b}[2J\nß");
+        assert_eq!(error.to_string(), "a.npz: header: expected 'descr', got \\u{1b}[2J\\nß");
+        assert_eq!(Error::file(path, "a\nb").to_string(), "a.npz: a\\nb");
     }
 }

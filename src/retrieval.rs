@@ -3,7 +3,7 @@
 //! Routing repeats where text does: a token that chose the same experts as this one so far will mostly be followed by the
 //! same experts, in the layers to come and in the tokens to come. A ring holds the experts of the last [`MAX_TOKENS`]
 //! tokens. The similarity of a past token is the number of experts that it shares with the present one, summed over the
-//! layers so far (every second one, fading from layer to layer) and, with [`CARRY`], over the tokens before both. The
+//! layers so far (every second one, fading from layer to layer) and, with `CARRY`, over the tokens before both. The
 //! [`MATCHES`] most similar ones vote, the more similar the heavier.
 //!
 //! That is nearest-neighbour prediction in the space of routing decisions; nothing is trained. `docs/policies.md` says what

@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("arch", &["blueprint", "error", "gguf"]),
     ("expert", &["blueprint", "error", "gguf", "id", "io", "policy", "prefetch", "quant", "retrieval", "trace"]),
     ("model", &["backend", "blueprint", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
-    ("repack", &["arch", "blueprint", "error", "expert", "gguf", "new_file", "quant"]),
+    ("repack", &["arch", "blueprint", "error", "expert", "gguf", "model", "new_file", "quant"]),
     ("plan", &["backend", "blueprint", "error", "expert", "io", "model", "policy", "prefetch", "quant"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),

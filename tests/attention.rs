@@ -144,11 +144,11 @@ fn windows_and_sinks_are_right_and_the_same_in_every_batch() {
     use GgmlType::*;
     let dice = &mut Dice(6);
     for (ty, heads, dims, n_ctx, windows) in [
-        (F32, (4, 2), (16, 16), 200, &[1, 8, 63, 64, 65, 130, 199, 200, 1000][..]),
+        (F32, (4, 2), (16, 16), 200, &[1, 8, 64, 65, 199, 1000][..]),
         (F16, (8, 1), (64, 64), 130, &[2, 128]),
         (Q8_0, (40, 1), (32, 32), 127, &[5, 100]),
-        (F16, (4, 2), (32, 32), 2090, &[16, 100, 2047, 2050]),
-        (Q8_0, (2, 1), (32, 32), 4140, &[30, 2000, 2100, 4139]),
+        (F16, (4, 2), (32, 32), 2090, &[100, 2050]),
+        (Q8_0, (2, 1), (32, 32), 4140, &[2100]),
     ] {
         let mut case = Case::new(ty, heads, dims, n_ctx, dice);
         let everything = case.attend(&mut Reference, n_ctx - 1..n_ctx);

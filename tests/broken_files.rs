@@ -28,7 +28,7 @@ fn command(args: &[&OsStr]) -> Command {
     command
 }
 
-fn args<'a, const N: usize>(args: [&'a dyn AsRef<OsStr>; N]) -> [&'a OsStr; N] {
+fn args<const N: usize>(args: [&dyn AsRef<OsStr>; N]) -> [&OsStr; N] {
     args.map(AsRef::as_ref)
 }
 

@@ -326,7 +326,8 @@ fn tokens_go_in_and_logits_and_experts_come_out() {
     text(&["logits", MODEL, "--tokens", ids.trim(), "--out", paths[0], "--experts", paths[1]]);
     let (logits, routed) = (read(&out), read(&experts));
     assert_eq!((logits.0.clone(), routed.0.clone()), (vec![n, 8192], vec![7, n, 4]));
-    let small = ["--memory", "6.5MiB", "--batch", "2"];
+    let budget = budget(1);
+    let small = ["--memory", &budget, "--batch", "2"];
     let args = ["logits", MODEL, "--tokens-file", paths[2], "--out", paths[0], "--experts", paths[1]];
     text(&[&args[..], &small].concat());
     assert!(read(&out) == logits && read(&experts) == routed, "a budget changes no bit");

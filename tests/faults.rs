@@ -275,6 +275,8 @@ fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result
         n_ctx: Some(32),
         n_batch: Some(4),
         threads: Some(1),
+        // What the test's own process holds changes from one session to the next.
+        process_bytes: Some(0),
         ..Options::default()
     };
     let open = || Gguf::open(path).unwrap();

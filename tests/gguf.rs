@@ -310,8 +310,6 @@ fn reference_models_are_rebuilt_bit_for_bit() {
         let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!((bytes.len() as u64, sha256), (spec.bytes, spec.sha256), "{name}");
 
-        let tokens = ref_models::golden(&name, "tokens");
-        let logits = ref_models::golden(&name, "logits");
-        assert_eq!((tokens.i32s().unwrap().len(), &logits.shape), (48, &vec![48, ref_models::N_VOCAB]));
+        assert_eq!(ref_models::golden(&name, "logits").shape[1], ref_models::N_VOCAB, "{name}");
     }
 }

@@ -52,7 +52,7 @@ struct Run {
 fn run(name: &str, options: Options, backend: impl Backend) -> Run {
     let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
     let routing = Routing::default();
-    let options = Options { kv: GgmlType::F32, all_logits: true, ..options };
+    let options = Options { kv: GgmlType::F32, all_logits: true, process_bytes: Some(0), ..options };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
     let mut session =
         Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
@@ -131,7 +131,8 @@ fn a_factor_of_rotated_queries_and_keys_matches_llama_cpp() {
 
 /// The smallest budget that works, as the error for a budget of nothing names it.
 fn smallest(name: &str, options: Options) -> u64 {
-    let options = Options { kv: GgmlType::F32, all_logits: true, memory_bytes: Some(0), ..options };
+    let options =
+        Options { kv: GgmlType::F32, all_logits: true, process_bytes: Some(0), memory_bytes: Some(0), ..options };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
     let error = Session::open(gguf, &options, &mut |_, _| {}).err().expect("nothing is too little").to_string();
     let digits = error.split("at least ").nth(1).expect("names the smallest").split(' ').next().unwrap();

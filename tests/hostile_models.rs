@@ -13,7 +13,7 @@ use std::{
 
 use common::{
     opened::{Folder, bits_of, logits, open, open_with, options, refused},
-    tiny::{ARCHS, N_EMBD, N_EXPERT, N_FF, N_LAYER, N_USED, Tiny},
+    tiny::{ARCHS, N_EMBD, N_EXPERT, N_FF, N_LAYER, N_USED, Tensor, Tiny},
 };
 use hotset::{
     Result, arch,
@@ -252,8 +252,8 @@ fn numbers_that_make_no_sense() {
     tiny.set(&key("attention.head_count_kv"), vec![1u32; 7]);
     refused(&tiny, &["attention.head_count_kv"]);
     let mut tiny = Tiny::new("qwen3moe");
-    tiny.set(&key("rope.scaling.type"), "yarn");
-    refused(&tiny, &["rope.scaling.type", "yarn"]);
+    tiny.set(&key("rope.scaling.type"), "longrope");
+    refused(&tiny, &["rope.scaling.type", "longrope"]);
     // A head_count_kv for each layer is fine where they agree.
     let mut tiny = Tiny::new("qwen3moe");
     tiny.set(&key("attention.head_count_kv"), vec![1u32, 1]);
@@ -265,10 +265,10 @@ fn options_that_make_no_sense() {
     let folder = Folder::new();
     let path = folder.write(&Tiny::new("qwen3moe"));
     let said = |options: Options| open_with(&path, options).err().expect("refused").to_string();
-    assert!(said(Options { n_ctx: Some(0), ..options() }).contains("1 to 64 tokens"));
-    assert!(said(Options { n_ctx: Some(65), ..options() }).contains("got 65"));
-    assert!(said(Options { n_ctx: Some(usize::MAX), ..options() }).contains("the context"));
-    assert!(said(Options { n_batch: Some(0), ..options() }).contains("the batch"));
+    assert!(said(Options { n_ctx: Some(0), ..options() }).contains("a context of 0 tokens"));
+    assert!(said(Options { n_ctx: Some(65), ..options() }).contains("65 exceeds the model's maximum of 64"));
+    assert!(said(Options { n_ctx: Some(usize::MAX), ..options() }).contains("context length"));
+    assert!(said(Options { n_batch: Some(0), ..options() }).contains("a batch of 0 tokens"));
     // Heads of 16 are no whole block of Q8_0's 32; other types have no code for storing.
     assert!(
         said(Options { kv: GgmlType::Q8_0, ..options() })
@@ -279,12 +279,18 @@ fn options_that_make_no_sense() {
             .contains("the KV cache type: expected one of F16, F32, Q8_0, got Q4_0")
     );
     let mut session = open(&path).unwrap();
-    assert!(session.decode(40).unwrap_err().to_string().contains("an id below 40"));
+    assert!(session.decode(40).unwrap_err().to_string().contains("not in the vocabulary of 40 tokens"));
     assert!(session.feed(&[], &mut |_| {}).is_err());
-    assert!(session.feed(&[1; 65], &mut |_| {}).unwrap_err().to_string().contains("at most 64 tokens"));
+    assert!(
+        session
+            .feed(&[1; 65], &mut |_| {})
+            .unwrap_err()
+            .to_string()
+            .contains("the context of 64 tokens is too short for 65")
+    );
     assert_eq!(session.n_past(), 0);
     session.feed(&[1; 64], &mut |_| {}).unwrap();
-    assert!(session.decode(1).unwrap_err().to_string().contains("got 65"));
+    assert!(session.decode(1).unwrap_err().to_string().contains("too short for 65"));
 }
 
 #[test]
@@ -332,6 +338,38 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
             }
         }
     }
+}
+
+/// Scales beside matrices, as files of NVFP4 have them. Powers of two keep every bit.
+#[test]
+fn scaled_matrices_give_the_bits_of_matrices_that_are_larger() {
+    let whole = Tiny::new("qwen3moe");
+    let mut scaled = whole.clone();
+    for (name, factors) in [
+        ("blk.0.attn_q", vec![2.0f32]),
+        ("blk.1.attn_k", vec![0.25]),
+        ("blk.0.attn_v", vec![4.0]),
+        ("blk.1.attn_output", vec![0.5]),
+        ("output", vec![8.0]),
+        ("blk.0.ffn_gate_exps", vec![0.5, 1.0, 2.0, 4.0, 8.0, 0.25, 2.0, 0.125]),
+        ("blk.1.ffn_up_exps", vec![2.0; N_EXPERT]),
+        ("blk.1.ffn_down_exps", vec![1.0, 4.0, 2.0, 0.5, 8.0, 0.25, 2.0, 16.0]),
+    ] {
+        let weights = &mut scaled.tensor(&format!("{name}.weight")).bytes;
+        let each = weights.len() / factors.len();
+        for (part, factor) in weights.chunks_exact_mut(each).zip(&factors) {
+            for x in part.as_chunks_mut::<4>().0 {
+                *x = (f32::from_le_bytes(*x) / factor).to_le_bytes();
+            }
+        }
+        let bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+        let dims = vec![factors.len() as u64];
+        scaled.tensors.push(Tensor { name: format!("{name}.scale"), dims, ty: GgmlType::F32, bytes });
+    }
+    assert_eq!(bits_of(&scaled), bits_of(&whole));
+    let mut wrong = scaled.clone();
+    wrong.tensor("blk.1.ffn_up_exps.scale").dims = vec![N_EXPERT as u64 / 2, 2];
+    refused(&wrong, &["tensor blk.1.ffn_up_exps.scale", "expected shape"]);
 }
 
 #[test]

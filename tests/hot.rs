@@ -268,7 +268,7 @@ fn lists_of_runs_and_traces_can_be_pinned() {
     let said = run(folder.path(), &["--pin", &path("hot.txt")]).2;
     assert!(said.contains("pinned experts of MoE layer") && said.lines().count() == 1, "{said}");
     let said = run(folder.path(), &["--warm", &path("none.txt")]).2;
-    assert!(said.contains("none.txt: cannot read") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("none.txt: cannot open") && said.lines().count() == 1, "{said}");
     let said = run(folder.path(), &["--save-hot", &path("hot.txt")]).2;
     assert!(said.contains("hot.txt") && said.lines().count() == 1, "{said}");
     assert_eq!(fs::read_to_string(path("hot.txt")).unwrap(), hot, "nothing that exists is replaced");

@@ -109,6 +109,7 @@ mod beside {
 
     use std::{
         env, fs,
+        io::Write as _,
         path::{Path, PathBuf},
         process::{Child, Command, Stdio},
         thread::sleep,
@@ -226,7 +227,9 @@ mod beside {
             let bits: Vec<_> = logits.iter().map(|x| x.to_bits()).collect();
             assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "the same tokens, the same bits");
         }
-        println!("\nBUDGETS {before} {}", session.memory_bytes());
+        // For the parent process.
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\nBUDGETS {before} {}", session.memory_bytes()).unwrap();
     }
 
     fn neighbour() {

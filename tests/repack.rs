@@ -533,7 +533,8 @@ fn memory_does_not_grow_with_the_model() {
         w.begin(&t.name).unwrap();
         let n = t.dims.iter().product::<u64>() * 4;
         for at in (0..n).step_by(1 << 20) {
-            w.write(&vec![at as u8; (n - at).min(1 << 20) as usize]).unwrap();
+            // Norms of zeros would be a download that is not there yet.
+            w.write(&vec![1; (n - at).min(1 << 20) as usize]).unwrap();
         }
     }
     w.finish().unwrap();

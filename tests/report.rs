@@ -230,7 +230,7 @@ fn a_run_is_recorded_token_by_token_and_shown() {
 fn refusal(output: &Output) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!stderr.contains("panicked"), "{stderr}");
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{stderr}");
     assert!(stderr.starts_with("hotset: ") && stderr.trim_end().lines().count() == 1, "{stderr}");
     stderr
 }

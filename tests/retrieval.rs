@@ -77,7 +77,7 @@ impl Naive {
         for token in (present + 1).saturating_sub(self.n)..present {
             let s = self.similar.entry(token).or_default();
             let shared = self.used.get(&(token, layer)).map_or(0, |u| u.iter().filter(|e| row.contains(e)).count());
-            *s = (*s * left >> 16) + 128 * shared as u32;
+            *s = ((*s * left) >> 16) + 128 * shared as u32;
         }
         let oldest = (present + 1).saturating_sub(self.n);
         self.similar.retain(|&token, _| token >= oldest && token < present);

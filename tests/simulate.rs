@@ -230,6 +230,7 @@ fn recall_on_misses_by_hand() {
     let setting = Setting {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
+        transient: 0,
         slots: &[2, 2],
         transient: 0,
         prefetch: PrefetchKind::Off,

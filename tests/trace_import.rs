@@ -117,7 +117,7 @@ fn arrays_that_contradict_themselves_are_refused() {
     assert!(refused(&path).contains("expected integers, got f32"));
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert!(refused(&path).contains("expected a regular file, got a directory"));
+    assert!(refused(&path).contains("it is a directory, not a regular file"));
 }
 
 /// Batches as a session records them: of some tokens or one, with and without weights and lookahead; a token of its own

@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "dots1", blueprint };
+pub const ARCH: Arch = Arch { name: "dots1", predicts: false, blueprint };
 
 pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

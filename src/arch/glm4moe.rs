@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "glm4moe", blueprint };
+pub const ARCH: Arch = Arch { name: "glm4moe", predicts: true, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Act, Blueprint, Gqa, Moe, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "gpt-oss", blueprint };
+pub const ARCH: Arch = Arch { name: "gpt-oss", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

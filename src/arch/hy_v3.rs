@@ -2,4 +2,4 @@
 
 use super::{Arch, dots1};
 
-pub const ARCH: Arch = Arch { name: "hy_v3", blueprint: dots1::blueprint };
+pub const ARCH: Arch = Arch { name: "hy_v3", predicts: false, blueprint: dots1::blueprint };

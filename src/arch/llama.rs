@@ -6,7 +6,7 @@ use crate::{
     blueprint::{Blueprint, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "llama", blueprint };
+pub const ARCH: Arch = Arch { name: "llama", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

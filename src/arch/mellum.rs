@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "mellum", blueprint };
+pub const ARCH: Arch = Arch { name: "mellum", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "minimax-m2", blueprint };
+pub const ARCH: Arch = Arch { name: "minimax-m2", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

@@ -1,6 +1,6 @@
 //! The architectures that hotset runs, one file each: from a file's metadata and tensor table to a [`Blueprint`].
 //!
-//! To add one, write `NAME.rs` beside the others and give it a row in [`ARCHS`]. It says which parts a layer has and
+//! To add one, write `NAME.rs` beside the others and give it a row in `ARCHS`. It says which parts a layer has and
 //! which hyper-parameters they take; everything else reads the blueprint.
 //!
 //! Must not know: bytes of weights, memory, kernels.
@@ -28,6 +28,8 @@ use crate::{
 pub struct Arch {
     /// `general.architecture`.
     name: &'static str,
+    /// Whether files may end with prediction heads, which are left out.
+    predicts: bool,
     blueprint: fn(&Reader<'_>) -> Result<Blueprint>,
 }
 
@@ -85,5 +87,5 @@ fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
             name.escape_debug(),
         ));
     };
-    Ok((arch, Reader::new(gguf, arch.name)?))
+    Ok((arch, Reader::new(gguf, arch.name, arch.predicts)?))
 }

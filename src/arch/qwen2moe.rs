@@ -7,7 +7,7 @@ use crate::{
     blueprint::{Blueprint, Moe, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "qwen2moe", blueprint };
+pub const ARCH: Arch = Arch { name: "qwen2moe", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

@@ -6,7 +6,7 @@ use crate::{
     blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "qwen3moe", blueprint };
+pub const ARCH: Arch = Arch { name: "qwen3moe", predicts: false, blueprint };
 
 pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;

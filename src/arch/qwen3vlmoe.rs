@@ -6,7 +6,7 @@ use crate::{
     blueprint::{Blueprint, Reader},
 };
 
-pub const ARCH: Arch = Arch { name: "qwen3vlmoe", blueprint };
+pub const ARCH: Arch = Arch { name: "qwen3vlmoe", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.ignore("rope.dimension_sections", "text has the same position in all of them");

@@ -7,17 +7,23 @@ use crate::{
     blueprint::{Act, Blueprint, Gqa, Moe, Part, Reader, RopeKind, Router, RouterInput, Score},
 };
 
-pub const ARCH: Arch = Arch { name: "smallthinker", blueprint };
+pub const ARCH: Arch = Arch { name: "smallthinker", predicts: false, blueprint };
+
+/// Of every layer that has one. llama.cpp takes it whatever the file says, and the models that exist say the same.
+const WINDOW: usize = 4096;
+
+/// One layer of so many sees everything. To llama.cpp, a model of just so many layers knows positions in all of them.
+const PERIOD: usize = 4;
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Halves, heads.k)?;
-    let windows = m.windows(|layer| layer % 4 == 0)?;
+    let windows = m.windows(|layer| layer % PERIOD == 0)?;
     let choice = m.choice_by_keys(Score::Softmax, true)?;
     m.model(|l| {
-        let window = windows[l.layer];
-        // A model without windows rotates everywhere.
-        let rope = if windows.iter().all(Option::is_none) || window.is_some() { Some(rope) } else { None };
+        let window = windows[l.layer].map(|_| WINDOW);
+        let rotates = window.is_some() || windows.iter().all(Option::is_none) || m.n_layer == PERIOD;
+        let rope = if rotates { Some(rope) } else { None };
         let attention = Gqa { window, ..l.gqa(heads, rope)? };
         let moe = l.moe(choice)?;
         let router = Router { input: RouterInput::LayerInput, ..moe.router };

@@ -38,12 +38,14 @@ pub struct Tensor {
     pub bytes: u64,
 }
 
-/// A product with a matrix, and what is added to it.
+/// A product with a matrix, and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Linear {
     /// (outputs, inputs)
     pub w: Tensor,
-    /// (outputs)
+    /// What the product is multiplied by: a file of NVFP4 has its blocks' scales relative to it. (1)
+    pub scale: Option<Tensor>,
+    /// What is added then. (outputs)
     pub bias: Option<Tensor>,
 }
 
@@ -270,7 +272,7 @@ pub struct Head {
     /// Of the residual stream.
     pub norm: Norm,
     /// (n_vocab, n_embd)
-    pub output: Tensor,
+    pub output: Linear,
     /// Whether the output matrix is the token embedding.
     pub tied: bool,
 }
@@ -368,7 +370,7 @@ impl Blueprint {
             }
         }
         all.push(self.head.norm.weight);
-        all.push(self.head.output);
+        self.head.output.tensors(&mut all);
         // Layers may share a tensor, as they do `rope_freqs.weight`.
         all.sort_unstable_by_key(|t| t.index);
         all.dedup_by_key(|t| t.index);
@@ -379,6 +381,7 @@ impl Blueprint {
 impl Linear {
     fn tensors(&self, all: &mut Vec<Tensor>) {
         all.push(self.w);
+        all.extend(self.scale);
         all.extend(self.bias);
     }
 }

@@ -41,16 +41,16 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads what every architecture has.
+    /// Reads what every architecture has. `predicts`: some of its files end with prediction heads.
     ///
     /// # Errors
     /// A key that is missing or does not make sense, by name; a model without experts.
-    pub fn new(gguf: &'a Gguf, arch: &'static str) -> Result<Self> {
+    pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
         let mut m =
             Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, eps: 0.0, ignored: RefCell::default() };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
-        m.n_layer = m.n_block - m.prediction_layers()?;
+        m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
         if !(0..m.n_layer).any(|layer| m.layer(layer).is_moe()) {
             let expected = "tensors blk.N.ffn_gate_inp.weight";
@@ -305,7 +305,7 @@ impl<'a> Reader<'a> {
     }
 
     fn even(&self, short: &str, value: usize) -> Result<()> {
-        if value % 2 == 0 {
+        if value.is_multiple_of(2) {
             return Ok(());
         }
         Err(Error::format(self.gguf().path(), self.key(short), "an even number", value))
@@ -326,7 +326,8 @@ impl<'a> Reader<'a> {
             blocks.extend(layer(&self.layer(il))?);
         }
         let tied = self.gguf().tensor("output.weight").is_none();
-        let output = if tied { embed } else { self.matrix("output.weight", self.n_embd, n_vocab)? };
+        let w = if tied { embed } else { self.matrix("output.weight", self.n_embd, n_vocab)? };
+        let output = Linear { w, scale: self.vector_if_there("output.scale", 1)?, bias: None };
         Ok(Blueprint {
             arch: self.arch,
             n_layer: self.n_layer,
@@ -425,10 +426,12 @@ impl LayerReader<'_, '_> {
         Ok(Block { layer: self.layer, norm, part })
     }
 
-    /// `NAME.weight`, and `NAME.bias` if there is one.
+    /// `NAME.weight`, and `NAME.scale` and `NAME.bias` if there are any.
     fn linear(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
-        let w = self.m.matrix(&self.name(&format!("{name}.weight")), cols, rows)?;
-        Ok(Linear { w, bias: self.m.vector_if_there(&self.name(&format!("{name}.bias")), rows)? })
+        let name = self.name(name);
+        let w = self.m.matrix(&format!("{name}.weight"), cols, rows)?;
+        let scale = self.m.vector_if_there(&format!("{name}.scale"), 1)?;
+        Ok(Linear { w, scale, bias: self.m.vector_if_there(&format!("{name}.bias"), rows)? })
     }
 
     /// Attention with `attn_q`, `attn_k`, `attn_v` and `attn_output`; scores by the square root of a head's size.
@@ -523,7 +526,7 @@ impl LayerReader<'_, '_> {
     /// A tensor that is missing or does not fit.
     pub fn moe(&self, choice: Choice) -> Result<Moe> {
         let w = self.m.matrix(&self.name("ffn_gate_inp.weight"), self.m.n_embd, self.m.n_expert)?;
-        let w = Linear { w, bias: None };
+        let w = Linear { w, scale: None, bias: None };
         let experts = ExpertSet::find(self.m, self.layer)?;
         let router = Router { w, input: RouterInput::Normed, select_bias: None, choice };
         let scales = self.expert_scales()?;

@@ -77,6 +77,7 @@ const HARMLESS: &[(&str, When, &str)] = &[
     ("leading_dense_block_count", When::Zero, "the tensors say which layers have experts"),
     ("interleave_moe_layer_step", When::ZeroOr(1.0), "the tensors say which layers have experts"),
     ("moe_every_n_layers", When::ZeroOr(1.0), "the tensors say which layers have experts"),
+    ("nextn_predict_layers", When::Zero, "there are none"),
     ("use_parallel_residual", When::Zero, "feed-forward blocks follow attention"),
     ("pooling_type", When::Zero, "only embedding models pool"),
     ("tensor_data_layout", When::Always, "the architecture says how heads are rotated"),

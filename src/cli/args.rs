@@ -263,7 +263,7 @@ impl FromStr for Memory {
         if let Ok(bytes) = text.parse() {
             return match bytes {
                 0 => Err(wrong()),
-                ..LEAST_PLAIN => Err(format!("did you mean {text}GiB?")),
+                1..LEAST_PLAIN => Err(format!("did you mean {text}GiB?")),
                 bytes => Ok(Memory::Bytes(bytes)),
             };
         }

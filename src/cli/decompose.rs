@@ -7,7 +7,7 @@ use hotset::{
 
 use super::out::printable;
 
-/// A section for each size.
+/// The results as tables.
 pub fn text(header: &Header, all: &[Decomposition]) -> String {
     let (model, used) = (printable(&header.model), header.n_expert_used);
     let mut text = format!("{model}: {} MoE layers, {used} of {} experts\n", header.n_layer, header.n_expert);

@@ -23,9 +23,8 @@ use terminal_size::{Height, Width};
 use self::panel::View;
 use super::{
     interrupt::Interrupts,
-    out::plain,
+    out::{folded, plain},
     stats::LABEL,
-    width::{of_stderr, wrap},
 };
 
 /// Between two drawings of the panel.
@@ -44,8 +43,12 @@ pub const RESTORE: &str = "\x1b7\x1b[r\x1b8\x1b[J";
 
 /// Whether `--stats-live` draws a panel rather than print lines: on a terminal that is large enough, and knows how.
 pub fn has_panel() -> bool {
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    io::stderr().is_terminal() && !is_dumb && size().is_some_and(|(columns, rows)| columns >= COLUMNS && rows >= ROWS)
+    moves_cursor() && size().is_some_and(|(columns, rows)| columns >= COLUMNS && rows >= ROWS)
+}
+
+/// Whether standard error is a terminal that can draw anywhere but at its end.
+pub fn moves_cursor() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// (columns, rows)
@@ -103,8 +106,10 @@ impl Live {
             // One a second: each of its own second.
             self.window.drain(..self.window.len() - 1);
             // A line of its own, where the text stands on the same terminal.
-            let start = if io::stderr().is_terminal() { "\n" } else { "" };
-            return plain(format_args!("{start}{}", wrap(&view.line(), of_stderr(), LABEL)));
+            if io::stderr().is_terminal() {
+                plain(format_args!(""));
+            }
+            return folded(format_args!("{}", view.line()), LABEL);
         }
         if interrupts.take_resumed() || self.size != size() {
             self.set_up();

@@ -14,7 +14,11 @@ use std::{
 use hotset::{Error, new_file::STDOUT};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Stop;
+use super::{
+    Stop,
+    live::moves_cursor,
+    width::{of_stderr, wrap},
+};
 
 /// Standard output, locked.
 pub struct Out {
@@ -64,6 +68,12 @@ pub fn plain(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{}", spelt_out(&text.to_string(), is_obeyed));
 }
 
+/// A line on standard error, broken where it is longer than the terminal is wide; each part after the first one indented.
+pub fn folded(text: fmt::Arguments<'_>, indent: usize) {
+    let text = spelt_out(&text.to_string(), is_obeyed).into_owned();
+    let _ = writeln!(io::stderr().lock(), "{}", wrap(&text, of_stderr(), indent));
+}
+
 /// A name from a file as part of a line.
 pub fn printable(name: &str) -> String {
     spelt_out(name, is_obeyed).into_owned()
@@ -111,7 +121,7 @@ impl Progress {
     }
 
     fn new(what: &'static str, template: &str, quiet: bool) -> Self {
-        if quiet || !io::stderr().is_terminal() {
+        if quiet || !moves_cursor() {
             return Self(None);
         }
         let style = ProgressStyle::with_template(template).expect("the templates above are sound");

@@ -17,8 +17,7 @@ use serde::Serialize;
 use super::{
     args::{Engine, kv_name},
     made,
-    out::{note, plain},
-    width::{of_stderr, wrap},
+    out::{folded, note},
 };
 
 /// See the module. The fields are the JSON's keys.
@@ -228,7 +227,7 @@ pub const LABEL: usize = 9;
 
 /// A line of statistics, broken where the terminal ends.
 fn line(text: std::fmt::Arguments<'_>) {
-    plain(format_args!("{}", wrap(&text.to_string(), of_stderr(), LABEL)));
+    folded(text, LABEL);
 }
 
 impl Stats {

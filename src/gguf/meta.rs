@@ -181,7 +181,7 @@ impl Value {
     }
 
     /// The integer of any width, or `None` for other types.
-    fn integer(&self) -> Option<i128> {
+    pub(crate) fn integer(&self) -> Option<i128> {
         on_integers!(self, Value, v => Some(i128::from(*v)), None)
     }
 

@@ -40,16 +40,21 @@ impl Mat {
     }
 }
 
-/// A matrix and what is added to its products.
+/// A matrix and what becomes of its products.
 pub struct Linear {
     pub w: Mat,
+    scale: f32,
     /// (outputs), or empty.
-    pub bias: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 impl Linear {
-    /// Adds the bias, if there is one, to every row of products.
-    pub fn add_bias(&self, b: &mut impl Backend, y: &mut [f32]) {
+    /// Scale and bias, if there are any, on every row of products.
+    pub fn finish(&self, b: &mut impl Backend, y: &mut [f32]) {
+        let (scale, cols) = (self.scale, self.w.rows);
+        if scale != 1.0 {
+            b.each_row(y, cols, cols, |_, row| row.iter_mut().for_each(|y| *y *= scale));
+        }
         if !self.bias.is_empty() {
             b.add_bias(y, &self.bias);
         }
@@ -139,7 +144,8 @@ impl Loader<'_> {
     }
 
     pub fn linear(&mut self, linear: &blueprint::Linear) -> Result<Linear> {
-        Ok(Linear { w: self.mat(&linear.w)?, bias: self.optional(linear.bias.as_ref())? })
+        let scale = self.optional(linear.scale.as_ref())?.first().copied().unwrap_or(1.0);
+        Ok(Linear { w: self.mat(&linear.w)?, scale, bias: self.optional(linear.bias.as_ref())? })
     }
 
     pub fn gated(&mut self, ffn: &blueprint::Gated) -> Result<Gated> {

@@ -29,7 +29,7 @@ use crate::{
         cx::Cx,
         embed::Embed,
         ffn::{Dense, Moe},
-        load::{Loader, Mat, Norm},
+        load::{Linear, Loader, Norm},
         mixer::Gqa,
         rope::Rope,
     },
@@ -65,7 +65,7 @@ enum Part {
 struct Head {
     norm: Norm,
     /// (n_vocab, n_embd)
-    output: Mat,
+    output: Linear,
 }
 
 /// Which rows of a batch the caller wants logits for.
@@ -166,7 +166,7 @@ impl Model {
             };
             blocks.push(Block { layer: block.layer, norm: loader.norm(&block.norm)?, part });
         }
-        let head = Head { norm: loader.norm(&blueprint.head.norm)?, output: loader.mat(&blueprint.head.output)? };
+        let head = Head { norm: loader.norm(&blueprint.head.norm)?, output: loader.linear(&blueprint.head.output)? };
         let embed = Embed::new(gguf, &blueprint.embed);
         Ok(Self { blueprint, path: gguf.path().to_owned(), embed, ropes, blocks, head })
     }
@@ -180,7 +180,7 @@ impl Model {
                 Part::Dense(_) | Part::Moe(_) => {}
             }
         }
-        mats.push(&self.head.output);
+        mats.push(&self.head.output.w);
         mats.into_iter().map(|mat| mat.view().data).collect()
     }
 
@@ -193,7 +193,7 @@ impl Model {
                 Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
             }
         }
-        self.head.output.interleave(b);
+        self.head.output.w.interleave(b);
     }
 }
 
@@ -236,9 +236,10 @@ impl Head {
             return None;
         }
         cx.norm(&self.norm);
-        let w = self.output.view();
+        let w = self.output.w.view();
         let y = &mut cx.s.logits[..cx.s.norm.len() * w.rows];
         cx.b.matmul(&cx.s.norm, &mut [Product { w, y }]);
+        self.output.finish(cx.b, &mut cx.s.logits[..cx.s.norm.len() * w.rows]);
         let broken =
             cx.s.logits[..cx.len() * w.rows].chunks_exact(w.rows).position(|row| !row.iter().any(|x| x.is_finite()));
         Some(cx.pos() + broken?)

@@ -45,7 +45,6 @@ fn named() -> MutexGuard<'static, Vec<PathBuf>> {
 
 /// Removes all drafts that have names, and lets no new one begin while what it returns is held. Only for a process that ends
 /// at once, on a signal: those who write them are not told.
-#[must_use]
 pub fn remove_all() -> MutexGuard<'static, Vec<PathBuf>> {
     let mut all = named();
     all.drain(..).for_each(|path| drop(fs::remove_file(path)));

@@ -94,7 +94,7 @@ impl CachePolicy for LfuAdaptive {
         self.recency.touch(self.residents.shape().key(routed.id));
     }
     fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let Some(&layer) = layers.first() else { return None };
+        let &layer = layers.first()?;
         let leader = self.leader(self.residents.shape().pool(layer));
         let (counts, recency) = (self.counts[leader].all(), &self.recency);
         self.residents.evict(layers, keep, |key| (counts[key], recency.of(key)))

@@ -4,19 +4,30 @@
 //! 1970). Good where routing has short-range locality, which MoE decoding has. Do not use it with one global pool
 //! smaller than a token's working set: cyclic access then hits exactly nothing; per-layer pools have no such cliff.
 
-use super::{CachePolicy, CacheShape, lfu_decay::Recency, residents::Residents};
+use std::num::NonZeroUsize;
+
+use super::{CachePolicy, CacheShape};
 use crate::{id::ExpertId, trace::Routed};
 
-/// See the module. A prefetched expert counts as just used.
+/// The orders are the `lru` crate's; the values are empty because slots belong to the cache.
 pub struct Lru {
-    residents: Residents,
-    recency: Recency,
+    shape: CacheShape,
+    /// (pools)
+    orders: Vec<lru::LruCache<ExpertId, ()>>,
 }
 
 impl Lru {
-    /// For such a cache.
+    /// For such a cache, so that no order ever grows while tokens run.
     pub fn new(shape: &CacheShape) -> Self {
-        Self { residents: Residents::new(shape), recency: Recency::new(shape.experts()) }
+        let order = |pool| {
+            let experts = shape.layers(pool).len() * shape.n_expert;
+            lru::LruCache::new(NonZeroUsize::new(experts.max(1)).expect("max(1)"))
+        };
+        Self { orders: (0..shape.slots.len()).map(order).collect(), shape: shape.clone() }
+    }
+
+    fn order(&mut self, layer: u16) -> &mut lru::LruCache<ExpertId, ()> {
+        &mut self.orders[self.shape.pool(layer)]
     }
 }
 
@@ -25,21 +36,25 @@ impl CachePolicy for Lru {
         "lru"
     }
     fn insert(&mut self, id: ExpertId) {
-        let key = self.residents.insert(id);
-        self.recency.touch(key);
+        self.order(id.layer).put(id, ());
     }
     /// Behind all others: nobody has used it yet.
     fn warm(&mut self, id: ExpertId) {
-        let key = self.residents.insert(id);
-        self.recency.put_behind(key);
+        let order = self.order(id.layer);
+        order.put(id, ());
+        order.demote(&id);
     }
     fn touch(&mut self, routed: Routed) {
-        self.recency.touch(self.residents.shape().key(routed.id));
+        self.order(routed.id.layer).promote(&routed.id);
     }
     fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        self.residents.evict(layers, keep, |key| self.recency.of(key))
+        let order = self.order(*layers.first()?);
+        let may_leave = |id: &ExpertId| layers.contains(&id.layer) && !keep(*id);
+        let victim = *order.iter().rev().map(|(id, ())| id).find(|id| may_leave(id))?;
+        order.pop(&victim);
+        Some(victim)
     }
     fn remove(&mut self, id: ExpertId) {
-        self.residents.remove(self.residents.shape().key(id));
+        self.order(id.layer).pop(&id);
     }
 }

@@ -91,7 +91,7 @@ impl<'a> VocabSource<'a> {
 /// A token's id. One that does not fit, such as the -1 of some converters, is `u32::MAX`, which no token has.
 fn id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
     meta.u32(key).or_else(|error| {
-        let integer = meta.i32(key).is_ok() || meta.u64(key).is_ok();
-        if integer { Ok(Some(u32::MAX)) } else { Err(error) }
+        let is_integer = meta.get(key).is_some_and(|value| value.integer().is_some());
+        if is_integer { Ok(Some(u32::MAX)) } else { Err(error) }
     })
 }

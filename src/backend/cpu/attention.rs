@@ -243,10 +243,10 @@ impl Block<'_> {
                     k.scores(q, &s.keys, n, scores);
                 }
             }
-            for i in skip..self.n {
+            for (i, end) in sees.iter().enumerate().take(self.n).skip(skip) {
                 let scores = &mut s.scores[i * TILE..][..seen(i)];
                 // What the window has left behind weighs nothing: adding nothing changes no bit of a sum.
-                let behind = a.sees_from(sees[i] - 1).saturating_sub(start);
+                let behind = a.sees_from(end - 1).saturating_sub(start);
                 if behind >= scores.len() {
                     scores.fill(0.0);
                     continue;

@@ -148,7 +148,7 @@ impl Moe {
         let Cx { b, s, .. } = cx;
         let scores = &mut s.moe.scores[rows.start * n_expert..rows.end * n_expert];
         b.matmul(&s.norm, &mut [Product { w: self.router.w.view(), y: scores }]);
-        self.router.add_bias(*b, scores);
+        self.router.finish(*b, scores);
         match self.choice.score {
             Score::Softmax => b.softmax(scores, n_expert),
             Score::Sigmoid => {
@@ -216,7 +216,7 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
         }
         b.prepare(&mut moe.ahead);
         b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
-        next.router.add_bias(*b, scores);
+        next.router.finish(*b, scores);
         selection_scores(&next.choice, &next.select_bias, scores);
         scored += 1;
     }

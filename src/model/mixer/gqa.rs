@@ -146,8 +146,8 @@ impl Gqa {
             b.matmul(&s.norm, &mut [Product { w: wk, y: k }, Product { w: wv, y: v }]);
         }
         experts.meanwhile();
-        self.k.add_bias(*b, k);
-        self.v.add_bias(*b, v);
+        self.k.finish(*b, k);
+        self.v.finish(*b, v);
         if let Some([_, norm]) = &self.qk_norm {
             b.rms_norm_onto(k, &norm.weight, norm.eps);
         }
@@ -163,7 +163,7 @@ impl Gqa {
         let (h, n, pos, n_embd, rows) = (self.heads, cx.len(), cx.pos(), cx.n_embd, cx.rows());
         let Cx { b, s, kv, experts, .. } = cx;
         let AttentionRows { q, out, .. } = AttentionRows::of(h, n_embd, n, &mut s.moe.out);
-        self.q.add_bias(*b, q);
+        self.q.finish(*b, q);
         if let Some([norm, _]) = &self.qk_norm {
             b.rms_norm_onto(q, &norm.weight, norm.eps);
         }
@@ -188,7 +188,7 @@ impl Gqa {
         experts.meanwhile();
         b.prepare(&mut s.attended);
         b.matmul(&s.attended, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.add_bias(*b, out);
+        self.o.finish(*b, out);
         b.add_weighted(&mut s.x[rows.start * n_embd..rows.end * n_embd], n_embd, out, |_| 1.0);
     }
 
