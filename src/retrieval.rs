@@ -182,7 +182,7 @@ impl Retrieval {
         for back in rows..self.batch.min(self.n) {
             self.forget(layer, (self.position + self.n - back) % self.n);
         }
-        let kept = rows.min(self.n - 1);
+        let kept = rows.min(self.n);
         for (back, row) in (0..kept).rev().zip(event.routed.chunks_exact(n_used).skip(rows - kept)) {
             let position = (self.position + self.n - back) % self.n;
             self.forget(layer, position);

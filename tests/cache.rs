@@ -307,7 +307,8 @@ impl Naive {
     }
 
     fn run(&mut self, event: LayerEvent<'_>) {
-        let pool = if self.pools.len() == 1 { 0 } else { usize::from(event.layer) };
+        let n_pool = self.pools.len();
+        let pool = if n_pool == 1 { 0 } else { usize::from(event.layer) };
         let (slots, residents) = &mut self.pools[pool];
         let rows = |id: ExpertId| event.routed.iter().filter(|r| r.id == id).count();
         let first = |id: ExpertId| event.routed.iter().position(|r| r.id == id);
@@ -323,10 +324,21 @@ impl Naive {
         residents.extend(present);
         for id in absent {
             if residents.len() == *slots {
-                residents.remove(0);
+                let shared = event.phase == Phase::Prompt && n_pool == 1;
+                residents.remove(if shared { Self::victim_in_prompt(residents, *slots, event.layer) } else { 0 });
             }
             residents.push(id);
         }
+    }
+
+    /// In a prompt a layer that holds its share of the one pool, or eight slots, makes room among its own.
+    fn victim_in_prompt(residents: &[ExpertId], slots: usize, layer: u16) -> usize {
+        let held = |layer: u16| residents.iter().filter(|id| id.layer == layer).count();
+        let share = (slots / N_LAYER).max(1);
+        let own = residents.iter().position(|id| id.layer == layer);
+        let rich = residents.iter().position(|id| id.layer != layer && held(id.layer) > share);
+        let first = if held(layer) >= share.max(8) { own } else { rich.or(own) };
+        first.unwrap_or(0)
     }
 
     fn residents(&self) -> Vec<ExpertId> {
@@ -339,8 +351,8 @@ impl Naive {
 fn random_slots(dice: &mut Dice, scope: Scope) -> Vec<usize> {
     match scope {
         Scope::Layer => (0..N_LAYER).map(|_| N_USED + dice.below(N_EXPERT - N_USED + 1)).collect(),
-        // Its experts are all of one size.
-        Scope::Size | Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
+        Scope::Size => panic!("all layers differ in size"),
+        Scope::Global => vec![N_USED + dice.below(N_LAYER * N_EXPERT - N_USED + 1)],
     }
 }
 

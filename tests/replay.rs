@@ -156,7 +156,7 @@ fn a_replay_equals_the_live_run() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("run.trace");
     let (mut stalls, mut late, mut prefetches) = (0, 0, HashMap::new());
-    for scope in [Scope::Layer, Scope::Global] {
+    for scope in [Scope::Layer, Scope::Size, Scope::Global] {
         let base = Options {
             n_ctx: Some(64),
             process_bytes: Some(0),

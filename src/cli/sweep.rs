@@ -45,7 +45,7 @@ pub struct Sweep {
     /// Policies by name, `default` or `all`; besides the engine's own there are belady, belady-bypass, static-oracle, random
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
-    /// Slots: a pool for each layer, one for all, or both in turn
+    /// Slots: a pool for each layer, for each size of experts, one for all, or several of these in turn
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "layer", value_parser = named(SCOPES, Scope::name))]
     scope: Vec<Scope>,
     /// Which experts are read before they are asked for

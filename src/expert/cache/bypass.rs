@@ -24,7 +24,7 @@ impl ExpertCache {
     /// # Errors
     /// If the system refuses the memory.
     pub fn add_transient(&mut self, n: usize) -> Result<()> {
-        let refused = |e| Error::request("memory for expert slots", "it to be granted", e);
+        let refused = |e| Error::invalid(format!("cannot allocate memory for expert slots: {e}"));
         let parts = self.store.slot_parts(0..self.shape.n_layer());
         let bufs = IoBuf::many(self.io.layout(), &parts, n).map_err(refused)?;
         if self.transient.used.is_empty() && self.transient.free.is_empty() {

@@ -9,6 +9,9 @@
 use super::{ExpertCache, Phase};
 use crate::id::ExpertId;
 
+/// Slots that a prompt's layer may take from others whatever its share: so many reads keep a drive busy.
+const READS: usize = 8;
+
 impl ExpertCache {
     /// A slot for a wanted expert. `None` if all are in use.
     pub(super) fn slot_for(&mut self, id: ExpertId) -> Option<usize> {
@@ -38,10 +41,13 @@ impl ExpertCache {
         if let Some(free) = self.pools[pool].free.pop() {
             return Some(free as usize);
         }
-        if self.held[usize::from(layer)] >= self.share(layer) {
+        let held = self.held[usize::from(layer)];
+        if held >= self.share(layer).max(READS) {
             return self.evict(&[layer], &[]);
         }
-        self.slot_of_the_rich(layer).or_else(|| self.evict(&[layer], &[]))
+        let slot = self.slot_of_the_rich(layer).or_else(|| self.evict(&[layer], &[]));
+        // With fewer slots than layers nobody need be rich.
+        slot.or_else(|| if held == 0 { self.free_slot(self.shape.pool(layer), &[]) } else { None })
     }
 
     /// Slots of a layer where its pool is shared out evenly, 1 at least.
