@@ -232,7 +232,6 @@ fn recall_on_misses_by_hand() {
         scope: Scope::Layer,
         transient: 0,
         slots: &[2, 2],
-        transient: 0,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
