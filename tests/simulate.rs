@@ -140,7 +140,7 @@ fn the_control_reads_one_hundred_percent() {
             }
         }
     }
-    assert!(runs == 7 * 2 * PrefetchKind::ALL.len() && late > 100, "{runs} {late}");
+    assert!(runs == 8 * 2 * PrefetchKind::ALL.len() && late > 100, "{runs} {late}");
 }
 
 /// What the simulator was told of drive and computing, its run's pace says again.
