@@ -30,7 +30,7 @@ use hotset::{
 };
 
 const PROMPT: [u32; 7] = [3, 14, 15, 9, 26, 5, 35];
-const DECODED: [u32; 5] = [8, 9, 7, 9, 3];
+const DECODED: [u32; 8] = [8, 9, 7, 9, 3, 21, 30, 2];
 
 /// What goes wrong with the reads, counted from 0 in the order in which they start.
 #[derive(Clone, Copy, Debug)]
@@ -273,7 +273,7 @@ fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result
         prefetch,
         scope: Some(scope),
         n_ctx: Some(32),
-        n_batch: Some(2),
+        n_batch: Some(4),
         threads: Some(1),
         // What the test's own process holds changes from one session to the next.
         process_bytes: Some(0),
