@@ -1,7 +1,7 @@
 //! Which resident expert leaves when a slot is needed. One policy a file. Measured in `docs/policies.md`.
 //!
 //! Must not know: bytes, files, clocks, threads. The same calls in give the same answers out. After it is built a
-//! policy allocates nothing.
+//! policy allocates nothing, but for [`Lru`], whose crate boxes an entry per insertion.
 
 use crate::{
     id::ExpertId,
