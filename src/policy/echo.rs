@@ -12,7 +12,7 @@
 //! **Why.** Counting sees one expert at a time, and which expert comes next depends on what the text is about. On our
 //! traces an expert's own history is exhausted by decaying counts: nine half-lives with learned weights win 1 to 3 points
 //! of the gap between LRU and Belady more. Retrieval at 25 % of the slots wins 35 % of the gap on DeepSeek-V2-Lite where
-//! `lfu-adaptive` wins 17, 48 instead of 32 on our M model, 43 instead of 20 at 50 % on OLMoE (`docs/policies.md`). A forest
+//! `lfu-adaptive` wins 17, 48 instead of 32 on our M model, 43 instead of 31 at 50 % on OLMoE (`docs/policies.md`). A forest
 //! of boosted trees trained on each trace was no better. It is k-nearest-neighbour prediction of the near future; we know of
 //! no other eviction policy by retrieval.
 //!
