@@ -400,7 +400,7 @@ impl IoEngine for Uring {
         }
     }
     fn poll(&mut self) -> Option<Done> {
-        // What a broken ring still gives back is nobody's any more.
+        // No read waits for what a broken ring still returns.
         if self.broken.is_none() {
             self.reap();
             self.pump();
