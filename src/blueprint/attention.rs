@@ -17,6 +17,8 @@ pub struct Gqa {
     pub o: Linear,
     /// Norms of queries and keys before the rotation. Their width says whether they are of each head or of all at once.
     pub qk_norm: Option<[Norm; 2]>,
+    /// Whether they rotate before they are normed.
+    pub rotates_first: bool,
     /// Queries, keys and values are limited to ± this as they come from their products.
     pub clamp: Option<f32>,
     /// Of each value head.

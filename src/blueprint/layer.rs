@@ -62,6 +62,7 @@ impl LayerReader<'_, '_> {
             v: Some(v),
             o: self.linear("attn_output", heads.n_head * heads.v, self.m.n_embd)?,
             qk_norm: None,
+            rotates_first: false,
             clamp: None,
             v_norm: None,
             rope: rope.into(),
@@ -155,8 +156,24 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn moe_by_bias_and_shared(&self, choice: Choice) -> Result<Part> {
-        let shared = Some(Shared { ffn: self.gated("_shexp")?, gate: None });
-        Ok(Part::Moe(Moe { shared, ..self.moe_by_bias(choice)? }))
+        Ok(Part::Moe(Moe { shared: Some(self.shared()?), ..self.moe_by_bias(choice)? }))
+    }
+
+    /// The expert that every token uses.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn shared(&self) -> Result<Shared> {
+        Ok(Shared { ffn: self.gated("_shexp")?, gate: None })
+    }
+
+    /// The same, if any layer has one.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn shared_if_any(&self) -> Result<Option<Shared>> {
+        let any = (0..self.m.n_layer).any(|layer| self.m.layer(layer).has("ffn_up_shexp.weight"));
+        any.then(|| self.shared()).transpose()
     }
 
     /// Whether there is such a tensor.

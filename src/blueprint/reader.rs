@@ -36,6 +36,8 @@ pub struct Reader<'a> {
     /// Routed experts of each MoE layer.
     pub n_expert: usize,
     norms: Cell<NormKind>,
+    /// Whether norms may have biases.
+    norm_biases: Cell<bool>,
     ignored: RefCell<Vec<Unread>>,
 }
 
@@ -46,8 +48,8 @@ impl<'a> Reader<'a> {
     /// A key that is missing or does not make sense, by name; a model without experts.
     pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
-        let (norms, ignored) = (Cell::new(NormKind::Rms), RefCell::default());
-        let mut m = Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, ignored };
+        let (norms, norm_biases, ignored) = (Cell::new(NormKind::Rms), Cell::default(), RefCell::default());
+        let mut m = Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, ignored };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
         m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
@@ -62,6 +64,11 @@ impl<'a> Reader<'a> {
     /// From here on, norms are layer norms.
     pub fn use_layer_norms(&self) {
         self.norms.set(NormKind::Layer);
+    }
+
+    /// From here on, norms may have biases.
+    pub fn use_norm_biases(&self) {
+        self.norm_biases.set(true);
     }
 
     /// How many layers at the end are prediction heads, which guess a token after the next one: nothing that decoding needs.
@@ -128,6 +135,22 @@ impl<'a> Reader<'a> {
     /// If there is something else.
     pub fn factor(&self, short: &str) -> Result<Option<f32>> {
         Ok(self.number(short, (0.0, FACTORS.1))?.filter(|&x| x > 0.0))
+    }
+
+    /// Whether the file says so.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn flag(&self, short: &str, default: bool) -> Result<bool> {
+        Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
+    }
+
+    /// What scores are multiplied by: the file's own, or one over the root of a key head's length.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub fn score_scale(&self, heads: Heads) -> Result<f32> {
+        Ok(self.factor("attention.scale")?.unwrap_or(1.0 / (heads.k as f32).sqrt()))
     }
 
     /// What the file says of its figures, whether it runs or not.
@@ -358,6 +381,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Which layers have experts, by how many at the beginning have none and how often others do. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn moe_layers(&self) -> Result<Vec<bool>> {
+        let (n_dense, step) = (self.leading_dense()?, self.count_or("interleave_moe_layer_step", 1, MAX_LAYERS)?);
+        Ok((0..self.n_layer).map(|layer| layer >= n_dense && (layer + 1).is_multiple_of(step)).collect())
+    }
+
     fn even(&self, short: &str, value: usize) -> Result<()> {
         if value.is_multiple_of(2) {
             return Ok(());
@@ -451,14 +483,19 @@ impl<'a> Reader<'a> {
         self.take(name, &[n])
     }
 
-    pub(super) fn vector_if_there(&self, name: &str, n: usize) -> Result<Option<Tensor>> {
+    /// A vector, if there is one.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn vector_if_there(&self, name: &str, n: usize) -> Result<Option<Tensor>> {
         self.gguf().tensor(name).map(|_| self.vector(name, n)).transpose()
     }
 
     /// `NAME.weight`, a norm of the model's kind.
     pub(super) fn norm(&self, name: &str, cols: usize) -> Result<Norm> {
         let weight = Some(self.vector(&format!("{name}.weight"), cols)?);
-        Ok(Norm { weight, ..self.plain_norm(cols)? })
+        let bias = if self.norm_biases.get() { self.vector_if_there(&format!("{name}.bias"), cols)? } else { None };
+        Ok(Norm { weight, bias, ..self.plain_norm(cols)? })
     }
 
     /// A norm of the model's kind without weights.

@@ -30,6 +30,8 @@ pub struct Gqa {
     clamp: Option<f32>,
     /// Of queries and keys.
     qk_norm: Option<[Norm; 2]>,
+    /// Whether they rotate before they are normed.
+    rotates_first: bool,
     /// Of value heads.
     v_norm: Option<Norm>,
     rotates: Option<Rotates>,
@@ -122,6 +124,7 @@ impl Gqa {
             o: loader.linear(&gqa.o)?,
             clamp: gqa.clamp,
             qk_norm,
+            rotates_first: gqa.rotates_first,
             v_norm: loader.norm_if_there(gqa.v_norm.as_ref())?,
             rotates,
             window: gqa.window,
@@ -191,13 +194,10 @@ impl Gqa {
             Some(linear) => self.finish(*b, linear, v),
             None => v.copy_from_slice(k),
         }
-        if let Some([_, norm]) = &self.qk_norm {
-            norm.apply_onto(*b, k);
-        }
         if let Some(norm) = &self.v_norm {
             norm.apply_onto(*b, v);
         }
-        self.rotate(*b, k, &s.turns, rows);
+        self.place(*b, k, 1, &s.turns, rows);
         let (ty, heads) = (kv.ty(), h.n_head_kv);
         let (keys, values) = kv.layer_mut(self.index);
         b.write_cache(CacheWrite { x: k, cache: keys, keys: true, ty, heads, dim: h.k, first: pos });
@@ -220,10 +220,7 @@ impl Gqa {
         let Scratch { x, sum, branch, moe, attended, turns, .. } = &mut **s;
         let AttentionRows { q, gate, out, .. } = self.rows(n_embd, n, &mut moe.out);
         self.finish(*b, &self.q, q);
-        if let Some([norm, _]) = &self.qk_norm {
-            norm.apply_onto(*b, q);
-        }
-        self.rotate(*b, q, turns, rows.clone());
+        self.place(*b, q, 0, turns, rows.clone());
         let KvView { ty, n_ctx, keys, values } = kv.view(self.index);
         let attention = Attention {
             q,
@@ -251,6 +248,19 @@ impl Gqa {
         b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
         self.o.finish(*b, out);
         b.add_weighted(target.rows([x, sum, branch], rows, n_embd), n_embd, out, |_| 1.0);
+    }
+
+    /// Norms and rotates queries (`which` 0) or keys (1).
+    fn place(&self, b: &mut impl Backend, x: &mut [f32], which: usize, turns: &[Vec<f32>], rows: Range<usize>) {
+        if self.rotates_first {
+            self.rotate(b, x, turns, rows.clone());
+        }
+        if let Some(norms) = &self.qk_norm {
+            norms[which].apply_onto(b, x);
+        }
+        if !self.rotates_first {
+            self.rotate(b, x, turns, rows);
+        }
     }
 
     /// Rotates the heads of some rows of the batch, whose angles are among those in `turns`.
