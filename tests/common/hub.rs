@@ -56,8 +56,7 @@ pub fn serve(files: Vec<HubFile>, token: Option<&'static str>) -> HubServer {
     let (sent, trouble) = (server.sent.clone(), server.trouble.clone());
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (files, requests, sent, trouble) =
-                (files.clone(), requests.clone(), sent.clone(), *trouble.lock().unwrap());
+            let (files, sent, trouble) = (files.clone(), sent.clone(), *trouble.lock().unwrap());
             // A client that left is its own business.
             thread::spawn(move || drop(answer(&stream.unwrap(), &files, token, &sent, trouble)));
         }

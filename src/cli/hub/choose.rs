@@ -29,11 +29,10 @@ pub fn models(files: &[Remote]) -> Vec<Model> {
         let stem = lower.rsplit('/').next().unwrap_or(&lower).strip_suffix(".gguf");
         let Some(stem) = stem.filter(|stem| !stem.contains("mmproj") && !stem.contains("imatrix")) else { continue };
         let whole = whole(&file.name);
-        if split_of(&format!("{stem}.gguf")).is_some() {
-            if let Some((_, model)) = models.iter_mut().find(|(known, _)| known == whole) {
-                model.files.push(file.clone());
-                continue;
-            }
+        let known = models.iter_mut().find(|(known, _)| known == whole);
+        if let Some((_, model)) = known.filter(|_| split_of(&format!("{stem}.gguf")).is_some()) {
+            model.files.push(file.clone());
+            continue;
         }
         models.push((whole.to_owned(), Model { label: label(whole), files: vec![file.clone()] }));
     }
