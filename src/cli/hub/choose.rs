@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(chosen(Some("q4_k_xl")).unwrap(), "UD-Q4_K_XL");
         assert_eq!(chosen(Some("m-IQ2_XXS.gguf")).unwrap(), "IQ2_XXS");
         let error = chosen(Some("Q5_K_M")).unwrap_err();
-        assert!(error.starts_with("a/b has no Q5_K_M, but IQ2_XXS (5 B), UD-Q4_K_XL"), "{error}");
+        assert!(error.starts_with("a/b has no Q5_K_M, but IQ2_XXS (5 bytes), UD-Q4_K_XL"), "{error}");
         assert!(choose("a/b", Vec::new(), None).unwrap_err().contains("no GGUF model"));
     }
 }
