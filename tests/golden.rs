@@ -35,8 +35,25 @@ impl TraceSink for Routing {
 const MODELS: [&str; 4] = ["qwen3moe", "llama-mixtral", "olmoe", "qwen2moe"];
 
 /// The others, each with something that no one before it has.
-const MORE_MODELS: &[&str] =
-    &["qwen3vlmoe", "minimax-m2", "glm4moe", "glm4moe-mtp", "dots1", "hy_v3", "mellum", "smallthinker", "gpt-oss"];
+const MORE_MODELS: &[&str] = &[
+    "qwen3vlmoe",
+    "minimax-m2",
+    "glm4moe",
+    "glm4moe-mtp",
+    "dots1",
+    "hy_v3",
+    "mellum",
+    "smallthinker",
+    "gpt-oss",
+    "granitemoe",
+    "granitemoe-shared",
+    "ernie4_5-moe",
+    "exaone-moe",
+    "bailingmoe2",
+    "hunyuan-moe",
+    "phimoe",
+    "dbrx",
+];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;
 

@@ -5,14 +5,21 @@
 //!
 //! Must not know: bytes of weights, memory, kernels.
 
+mod bailingmoe2;
+mod dbrx;
 mod dots1;
+mod ernie4_5_moe;
+mod exaone_moe;
 mod glm4moe;
 mod gpt_oss;
+mod granitemoe;
+mod hunyuan_moe;
 mod hy_v3;
 mod llama;
 mod mellum;
 mod minimax_m2;
 mod olmoe;
+mod phimoe;
 mod qwen2moe;
 mod qwen3moe;
 mod qwen3vlmoe;
@@ -35,14 +42,21 @@ pub struct Arch {
 
 /// Every architecture that hotset runs.
 const ARCHS: &[Arch] = &[
+    bailingmoe2::ARCH,
+    dbrx::ARCH,
     dots1::ARCH,
+    ernie4_5_moe::ARCH,
+    exaone_moe::ARCH,
     glm4moe::ARCH,
     gpt_oss::ARCH,
+    granitemoe::ARCH,
+    hunyuan_moe::ARCH,
     hy_v3::ARCH,
     llama::ARCH,
     mellum::ARCH,
     minimax_m2::ARCH,
     olmoe::ARCH,
+    phimoe::ARCH,
     qwen2moe::ARCH,
     qwen3moe::ARCH,
     qwen3vlmoe::ARCH,
