@@ -53,6 +53,20 @@ const MORE_MODELS: &[&str] = &[
     "hunyuan-moe",
     "phimoe",
     "dbrx",
+    "llama4",
+    "grok",
+    "grok-2",
+    "afmoe",
+    "laguna",
+    "laguna-full",
+    "step35",
+    "step35-mtp",
+    "mimo2",
+    "mimo2-split",
+    "cohere2moe",
+    "granite_swa",
+    "minimax-m3",
+    "qwen3moe-scaled",
 ];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;

@@ -5,7 +5,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
+    blueprint::{Blueprint, FullLayers, Gqa, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "exaone-moe", predicts: true, blueprint };
@@ -13,7 +13,7 @@ pub const ARCH: Arch = Arch { name: "exaone-moe", predicts: true, blueprint };
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Halves, heads.k)?;
-    let windows = m.windows(|layer| layer % 4 == 3)?;
+    let windows = m.windows(FullLayers::EachLast(4))?;
     let choice = m.choice_by_keys(Score::Sigmoid, false)?;
     let n_dense = m.leading_dense()?;
     m.model(|l| {

@@ -1,6 +1,7 @@
 //! Attention: heads, rotation, window, what is done to queries, keys and what comes out.
 
-use super::{Linear, Norm, RopeKind, Tensor};
+use super::{Linear, Norm, Reader, RopeKind, Tensor};
+use crate::Result;
 
 /// Causal grouped-query attention.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Gqa {
     pub v_norm: Option<Norm>,
     /// Of queries and keys; `None`: they know no positions.
     pub rope: Option<Rope>,
+    /// What queries are multiplied by, by their positions.
+    pub temperature: Option<Temperature>,
     /// How many positions a token sees at most, its own among them; `None`: all.
     pub window: Option<usize>,
     /// A score of each head that counts in the softmax and has no value. (n_head)
@@ -35,6 +38,25 @@ pub struct Gqa {
     pub soft_cap: Option<f32>,
     /// What each head's result is multiplied by before the output matrix.
     pub gate: Option<Gate>,
+}
+
+/// A factor of a query at `pos`: `1 + scale * ln(1 + (pos + offset) / length)`, in whole lengths.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// See above.
+    pub scale: f32,
+    /// Positions of a step.
+    pub length: usize,
+    /// See above.
+    pub offset: usize,
+}
+
+impl Temperature {
+    /// The factor at a position.
+    pub fn at(&self, pos: usize) -> f32 {
+        let steps = (pos + self.offset) / self.length;
+        1.0 + self.scale * (1.0 + steps as f32).ln()
+    }
 }
 
 /// A gate on what an attention gives: `act(w · x)`, of the attention's input.
@@ -97,6 +119,17 @@ pub struct Yarn {
     pub beta_fast: f32,
     /// Turns within it up to which a pair gets the scaled one.
     pub beta_slow: f32,
+}
+
+impl Yarn {
+    /// The same, with another `beta_fast` where the file has none.
+    ///
+    /// # Errors
+    /// If it has one that does not make sense.
+    pub fn faster_by_default(self, m: &Reader<'_>, beta_fast: f32) -> Result<Self> {
+        let said = m.factor("rope.scaling.yarn_beta_fast")?;
+        Ok(Self { beta_fast: said.unwrap_or(beta_fast), ..self })
+    }
 }
 
 impl Gqa {

@@ -1,8 +1,8 @@
 //! What an architecture's file reads of one layer: parts by the names that most architectures share.
 
 use super::{
-    Act, Block, Branch, Choice, ExpertSet, Gated, Gqa, Heads, Linear, Moe, Norm, Part, Reader, Rope, Router,
-    RouterInput, Shared, Tensor,
+    Act, Block, Branch, Choice, ExpertSet, Gate, GateAct, Gated, Gqa, Heads, Linear, Moe, Norm, Part, Reader, Rope,
+    Router, RouterInput, Shared, Tensor,
 };
 use crate::{Error, Result};
 
@@ -66,6 +66,7 @@ impl LayerReader<'_, '_> {
             clamp: None,
             v_norm: None,
             rope: rope.into(),
+            temperature: None,
             window: None,
             sinks: None,
             scale: 1.0 / (heads.k as f32).sqrt(),
@@ -98,6 +99,17 @@ impl LayerReader<'_, '_> {
             start += n;
             Linear { w: all.w.slice(range.clone()), bias: all.bias.map(|bias| bias.elements(range)), ..all }
         }))
+    }
+
+    /// `attn_gate`, with an output for each head or for each element of one.
+    ///
+    /// # Errors
+    /// If it is missing or does not fit.
+    pub fn gate(&self, heads: Heads, act: GateAct) -> Result<Gate> {
+        let info = self.m.gguf().require(&self.name("attn_gate.weight"))?;
+        let by_head = info.dims.get(1).is_none_or(|&rows| rows == heads.n_head as u64);
+        let rows = if by_head { heads.n_head } else { heads.n_head * heads.v };
+        Ok(Gate { w: self.linear("attn_gate", self.m.n_embd, rows)?, act })
     }
 
     /// Norms of each query and key head.
@@ -237,16 +249,33 @@ impl LayerReader<'_, '_> {
         Ok(Shared { ffn, gate: Some(gate) })
     }
 
-    /// `ffn_gateX`, `ffn_upX`, `ffn_downX` for the suffix X. The hidden width is the tensors' own.
-    fn gated(&self, suffix: &str) -> Result<Gated> {
+    /// `ffn_gateX`, `ffn_upX`, `ffn_downX` for the suffix X, or gate and up as the rows of `ffn_upX`, twice
+    /// as wide as `ffn_downX`. The hidden width is the tensors' own.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn gated(&self, suffix: &str) -> Result<Gated> {
         let name = |role: &str| self.name(&format!("ffn_{role}{suffix}.weight"));
-        let n_ff = self.m.gguf().require(&name("gate"))?.dims.get(1).map_or(0, |&d| d as usize);
-        let n_embd = self.m.n_embd;
+        let (gguf, n_embd) = (self.m.gguf(), self.m.n_embd);
+        let width = |name: &str| gguf.require(name).map(|info| info.dims.get(1).map_or(0, |&d| d as usize));
+        if gguf.tensor(&name("gate")).is_none() && self.is_fused(&name("up"), &name("down")) {
+            let n_ff = width(&name("up"))? / 2;
+            let both = self.m.matrix(&name("up"), n_embd, 2 * n_ff)?;
+            let (gate, up) = (both.slice(0..n_ff), both.slice(n_ff..2 * n_ff));
+            return Ok(Gated { act: Act::Silu, gate, up, down: self.m.matrix(&name("down"), n_ff, n_embd)? });
+        }
+        let n_ff = width(&name("gate"))?;
         Ok(Gated {
             act: Act::Silu,
             gate: self.m.matrix(&name("gate"), n_embd, n_ff)?,
             up: self.m.matrix(&name("up"), n_embd, n_ff)?,
             down: self.m.matrix(&name("down"), n_ff, n_embd)?,
         })
+    }
+
+    /// Whether the rows of `up` are twice as many as `down` has columns.
+    fn is_fused(&self, up: &str, down: &str) -> bool {
+        let dim = |name: &str, i: usize| self.m.gguf().tensor(name).and_then(|info| info.dims.get(i).copied());
+        dim(up, 1).zip(dim(down, 0)).is_some_and(|(up, down)| up == down.saturating_mul(2))
     }
 }

@@ -18,11 +18,11 @@ mod shape;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, Rope, Yarn};
+pub use attention::{Gate, GateAct, Gqa, Heads, Rope, Temperature, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use layer::LayerReader;
-pub use reader::Reader;
+pub use reader::{FullLayers, Reader};
 pub use role::Role;
 pub use shape::{Shape, elements};
 pub use unread::Unread;
@@ -116,8 +116,10 @@ pub struct Blueprint {
     pub n_embd: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// The longest context that the model was trained for, in tokens.
+    /// The longest context that the model was trained for, or that it is computed for, in tokens.
     pub n_ctx_train: usize,
+    /// Why it is not computed for a longer one, or empty.
+    pub context_limit: &'static str,
     /// Routed experts of each MoE layer.
     pub n_expert: usize,
     /// The token embedding, of which a token needs one row. (n_vocab, n_embd)
@@ -180,6 +182,12 @@ impl Block {
     /// The same block, with what it adds multiplied by `scale`.
     pub fn scaled(mut self, scale: f32) -> Self {
         self.branches.iter_mut().for_each(|branch| branch.scale *= scale);
+        self
+    }
+
+    /// The same block, with a second branch that reads what the first one does.
+    pub fn beside(mut self, part: Part, scale: f32) -> Self {
+        self.branches.push(Branch { norm: None, part, post: None, scale });
         self
     }
 
@@ -253,6 +261,12 @@ impl Blueprint {
     /// The attentions in order.
     pub fn attentions(&self) -> impl Iterator<Item = &Gqa> {
         self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(gqa) } else { None })
+    }
+
+    /// What is wrong with a context of `n` tokens, for people.
+    pub fn context_error(&self, n: usize) -> String {
+        let said = format!("context length {n} exceeds the model's maximum of {}", self.n_ctx_train);
+        if self.context_limit.is_empty() { said } else { format!("{said}: {}", self.context_limit) }
     }
 
     /// The different rotations of its attentions.

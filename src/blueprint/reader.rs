@@ -38,7 +38,20 @@ pub struct Reader<'a> {
     norms: Cell<NormKind>,
     /// Whether norms may have biases.
     norm_biases: Cell<bool>,
+    /// Tokens of context up to which the blueprint is right, and why.
+    limit: Cell<Option<(usize, &'static str)>>,
     ignored: RefCell<Vec<Unread>>,
+}
+
+/// Which layers see everything, where others see a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullLayers {
+    /// The first of each so many.
+    EachFirst(usize),
+    /// The last of each so many.
+    EachLast(usize),
+    /// Those that the file lists.
+    Listed,
 }
 
 impl<'a> Reader<'a> {
@@ -49,7 +62,9 @@ impl<'a> Reader<'a> {
     pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
         let (norms, norm_biases, ignored) = (Cell::new(NormKind::Rms), Cell::default(), RefCell::default());
-        let mut m = Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, ignored };
+        let limit = Cell::default();
+        let mut m =
+            Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, limit, ignored };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
         m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
@@ -173,6 +188,36 @@ impl<'a> Reader<'a> {
         self.count("context_length", u32::MAX as usize)
     }
 
+    /// Up to so many tokens of context the model is what the blueprint says; why, for people.
+    pub fn limit_context(&self, n_ctx: usize, reason: &'static str) {
+        self.limit.set(Some((n_ctx, reason)));
+    }
+
+    /// Up to `n_ctx` tokens of context an indexer chooses all of them, so that nothing of it is needed.
+    pub fn limit_to_indexed(&self, n_ctx: usize) {
+        let reason = "beyond that, an indexer chooses what attention looks at, which hotset does not compute";
+        self.limit_context(n_ctx, reason);
+        for short in ["head_count", "key_length", "local_blocks", "types"] {
+            self.ignore(
+                &format!("attention.indexer.{short}"),
+                "the context is short enough for all of it to be looked at",
+            );
+        }
+        let mut any = false;
+        for tensor in self.file.tensors_left() {
+            any |= tensor.name.contains(".indexer.") && self.file.tensor(&tensor.name).is_some();
+        }
+        if any {
+            let reason = "the indexer: the context is short enough for all of it to be looked at";
+            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer.*".to_owned(), reason });
+        }
+    }
+
+    /// Whether the file has such a key.
+    pub fn has_key(&self, short: &str) -> bool {
+        self.gguf().meta().get(&format!("{}.{short}", self.arch)).is_some()
+    }
+
     /// Rows of the embedding. A token beyond them could be asked for and has none.
     pub(super) fn n_vocab(&self) -> Result<usize> {
         let (gguf, embd) = (self.gguf(), self.gguf().require("token_embd.weight")?);
@@ -259,13 +304,28 @@ impl<'a> Reader<'a> {
             None | Some("linear") => Ok(rope),
             Some("yarn") => {
                 let magnitude = magnitude * self.number("rope.scaling.yarn_attn_factor", FACTORS)?.unwrap_or(1.0);
-                let magnitude = magnitude * (1.0 + 0.1 * factor.ln());
-                Ok(Rope { yarn: Some(self.yarn()?), magnitude, ..rope })
+                let key = self.key("rope.scaling.yarn_ext_factor");
+                match self.gguf().meta().f32(&key)? {
+                    // Below 0, llama.cpp takes what the kind of scaling means.
+                    None | Some(1.0 | ..0.0) => {
+                        Ok(Rope { yarn: Some(self.yarn()?), magnitude: magnitude * (1.0 + 0.1 * factor.ln()), ..rope })
+                    }
+                    Some(other) => Err(Error::unsupported(self.gguf().path(), key, "1, or below 0", other)),
+                }
             }
             Some(other) => {
                 Err(Error::unsupported(self.gguf().path(), ty, "none, linear or yarn", other.escape_debug()))
             }
         }
+    }
+
+    /// [`Reader::window_rope`], if any layer sees a window.
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn window_rope_if_any(&self, windows: &[Option<usize>], everything: Rope, head: usize) -> Result<Rope> {
+        let any = windows.iter().any(Option::is_some);
+        if any { self.window_rope(everything, head) } else { Ok(everything) }
     }
 
     /// The rotation of heads of `head` elements in layers that see a window, where it is not that of the others: unscaled, with a base of its own.
@@ -289,35 +349,64 @@ impl<'a> Reader<'a> {
     }
 
     /// The window of each layer, where a file that names one and does not list the layers that have it means every layer but
-    /// those of which `is_full` is true. (n_layer)
+    /// `full`. (n_layer)
     ///
     /// # Errors
-    /// A window of 0, or a list that does not make sense.
-    pub fn windows(&self, is_full: impl Fn(usize) -> bool) -> Result<Vec<Option<usize>>> {
+    /// A window of 0, or a list that does not make sense or has to be there.
+    pub fn windows(&self, full: FullLayers) -> Result<Vec<Option<usize>>> {
+        let meta = self.gguf().meta();
         let key = self.key("attention.sliding_window");
-        let Some(window) = self.gguf().meta().u32(&key)? else { return Ok(vec![None; self.n_layer]) };
+        let Some(window) = meta.u32(&key)? else { return Ok(vec![None; self.n_layer]) };
         let window = self.within(&key, window as usize, u32::MAX as usize)?;
-        let listed = self.window_pattern()?;
-        let has = |layer: usize| listed.as_ref().map_or_else(|| !is_full(layer), |listed| listed[layer]);
-        Ok((0..self.n_layer).map(|layer| has(layer).then_some(window)).collect())
+        let short = "attention.sliding_window_pattern";
+        let key = self.key(short);
+        let is_array = matches!(meta.get(&key), Some(Value::Array(_)));
+        if is_array || full == FullLayers::Listed {
+            return Ok(self.flags_by_layer(short)?.into_iter().map(|has| has.then_some(window)).collect());
+        }
+        let period = match (meta.u32(&key)?, full) {
+            (Some(period), _) => self.within(&key, period as usize, MAX_LAYERS)?,
+            (None, FullLayers::EachFirst(period) | FullLayers::EachLast(period)) => period,
+            (None, FullLayers::Listed) => unreachable!("lists were read above"),
+        };
+        let is_full = |layer: usize| match full {
+            FullLayers::EachFirst(_) => layer.is_multiple_of(period),
+            _ => (layer + 1).is_multiple_of(period),
+        };
+        Ok((0..self.n_layer).map(|layer| (!is_full(layer)).then_some(window)).collect())
     }
 
-    fn window_pattern(&self) -> Result<Option<Vec<bool>>> {
-        let key = self.key("attention.sliding_window_pattern");
-        let meta = self.gguf().meta();
-        if !matches!(meta.get(&key), Some(Value::Array(_))) {
-            // A number means that every so-manyth layer is full, and which one depends on the architecture.
-            return match meta.u32(&key)? {
-                None => Ok(None),
-                Some(n) => Err(Error::unsupported(meta.path(), key, "a list of all layers", n)),
-            };
-        }
-        let listed = meta.bools(&key)?.expect("it is there");
+    /// A bool of each layer. (n_layer)
+    ///
+    /// # Errors
+    /// If it is missing, or a list of another length.
+    pub fn flags_by_layer(&self, short: &str) -> Result<Vec<bool>> {
+        let (meta, key) = (self.gguf().meta(), self.key(short));
+        let expected = format!("one bool for each of {} layers", self.n_block);
+        let Some(listed) = meta.bools(&key)? else { return Err(meta.wrong(&key, expected, "no such key")) };
         if listed.len() != self.n_block {
-            let expected = format!("one bool for each of {} layers", self.n_block);
-            return Err(Error::format(meta.path(), key, expected, listed.len()));
+            return Err(meta.wrong(&key, expected, listed.len()));
         }
-        Ok(Some(listed.to_vec()))
+        Ok(listed[..self.n_layer].to_vec())
+    }
+
+    /// A number of each layer, from 0 on, or one for all; 0 where the file has none. (n_layer)
+    ///
+    /// # Errors
+    /// A list of another length, or another number.
+    pub fn numbers_by_layer(&self, short: &str) -> Result<Vec<f32>> {
+        let (meta, key) = (self.gguf().meta(), self.key(short));
+        if !matches!(meta.get(&key), Some(Value::Array(_))) {
+            return Ok(vec![self.number(short, (0.0, FACTORS.1))?.unwrap_or(0.0); self.n_layer]);
+        }
+        let listed = meta.f32s(&key)?.expect("it is there");
+        if listed.len() != self.n_block {
+            return Err(meta.wrong(&key, format!("one number for each of {} layers", self.n_block), listed.len()));
+        }
+        if let Some(x) = listed.iter().find(|x| !(0.0..=FACTORS.1).contains(*x)) {
+            return Err(meta.wrong(&key, format!("numbers from 0 to {:e}", FACTORS.1), x));
+        }
+        Ok(listed[..self.n_layer].to_vec())
     }
 
     /// How experts are chosen, where the architecture says it all.
@@ -419,7 +508,8 @@ impl<'a> Reader<'a> {
             n_layer: self.n_layer,
             n_embd: self.n_embd,
             n_vocab,
-            n_ctx_train: self.n_ctx_train()?,
+            n_ctx_train: self.limit.get().map_or(usize::MAX, |(n_ctx, _)| n_ctx).min(self.n_ctx_train()?),
+            context_limit: self.limit.get().map_or("", |(_, reason)| reason),
             n_expert: self.n_expert,
             embed,
             embed_scale: 1.0,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
-    blueprint::{self, GateAct, Heads, RopeKind},
+    blueprint::{self, GateAct, Heads, RopeKind, Temperature},
     model::{
         KvView, Scratch,
         cx::Cx,
@@ -35,6 +35,7 @@ pub struct Gqa {
     /// Of value heads.
     v_norm: Option<Norm>,
     rotates: Option<Rotates>,
+    temperature: Option<Temperature>,
     window: Option<usize>,
     /// (n_head), or empty.
     sinks: Vec<f32>,
@@ -127,6 +128,7 @@ impl Gqa {
             rotates_first: gqa.rotates_first,
             v_norm: loader.norm_if_there(gqa.v_norm.as_ref())?,
             rotates,
+            temperature: gqa.temperature,
             window: gqa.window,
             sinks: loader.optional(gqa.sinks.as_ref())?,
             scale: gqa.scale,
@@ -221,6 +223,13 @@ impl Gqa {
         let AttentionRows { q, gate, out, .. } = self.rows(n_embd, n, &mut moe.out);
         self.finish(*b, &self.q, q);
         self.place(*b, q, 0, turns, rows.clone());
+        if let Some(temperature) = self.temperature {
+            let cols = h.n_head * h.k;
+            b.each_row(q, cols, cols, |i, row| {
+                let factor = temperature.at(pos + i);
+                row.iter_mut().for_each(|x| *x *= factor);
+            });
+        }
         let KvView { ty, n_ctx, keys, values } = kv.view(self.index);
         let attention = Attention {
             q,
