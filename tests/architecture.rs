@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
-        "session",
+        "engine",
         &[
             "arch",
             "backend",
@@ -56,6 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
+    ("session", &["backend", "engine", "error", "gguf", "io", "model", "trace"]),
 ];
 
 /// May use everything.

@@ -208,7 +208,8 @@ pub struct Attention<'a> {
     pub values: &'a [u8],
     /// Element type of keys and values: F32, F16 or Q8_0.
     pub ty: GgmlType,
-    /// Rows between heads in the cache.
+    /// Rows between heads in the cache. Position p is row p % n_ctx: fewer than the context's positions, and then a multiple of
+    /// [`KEY_TILE`], where a window leaves old ones out of sight.
     pub n_ctx: usize,
     /// Query heads.
     pub n_head: usize,
@@ -266,7 +267,7 @@ pub struct CacheWrite<'a> {
     pub heads: usize,
     /// Elements of a head.
     pub dim: usize,
-    /// Position of the first row.
+    /// Position of the first row; position p is row p % n_ctx.
     pub first: usize,
 }
 

@@ -15,6 +15,7 @@ mod layer;
 mod reader;
 mod role;
 mod shape;
+mod state;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
@@ -25,6 +26,7 @@ pub use layer::LayerReader;
 pub use reader::{FullLayers, Reader};
 pub use role::Role;
 pub use shape::{Shape, elements};
+pub use state::State;
 pub use unread::Unread;
 
 use crate::quant::GgmlType;

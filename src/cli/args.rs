@@ -126,6 +126,7 @@ impl Modes {
             process_bytes: None,
             memory_bytes: None,
             n_ctx: Some(n_ctx),
+            parallel: 1,
             n_batch: self.batch,
             all_logits: false,
             kv: self.kv,

@@ -6,24 +6,24 @@ mod cx;
 mod embed;
 mod ffn;
 mod finite;
-mod kv_cache;
 mod load;
 mod missing;
 mod mixer;
 mod rope;
 mod scratch;
+mod state;
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
-pub use kv_cache::{KV_TYPES, KvCache, KvView};
+pub use cx::Workspace;
 pub use missing::{missing_data, refuse_missing};
 pub use scratch::{Scratch, ScratchShape};
+pub use state::{Checkpoint, KV_TYPES, Sequence};
 
 use crate::{
     Error, Result,
     backend::{Backend, Product, soft_cap},
     blueprint::{self, Blueprint},
-    expert::Experts,
     gguf::Gguf,
     model::{
         cx::{Cx, Target},
@@ -83,45 +83,68 @@ struct Head {
     soft_cap: Option<f32>,
 }
 
-/// Which rows of a batch the caller wants logits for.
+/// Which rows of a span the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// Every row.
     All,
     /// The last row.
     Last,
-    /// None: the batch only fills the KV cache.
+    /// None: they only fill the sequence's state.
     Nothing,
 }
 
-/// One batch of consecutive tokens of one sequence.
-#[derive(Clone, Copy)]
+/// Tokens that run together: some of each of several sequences. What a sequence's tokens give does not depend, by a bit, on
+/// the others, but an expert is read once for all of them.
+#[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// The tokens, each below `n_vocab`; their first position is the KV cache's length.
+    /// Each below `n_vocab`.
     pub tokens: &'a [u32],
-    /// Prompt or decode: what the expert cache and the prefetcher are told.
+    /// Whose they are: all tokens in order, at most one span of a sequence.
+    pub spans: &'a [Span],
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its place among the sequences.
+    pub seq: usize,
+    /// Position of the first token in it: its length so far.
+    pub first_pos: u32,
+    /// Which tokens of the batch. Not empty.
+    pub rows: Range<usize>,
+    /// Whether they are a prompt's, or one that was just sampled.
     pub phase: Phase,
     /// Which logits to compute.
     pub want: Want,
 }
 
+impl Span {
+    /// Rows of logits that it wants.
+    pub fn n_logits(&self) -> usize {
+        match self.want {
+            Want::All => self.rows.len(),
+            Want::Last => 1,
+            Want::Nothing => 0,
+        }
+    }
+}
+
 impl Model {
-    /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
+    /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then, span by span.
     ///
     /// # Errors
-    /// A read that failed; a part of the model that gives no numbers, by name. The KV cache is as before the call then.
+    /// A read that failed; a part of the model that gives no numbers, by name. Every sequence is as before the call then.
     ///
     /// # Panics
-    /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
-    pub fn forward(
+    /// If the spans are not the batch's tokens and the sequences' ends, or do not fit: the engine checks that.
+    pub fn forward<B: Backend>(
         &self,
-        b: &mut impl Backend,
-        batch: Batch<'_>,
-        kv: &mut KvCache,
-        experts: &mut Experts,
-        s: &mut Scratch,
+        workspace: Workspace<'_, B>,
+        batch: &Batch<'_>,
+        seqs: &mut [Sequence],
     ) -> Result<()> {
-        let mut cx = Cx::new(b, &batch, kv, experts, s, self.blueprint.n_embd);
+        let mut cx = Cx::new(workspace, batch, seqs, self.blueprint.n_embd);
         self.embed.gather(batch.tokens, &mut cx.s.x, &mut cx.s.embd)?;
         self.check(&cx, || "the token embedding".to_owned())?;
         cx.rotate(&self.ropes);
@@ -135,7 +158,7 @@ impl Model {
         if let Some(row) = self.head.logits(&mut cx) {
             return Err(self.broken("the output", row));
         }
-        cx.kv.advance(batch.tokens.len());
+        batch.spans.iter().for_each(|span| seqs[span.seq].commit(&batch.tokens[span.rows.clone()]));
         Ok(())
     }
 
@@ -320,6 +343,6 @@ impl Head {
         }
         let broken =
             cx.s.logits[..cx.len() * w.rows].chunks_exact(w.rows).position(|row| !row.iter().any(|x| x.is_finite()));
-        Some(cx.pos() + broken?)
+        Some(cx.pos_of(broken?))
     }
 }

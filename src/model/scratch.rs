@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once: after start-up the token loop allocates nothing.
 
-use super::{ffn::MoeScratch, mixer::AttentionRows};
+use super::{cx::Run, ffn::MoeScratch, mixer::AttentionRows};
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
     blueprint::{Block, Blueprint, Branch},
@@ -22,7 +22,9 @@ pub struct ScratchShape {
 
 /// See the module. Lengths beside the fields are maxima; a batch uses the front.
 pub struct Scratch {
-    n_batch: usize,
+    pub(super) n_batch: usize,
+    /// The rows of each sequence that are computed. (up to n_batch)
+    pub(super) runs: Vec<Run>,
     /// (n_batch, n_embd)
     pub(super) x: Floats,
     /// What a block adds, where that is normed or scaled. (n_batch, n_embd), or empty
@@ -48,6 +50,7 @@ impl Scratch {
         let (n, n_used, n_expert) = (shape.n_batch, m.n_expert_used(), m.n_expert);
         Self {
             n_batch: n,
+            runs: Vec::with_capacity(n),
             x: Floats::zeros(n * m.n_embd),
             sum: Floats::zeros(if sums(m)[0] { n * m.n_embd } else { 0 }),
             branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
@@ -86,7 +89,8 @@ impl Scratch {
             + Rows::bytes(n, attended_cols(m))
             + Rows::bytes(1, m.n_embd)
             + Hidden::bytes(max_pairs(m, n), m.n_ff());
-        let lists = n * n_used * (size_of::<Routed>() + size_of::<Pair>())
+        let lists = n * size_of::<Run>()
+            + n * n_used * (size_of::<Routed>() + size_of::<Pair>())
             + n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 4);
         (floats * size_of::<f32>()) as u64 + rows + lists as u64
     }
