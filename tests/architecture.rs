@@ -92,6 +92,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/backend/cpu/pool.rs",
     "src/backend/cpu/attention.rs",
     "src/backend/cpu/attention/sums.rs",
+    "src/backend/cpu/recurrent.rs",
     "src/backend/cpu/rows.rs",
     "src/backend/cpu/kernels/",
 ];

@@ -1,8 +1,8 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
 use super::{
-    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey,
-    is_turned, soft_cap,
+    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind, Rotation, Rows,
+    TurnedKey, is_turned, soft_cap,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 
@@ -82,6 +82,26 @@ impl Backend for Reference {
                 dequantize_row(a.ty, &a.values[(base + pos % a.n_ctx) * bytes_v..][..bytes_v], &mut value);
                 let p = (score - max).exp() / total;
                 out.iter_mut().zip(&value).for_each(|(o, v)| *o += p * v);
+            }
+        }
+    }
+    fn recur(&mut self, r: &Recurrence<'_>, state: &mut [f32], out: &mut [f32]) {
+        state.copy_from_slice(r.from);
+        for (i, out) in out.chunks_exact_mut(r.v).enumerate() {
+            let (row, head) = (i / r.heads, i % r.heads);
+            let (memory, rate) = (&mut state[head * r.k * r.v..][..r.k * r.v], r.rate[row * r.heads + head]);
+            let [query, key, value] = r.vectors(row, head);
+            for (j, (out, value)) in out.iter_mut().zip(value).enumerate() {
+                let mut found = 0.0;
+                for (i, key) in key.iter().enumerate() {
+                    memory[i * r.v + j] *= r.decay(row, head, i);
+                    found += if r.corrects { memory[i * r.v + j] * key } else { 0.0 };
+                }
+                *out = 0.0;
+                for (i, (key, query)) in key.iter().zip(query).enumerate() {
+                    memory[i * r.v + j] += key * rate * (value - found);
+                    *out += memory[i * r.v + j] * query;
+                }
             }
         }
     }

@@ -28,6 +28,7 @@ mod repack;
 mod report;
 mod run;
 mod simulate;
+mod state_notes;
 mod stats;
 mod sweep;
 mod text;

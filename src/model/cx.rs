@@ -225,6 +225,11 @@ impl<'a, B: Backend> Cx<'a, B> {
                     x.copy_within(from.start * cols..from.end * cols, to * cols);
                 };
                 shift(&mut s.x, n_embd);
+                for added in [&mut s.sum, &mut s.branch] {
+                    if !added.is_empty() {
+                        shift(added, n_embd);
+                    }
+                }
                 shift(&mut s.moe.scores, scores);
                 for turns in &mut s.turns {
                     let width = turns.len() / s.n_batch;

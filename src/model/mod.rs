@@ -23,14 +23,14 @@ pub use state::{Checkpoint, KV_TYPES, Sequence};
 use crate::{
     Error, Result,
     backend::{Backend, Product, soft_cap},
-    blueprint::{self, Blueprint},
+    blueprint::{self, Blueprint, State},
     gguf::Gguf,
     model::{
         cx::{Cx, Target},
         embed::Embed,
         ffn::{Dense, Moe},
         load::{Linear, Loader, Norm},
-        mixer::Gqa,
+        mixer::{DeltaNet, Gqa, Mamba2, ShortConv},
         rope::Rope,
     },
     trace::Phase,
@@ -70,6 +70,9 @@ struct Branch {
 
 enum Part {
     Gqa(Gqa),
+    DeltaNet(DeltaNet),
+    Mamba2(Mamba2),
+    ShortConv(ShortConv),
     Dense(Dense),
     Moe(Moe),
 }
@@ -188,17 +191,30 @@ impl Model {
             let divisors = rope.divisors.map(|divisors| loader.divisors(&divisors)).transpose()?;
             ropes.push(Rope::new(rope, &divisors.unwrap_or_default()));
         }
-        let last = blueprint.attentions().count() - 1;
-        let (mut n_attention, mut n_moe) = (0, 0);
-        let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| match part {
-            blueprint::Part::Gqa(gqa) => {
-                n_attention += 1;
-                Ok(Part::Gqa(Gqa::load(loader, gqa, n_attention - 1, n_attention > last, &shapes)?))
+        let (n_state, mut states) = (blueprint.states().count(), 0);
+        let (mut n_attention, mut n_recurrent, mut n_moe) = (0, 0, 0);
+        let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| {
+            states += usize::from(part.state().is_some());
+            // Numbers count from 0.
+            let is_last = states == n_state;
+            let (attention, recurrent) = (n_attention, n_recurrent);
+            match part.state() {
+                Some(State::Rows { .. }) => n_attention += 1,
+                Some(State::Recurrent { .. }) => n_recurrent += 1,
+                None => {}
             }
-            blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
-            blueprint::Part::Moe(moe) => {
-                n_moe += 1;
-                Ok(Part::Moe(Moe::load(loader, moe, n_moe - 1)?))
+            match part {
+                blueprint::Part::Gqa(gqa) => Ok(Part::Gqa(Gqa::load(loader, gqa, attention, is_last, &shapes)?)),
+                blueprint::Part::DeltaNet(net) => Ok(Part::DeltaNet(DeltaNet::load(loader, net, recurrent, is_last)?)),
+                blueprint::Part::Mamba2(mamba) => Ok(Part::Mamba2(Mamba2::load(loader, mamba, recurrent, is_last)?)),
+                blueprint::Part::ShortConv(conv) => {
+                    Ok(Part::ShortConv(ShortConv::load(loader, conv, recurrent, is_last)?))
+                }
+                blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
+                blueprint::Part::Moe(moe) => {
+                    n_moe += 1;
+                    Ok(Part::Moe(Moe::load(loader, moe, n_moe - 1)?))
+                }
             }
         };
         let blocks = blueprint.blocks.iter().map(|block| Block::load(&mut loader, block, &mut part));
@@ -216,6 +232,9 @@ impl Model {
         for branch in self.blocks.iter().flat_map(|block| &block.branches) {
             match &branch.part {
                 Part::Gqa(gqa) => mats.extend(gqa.mats()),
+                Part::DeltaNet(net) => mats.extend(net.mats()),
+                Part::Mamba2(mamba) => mats.extend(mamba.mats()),
+                Part::ShortConv(conv) => mats.extend(conv.mats()),
                 Part::Dense(_) | Part::Moe(_) => {}
             }
         }
@@ -228,6 +247,9 @@ impl Model {
         for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
             match &mut branch.part {
                 Part::Gqa(gqa) => gqa.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::DeltaNet(net) => net.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::Mamba2(mamba) => mamba.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::ShortConv(conv) => conv.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::Dense(ffn) => ffn.mats_mut().iter_mut().for_each(|mat| mat.interleave(b)),
                 Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
             }
@@ -273,6 +295,9 @@ impl Block {
             }
             match &branch.part {
                 Part::Gqa(gqa) => gqa.add(branch.norm.as_ref(), cx),
+                Part::DeltaNet(net) => net.add(cx),
+                Part::Mamba2(mamba) => mamba.add(cx),
+                Part::ShortConv(conv) => conv.add(cx),
                 Part::Dense(ffn) => ffn.add(cx),
                 Part::Moe(moe) => moe.add(cx, ahead)?,
             }
@@ -299,7 +324,11 @@ impl Block {
 
     /// For people.
     fn name(&self) -> String {
-        let part = if self.mixes() { "attention" } else { "feed-forward part" };
+        let part = match self.branches.first().map(|branch| &branch.part) {
+            Some(Part::Gqa(_)) => "attention",
+            Some(Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_)) => "recurrent part",
+            Some(Part::Dense(_) | Part::Moe(_)) | None => "feed-forward part",
+        };
         format!("the {part} of blk.{}", self.layer)
     }
 
@@ -312,7 +341,7 @@ impl Block {
 impl Branch {
     fn mixes(&self) -> bool {
         match self.part {
-            Part::Gqa(_) => true,
+            Part::Gqa(_) | Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_) => true,
             Part::Dense(_) | Part::Moe(_) => false,
         }
     }

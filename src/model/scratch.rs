@@ -1,9 +1,13 @@
 //! The buffers of a forward pass, allocated once: after start-up the token loop allocates nothing.
 
-use super::{cx::Run, ffn::MoeScratch, mixer::AttentionRows};
+use super::{
+    cx::Run,
+    ffn::MoeScratch,
+    mixer::{AttentionRows, DeltaNet, Mamba2, ShortConv},
+};
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch},
+    blueprint::{Block, Blueprint, Branch, Part},
     id::ExpertId,
     trace::Routed,
 };
@@ -112,13 +116,26 @@ fn sums(m: &Blueprint) -> [bool; 2] {
 
 /// Floats per token in the widest of the buffers, which attention and experts share.
 fn wide(m: &Blueprint) -> usize {
-    let attention = m.attentions().map(|gqa| AttentionRows::cols(gqa, m.n_embd)).max().unwrap_or(0);
-    attention.max(m.n_expert_used() * m.n_embd)
+    let mixer = m.parts().map(|part| match part {
+        Part::Gqa(gqa) => AttentionRows::cols(gqa, m.n_embd),
+        Part::DeltaNet(net) => DeltaNet::cols(net, m.n_embd),
+        Part::Mamba2(mamba) => Mamba2::cols(mamba, m.n_embd),
+        Part::ShortConv(_) => ShortConv::cols(m.n_embd),
+        Part::Dense(_) | Part::Moe(_) => 0,
+    });
+    mixer.max().unwrap_or(0).max(m.n_expert_used() * m.n_embd)
 }
 
-/// Floats per token of what attention gives.
+/// Floats per token of what heads give.
 fn attended_cols(m: &Blueprint) -> usize {
-    m.attentions().map(|gqa| gqa.heads.n_head * gqa.heads.v).max().unwrap_or(0)
+    let heads = m.parts().map(|part| match part {
+        Part::Gqa(gqa) => gqa.heads.n_head * gqa.heads.v,
+        Part::DeltaNet(net) => net.n_v * net.v,
+        Part::Mamba2(mamba) => mamba.inner(),
+        Part::ShortConv(_) => m.n_embd,
+        Part::Dense(_) | Part::Moe(_) => 0,
+    });
+    heads.max().unwrap_or(0)
 }
 
 fn max_pairs(m: &Blueprint, n_batch: usize) -> usize {

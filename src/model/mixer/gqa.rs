@@ -1,8 +1,9 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
+use super::{multiply, softplus};
 use crate::{
     Result,
-    backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
+    backend::{Attention, Backend, CacheWrite, Product, Rotation},
     blueprint::{self, GateAct, Heads, RopeKind, Temperature},
     model::{
         Scratch,
@@ -11,7 +12,6 @@ use crate::{
         load::{Linear, Loader, Mat, Norm},
         state::KvView,
     },
-    quant::{GgmlType, QMat},
 };
 
 /// See the module.
@@ -305,20 +305,4 @@ impl Gate {
             }
         });
     }
-}
-
-/// `ln(1 + exp(x))`, which is x where that overflows.
-fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
-}
-
-/// The products that there are, of one input.
-fn multiply<B: Backend>(b: &mut B, rows: &Rows, products: [Option<Product<'_>>; 4]) {
-    let none = || Product { w: QMat::new(GgmlType::F32, 0, 0, &[]), y: &mut [] };
-    let (mut there, mut n) = ([none(), none(), none(), none()], 0);
-    for product in products.into_iter().flatten() {
-        there[n] = product;
-        n += 1;
-    }
-    b.matmul(rows, &mut there[..n]);
 }

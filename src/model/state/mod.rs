@@ -194,8 +194,7 @@ impl Sequence {
     }
 
     /// A recurrent part's memory as the batch found it, and where the batch leaves it.
-    #[allow(dead_code, reason = "no part that runs is recurrent yet")]
-    pub(super) fn memory(&mut self, part: usize) -> (&[f32], &mut [f32]) {
+    pub(in crate::model) fn memory(&mut self, part: usize) -> (&[f32], &mut [f32]) {
         self.memory.of_mut(part)
     }
 }
