@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod csv;
 mod decompose;
 mod habits;
@@ -24,6 +25,7 @@ mod prompt;
 mod repack;
 mod report;
 mod run;
+mod sampling;
 mod simulate;
 mod stats;
 mod sweep;
@@ -51,7 +53,7 @@ Results go to standard output, everything else to standard error. Of an option t
 but for options that take lists.
 
 Environment:
-  HOTSET_MODEL       the model that run and bench use where none is named
+  HOTSET_MODEL       the model that run, chat, serve and bench use where none is named
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
   HOTSET_INTERLEAVE  rows of a matrix interleaved in memory: on, off [default: what suits the CPU]
   XDG_CACHE_HOME     warm starts, drive rates and the bundled model are kept in its folder hotset [default: ~/.cache]
@@ -66,6 +68,7 @@ Exit codes:
 #[derive(Subcommand)]
 enum Verb {
     Run(run::Args),
+    Chat(chat::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
@@ -142,6 +145,7 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> Ended {
     match verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Chat(args) => chat::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),
