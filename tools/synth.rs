@@ -7,12 +7,13 @@
 //! ```sh
 //! cargo run --release --example synth -- mid-s.gguf --preset mid --router-skew 0.6
 //! cargo run --release --example synth -- big-q4_0.gguf --preset big --etype Q4_0 --atype Q4_0 --router-skew -1
+//! cargo run --release --example synth -- mixed.gguf --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K
 //! ```
 //!
 //! Experts get popular in this way: the token embedding has a *persistent direction* u that all tokens share, which the
 //! layers never lose. A router that sees u prefers the same experts at every token; how much, the skew decides.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{Parser, ValueEnum};
 use hotset::{
@@ -50,6 +51,12 @@ struct Args {
     /// Type of the experts
     #[arg(long, value_name = "TYPE", default_value = "Q4_K", value_parser = computable)]
     etype: GgmlType,
+    /// Type of the experts' down matrices; default: that of the others
+    #[arg(long, value_name = "TYPE", value_parser = computable)]
+    dtype: Option<GgmlType>,
+    /// Type of all matrices of the experts of some layers, as 0-2=Q6_K; may be given again
+    #[arg(long, value_name = "LAYERS=TYPE", value_parser = layers_and_type)]
+    ltype: Vec<(RangeInclusive<usize>, GgmlType)>,
     /// Type of the attention matrices
     #[arg(long, value_name = "TYPE", default_value = "Q4_K", value_parser = computable)]
     atype: GgmlType,
@@ -207,6 +214,14 @@ fn computable(name: &str) -> Result<GgmlType, String> {
     })
 }
 
+fn layers_and_type(text: &str) -> Result<(RangeInclusive<usize>, GgmlType), String> {
+    let expected = || "expected layers and a type, as 0-2=Q6_K or 7=Q6_K".to_owned();
+    let (layers, ty) = text.split_once('=').ok_or_else(expected)?;
+    let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
+    let number = |text: &str| text.parse::<usize>().map_err(|_| expected());
+    Ok((number(first)?..=number(last)?, computable(ty)?))
+}
+
 fn main() -> ExitCode {
     match write(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -221,6 +236,12 @@ fn main() -> ExitCode {
 fn write(args: &Args) -> Result<()> {
     let shape = Shape::new(args.preset, &args.shape);
     shape.check()?;
+    for (layers, _) in &args.ltype {
+        if layers.is_empty() || *layers.end() >= shape.layers {
+            let got = format!("{}-{}", layers.start(), layers.end());
+            return Err(Error::request("--ltype", format!("layers from 0 to {}", shape.layers - 1), got));
+        }
+    }
     let start = Instant::now();
     let tensors = tensors(args, &shape);
     let mut header = GgufWriter::new(&args.out, args.force)?;
@@ -306,9 +327,12 @@ fn tensors(args: &Args, s: &Shape) -> Vec<Tensor> {
         }
         add(name("ffn_norm"), &[s.embd], GgmlType::F32, Fill::Norm);
         add(name("ffn_gate_inp"), &[s.embd, s.experts], GgmlType::F32, Fill::Router(il));
-        add(name("ffn_gate_exps"), &[s.embd, s.ff, s.experts], args.etype, fan_in(s.embd));
-        add(name("ffn_up_exps"), &[s.embd, s.ff, s.experts], args.etype, fan_in(s.embd));
-        add(name("ffn_down_exps"), &[s.ff, s.embd, s.experts], args.etype, fan_in(s.ff));
+        let layer_type = args.ltype.iter().rev().find(|(layers, _)| layers.contains(&il)).map(|(_, ty)| *ty);
+        let up_type = layer_type.unwrap_or(args.etype);
+        let down_type = layer_type.or(args.dtype).unwrap_or(args.etype);
+        add(name("ffn_gate_exps"), &[s.embd, s.ff, s.experts], up_type, fan_in(s.embd));
+        add(name("ffn_up_exps"), &[s.embd, s.ff, s.experts], up_type, fan_in(s.embd));
+        add(name("ffn_down_exps"), &[s.ff, s.embd, s.experts], down_type, fan_in(s.ff));
     }
     all
 }
@@ -515,6 +539,19 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_another_type_are_some_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no.gguf");
+        for layers in ["0-2", "2", "1-0"] {
+            let ltype = format!("{layers}=Q6_K");
+            assert!(write(&small(&path, &["--ltype", &ltype])).is_err(), "{layers} of two layers");
+        }
+        for text in ["Q6_K", "0=Q9", "x=Q6_K", "0-=Q6_K"] {
+            assert!(layers_and_type(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn shapes_that_cannot_be_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         for more in [["--used", "7"], ["--kv-heads", "3"], ["--vocab", "100"], ["--ff", "100"]] {
@@ -522,6 +559,6 @@ mod tests {
             assert!(write(&small(&path, &more)).is_err(), "{more:?}");
             assert!(!path.exists());
         }
-        assert!(computable("IQ2_XXS").is_err());
+        assert!(computable("Q8_1").is_err());
     }
 }

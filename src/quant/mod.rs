@@ -6,7 +6,9 @@ pub mod act;
 pub mod block;
 pub mod dot;
 mod encode;
+pub mod expanded;
 mod ffn;
+mod grids;
 pub mod interleaved;
 
 pub use act::{ActChunk, ActRow, Acts};
@@ -84,6 +86,7 @@ ggml_types! {
     MXFP4 = 39, "MXFP4", 32, 17;
     NVFP4 = 40, "NVFP4", 64, 36;
     Q1_0 = 41, "Q1_0", 128, 18;
+    Q2_0 = 42, "Q2_0", 64, 18;
 }
 
 impl GgmlType {
@@ -118,6 +121,18 @@ impl GgmlType {
                 | IQ4_NL
                 | IQ4_XS
                 | MXFP4
+                | IQ2_XXS
+                | IQ2_XS
+                | IQ2_S
+                | IQ3_XXS
+                | IQ3_S
+                | IQ1_S
+                | IQ1_M
+                | NVFP4
+                | Q1_0
+                | Q2_0
+                | TQ1_0
+                | TQ2_0
         )
     }
 }
