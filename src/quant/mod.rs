@@ -8,6 +8,7 @@ pub mod dot;
 mod encode;
 pub mod expanded;
 mod ffn;
+mod foreign;
 mod grids;
 pub mod interleaved;
 
@@ -16,6 +17,7 @@ pub use block::dequantize_row;
 pub use dot::dot;
 pub use encode::encode_row;
 pub use ffn::FfnMats;
+pub use foreign::foreign_type;
 
 /// The types that ggml has given numbers to (ggml.h, `enum ggml_type`), with their block geometry.
 ///
