@@ -458,8 +458,10 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use hotset::{
+        expert::{ExpertStore, Scope},
         gguf::Gguf,
-        session::{Options, Session},
+        io::Layout,
+        session::{Options, Session, make_plan},
         tokenizer::Tokenizer,
     };
 
@@ -536,6 +538,62 @@ mod tests {
             tokenizer.append_bytes(token, true, &mut bytes);
         }
         assert_eq!(String::from_utf8(bytes).unwrap(), text);
+    }
+
+    /// Each layer's experts count with their own size, in every scope, and no budget changes a bit.
+    #[test]
+    fn mixed_types_are_budgeted_by_each_layer_s_own_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mixed.gguf");
+        let types = "--layers 7 --experts 8 --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K --router-skew 0";
+        write(&small(&path, &types.split(' ').collect::<Vec<_>>())).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        let blueprint = hotset::arch::blueprint(&gguf).unwrap();
+        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
+        let rows = |ty: GgmlType| 256 * ty.row_bytes(256).unwrap();
+        let large = 3 * rows(GgmlType::Q6_K);
+        let little = 2 * rows(GgmlType::IQ3_XXS) + rows(GgmlType::IQ4_XS);
+        let sizes: Vec<_> = store.layers().iter().map(|layer| layer.expert_bytes()).collect();
+        assert_eq!(sizes, [large, large, large, little, little, little, little]);
+        assert_eq!(store.pools(Scope::Size), [0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(store.layers()[3].types(), [GgmlType::IQ3_XXS, GgmlType::IQ3_XXS, GgmlType::IQ4_XS]);
+
+        let options = |scope, memory_bytes| Options {
+            threads: Some(1),
+            n_ctx: Some(16),
+            n_batch: Some(4),
+            process_bytes: Some(0),
+            scope: Some(scope),
+            memory_bytes: Some(memory_bytes),
+            ..Options::default()
+        };
+        let bits = |scope, memory_bytes| -> Vec<u32> {
+            let gguf = Gguf::open(&path).unwrap();
+            let mut session = Session::open(gguf, &options(scope, memory_bytes), &mut |_, _| {}).unwrap();
+            let mut logits = session.feed(&[3, 1, 4, 1, 5, 9], &mut |_| {}).unwrap().to_vec();
+            for token in [2, 6, 5] {
+                logits.extend_from_slice(session.decode(token).unwrap());
+            }
+            logits.iter().map(|x| x.to_bits()).collect()
+        };
+        let plan = |scope, memory_bytes| {
+            make_plan(&gguf, &blueprint, &store, &options(scope, memory_bytes), Layout::Lines).unwrap()
+        };
+        let everything = bits(Scope::Layer, u64::MAX);
+        for scope in [Scope::Layer, Scope::Size, Scope::Global] {
+            let full = plan(scope, u64::MAX);
+            let (smallest, fixed) = (full.smallest_bytes, full.dense_bytes + full.kv_bytes + full.scratch_bytes);
+            // A pool of all layers has slots of the largest expert; the others cost what their experts are, but for alignment.
+            let all = if matches!(scope, Scope::Global) { 7 * 8 * large } else { 8 * (3 * large + 4 * little) };
+            let slots = full.full_bytes - fixed;
+            assert!((all..all + all / 50).contains(&slots), "{scope:?}: {slots} bytes of slots for {all} of experts");
+            for memory_bytes in [smallest, (smallest + full.full_bytes) / 2] {
+                let plan = plan(scope, memory_bytes);
+                let parts = [plan.dense_bytes, plan.kv_bytes, plan.scratch_bytes, plan.slots_bytes];
+                assert!(parts.iter().sum::<u64>() <= memory_bytes, "{scope:?}: {parts:?}");
+                assert!(bits(scope, memory_bytes) == everything, "{scope:?} in {memory_bytes} bytes");
+            }
+        }
     }
 
     #[test]
