@@ -410,6 +410,10 @@ impl<B: Backend> Session<B> {
     pub fn prefetch_share(&self) -> Option<f64> {
         self.experts.prefetch_share()
     }
+    /// See [`Experts::prefetch_modes`].
+    pub fn prefetch_modes(&self) -> Vec<(&'static str, f64)> {
+        self.experts.prefetch_modes()
+    }
     /// The arithmetic, for people.
     pub fn backend(&self) -> String {
         self.backend.describe()

@@ -99,7 +99,9 @@ pub struct Modes {
     /// Which expert leaves when a slot is needed; default: lfu-adaptive
     #[arg(long, value_name = "POLICY", value_parser = named(PolicyKind::ALL, PolicyKind::name))]
     policy: Option<PolicyKind>,
-    /// Which experts are read before they are asked for; default: auto
+    /// Which experts are read before they are asked for: those that the next layer's router names (lookahead), those that the
+    /// most similar past tokens used (votes), by both, by what followed before (history), or none (off); default: auto, which
+    /// chooses between lookahead and off by measured time (auto-votes: also votes and both)
     #[arg(long, value_name = "GUESS", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Option<PrefetchKind>,
     /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that

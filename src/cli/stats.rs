@@ -2,6 +2,8 @@
 //!
 //! A rate without a denominator is `null`, and so is what the operating system does not tell.
 
+use std::collections::BTreeMap;
+
 use hotset::{
     Result,
     backend::cpu::{Cpu, kernels::Kernels},
@@ -76,6 +78,8 @@ pub struct Stats {
     prefetch: &'static str,
     /// Share of the decoded tokens with prefetching, where that follows what it measures.
     prefetch_share: Option<f64>,
+    /// The share of each prefetcher that it chose from, by name; none where there is no choice.
+    prefetch_modes: BTreeMap<&'static str, f64>,
     scope: &'static str,
     isa: String,
     threads: usize,
@@ -286,6 +290,7 @@ impl Stats {
             policy,
             prefetch,
             prefetch_share: session.prefetch_share(),
+            prefetch_modes: session.prefetch_modes().into_iter().collect(),
             scope: plan.scope.name(),
             isa: Kernels::detect()?.name(),
             threads: session.threads(),
@@ -363,9 +368,9 @@ impl Stats {
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
         let (budget, now) = (human_bytes(self.budget_bytes), self.given_back());
         line(format_args!("memory   budget {budget}{now}, peak RSS {peak}"));
-        let share = self.prefetch_share.map_or(String::new(), |s| format!(" (on for {:.0} % of tokens)", 100.0 * s));
+        let modes = self.prefetch_modes();
         line(format_args!(
-            "ran      reads {} {} at a time, policy {}, {}, prefetch {}{share}; {} on {} thread{} ({})",
+            "ran      reads {} {} at a time, policy {}, {}, prefetch {}{modes}; {} on {} thread{} ({})",
             self.io,
             self.io_depth,
             self.policy,
@@ -382,6 +387,13 @@ impl Stats {
         if let Some(seed) = self.seed {
             line(format_args!("seed     {seed}"));
         }
+    }
+
+    /// Which prefetchers ran, where there was a choice.
+    fn prefetch_modes(&self) -> String {
+        let ran = self.prefetch_modes.iter().filter(|(_, share)| **share > 0.0);
+        let shares: Vec<_> = ran.map(|(name, share)| format!("{name} {:.0} %", 100.0 * share)).collect();
+        if shares.is_empty() { String::new() } else { format!(" ({} of tokens)", shares.join(", ")) }
     }
 }
 

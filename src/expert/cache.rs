@@ -24,6 +24,7 @@ use crate::{
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
     policy::{CachePolicy, CacheShape, PolicyKind},
+    prefetch::Reads,
     quant::{FfnMats, QMatMut},
     retrieval::Retrieval,
     trace::{LayerEvent, Phase, Routed},
@@ -61,6 +62,9 @@ impl Scope {
 
 /// Prefetches in flight at most: enough to keep a drive busy, few enough that a demand read waits for one at most.
 const MAX_PREFETCHES: usize = 8;
+
+/// Reads in flight, demanded ones included, below which guesses for far layers may join them.
+const MAX_IDLE_PREFETCHES: usize = 4;
 
 /// Experts of a prompt that are handed out at once while others are on their way. Their slots take the next reads only
 /// when they have been computed, and an engine without threads is looked after only between hand-outs: all of a layer's
@@ -578,11 +582,14 @@ impl ExpertCache {
         }
     }
 
-    /// Submits reads for those of the first `reads` of `guesses` that are absent, below all demand reads, as far as slots
-    /// and the limit on prefetches in flight go. Evicts nothing that is wanted now or among all the guesses.
-    pub fn prefetch(&mut self, guesses: &[ExpertId], reads: usize) {
-        for &id in guesses.iter().take(reads) {
-            if self.prefetches_in_flight >= MAX_PREFETCHES {
+    /// Submits reads for the absent ones of the first guesses, as `reads` has it, below all demand reads, as far as slots and
+    /// the limits on reads in flight go. Evicts nothing that is wanted now or among all the guesses.
+    pub fn prefetch(&mut self, guesses: &[ExpertId], reads: Reads) {
+        // What the last request found absent is on its way.
+        let beside = self.absent.len() + self.kept.in_flight;
+        for (i, &id) in guesses.iter().take(reads.now.saturating_add(reads.idle)).enumerate() {
+            let busy = i >= reads.now && beside + self.prefetches_in_flight >= MAX_IDLE_PREFETCHES;
+            if busy || self.prefetches_in_flight >= MAX_PREFETCHES {
                 return;
             }
             if self.slot_of(id).is_some() {

@@ -147,10 +147,6 @@ impl PolicyKind {
     pub fn wants_retrieval(self) -> bool {
         self == PolicyKind::Echo
     }
-    /// What it comes to hold beside a few numbers for each expert, bytes: of so many layers of `n_expert` experts.
-    pub fn bytes(self, n_layer: usize, n_expert: usize) -> u64 {
-        if self.wants_retrieval() { Retrieval::bytes(n_layer, n_expert) } else { 0 }
-    }
     /// A fresh policy for such a cache.
     pub fn build(self, shape: &CacheShape) -> Box<dyn CachePolicy> {
         match self {
