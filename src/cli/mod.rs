@@ -8,9 +8,11 @@ mod csv;
 mod decompose;
 mod habits;
 mod hot;
+mod hub;
 mod inspect;
 mod interrupt;
 mod json;
+mod list;
 mod live;
 mod logits;
 mod made;
@@ -21,6 +23,7 @@ mod perplexity;
 mod plan;
 mod profile;
 mod prompt;
+mod pull;
 mod repack;
 mod report;
 mod run;
@@ -52,6 +55,8 @@ but for options that take lists.
 
 Environment:
   HOTSET_MODEL       the model that run and bench use where none is named
+  HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HOME
+                     the hub of pull, who asks, and where downloads are [default: ~/.cache/huggingface/hub]
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
   HOTSET_INTERLEAVE  rows of a matrix interleaved in memory: on, off [default: what suits the CPU]
   XDG_CACHE_HOME     warm starts, drive rates and the bundled model are kept in its folder hotset [default: ~/.cache]
@@ -69,6 +74,9 @@ enum Verb {
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Remove(list::RemoveArgs),
     Repack(repack::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
@@ -145,6 +153,9 @@ fn run(verb: Verb) -> Ended {
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),
+        Verb::Pull(args) => pull::run(&args),
+        Verb::List(args) => list::run(&args),
+        Verb::Remove(args) => list::remove(&args),
         Verb::Repack(args) => repack::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),
