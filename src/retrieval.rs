@@ -19,6 +19,8 @@
 //!
 //! Must not know: bytes of experts, files, clocks, threads, who is in memory.
 
+mod saved;
+
 use crate::trace::{LayerEvent, Routed};
 
 /// Tokens in the ring at most. Mean share of the gap that `echo` wins on seven traces with 256, 1024, 2048 and 4096 tokens:

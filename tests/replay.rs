@@ -197,6 +197,7 @@ fn budgets(model: &Path, options: Options) -> [u64; 3] {
 struct Seen {
     stalls: u64,
     late: u64,
+    filled: u64,
     prefetches: HashMap<&'static str, u64>,
 }
 
@@ -211,17 +212,18 @@ impl Seen {
             policy,
             scope,
             slots: &slots,
-            transient: 0,
+            fill: options.fill,
             prefetch,
             conditions: Conditions { drive, compute: Compute { shared_ns: EVENT_NS, ..Compute::default() }, warmup: 0 },
         };
         let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
         let what = format!(
-            "{} {} {} in {:?} on {drive:?}",
+            "{} {} {} in {:?} on {drive:?}, fill {}",
             scope.name(),
             policy.name(),
             prefetch.name(),
-            options.memory_bytes
+            options.memory_bytes,
+            options.fill
         );
         assert_eq!(replayed.stats, stats, "{what}");
         assert_eq!(detail.layers, lived.layers, "{what}: layer by layer");
@@ -229,11 +231,14 @@ impl Seen {
         assert_eq!(replayed.prompt_ns + replayed.decode_ns, end_ns, "{what}: the end");
         self.stalls += u64::from(stats.decode.stall_ns > 0);
         self.late += stats.decode.late;
+        assert!(options.fill || stats.fill_reads == 0, "{what}: nothing is filled unasked");
+        self.filled += stats.fill_reads;
         *self.prefetches.entry(prefetch.name()).or_insert(0) += stats.prefetches;
     }
 
     fn happened(self) {
         assert!(self.stalls > 3 && self.late > 0, "nothing happened: {} {}", self.stalls, self.late);
+        assert!(self.filled > 0, "free slots fill");
         for (name, n) in self.prefetches {
             assert_eq!(n == 0, name == "off", "{name} read {n} ahead");
         }
@@ -260,7 +265,8 @@ fn folder() -> tempfile::TempDir {
 }
 
 /// Every policy with every prefetcher in every scope. Budgets and drives take turns, so that each pair of policy and
-/// prefetcher runs in each budget and on each drive, too, as does each pair of either and scope.
+/// prefetcher runs in each budget and on each drive, too, as does each pair of either and scope. Free slots fill in every other
+/// run.
 #[test]
 fn a_replay_equals_the_live_run() {
     let folder = folder();
@@ -271,7 +277,8 @@ fn a_replay_equals_the_live_run() {
         for (j, &prefetch) in PrefetchKind::ALL.iter().enumerate() {
             for (k, &scope) in scopes.iter().enumerate() {
                 let memory = budgets[k][(i + j + k) % 3];
-                let options = Options { memory_bytes: Some(memory), policy, prefetch, ..base(scope) };
+                let fill = (i + j + k / 2) % 2 == 1;
+                let options = Options { memory_bytes: Some(memory), policy, prefetch, fill, ..base(scope) };
                 seen.check(Reference, folder.path(), DRIVES[(i + j / 3 + k) % 2], options);
             }
         }
@@ -288,7 +295,8 @@ fn a_replay_finds_the_past_tokens_that_the_live_run_found() {
     for scope in [Scope::Layer, Scope::Size, Scope::Global] {
         let [_, memory, _] = budgets(&folder.path().join("m.gguf"), base(scope));
         for prefetch in [PrefetchKind::Off, PrefetchKind::Votes, PrefetchKind::Both, PrefetchKind::AutoVotes] {
-            let options = Options { memory_bytes: Some(memory), policy: PolicyKind::Echo, prefetch, ..base(scope) };
+            let (policy, fill) = (PolicyKind::Echo, prefetch == PrefetchKind::Votes);
+            let options = Options { memory_bytes: Some(memory), policy, prefetch, fill, ..base(scope) };
             seen.check(Reference, folder.path(), DRIVES[0], options);
         }
     }

@@ -104,6 +104,9 @@ pub struct Modes {
     /// chooses between lookahead and off by measured time (auto-votes: also votes and both)
     #[arg(long, value_name = "GUESS", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Option<PrefetchKind>,
+    /// While the drive is idle, read experts into slots that are still free, before a token wants them
+    #[arg(long)]
+    fill: bool,
     /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that
     #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
     scope: Option<Scope>,
@@ -118,6 +121,7 @@ impl Modes {
         let of_a_cache = [
             ("--policy", self.policy.is_some()),
             ("--prefetch", self.prefetch.is_some()),
+            ("--fill", self.fill),
             ("--scope", self.scope.is_some()),
         ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
@@ -136,6 +140,7 @@ impl Modes {
             io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
             policy: self.policy.unwrap_or(default.policy),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
+            fill: self.fill,
             scope: self.scope,
             threads: None,
         })

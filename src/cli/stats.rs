@@ -57,6 +57,11 @@ pub struct Stats {
     warm_bytes: u64,
     /// Those of these experts that were then asked for.
     warm_used: u64,
+    /// Reads into slots that were free.
+    fill_reads: u64,
+    fill_bytes: u64,
+    /// Those of these experts that were then asked for.
+    fill_used: u64,
     /// Experts that never leave.
     pinned: usize,
     evictions: u64,
@@ -273,6 +278,9 @@ impl Stats {
             warm_reads: cache.warm_reads,
             warm_bytes: cache.warm_bytes,
             warm_used: cache.warm_used,
+            fill_reads: cache.fill_reads,
+            fill_bytes: cache.fill_bytes,
+            fill_used: cache.fill_used,
             pinned: session.n_pinned(),
             evictions: cache.evictions,
             failed_reads: cache.failed_reads,
@@ -363,6 +371,14 @@ impl Stats {
                 self.warm_reads,
                 human_bytes(self.warm_bytes),
                 self.warm_used,
+            ));
+        }
+        if self.fill_reads > 0 {
+            line(format_args!(
+                "filled   {} experts ({}) read into free slots, {} of them used",
+                self.fill_reads,
+                human_bytes(self.fill_bytes),
+                self.fill_used,
             ));
         }
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);

@@ -145,6 +145,17 @@ impl Experts {
     pub fn warm(&mut self, list: &HotList) {
         self.cache.warm(list);
     }
+    /// See [`ExpertCache::restore_past`].
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn restore_past(&mut self, bytes: &[u8]) -> std::result::Result<(), &'static str> {
+        self.cache.restore_past(bytes)
+    }
+    /// See [`ExpertCache::fill_free_slots`].
+    pub fn fill_free_slots(&mut self, on: bool) {
+        self.cache.fill_free_slots(on);
+    }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
         self.cache.stats()

@@ -96,10 +96,10 @@ pub trait CachePolicy: Send {
     /// Removes and returns the least valuable resident of `layers`, which are of one pool, for which `keep` is false; `None`
     /// if there is none.
     fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
-    /// Whether the absent `newcomer`, which is used now, is worth more than the resident that [`CachePolicy::evict`] would return;
-    /// if not, it is used without being kept where the cache can do so.
-    fn admits(&mut self, _newcomer: ExpertId, _layers: &[u16], _keep: &dyn Fn(ExpertId) -> bool) -> bool {
-        true
+    /// What an expert is worth, resident or not, compared with others of its layer; the same for all where the policy knows of
+    /// residents alone.
+    fn value(&self, _id: ExpertId) -> f64 {
+        0.0
     }
     /// `id` lost its slot for a reason of the cache's own (its read failed).
     fn remove(&mut self, id: ExpertId);
