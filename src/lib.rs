@@ -49,6 +49,10 @@
 //! | [`engine`] | several sequences on one model in one budget, with one expert cache | text |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
+//! | [`generate`], [`stop`] | the decode loop: a prompt in, text out, and when it stops | terminals, templates |
+//! | `chat` | conversations as a model reads and writes them: templates, reasoning, tool calls | models, tokens |
+//! | `converse` | a model's tokenizer and its template together | sessions |
+//! | `serve` | the HTTP server | |
 //!
 //! Imports point down; `tests/architecture.rs` has the table.
 //!
@@ -86,9 +90,14 @@
 pub mod arch;
 pub mod backend;
 pub mod blueprint;
+#[cfg(feature = "chat")]
+pub mod chat;
+#[cfg(feature = "chat")]
+pub mod converse;
 pub mod engine;
 pub mod error;
 pub mod expert;
+pub mod generate;
 pub mod gguf;
 pub mod id;
 pub mod input;
@@ -109,6 +118,7 @@ pub mod retrieval;
 pub mod sampler;
 pub mod session;
 pub mod simulate;
+pub mod stop;
 pub mod tokenizer;
 pub mod trace;
 

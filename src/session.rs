@@ -98,7 +98,7 @@ impl<B: Backend> Session<B> {
             }
             progress(done);
         }
-        Ok(self.logits_of(1))
+        Ok(self.logits())
     }
 
     /// Runs at most a batch of prompt tokens for the sequence's state alone, without logits.
@@ -121,7 +121,7 @@ impl<B: Backend> Session<B> {
             return Err(Error::invalid(format!("a batch holds {room} tokens with logits, not {}", tokens.len())));
         }
         self.run(tokens, Phase::Prompt, Want::All)?;
-        Ok(self.logits_of(tokens.len()))
+        Ok(&self.0.logits()[..tokens.len() * self.blueprint().n_vocab])
     }
 
     /// Runs one token and returns its logits. (n_vocab)
@@ -131,17 +131,13 @@ impl<B: Backend> Session<B> {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
         self.run(&[token], Phase::Decode, Want::Last)?;
-        Ok(self.logits_of(1))
+        Ok(self.logits())
     }
 
     fn run(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
         let first_pos = self.n_past() as u32;
         let span = Span { seq: 0, first_pos, rows: 0..tokens.len(), phase, want };
         self.0.step(&Batch { tokens, spans: &[span] })
-    }
-
-    fn logits_of(&self, n: usize) -> &[f32] {
-        &self.logits()[..n * self.blueprint().n_vocab]
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -159,6 +155,18 @@ impl<B: Backend> Session<B> {
     /// The sequence, to be rewound or restored.
     pub fn sequence_mut(&mut self) -> &mut Sequence {
         self.0.sequence_mut(0)
+    }
+    /// The logits of the last call that gave any. (n_vocab)
+    pub fn logits(&self) -> &[f32] {
+        &self.0.logits()[..self.blueprint().n_vocab]
+    }
+    /// Forgets the tokens from position `len` on, if there are any; the experts stay where they are.
+    ///
+    /// # Errors
+    /// If a part of the model cannot go back that far, see [`Sequence::rewind`]; nothing is forgotten then.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        let len = len.min(self.n_past());
+        self.sequence_mut().rewind(len)
     }
     /// Forgets the sequence; the experts stay where they are.
     pub fn reset(&mut self) {

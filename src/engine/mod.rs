@@ -137,6 +137,7 @@ impl<B: Backend> Engine<B> {
         let sequences = (0..plan.parallel).map(sequence).collect::<Result<_>>()?;
         let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
+        experts.fill_free_slots(options.fill);
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
             let follow = Follow::new(plan.clone(), memory_bytes.clone());
@@ -184,6 +185,24 @@ impl<B: Backend> Engine<B> {
     /// How often its tokens used each expert.
     pub fn hot(&self) -> HotList {
         self.experts.cache().hot()
+    }
+
+    /// Whether policy or prefetcher go by past tokens.
+    pub fn keeps_past(&self) -> bool {
+        !self.experts.cache().retrieval().is_off()
+    }
+
+    /// What the last tokens used, for [`Engine::restore_past`]; `None` where past tokens are not kept.
+    pub fn past(&self) -> Option<Vec<u8>> {
+        self.keeps_past().then(|| self.experts.cache().retrieval().to_bytes())
+    }
+
+    /// Begins with what the tokens of an earlier run of the same model used; nothing where past tokens are not kept.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes; the engine is as before then.
+    pub fn restore_past(&mut self, past: &[u8]) -> std::result::Result<(), &'static str> {
+        self.experts.restore_past(past)
     }
 
     /// The budget now: that of the plan, or what [`Engine::set_memory`] or a machine short of memory made of it.
@@ -348,6 +367,10 @@ impl<B: Backend> Engine<B> {
     /// Share of the decoded tokens for which experts were read ahead, where that follows what it measures.
     pub fn prefetch_share(&self) -> Option<f64> {
         self.experts.prefetch_share()
+    }
+    /// See [`Experts::prefetch_modes`].
+    pub fn prefetch_modes(&self) -> Vec<(&'static str, f64)> {
+        self.experts.prefetch_modes()
     }
     /// The arithmetic, for people.
     pub fn backend(&self) -> String {

@@ -25,6 +25,8 @@ pub struct Options {
     /// what is measured if that is more, see [`plan::process_bytes`](crate::plan::process_bytes). An embedder whose process
     /// is mostly its own says 0.
     pub process_bytes: Option<u64>,
+    /// What the caller keeps beside the engine within the same budget: a server's requests.
+    pub beside_bytes: u64,
     /// Tokens of context of each sequence; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
     /// Sequences that an [`Engine`](super::Engine) holds, all counted in the budget. A session has one, whatever this says.
@@ -45,6 +47,8 @@ pub struct Options {
     pub policy: PolicyKind,
     /// Prefetcher.
     pub prefetch: PrefetchKind,
+    /// Whether free slots fill while the drive is idle, see [`ExpertCache::fill_free_slots`](crate::expert::ExpertCache::fill_free_slots).
+    pub fill: bool,
     /// How slots are shared; `None`: a pool for each layer, or one for all where the budget is too small for that.
     pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
@@ -56,6 +60,7 @@ impl Default for Options {
         Self {
             memory_bytes: None,
             process_bytes: None,
+            beside_bytes: 0,
             n_ctx: None,
             parallel: 1,
             n_batch: None,
@@ -66,6 +71,7 @@ impl Default for Options {
             io_memory: None,
             policy: PolicyKind::default(),
             prefetch: PrefetchKind::Auto,
+            fill: false,
             scope: None,
             threads: None,
         }
@@ -78,7 +84,13 @@ pub(super) fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
         return *options;
     }
-    Options { scope: Some(Scope::Global), policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
+    Options {
+        scope: Some(Scope::Global),
+        policy: PolicyKind::Lru,
+        prefetch: PrefetchKind::Off,
+        fill: false,
+        ..*options
+    }
 }
 
 /// The longest context that is set up unasked.
@@ -123,11 +135,11 @@ pub fn make_plan(
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
-        process_bytes: options.process_bytes.unwrap_or_else(|| {
+        process_bytes: options.beside_bytes.saturating_add(options.process_bytes.unwrap_or_else(|| {
             // Tensors begin where the header ends.
             let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
             process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
-        }),
+        })),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
     let plan = Plan::new(blueprint, store, needs, None)?;
