@@ -7,8 +7,8 @@
 //! # One token
 //!
 //! ```text
-//! session::Session::decode(token)
-//!   model::Model::forward(batch, kv, experts, scratch)      // the page to read: src/model/mod.rs
+//! session::Session::decode(token)                         // one sequence; engine::Engine::step(batch): several
+//!   model::Model::forward(workspace, batch, sequences)         // the page to read: src/model/mod.rs
 //!     x = embedding row;  for each block { x += part(norm(x)) };  norm;  head
 //!     model::ffn::Moe::add                                  // src/model/ffn/moe.rs
 //!       scores = router(x);  routed = top-k;  lookahead = next layer's router(x)
@@ -46,6 +46,7 @@
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
 //! | [`report`] | traces and runs as curves, heat maps and timelines | sessions, clocks, terminals |
+//! | [`engine`] | several sequences on one model in one budget, with one expert cache | text |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
 //! | [`generate`], [`stop`] | the decode loop: a prompt in, text out, and when it stops | terminals, templates |
@@ -93,6 +94,7 @@ pub mod blueprint;
 pub mod chat;
 #[cfg(feature = "chat")]
 pub mod converse;
+pub mod engine;
 pub mod error;
 pub mod expert;
 pub mod generate;

@@ -11,7 +11,7 @@ use crate::{
     expert::{ExpertStore, Scope},
     human_bytes, human_bytes_up,
     io::Layout,
-    model::{KvCache, Scratch, ScratchShape},
+    model::{Scratch, ScratchShape, Sequence},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -58,6 +58,8 @@ const READ_BATCH_SHARE: u64 = 16;
 pub struct Needs {
     /// Tokens of context.
     pub n_ctx: usize,
+    /// Sequences of so much context each.
+    pub parallel: usize,
     /// Tokens that a batch holds if the budget allows; `None`: what suits.
     pub n_batch: Option<usize>,
     /// Rows of logits at once, for each row of a batch or one.
@@ -87,7 +89,7 @@ pub struct Plan {
     pub budget_bytes: u64,
     /// Dense weights.
     pub dense_bytes: u64,
-    /// KV cache.
+    /// What all sequences keep of their tokens: KV caches and recurrent memories.
     pub kv_bytes: u64,
     /// Buffers of a forward pass, and what policy and prefetcher learn.
     pub scratch_bytes: u64,
@@ -97,6 +99,8 @@ pub struct Plan {
     pub slots_bytes: u64,
     /// Tokens of context.
     pub n_ctx: usize,
+    /// Sequences of so much context each.
+    pub parallel: usize,
     /// Tokens of a batch.
     pub n_batch: usize,
     /// Rows of logits.
@@ -121,14 +125,26 @@ impl Plan {
     /// If the budget is too small; the sentence names the smallest that works.
     pub fn new(m: &Blueprint, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
         let dense_bytes = m.resident_bytes();
-        let kv_bytes = KvCache::bytes(m, needs.kv, needs.n_ctx)?;
-        let model_bytes = dense_bytes.saturating_add(kv_bytes).min(u64::MAX / 64);
-        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: if needs.all_logits { n_batch } else { 1 } };
+        let parallel = needs.parallel.max(1);
+        // A window's rows are more where a batch is longer, so that this grows with it.
+        Sequence::bytes(m, needs.kv, needs.n_ctx, 1)?;
+        let kv = |n_batch: usize| {
+            let bytes = Sequence::bytes(m, needs.kv, needs.n_ctx, n_batch).unwrap_or(u64::MAX);
+            bytes.saturating_mul(parallel as u64).min(u64::MAX / 64)
+        };
+        let model_bytes = dense_bytes.min(u64::MAX / 64);
+        let n_logits = |n_batch: usize| if needs.all_logits { n_batch } else { parallel.min(n_batch) };
+        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: n_logits(n_batch) };
         let attention = |gqa: &Gqa| {
             let Heads { n_head, k, v, .. } = gqa.heads;
             attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
         };
         let attention = m.attentions().map(attention).max().unwrap_or(0);
+        // Which tokens the sequences hold, and how one of them was before a prompt that needs several batches.
+        let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);
+        let kept =
+            ((parallel as u64 + 1) * size_of::<u32>() as u64).saturating_mul(needs.n_ctx as u64).min(u64::MAX / 64);
+        let kept = kept + undo;
         let n_layer = store.layers().len();
         // One serves both.
         let past = match needs.policy.wants_retrieval() || needs.prefetch.wants_retrieval() {
@@ -136,26 +152,33 @@ impl Plan {
             false => 0,
         };
         let learnt = |n_batch| past + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
-        let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
+        let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch) + kept;
+        // Every sequence has a token in a batch.
+        let least_batch = parallel;
+        let least = kv(least_batch) + scratch(least_batch);
 
         let pools = Pool::all(store, needs, m.n_expert_used());
         let all =
             |slots: &dyn Fn(usize) -> usize| pools.iter().map(|p| p.slot_bytes * slots(p.most) as u64).sum::<u64>();
         let least_slots = pools.iter().map(|p| p.slot_bytes * p.least as u64).sum::<u64>();
         let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
-        let smallest_bytes = fixed + scratch(1) + least_slots;
-        let full_bytes = fixed + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max);
+        let smallest_bytes = fixed + least + least_slots;
+        let full_batch = needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx).max(least_batch);
+        let full_bytes = fixed + kv(full_batch) + scratch(full_batch) + all(&|max| max);
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
             return Err(Error::invalid(format!(
-                "the memory budget of {} is too small: a context of {} tokens takes at least {smallest_bytes} bytes ({}: dense \
+                "the memory budget of {} is too small: {} takes at least {smallest_bytes} bytes ({}: dense \
                  weights {}, KV cache {}, scratch {}, {} slots {} {}, the program {})",
                 human_bytes(budget),
-                needs.n_ctx,
+                match parallel {
+                    1 => format!("a context of {} tokens", needs.n_ctx),
+                    n => format!("a context of {} tokens for each of {n} sequences", needs.n_ctx),
+                },
                 human_bytes_up(smallest_bytes),
                 human_bytes(dense_bytes),
-                human_bytes(kv_bytes),
-                human_bytes(scratch(1)),
+                human_bytes(kv(least_batch)),
+                human_bytes(scratch(least_batch)),
                 m.n_expert_used(),
                 match needs.scope {
                     Scope::Layer => "per layer",
@@ -167,15 +190,21 @@ impl Plan {
             )));
         }
         let fits = |n: &usize| {
-            let bytes = scratch(*n);
+            // Beside what one token at a time takes anyway.
+            let (kv_bytes, fixed) = (kv(*n) - kv(least_batch), fixed + kv(least_batch));
+            let bytes = kv_bytes + scratch(*n);
             let share = if needs.n_batch.is_none() && *n > BATCH { READ_BATCH_SHARE } else { SCRATCH_SHARE };
             fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / share
         };
-        let most = needs.n_batch.unwrap_or(if budget < full_bytes { READ_BATCH } else { BATCH }).min(needs.n_ctx);
-        let halves = std::iter::successors(Some(most), |n| (*n > 1).then_some(n / 2));
-        let n_batch = halves.into_iter().find(fits).unwrap_or(1);
-        let scratch_bytes = scratch(n_batch);
-        let slots = deal(&pools, budget - fixed - scratch_bytes);
+        let most = needs
+            .n_batch
+            .unwrap_or(if budget < full_bytes { READ_BATCH } else { BATCH })
+            .min(needs.n_ctx)
+            .max(least_batch);
+        let halves = std::iter::successors(Some(most), |n| (*n > least_batch).then_some((n / 2).max(least_batch)));
+        let n_batch = halves.into_iter().find(fits).unwrap_or(least_batch);
+        let (kv_bytes, scratch_bytes) = (kv(n_batch), scratch(n_batch));
+        let slots = deal(&pools, budget - fixed - kv_bytes - scratch_bytes);
         Ok(Plan {
             budget_bytes: budget,
             dense_bytes,
@@ -184,6 +213,7 @@ impl Plan {
             process_bytes: needs.process_bytes,
             slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum(),
             n_ctx: needs.n_ctx,
+            parallel,
             n_batch,
             n_logits: shape(n_batch).n_logits,
             slots,

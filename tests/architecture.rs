@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tokenizer", &["error", "gguf"]),
     ("sampler", &["error"]),
     (
-        "session",
+        "engine",
         &[
             "arch",
             "backend",
@@ -56,6 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
+    ("session", &["backend", "engine", "error", "gguf", "io", "model", "trace"]),
     ("stop", &[]),
     ("generate", &["backend", "error", "sampler", "session", "stop", "tokenizer"]),
     ("chat", &["error", "stop"]),
@@ -97,6 +98,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/backend/cpu/pool.rs",
     "src/backend/cpu/attention.rs",
     "src/backend/cpu/attention/sums.rs",
+    "src/backend/cpu/recurrent.rs",
     "src/backend/cpu/rows.rs",
     "src/backend/cpu/kernels/",
 ];

@@ -224,7 +224,7 @@ fn keys_and_values_go_where_the_reference_has_them() {
 }
 
 #[test]
-#[should_panic = "2 rows at 3 in a context of 4"]
+#[should_panic = "2 rows at 3 in a cache of 4"]
 fn rows_behind_the_context_are_refused() {
     let mut case = Case::new(GgmlType::F16, (2, 1), (16, 16), 4, &mut Dice(4));
     case.q.extend_from_within(..32);

@@ -7,7 +7,7 @@ use common::{
     program::{self, command},
     routing::{Shape, decoding, header, write},
 };
-use hotset::{arch, gguf::Gguf, io::IoKind, model::KvCache, quant::GgmlType};
+use hotset::{arch, gguf::Gguf, io::IoKind, model::Sequence, quant::GgmlType};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -59,7 +59,7 @@ fn every_combination_has_a_row_whose_figures_agree() {
     assert_eq!(tests, ["pp4", "tg3", "pp4 @ d5", "tg3 @ d5"]);
     // Each token reads the keys and values of itself and of those before it: on average of 2, and of 7.
     let blueprint = arch::blueprint(&Gguf::open(MODEL.as_ref()).unwrap()).unwrap();
-    let context = |positions| KvCache::bytes(&blueprint, GgmlType::F16, positions).unwrap() as f64;
+    let context = |positions| Sequence::bytes(&blueprint, GgmlType::F16, positions, 1).unwrap() as f64;
     let said = rows[..4].iter().map(|r| r["context_bytes_per_token"].as_f64());
     assert_eq!(said.collect::<Vec<_>>(), [None, Some(context(2)), None, Some(context(7))]);
     assert_eq!((&rows[0]["threads"], &rows[0]["memory"]), (&Value::from(1), &Value::from(budget(2))));

@@ -423,6 +423,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                     for process_bytes in [0, 24 << 20, 100 << 20] {
                         let (kv, n_batch, threads) = (GgmlType::F16, Some(32), 2);
                         let needs = Needs {
+                            parallel: 1,
                             n_ctx,
                             n_batch,
                             all_logits: true,

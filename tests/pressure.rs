@@ -15,7 +15,7 @@ use hotset::{
     expert::{Allowance, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
     io::IoKind,
-    model::{Batch, KvCache, Model, Scratch, ScratchShape, Want},
+    model::{Batch, Model, Scratch, ScratchShape, Sequence, Span, Want, Workspace},
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
@@ -72,13 +72,15 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
     }
     let (prompt, rest) = tokens.split_at(tokens.len() / 4 * 3);
     let n_batch = prompt.len() / 2;
-    let mut kv = KvCache::new(blueprint, GgmlType::F32, tokens.len()).unwrap();
+    let mut sequence = [Sequence::new(blueprint, GgmlType::F32, tokens.len(), n_batch).unwrap()];
     let mut scratch = Scratch::new(blueprint, ScratchShape { n_batch, n_logits: n_batch });
     let mut all = Vec::new();
     let batches = prompt.chunks(n_batch).map(|tokens| (Phase::Prompt, tokens));
     for (phase, tokens) in batches.chain(rest.chunks(1).map(|tokens| (Phase::Decode, tokens))) {
-        let batch = Batch { tokens, phase, want: Want::All };
-        model.forward(&mut backend, batch, &mut kv, &mut experts, &mut scratch).unwrap();
+        let first_pos = sequence[0].len() as u32;
+        let spans = [Span { seq: 0, first_pos, rows: 0..tokens.len(), phase, want: Want::All }];
+        let workspace = Workspace { backend: &mut backend, experts: &mut experts, scratch: &mut scratch };
+        model.forward(workspace, &Batch { tokens, spans: &spans }, &mut sequence).unwrap();
         all.extend(scratch.logits()[..tokens.len() * model.blueprint.n_vocab].iter().map(|x| x.to_bits()));
         if phase == Phase::Decode {
             let allowed: usize = said.lock().unwrap().iter().sum();

@@ -23,7 +23,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     scaled(m, model)
 }
 
-fn moe(l: &LayerReader<'_, '_>, choice: Choice) -> Result<Moe> {
+/// Experts, and one that every token uses if any layer has one.
+pub fn moe(l: &LayerReader<'_, '_>, choice: Choice) -> Result<Moe> {
     Ok(Moe { shared: l.shared_if_any()?, ..l.moe(choice)? })
 }
 

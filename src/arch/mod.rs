@@ -15,11 +15,13 @@ mod exaone_moe;
 mod glm4moe;
 mod gpt_oss;
 mod granite_swa;
+mod granitehybrid;
 mod granitemoe;
 mod grok;
 mod hunyuan_moe;
 mod hy_v3;
 mod laguna;
+mod lfm2moe;
 mod llama;
 mod llama4;
 mod mellum;
@@ -29,7 +31,9 @@ mod minimax_m3;
 mod olmoe;
 mod phimoe;
 mod qwen2moe;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod qwen3vlmoe;
 mod smallthinker;
 mod step35;
@@ -61,11 +65,13 @@ const ARCHS: &[Arch] = &[
     glm4moe::ARCH,
     gpt_oss::ARCH,
     granite_swa::ARCH,
+    granitehybrid::ARCH,
     granitemoe::ARCH,
     grok::ARCH,
     hunyuan_moe::ARCH,
     hy_v3::ARCH,
     laguna::ARCH,
+    lfm2moe::ARCH,
     llama::ARCH,
     llama4::ARCH,
     mellum::ARCH,
@@ -75,7 +81,9 @@ const ARCHS: &[Arch] = &[
     olmoe::ARCH,
     phimoe::ARCH,
     qwen2moe::ARCH,
+    qwen35moe::ARCH,
     qwen3moe::ARCH,
+    qwen3next::ARCH,
     qwen3vlmoe::ARCH,
     smallthinker::ARCH,
     step35::ARCH,

@@ -25,10 +25,14 @@ impl Floats {
         Self { start: start.unwrap_or(0), memory, len }
     }
 
-    /// Makes them `len` zeros, unless they are as many already.
+    /// Makes them `len` zeros, unless they are as many already. Allocates only what is more than there ever was: layers of
+    /// different shapes take turns in one scratch.
     pub fn resize(&mut self, len: usize) {
-        if self.len != len {
+        if self.start + len > self.memory.len() {
             *self = Self::zeros(len);
+        } else if self.len != len {
+            self.len = len;
+            self.fill(0.0);
         }
     }
 }
@@ -59,6 +63,10 @@ mod tests {
             floats.fill(1.0);
             floats.resize(len + 1);
             assert!(floats.len() == len + 1 && floats.iter().all(|x| *x == 0.0));
+            floats.fill(1.0);
+            let at = floats.as_ptr();
+            floats.resize(len);
+            assert!(floats.len() == len && floats.as_ptr() == at && floats.iter().all(|x| *x == 0.0));
         }
     }
 }

@@ -208,7 +208,8 @@ pub struct Attention<'a> {
     pub values: &'a [u8],
     /// Element type of keys and values: F32, F16 or Q8_0.
     pub ty: GgmlType,
-    /// Rows between heads in the cache.
+    /// Rows between heads in the cache. Position p is row p % n_ctx: fewer than the context's positions, and then a multiple of
+    /// [`KEY_TILE`], where a window leaves old ones out of sight.
     pub n_ctx: usize,
     /// Query heads.
     pub n_head: usize,
@@ -266,8 +267,63 @@ pub struct CacheWrite<'a> {
     pub heads: usize,
     /// Elements of a head.
     pub dim: usize,
-    /// Position of the first row.
+    /// Position of the first row; position p is row p % n_ctx.
     pub first: usize,
+}
+
+/// New rows of one sequence through the memories of heads, a token after another.
+///
+/// Each head has a memory S (k, v). A token does `S = decay · S`, then `S += key ⊗ rate · (value − Sᵀkey)` if it corrects, else
+/// `S += key ⊗ rate · value`, and gives `Sᵀquery`.
+pub struct Recurrence<'a> {
+    /// Rows that hold queries, keys and values. (n, cols)
+    pub x: &'a [f32],
+    /// Width of a row.
+    pub cols: usize,
+    /// Where the first query, key and value of a row begin; those of the other heads follow.
+    pub at: [usize; 3],
+    /// What a head's memory is multiplied by, all of it or each key element. (n, heads) or (n, heads, k)
+    pub decay: &'a [f32],
+    /// (n, heads)
+    pub rate: &'a [f32],
+    /// Values of a row, each with a memory.
+    pub heads: usize,
+    /// Queries, and keys, of a row; divides `heads`.
+    pub key_heads: usize,
+    /// Whether head h reads key head h modulo their number; else heads that read the same one follow each other.
+    pub in_turn: bool,
+    /// Elements of a query or key.
+    pub k: usize,
+    /// Elements of a value.
+    pub v: usize,
+    /// Whether values are compared with what the memory has for their keys.
+    pub corrects: bool,
+    /// The memories before the first row. (heads, k, v)
+    pub from: &'a [f32],
+}
+
+impl Recurrence<'_> {
+    /// Rows.
+    pub fn n(&self) -> usize {
+        self.x.len() / self.cols
+    }
+
+    /// Query, key and value of a head.
+    pub fn vectors(&self, row: usize, head: usize) -> [&[f32]; 3] {
+        let key_head = if self.in_turn { head % self.key_heads } else { head / (self.heads / self.key_heads) };
+        let (x, [q, k, v]) = (&self.x[row * self.cols..(row + 1) * self.cols], self.at);
+        [
+            &x[q + key_head * self.k..][..self.k],
+            &x[k + key_head * self.k..][..self.k],
+            &x[v + head * self.v..][..self.v],
+        ]
+    }
+
+    /// What element `i` of a head's keys fades by.
+    pub fn decay(&self, row: usize, head: usize, i: usize) -> f32 {
+        let at = row * self.heads + head;
+        if self.decay.len() == self.n() * self.heads { self.decay[at] } else { self.decay[at * self.k + i] }
+    }
 }
 
 /// See the module.
@@ -288,6 +344,8 @@ pub trait Backend: Send {
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
     /// Attention; `out` is (n, n_head, head_v).
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]);
+    /// A recurrence; `state` gets the memories after the last row, (heads, k, v), and `out` is (n, heads, v).
+    fn recur(&mut self, r: &Recurrence<'_>, state: &mut [f32], out: &mut [f32]);
     /// RMS norm of each row: `out = x / sqrt(mean(x²) + eps) * weight`; rows are as long as `weight`.
     fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
     /// The same in place.

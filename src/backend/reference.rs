@@ -1,8 +1,8 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
 use super::{
-    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey,
-    is_turned, soft_cap,
+    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind, Rotation, Rows,
+    TurnedKey, is_turned, soft_cap,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 
@@ -63,7 +63,7 @@ impl Backend for Reference {
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
             let seen = a.sees_from(a.first + row)..=a.first + row;
-            for pos in seen.clone() {
+            for pos in seen.clone().map(|pos| pos % a.n_ctx) {
                 if is_turned(a.ty) {
                     let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
                     at.read(&a.keys[base * bytes_k..], &mut row_k);
@@ -79,9 +79,29 @@ impl Backend for Reference {
             let total: f32 = scores.iter().chain(sink).map(|s| (s - max).exp()).sum();
             out.fill(0.0);
             for (pos, score) in seen.zip(&scores) {
-                dequantize_row(a.ty, &a.values[(base + pos) * bytes_v..][..bytes_v], &mut value);
+                dequantize_row(a.ty, &a.values[(base + pos % a.n_ctx) * bytes_v..][..bytes_v], &mut value);
                 let p = (score - max).exp() / total;
                 out.iter_mut().zip(&value).for_each(|(o, v)| *o += p * v);
+            }
+        }
+    }
+    fn recur(&mut self, r: &Recurrence<'_>, state: &mut [f32], out: &mut [f32]) {
+        state.copy_from_slice(r.from);
+        for (i, out) in out.chunks_exact_mut(r.v).enumerate() {
+            let (row, head) = (i / r.heads, i % r.heads);
+            let (memory, rate) = (&mut state[head * r.k * r.v..][..r.k * r.v], r.rate[row * r.heads + head]);
+            let [query, key, value] = r.vectors(row, head);
+            for (j, (out, value)) in out.iter_mut().zip(value).enumerate() {
+                let mut found = 0.0;
+                for (i, key) in key.iter().enumerate() {
+                    memory[i * r.v + j] *= r.decay(row, head, i);
+                    found += if r.corrects { memory[i * r.v + j] * key } else { 0.0 };
+                }
+                *out = 0.0;
+                for (i, (key, query)) in key.iter().zip(query).enumerate() {
+                    memory[i * r.v + j] += key * rate * (value - found);
+                    *out += memory[i * r.v + j] * query;
+                }
             }
         }
     }
@@ -119,7 +139,7 @@ impl Backend for Reference {
         let n_ctx = w.cache.len() / w.heads / bytes;
         let mut row = vec![0; bytes];
         for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
-            let (head, pos) = (&mut w.cache[i % w.heads * n_ctx * bytes..], w.first + i / w.heads);
+            let (head, pos) = (&mut w.cache[i % w.heads * n_ctx * bytes..], (w.first + i / w.heads) % n_ctx);
             encode_row(w.ty, x, &mut row);
             if w.keys && is_turned(w.ty) {
                 TurnedKey { ty: w.ty, n_ctx, dim: w.dim, pos }.write(0, &row, head);

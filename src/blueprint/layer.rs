@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// A [`Reader`] of one layer. Names are those behind `blk.N.`.
 pub struct LayerReader<'m, 'a> {
-    m: &'m Reader<'a>,
+    pub(super) m: &'m Reader<'a>,
     /// N.
     pub layer: usize,
 }
@@ -20,7 +20,7 @@ impl<'m, 'a> LayerReader<'m, 'a> {
 }
 
 impl LayerReader<'_, '_> {
-    fn name(&self, role: &str) -> String {
+    pub(super) fn name(&self, role: &str) -> String {
         format!("blk.{}.{role}", self.layer)
     }
 
@@ -42,7 +42,7 @@ impl LayerReader<'_, '_> {
     }
 
     /// `NAME.weight`, and `NAME.scale` and `NAME.bias` if there are any.
-    fn linear(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
+    pub(super) fn linear(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
         let name = self.name(name);
         let w = self.m.matrix(&format!("{name}.weight"), cols, rows)?;
         let scale = self.m.vector_if_there(&format!("{name}.scale"), 1)?;
@@ -54,7 +54,11 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn gqa(&self, heads: Heads, rope: impl Into<Option<Rope>>) -> Result<Gqa> {
-        let [q, k, v] = self.qkv(heads)?;
+        self.gqa_of(heads, self.qkv(heads)?, rope.into())
+    }
+
+    /// The same of these queries, keys and values.
+    pub(super) fn gqa_of(&self, heads: Heads, [q, k, v]: [Linear; 3], rope: Option<Rope>) -> Result<Gqa> {
         Ok(Gqa {
             heads,
             q,
@@ -65,7 +69,7 @@ impl LayerReader<'_, '_> {
             rotates_first: false,
             clamp: None,
             v_norm: None,
-            rope: rope.into(),
+            rope,
             temperature: None,
             window: None,
             sinks: None,

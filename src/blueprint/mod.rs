@@ -13,8 +13,10 @@ mod experts;
 mod ffn;
 mod layer;
 mod reader;
+mod recurrent;
 mod role;
 mod shape;
+mod state;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
@@ -23,8 +25,10 @@ pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use layer::LayerReader;
 pub use reader::{FullLayers, Reader};
+pub use recurrent::{Conv, DeltaNet, KeyHeads, Mamba2, Rates, ShortConv};
 pub use role::Role;
 pub use shape::{Shape, elements};
+pub use state::State;
 pub use unread::Unread;
 
 use crate::quant::GgmlType;
@@ -44,6 +48,17 @@ pub struct Tensor {
     pub cols: usize,
     /// Of all of it.
     pub bytes: u64,
+    /// Which rows of the file's tensor, from `start` on: the first of each group. `None`: all, one after another.
+    pub groups: Option<RowGroups>,
+}
+
+/// Rows that are the first of each group of a larger matrix's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowGroups {
+    /// Rows that are taken of each.
+    pub take: usize,
+    /// Rows of a group.
+    pub of: usize,
 }
 
 impl Tensor {
@@ -52,6 +67,13 @@ impl Tensor {
         let row = (self.cols / self.ty.block_len() * self.ty.block_bytes()) as u64;
         let (start, bytes) = (self.start + range.start as u64 * row, range.len() as u64 * row);
         Tensor { start, bytes, rows: range.len(), ..*self }
+    }
+
+    /// Rows `range` of each group of `of` rows.
+    pub(crate) fn each(&self, range: std::ops::Range<usize>, of: usize) -> Tensor {
+        let rows = self.rows / of * range.len();
+        let first = self.slice(range.start..range.start + rows);
+        Tensor { groups: Some(RowGroups { take: range.len(), of }), ..first }
     }
 
     /// Elements `range` of a vector.
@@ -196,6 +218,9 @@ impl Block {
             branch.norm.iter().chain(&branch.post).for_each(|norm| norm.tensors(all));
             match &branch.part {
                 Part::Gqa(gqa) => gqa.tensors(all),
+                Part::DeltaNet(net) => net.tensors(all),
+                Part::Mamba2(mamba) => mamba.tensors(all),
+                Part::ShortConv(conv) => conv.tensors(all),
                 Part::Dense(ffn) => ffn.tensors(all),
                 Part::Moe(moe) => moe.dense_tensors(all),
             }
@@ -210,6 +235,12 @@ impl Block {
 pub enum Part {
     /// Attention.
     Gqa(Gqa),
+    /// A gated delta rule.
+    DeltaNet(DeltaNet),
+    /// A selective state space.
+    Mamba2(Mamba2),
+    /// A short gated convolution.
+    ShortConv(ShortConv),
     /// A feed-forward network that every token takes.
     Dense(Gated),
     /// Routed experts.
@@ -291,7 +322,7 @@ impl Blueprint {
     /// The widest hidden layer of any feed-forward network.
     pub fn n_ff(&self) -> usize {
         let of = |part: &Part| match part {
-            Part::Gqa(_) => 0,
+            Part::Gqa(_) | Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_) => 0,
             Part::Dense(ffn) => ffn.n_ff(),
             Part::Moe(moe) => moe.experts.n_ff.max(moe.shared.map_or(0, |shared| shared.ffn.n_ff())),
         };

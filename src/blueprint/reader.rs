@@ -28,7 +28,7 @@ pub struct Reader<'a> {
     file: gguf::Reader<'a>,
     arch: &'static str,
     /// Layers of the file: the length of its lists by layer.
-    n_block: usize,
+    pub(super) n_block: usize,
     /// Layers that run.
     pub n_layer: usize,
     /// Width of the residual stream.
@@ -267,6 +267,22 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// A key that does not make sense, or has another number of layers.
     pub fn heads_by_layer(&self) -> Result<Vec<Heads>> {
+        self.heads_of(|_| true)
+    }
+
+    /// The same, where layers without key/value heads have no attention.
+    ///
+    /// # Errors
+    /// As [`Reader::heads_by_layer`].
+    pub fn heads_if_any(&self) -> Result<Vec<Option<Heads>>> {
+        let counts = self.gguf().meta().require_u32_or_array(&self.key("attention.head_count_kv"), self.n_block)?;
+        let mut heads = self.heads_of(|layer| counts[layer] > 0)?.into_iter();
+        let of = |&n: &u32| if n > 0 { heads.next() } else { None };
+        Ok(counts.iter().take(self.n_layer).map(of).collect())
+    }
+
+    /// Those of the layers that have an attention.
+    fn heads_of(&self, has: impl Fn(usize) -> bool) -> Result<Vec<Heads>> {
         let meta = self.gguf().meta();
         let (key, key_kv) = (self.key("attention.head_count"), self.key("attention.head_count_kv"));
         let n_head = meta.require_u32_or_array(&key, self.n_block)?;
@@ -283,7 +299,8 @@ impl<'a> Reader<'a> {
             }
             Ok(Heads { n_head, n_head_kv, k, v })
         };
-        n_head.iter().zip(&n_head_kv).take(self.n_layer).map(of).collect()
+        let layers = (0..self.n_layer).filter(|&layer| has(layer));
+        layers.map(|layer| of((&n_head[layer], &n_head_kv[layer]))).collect()
     }
 
     /// Rotation of heads of `head` elements, with the scaling that the file asks for.
@@ -494,6 +511,18 @@ impl<'a> Reader<'a> {
         &self,
         layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
     ) -> Result<Blueprint> {
+        self.model_with_final_norm("output_norm", layer)
+    }
+
+    /// [`Reader::model`], where the norm before the output matrix has another name.
+    ///
+    /// # Errors
+    /// As [`Reader::model`].
+    pub fn model_with_final_norm<const N: usize>(
+        &self,
+        norm: &str,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+    ) -> Result<Blueprint> {
         let n_vocab = self.n_vocab()?;
         let embed = self.matrix("token_embd.weight", self.n_embd, n_vocab)?;
         let mut blocks = Vec::with_capacity(N * self.n_layer);
@@ -514,7 +543,7 @@ impl<'a> Reader<'a> {
             embed,
             embed_scale: 1.0,
             blocks,
-            head: Head { norm: self.norm("output_norm", self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
+            head: Head { norm: self.norm(norm, self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
             unread: Vec::new(),
         })
     }
@@ -553,7 +582,8 @@ impl<'a> Reader<'a> {
         let ty = self.gguf().computable(info, dims)?;
         let bytes = info.require_bytes(self.gguf().path_of(info))?;
         let index = self.gguf().index_of(name).expect("it was required above");
-        Ok(Tensor { index, start: 0, ty, rows: dims.get(1).copied().unwrap_or(1), cols: dims[0], bytes })
+        let rows = dims.get(1).copied().unwrap_or(1);
+        Ok(Tensor { index, start: 0, ty, rows, cols: dims[0], bytes, groups: None })
     }
 
     /// A matrix. A single row may be stored as a vector.

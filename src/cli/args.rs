@@ -133,6 +133,7 @@ impl Modes {
             beside_bytes: 0,
             memory_bytes: None,
             n_ctx: Some(n_ctx),
+            parallel: 1,
             n_batch: self.batch,
             all_logits: false,
             kv: self.kv,

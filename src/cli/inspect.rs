@@ -27,6 +27,7 @@ use super::{
     args::{asked_ctx, ctx},
     json, model_file,
     out::{Out, printable},
+    state_notes::state_notes,
 };
 
 /// Show what a model file holds
@@ -154,6 +155,13 @@ struct Layer {
 struct Budget {
     n_ctx: usize,
     kv_bytes: u64,
+    /// Layers whose rows are those of a window.
+    window_layers: usize,
+    /// Layers that keep so many bytes instead of rows, whatever the context.
+    recurrent_layers: usize,
+    recurrent_bytes: u64,
+    #[serde(skip)]
+    notes: Vec<String>,
     smallest_bytes: u64,
     full_bytes: u64,
 }
@@ -342,6 +350,10 @@ impl Memory {
             budget: Budget {
                 n_ctx: plan.n_ctx,
                 kv_bytes: plan.kv_bytes,
+                window_layers: blueprint.windows().map_or(0, |(layers, _)| layers),
+                recurrent_layers: blueprint.memories().map_or(0, |(layers, _)| layers),
+                recurrent_bytes: blueprint.memories().map_or(0, |(_, bytes)| bytes),
+                notes: state_notes(blueprint),
                 smallest_bytes: plan.smallest_bytes,
                 full_bytes: plan.full_bytes,
             },
@@ -368,6 +380,7 @@ impl Memory {
         text.gap();
         let budget = &self.budget;
         text.line("for a context", format!("of {} tokens, whose KV cache takes {}:", budget.n_ctx, b(budget.kv_bytes)));
+        budget.notes.iter().for_each(|note| text.line("", note));
         text.line(
             "smallest budget",
             format!("{} ({} bytes)", human_bytes_up(budget.smallest_bytes), budget.smallest_bytes),

@@ -30,6 +30,7 @@ mod report;
 mod run;
 mod sampling;
 mod simulate;
+mod state_notes;
 mod stats;
 mod sweep;
 mod text;

@@ -34,6 +34,7 @@ use super::{
     args::{asked_ctx, ctx},
     json, model_file,
     out::{Out, Progress},
+    state_notes::state_notes,
     sweep::drive,
     width::{of_stdout, wrap},
 };
@@ -107,6 +108,8 @@ struct Outlook {
     /// Of what `--memory auto` would give here, in a word: see [`VERDICTS`]; `too big` where nothing would run.
     verdict: &'static str,
     n_ctx: usize,
+    #[serde(skip)]
+    state_notes: Vec<String>,
     threads: usize,
     weights_bytes_per_second: f64,
     weights_rate_is: String,
@@ -296,6 +299,7 @@ impl Outlook {
             model,
             verdict: here.map(|here| case.row(here)).transpose()?.map_or("too big", |(_, tok_s)| verdict(tok_s)),
             n_ctx: whole.n_ctx,
+            state_notes: state_notes(&blueprint),
             threads,
             weights_bytes_per_second: weights,
             weights_rate_is,
@@ -353,6 +357,7 @@ impl Outlook {
             human_bytes(self.token_expert_bytes),
             self.n_ctx
         );
+        self.state_notes.iter().for_each(|note| text += &format!("{note}\n"));
         let cached = self.page_cache_mb_per_second.map_or(String::new(), |mb_s| format!("; page cache {mb_s} MB/s"));
         let _ = writeln!(
             text,

@@ -40,10 +40,12 @@ impl<B: Backend> KeptSession<B> {
         self.session.set_memory(memory_bytes)
     }
 
-    /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted.
+    /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted. None where a
+    /// part of the model cannot go back that far.
     pub fn reusable(&self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        common.min(prompt.len().saturating_sub(1))
+        let common = common.min(prompt.len().saturating_sub(1));
+        if self.session.sequence().check_rewind(common).is_ok() { common } else { 0 }
     }
 
     /// Answers `prompt`, a whole conversation, as [`generate()`] does. `sampler` is a new one. What was computed stays, also
@@ -65,7 +67,7 @@ impl<B: Backend> KeptSession<B> {
             return Err(Error::invalid(sentence).into());
         }
         let reused = self.reusable(prompt);
-        self.session.truncate(reused);
+        self.session.truncate(reused)?;
         self.tokens.truncate(reused);
         self.tokens.extend_from_slice(&prompt[reused..]);
         prompt[..reused].iter().for_each(|&token| sampler.accept(token));

@@ -4,6 +4,7 @@
 //! Must not know: caches, experts, direct I/O. Those take [`Shard::file`] and the offsets.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ impl Shard {
     /// # Errors
     /// [`Error::Io`] that names file, length and offset, also where the file ends first.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        read_at(&self.path, &*self.file, offset, buf, "")
+        read_at(&self.path, &*self.file, offset, buf, format_args!(""))
     }
 }
 
@@ -223,11 +224,11 @@ fn read_part(path: &Path, file: &impl ReadAt, tensor: &TensorInfo, start: u64, b
         let what = format!("part of tensor {}", tensor.name);
         return Err(Error::request(what, format!("inside its {bytes} bytes"), format!("{len} bytes at {start}")));
     }
-    read_at(path, file, tensor.offset + start, buf, &format!(" of tensor {}", tensor.name))
+    read_at(path, file, tensor.offset + start, buf, format_args!(" of tensor {}", tensor.name))
 }
 
 /// Fills `buf` from byte `offset` of the file, as patiently as experts are read; `of` ends what an error says was tried.
-fn read_at(path: &Path, file: &impl ReadAt, offset: u64, buf: &mut [u8], of: &str) -> Result<()> {
+fn read_at(path: &Path, file: &impl ReadAt, offset: u64, buf: &mut [u8], of: fmt::Arguments<'_>) -> Result<()> {
     let len = buf.len();
     patiently(|(_, e)| e, || read_full_at(file, buf, offset))
         .map_err(|(got, source)| Error::io(path, format!("read {len} bytes at {offset}{of} (got {got})"), source))

@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
-
 use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError, buf::Layout};
 use crate::input::patiently;
 
@@ -32,7 +30,6 @@ pub trait ReadPath: Send + Sync + 'static {
 pub struct ThreadEngine {
     path: Arc<dyn ReadPath>,
     shared: Arc<Shared>,
-    done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
     start: Instant,
@@ -42,6 +39,9 @@ pub struct ThreadEngine {
 struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
+    /// What is through. Not a channel: those that grow allocate now and then, and the token loop allocates nothing.
+    done: Mutex<VecDeque<Done>>,
+    arrived: Condvar,
 }
 
 #[derive(Default)]
@@ -55,6 +55,10 @@ impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no code panics while it holds the queue")
     }
+
+    fn done(&self) -> MutexGuard<'_, VecDeque<Done>> {
+        self.done.lock().expect("no code panics while it holds what is through")
+    }
 }
 
 impl ThreadEngine {
@@ -62,16 +66,15 @@ impl ThreadEngine {
     pub fn new(path: impl ReadPath, threads: usize) -> std::io::Result<Self> {
         let path: Arc<dyn ReadPath> = Arc::new(path);
         let shared = Arc::new(Shared::default());
-        let (sender, done) = unbounded();
         let threads = threads.clamp(1, MAX_DEPTH);
         let mut engine =
-            Self { path, shared, done, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
+            Self { path, shared, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
         for i in 0..threads {
-            let (path, shared, sender) = (engine.path.clone(), engine.shared.clone(), sender.clone());
+            let (path, shared) = (engine.path.clone(), engine.shared.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("hotset-io-{i}"))
                 .stack_size(256 << 10)
-                .spawn(move || work(&*path, &shared, &sender))?;
+                .spawn(move || work(&*path, &shared))?;
             engine.threads.push(thread);
         }
         Ok(engine)
@@ -79,7 +82,7 @@ impl ThreadEngine {
 }
 
 /// One I/O thread, until the engine is dropped.
-fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
+fn work(path: &dyn ReadPath, shared: &Shared) {
     loop {
         let mut queue = shared.queue();
         let mut read = loop {
@@ -99,9 +102,8 @@ fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
         let result = result.unwrap_or_else(|_| {
             Err(ReadError { extent: read.extents[0], source: std::io::Error::other("the read path panicked") })
         });
-        if done.send(Done { tag: read.tag, buf: read.buf, result }).is_err() {
-            return;
-        }
+        shared.done().push_back(Done { tag: read.tag, buf: read.buf, result });
+        shared.arrived.notify_one();
     }
 }
 
@@ -135,21 +137,23 @@ impl IoEngine for ThreadEngine {
         if self.in_flight == 0 {
             return None;
         }
-        let done = self.done.recv().expect("an I/O thread ends only when the engine is dropped");
+        let arrived = self.shared.arrived.wait_while(self.shared.done(), |done| done.is_empty());
+        let done = arrived.expect("no code panics while it holds what is through").pop_front();
         self.in_flight -= 1;
-        Some(done)
+        done
     }
     fn wait_at_most(&mut self, ns: u64) -> Option<Option<Done>> {
         if self.in_flight == 0 {
             return None;
         }
-        // Its threads end only when the engine is dropped, so that the only failure is a time that is over.
-        let done = self.done.recv_timeout(Duration::from_nanos(ns)).ok();
+        let time = Duration::from_nanos(ns);
+        let arrived = self.shared.arrived.wait_timeout_while(self.shared.done(), time, |done| done.is_empty());
+        let done = arrived.expect("no code panics while it holds what is through").0.pop_front();
         self.in_flight -= usize::from(done.is_some());
         Some(done)
     }
     fn poll(&mut self) -> Option<Done> {
-        let done = self.done.try_recv().ok()?;
+        let done = self.shared.done().pop_front()?;
         self.in_flight -= 1;
         Some(done)
     }

@@ -1,33 +1,74 @@
 //! What a batch is computed with, and which of its rows are still needed.
 
-use std::ops::Range;
-
-use super::{Batch, KvCache, Scratch, Want, finite::first_broken_row, load::Norm, rope::Rope};
+use super::{Batch, Scratch, Sequence, Span, Want, finite::first_broken_row, load::Norm, rope::Rope};
 use crate::{
     backend::{Backend, Floats},
     expert::Experts,
     trace::Phase,
 };
 
-/// See the module.
+/// What every forward pass of a model is computed with.
+pub struct Workspace<'a, B> {
+    /// The arithmetic.
+    pub backend: &'a mut B,
+    /// The door to the routed experts.
+    pub experts: &'a mut Experts,
+    /// The buffers.
+    pub scratch: &'a mut Scratch,
+}
+
+/// See the module. The rows that are computed stand at the front of every buffer, one [`Run`] after another.
 pub struct Cx<'a, B> {
     pub b: &'a mut B,
-    pub kv: &'a mut KvCache,
+    pub seqs: &'a mut [Sequence],
     pub experts: &'a mut Experts,
     pub s: &'a mut Scratch,
-    pub phase: Phase,
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Where parts add what they give.
     pub target: Target,
-    /// Rows of the batch.
+    /// Rows that are computed.
     n: usize,
-    /// The first row that is computed: those before it have done their part.
-    first: usize,
-    /// The first row whose logits are wanted.
+    /// Whether nothing but the wanted rows is of use, computed or not.
+    only_wanted: bool,
+}
+
+/// The rows of one span that are computed: its last ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Whose tokens they are: a place among the sequences.
+    pub seq: usize,
+    /// The first of them among all rows that are computed.
+    pub row: usize,
+    /// How many.
+    pub n: usize,
+    /// Position of the first in its sequence.
+    pub pos: usize,
+    /// How many, the last ones, are wanted.
     wanted: usize,
-    /// The first row that anything will read.
-    needed: usize,
+    phase: Phase,
+}
+
+impl Run {
+    /// Its rows of `cols` among all that are computed.
+    pub fn of<'x, T>(&self, all: &'x [T], cols: usize) -> &'x [T] {
+        &all[self.row * cols..(self.row + self.n) * cols]
+    }
+
+    /// The same for writing.
+    pub fn of_mut<'x, T>(&self, all: &'x mut [T], cols: usize) -> &'x mut [T] {
+        &mut all[self.row * cols..(self.row + self.n) * cols]
+    }
+
+    fn new(span: &Span) -> Self {
+        let n = span.rows.len();
+        let wanted = match span.want {
+            Want::All => n,
+            Want::Last => 1,
+            Want::Nothing => 0,
+        };
+        Self { seq: span.seq, row: span.rows.start, n, pos: span.first_pos as usize, wanted, phase: span.phase }
+    }
 }
 
 /// Where parts add what they give: to the residual stream, or to a sum beside it that is normed or scaled first.
@@ -42,69 +83,73 @@ pub enum Target {
 }
 
 impl Target {
-    /// The rows of it that are computed, of the three there are.
-    pub fn rows<'s>(self, [x, sum, branch]: [&'s mut Floats; 3], rows: Range<usize>, n_embd: usize) -> &'s mut [f32] {
+    /// Its first `n` rows, of the three there are.
+    pub fn rows<'s>(self, [x, sum, branch]: [&'s mut Floats; 3], n: usize, n_embd: usize) -> &'s mut [f32] {
         let all = match self {
             Target::Stream => x,
             Target::Block => sum,
             Target::Branch => branch,
         };
-        &mut all[rows.start * n_embd..rows.end * n_embd]
+        &mut all[..n * n_embd]
     }
 }
 
 impl<'a, B: Backend> Cx<'a, B> {
     /// # Panics
-    /// If the batch is empty, or larger than scratch or KV cache.
-    pub fn new(
-        b: &'a mut B,
-        batch: &Batch<'_>,
-        kv: &'a mut KvCache,
-        experts: &'a mut Experts,
-        s: &'a mut Scratch,
-        n_embd: usize,
-    ) -> Self {
-        let (n, pos) = (batch.tokens.len(), kv.len());
-        assert!(n > 0 && n <= s.n_batch() && pos + n <= kv.n_ctx(), "{n} tokens at {pos} fit");
-        let wanted = match batch.want {
-            Want::All => 0,
-            Want::Last => n - 1,
-            Want::Nothing => n,
-        };
-        Self { b, kv, experts, s, phase: batch.phase, n_embd, target: Target::Stream, n, first: 0, wanted, needed: 0 }
-    }
-
-    /// The rows of the batch that are computed.
-    pub fn rows(&self) -> Range<usize> {
-        self.first..self.n
-    }
-
-    /// Position of the first row that is computed.
-    pub fn pos(&self) -> usize {
-        self.kv.len() + self.first
+    /// If the spans are not one after another the batch's tokens, each of a sequence of its own, where that ends; if the batch
+    /// is empty, or larger than scratch or a context.
+    pub fn new(workspace: Workspace<'a, B>, batch: &Batch<'_>, seqs: &'a mut [Sequence], n_embd: usize) -> Self {
+        let (n, Workspace { backend, experts, scratch }) = (batch.tokens.len(), workspace);
+        assert!(n > 0 && n <= scratch.n_batch(), "{n} tokens fit");
+        scratch.runs.clear();
+        let mut end = 0;
+        for span in batch.spans {
+            assert!(span.rows.start == end && !span.rows.is_empty(), "spans follow one another");
+            assert!(scratch.runs.iter().all(|run| run.seq != span.seq), "one span of a sequence");
+            end = span.rows.end;
+            let (seq, n) = (&mut seqs[span.seq], span.rows.len());
+            assert!(span.first_pos as usize == seq.len() && seq.len() + n <= seq.n_ctx(), "{n} tokens at its end fit");
+            seq.begin(n);
+            scratch.runs.push(Run::new(span));
+        }
+        assert_eq!(end, n, "spans hold all tokens");
+        Self { b: backend, seqs, experts, s: scratch, n_embd, target: Target::Stream, n, only_wanted: false }
     }
 
     /// Rows that are computed.
     pub fn len(&self) -> usize {
-        self.n - self.first
+        self.n
     }
 
     /// Whether no row is needed any more.
     pub fn is_done(&self) -> bool {
-        self.first == self.n
+        self.n == 0
+    }
+
+    /// What caches and prefetchers are told of the batch: it decodes if every token of it was just sampled, one of each of
+    /// several sequences; beside a prompt's tokens it is a prompt's.
+    pub fn phase(&self) -> Phase {
+        let decodes = self.s.runs.iter().all(|run| run.phase == Phase::Decode);
+        if decodes { Phase::Decode } else { Phase::Prompt }
+    }
+
+    /// Position of the first row that is computed, in its sequence.
+    pub fn first_pos(&self) -> usize {
+        self.s.runs.first().map_or(0, |run| run.pos)
     }
 
     /// Puts the angles of all rows' positions into [`Scratch::turns`].
     pub fn rotate(&mut self, ropes: &[Rope]) {
-        let (pos, n) = (self.kv.len(), self.n);
-        ropes.iter().zip(&mut self.s.turns).for_each(|(rope, turns)| rope.angles(pos, n, turns));
+        let Scratch { runs, turns, .. } = &mut *self.s;
+        for (rope, turns) in ropes.iter().zip(turns) {
+            runs.iter().for_each(|run| rope.angles(run.pos, run.n, &mut turns[run.row * rope.width()..]));
+        }
     }
 
-    /// Norms the rows of the residual stream that are computed into [`Scratch::norm`], ready for products.
+    /// Norms the rows of the residual stream into [`Scratch::norm`], ready for products.
     pub fn norm(&mut self, norm: &Norm) {
-        let (first, n) = (self.first, self.n);
-        let x = &self.s.x[first * self.n_embd..n * self.n_embd];
-        norm.apply(self.b, x, self.s.norm.start(n - first));
+        let x = &self.s.x[..self.n * self.n_embd];
+        norm.apply(self.b, x, self.s.norm.start(self.n));
         self.b.prepare(&mut self.s.norm);
     }
 
@@ -112,15 +157,15 @@ impl<'a, B: Backend> Cx<'a, B> {
     pub fn begin(&mut self, target: Target) {
         self.target = target;
         if target != Target::Stream {
-            let (rows, n_embd) = (self.rows(), self.n_embd);
+            let (n, n_embd) = (self.n, self.n_embd);
             let Scratch { x, sum, branch, .. } = &mut *self.s;
-            target.rows([x, sum, branch], rows, n_embd).fill(0.0);
+            target.rows([x, sum, branch], n, n_embd).fill(0.0);
         }
     }
 
     /// `to += scale * norm(target)`; from here on, parts add to `to`.
     pub fn pass_on(&mut self, to: Target, norm: Option<&Norm>, scale: f32) {
-        let (from, rows, n_embd) = (self.target, self.rows(), self.n_embd);
+        let (from, n, n_embd) = (self.target, self.n, self.n_embd);
         self.target = to;
         if from == to {
             return;
@@ -132,50 +177,84 @@ impl<'a, B: Backend> Cx<'a, B> {
             Target::Branch => (branch, x),
             Target::Stream => unreachable!("the stream is passed on to nothing"),
         };
-        let (terms, y) = [terms, y].map(|all| &mut all[rows.start * n_embd..rows.end * n_embd]).into();
+        let (terms, y) = [terms, y].map(|all| &mut all[..n * n_embd]).into();
         if let Some(norm) = norm {
             norm.apply_onto(self.b, terms);
         }
         self.b.add_weighted(y, n_embd, terms, |_| scale);
     }
 
-    /// Multiplies the rows of the residual stream that are computed.
+    /// Multiplies the rows of the residual stream.
     pub fn scale(&mut self, scale: f32) {
-        let (rows, n) = (self.rows(), self.n_embd);
-        let x = &mut self.s.x[rows.start * n..rows.end * n];
+        let n = self.n_embd;
+        let x = &mut self.s.x[..self.n * n];
         self.b.each_row(x, n, n, |_, row| row.iter_mut().for_each(|x| *x *= scale));
     }
 
     /// Puts them into [`Scratch::norm`] without any norm, ready for products.
     pub fn as_they_are(&mut self) {
-        let x = &self.s.x[self.first * self.n_embd..self.n * self.n_embd];
-        self.s.norm.start(self.n - self.first).copy_from_slice(x);
+        let x = &self.s.x[..self.n * self.n_embd];
+        self.s.norm.start(self.n).copy_from_slice(x);
         self.b.prepare(&mut self.s.norm);
     }
 
     /// Whether [`Cx::drop_unneeded`] would drop any row. A trace wants every token's experts.
     pub fn has_unneeded(&self) -> bool {
-        self.first < self.wanted && !self.experts.wants_every_token()
+        self.s.runs.iter().any(|run| run.wanted < run.n) && !self.experts.wants_every_token()
     }
 
     /// Goes on with the rows whose logits are wanted. For the last part that fills any state of the sequence: behind it no
     /// other row is of use, so a prompt of 512 tokens costs a layer less.
     pub fn drop_unneeded(&mut self) {
         if self.has_unneeded() {
-            self.first = self.wanted;
+            self.keep_wanted();
         }
-        self.needed = self.wanted;
+        self.only_wanted = true;
     }
 
-    /// Position of the first row that is needed and no number any more.
-    pub fn broken(&self) -> Option<usize> {
-        let from = self.first.max(self.needed);
-        let rows = &self.s.x[from * self.n_embd..self.n * self.n_embd];
-        first_broken_row(rows, self.n_embd).map(|row| self.kv.len() + from + row)
-    }
-
-    /// Goes on with the rows whose logits are wanted, whoever else wants others.
+    /// Goes on with the rows whose logits are wanted, whoever else wants others: moves all that is known of a row.
     pub fn keep_wanted(&mut self) {
-        self.first = self.wanted;
+        let (n_embd, s) = (self.n_embd, &mut *self.s);
+        let scores = s.moe.scores.len() / s.n_batch;
+        let mut to = 0;
+        for run in &mut s.runs {
+            let skip = run.n - run.wanted;
+            let from = run.row + skip..run.row + run.n;
+            if from.start != to {
+                let shift = |x: &mut [f32], cols: usize| {
+                    x.copy_within(from.start * cols..from.end * cols, to * cols);
+                };
+                shift(&mut s.x, n_embd);
+                for added in [&mut s.sum, &mut s.branch] {
+                    if !added.is_empty() {
+                        shift(added, n_embd);
+                    }
+                }
+                shift(&mut s.moe.scores, scores);
+                for turns in &mut s.turns {
+                    let width = turns.len() / s.n_batch;
+                    shift(turns, width);
+                }
+            }
+            *run = Run { row: to, n: run.wanted, pos: run.pos + skip, ..*run };
+            to += run.n;
+        }
+        s.runs.retain(|run| run.n > 0);
+        self.n = to;
+    }
+
+    /// Position, in its sequence, of the first row that is needed and no number any more.
+    pub fn broken(&self) -> Option<usize> {
+        self.s.runs.iter().find_map(|run| {
+            let skip = if self.only_wanted { run.n - run.wanted } else { 0 };
+            let rows = &run.of(&self.s.x, self.n_embd)[skip * self.n_embd..];
+            first_broken_row(rows, self.n_embd).map(|row| run.pos + skip + row)
+        })
+    }
+
+    /// Position of a row in its sequence.
+    pub fn pos_of(&self, row: usize) -> usize {
+        let run = self.s.runs.iter().find(|run| (run.row..run.row + run.n).contains(&row));
+        run.map_or(0, |run| run.pos + row - run.row)
     }
 }

@@ -67,7 +67,7 @@ pub struct Norm {
     weight: Vec<f32>,
     /// (cols), or empty.
     bias: Vec<f32>,
-    eps: f32,
+    pub eps: f32,
 }
 
 impl Norm {
@@ -140,7 +140,12 @@ impl Loader<'_> {
         let bytes = t.bytes as usize;
         let refused = |e| Error::request(format!("memory for tensor {}", info.name), format!("{bytes} bytes"), e);
         let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
-        self.gguf.read_tensor_part(info, t.start, &mut data[..bytes])?;
+        let (take, of) = t.groups.map_or((t.rows, t.rows), |groups| (groups.take, groups.of));
+        let (row, mut start) = (bytes / t.rows, t.start);
+        for group in data[..bytes].chunks_mut(take * row) {
+            self.gguf.read_tensor_part(info, start, group)?;
+            start += (of * row) as u64;
+        }
         (self.progress)(t.bytes);
         Ok(Mat { ty: t.ty, rows: t.rows, cols: t.cols, data, interleaved: false })
     }

@@ -6,31 +6,31 @@ mod cx;
 mod embed;
 mod ffn;
 mod finite;
-mod kv_cache;
 mod load;
 mod missing;
 mod mixer;
 mod rope;
 mod scratch;
+mod state;
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
-pub use kv_cache::{KV_TYPES, KvCache, KvView};
+pub use cx::Workspace;
 pub use missing::{missing_data, refuse_missing};
 pub use scratch::{Scratch, ScratchShape};
+pub use state::{Checkpoint, KV_TYPES, Sequence};
 
 use crate::{
     Error, Result,
     backend::{Backend, Product, soft_cap},
-    blueprint::{self, Blueprint},
-    expert::Experts,
+    blueprint::{self, Blueprint, State},
     gguf::Gguf,
     model::{
         cx::{Cx, Target},
         embed::Embed,
         ffn::{Dense, Moe},
         load::{Linear, Loader, Norm},
-        mixer::Gqa,
+        mixer::{DeltaNet, Gqa, Mamba2, ShortConv},
         rope::Rope,
     },
     trace::Phase,
@@ -70,6 +70,9 @@ struct Branch {
 
 enum Part {
     Gqa(Gqa),
+    DeltaNet(DeltaNet),
+    Mamba2(Mamba2),
+    ShortConv(ShortConv),
     Dense(Dense),
     Moe(Moe),
 }
@@ -83,45 +86,68 @@ struct Head {
     soft_cap: Option<f32>,
 }
 
-/// Which rows of a batch the caller wants logits for.
+/// Which rows of a span the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// Every row.
     All,
     /// The last row.
     Last,
-    /// None: the batch only fills the KV cache.
+    /// None: they only fill the sequence's state.
     Nothing,
 }
 
-/// One batch of consecutive tokens of one sequence.
-#[derive(Clone, Copy)]
+/// Tokens that run together: some of each of several sequences. What a sequence's tokens give does not depend, by a bit, on
+/// the others, but an expert is read once for all of them.
+#[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// The tokens, each below `n_vocab`; their first position is the KV cache's length.
+    /// Each below `n_vocab`.
     pub tokens: &'a [u32],
-    /// Prompt or decode: what the expert cache and the prefetcher are told.
+    /// Whose they are: all tokens in order, at most one span of a sequence.
+    pub spans: &'a [Span],
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its place among the sequences.
+    pub seq: usize,
+    /// Position of the first token in it: its length so far.
+    pub first_pos: u32,
+    /// Which tokens of the batch. Not empty.
+    pub rows: Range<usize>,
+    /// Whether they are a prompt's, or one that was just sampled.
     pub phase: Phase,
     /// Which logits to compute.
     pub want: Want,
 }
 
+impl Span {
+    /// Rows of logits that it wants.
+    pub fn n_logits(&self) -> usize {
+        match self.want {
+            Want::All => self.rows.len(),
+            Want::Last => 1,
+            Want::Nothing => 0,
+        }
+    }
+}
+
 impl Model {
-    /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then.
+    /// Runs a batch; the wanted rows' logits are in [`Scratch::logits`] then, span by span.
     ///
     /// # Errors
-    /// A read that failed; a part of the model that gives no numbers, by name. The KV cache is as before the call then.
+    /// A read that failed; a part of the model that gives no numbers, by name. Every sequence is as before the call then.
     ///
     /// # Panics
-    /// If the batch is empty, or larger than scratch or KV cache: the session checks both.
-    pub fn forward(
+    /// If the spans are not the batch's tokens and the sequences' ends, or do not fit: the engine checks that.
+    pub fn forward<B: Backend>(
         &self,
-        b: &mut impl Backend,
-        batch: Batch<'_>,
-        kv: &mut KvCache,
-        experts: &mut Experts,
-        s: &mut Scratch,
+        workspace: Workspace<'_, B>,
+        batch: &Batch<'_>,
+        seqs: &mut [Sequence],
     ) -> Result<()> {
-        let mut cx = Cx::new(b, &batch, kv, experts, s, self.blueprint.n_embd);
+        let mut cx = Cx::new(workspace, batch, seqs, self.blueprint.n_embd);
         self.embed.gather(batch.tokens, &mut cx.s.x, &mut cx.s.embd)?;
         self.check(&cx, || "the token embedding".to_owned())?;
         cx.rotate(&self.ropes);
@@ -135,7 +161,7 @@ impl Model {
         if let Some(row) = self.head.logits(&mut cx) {
             return Err(self.broken("the output", row));
         }
-        cx.kv.advance(batch.tokens.len());
+        batch.spans.iter().for_each(|span| seqs[span.seq].commit(&batch.tokens[span.rows.clone()]));
         Ok(())
     }
 
@@ -165,17 +191,30 @@ impl Model {
             let divisors = rope.divisors.map(|divisors| loader.divisors(&divisors)).transpose()?;
             ropes.push(Rope::new(rope, &divisors.unwrap_or_default()));
         }
-        let last = blueprint.attentions().count() - 1;
-        let (mut n_attention, mut n_moe) = (0, 0);
-        let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| match part {
-            blueprint::Part::Gqa(gqa) => {
-                n_attention += 1;
-                Ok(Part::Gqa(Gqa::load(loader, gqa, n_attention - 1, n_attention > last, &shapes)?))
+        let (n_state, mut states) = (blueprint.states().count(), 0);
+        let (mut n_attention, mut n_recurrent, mut n_moe) = (0, 0, 0);
+        let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| {
+            states += usize::from(part.state().is_some());
+            // Numbers count from 0.
+            let is_last = states == n_state;
+            let (attention, recurrent) = (n_attention, n_recurrent);
+            match part.state() {
+                Some(State::Rows { .. }) => n_attention += 1,
+                Some(State::Recurrent { .. }) => n_recurrent += 1,
+                None => {}
             }
-            blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
-            blueprint::Part::Moe(moe) => {
-                n_moe += 1;
-                Ok(Part::Moe(Moe::load(loader, moe, n_moe - 1)?))
+            match part {
+                blueprint::Part::Gqa(gqa) => Ok(Part::Gqa(Gqa::load(loader, gqa, attention, is_last, &shapes)?)),
+                blueprint::Part::DeltaNet(net) => Ok(Part::DeltaNet(DeltaNet::load(loader, net, recurrent, is_last)?)),
+                blueprint::Part::Mamba2(mamba) => Ok(Part::Mamba2(Mamba2::load(loader, mamba, recurrent, is_last)?)),
+                blueprint::Part::ShortConv(conv) => {
+                    Ok(Part::ShortConv(ShortConv::load(loader, conv, recurrent, is_last)?))
+                }
+                blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
+                blueprint::Part::Moe(moe) => {
+                    n_moe += 1;
+                    Ok(Part::Moe(Moe::load(loader, moe, n_moe - 1)?))
+                }
             }
         };
         let blocks = blueprint.blocks.iter().map(|block| Block::load(&mut loader, block, &mut part));
@@ -193,6 +232,9 @@ impl Model {
         for branch in self.blocks.iter().flat_map(|block| &block.branches) {
             match &branch.part {
                 Part::Gqa(gqa) => mats.extend(gqa.mats()),
+                Part::DeltaNet(net) => mats.extend(net.mats()),
+                Part::Mamba2(mamba) => mats.extend(mamba.mats()),
+                Part::ShortConv(conv) => mats.extend(conv.mats()),
                 Part::Dense(_) | Part::Moe(_) => {}
             }
         }
@@ -205,6 +247,9 @@ impl Model {
         for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
             match &mut branch.part {
                 Part::Gqa(gqa) => gqa.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::DeltaNet(net) => net.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::Mamba2(mamba) => mamba.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::ShortConv(conv) => conv.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::Dense(ffn) => ffn.mats_mut().iter_mut().for_each(|mat| mat.interleave(b)),
                 Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
             }
@@ -250,6 +295,9 @@ impl Block {
             }
             match &branch.part {
                 Part::Gqa(gqa) => gqa.add(branch.norm.as_ref(), cx),
+                Part::DeltaNet(net) => net.add(cx),
+                Part::Mamba2(mamba) => mamba.add(cx),
+                Part::ShortConv(conv) => conv.add(cx),
                 Part::Dense(ffn) => ffn.add(cx),
                 Part::Moe(moe) => moe.add(cx, ahead)?,
             }
@@ -276,7 +324,11 @@ impl Block {
 
     /// For people.
     fn name(&self) -> String {
-        let part = if self.mixes() { "attention" } else { "feed-forward part" };
+        let part = match self.branches.first().map(|branch| &branch.part) {
+            Some(Part::Gqa(_)) => "attention",
+            Some(Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_)) => "recurrent part",
+            Some(Part::Dense(_) | Part::Moe(_)) | None => "feed-forward part",
+        };
         format!("the {part} of blk.{}", self.layer)
     }
 
@@ -289,7 +341,7 @@ impl Block {
 impl Branch {
     fn mixes(&self) -> bool {
         match self.part {
-            Part::Gqa(_) => true,
+            Part::Gqa(_) | Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_) => true,
             Part::Dense(_) | Part::Moe(_) => false,
         }
     }
@@ -320,6 +372,6 @@ impl Head {
         }
         let broken =
             cx.s.logits[..cx.len() * w.rows].chunks_exact(w.rows).position(|row| !row.iter().any(|x| x.is_finite()));
-        Some(cx.pos() + broken?)
+        Some(cx.pos_of(broken?))
     }
 }

@@ -30,6 +30,11 @@ impl Rope {
         Self { freqs: (0..rope.n_rot / 2).map(freq).collect(), magnitude: f64::from(rope.magnitude) }
     }
 
+    /// Numbers for each row.
+    pub fn width(&self) -> usize {
+        2 * self.freqs.len()
+    }
+
     /// Cosines and sines of `n` rows from position `pos` on, at the front of `turns`. (n, 2, n_rot / 2)
     pub fn angles(&self, pos: usize, n: usize, turns: &mut [f32]) {
         let pairs = self.freqs.len();

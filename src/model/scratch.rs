@@ -1,9 +1,13 @@
 //! The buffers of a forward pass, allocated once: after start-up the token loop allocates nothing.
 
-use super::{ffn::MoeScratch, mixer::AttentionRows};
+use super::{
+    cx::Run,
+    ffn::MoeScratch,
+    mixer::{AttentionRows, DeltaNet, Mamba2, ShortConv},
+};
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch},
+    blueprint::{Block, Blueprint, Branch, Part},
     id::ExpertId,
     trace::Routed,
 };
@@ -22,7 +26,9 @@ pub struct ScratchShape {
 
 /// See the module. Lengths beside the fields are maxima; a batch uses the front.
 pub struct Scratch {
-    n_batch: usize,
+    pub(super) n_batch: usize,
+    /// The rows of each sequence that are computed. (up to n_batch)
+    pub(super) runs: Vec<Run>,
     /// (n_batch, n_embd)
     pub(super) x: Floats,
     /// What a block adds, where that is normed or scaled. (n_batch, n_embd), or empty
@@ -48,6 +54,7 @@ impl Scratch {
         let (n, n_used, n_expert) = (shape.n_batch, m.n_expert_used(), m.n_expert);
         Self {
             n_batch: n,
+            runs: Vec::with_capacity(n),
             x: Floats::zeros(n * m.n_embd),
             sum: Floats::zeros(if sums(m)[0] { n * m.n_embd } else { 0 }),
             branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
@@ -86,7 +93,8 @@ impl Scratch {
             + Rows::bytes(n, attended_cols(m))
             + Rows::bytes(1, m.n_embd)
             + Hidden::bytes(max_pairs(m, n), m.n_ff());
-        let lists = n * n_used * (size_of::<Routed>() + size_of::<Pair>())
+        let lists = n * size_of::<Run>()
+            + n * n_used * (size_of::<Routed>() + size_of::<Pair>())
             + n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 4);
         (floats * size_of::<f32>()) as u64 + rows + lists as u64
     }
@@ -108,13 +116,26 @@ fn sums(m: &Blueprint) -> [bool; 2] {
 
 /// Floats per token in the widest of the buffers, which attention and experts share.
 fn wide(m: &Blueprint) -> usize {
-    let attention = m.attentions().map(|gqa| AttentionRows::cols(gqa, m.n_embd)).max().unwrap_or(0);
-    attention.max(m.n_expert_used() * m.n_embd)
+    let mixer = m.parts().map(|part| match part {
+        Part::Gqa(gqa) => AttentionRows::cols(gqa, m.n_embd),
+        Part::DeltaNet(net) => DeltaNet::cols(net, m.n_embd),
+        Part::Mamba2(mamba) => Mamba2::cols(mamba, m.n_embd),
+        Part::ShortConv(_) => ShortConv::cols(m.n_embd),
+        Part::Dense(_) | Part::Moe(_) => 0,
+    });
+    mixer.max().unwrap_or(0).max(m.n_expert_used() * m.n_embd)
 }
 
-/// Floats per token of what attention gives.
+/// Floats per token of what heads give.
 fn attended_cols(m: &Blueprint) -> usize {
-    m.attentions().map(|gqa| gqa.heads.n_head * gqa.heads.v).max().unwrap_or(0)
+    let heads = m.parts().map(|part| match part {
+        Part::Gqa(gqa) => gqa.heads.n_head * gqa.heads.v,
+        Part::DeltaNet(net) => net.n_v * net.v,
+        Part::Mamba2(mamba) => mamba.inner(),
+        Part::ShortConv(_) => m.n_embd,
+        Part::Dense(_) | Part::Moe(_) => 0,
+    });
+    heads.max().unwrap_or(0)
 }
 
 fn max_pairs(m: &Blueprint, n_batch: usize) -> usize {

@@ -79,7 +79,8 @@ impl Scratch {
 
 /// Spans of a row whose context has room for `n_ctx` positions, if it has more than one.
 const fn n_span_of(n_ctx: usize) -> usize {
-    if n_ctx > SPAN { n_ctx.div_ceil(SPAN) } else { 0 }
+    // One more where they begin in the middle of one.
+    if n_ctx > SPAN { n_ctx.div_ceil(SPAN) + 1 } else { 0 }
 }
 
 impl ThreadScratch {
@@ -98,13 +99,17 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
     assert_eq!(out.len(), n * a.n_head * a.head_v, "output of {n} rows");
     let Cpu { kernels, pool, attention: Scratch { threads, spans } } = cpu;
     let (kernels, threads, end) = (&*kernels, &*threads, a.first + n);
-    assert!(end <= a.n_ctx, "{n} rows at {} in a context of {}", a.first, a.n_ctx);
+    let begin = a.sees_from(a.first) / TILE * TILE;
+    let fits = end <= a.n_ctx || a.n_ctx.is_multiple_of(TILE) && end - begin <= a.n_ctx;
+    assert!(fits, "{n} rows at {} in a cache of {}", a.first, a.n_ctx);
+    // Spans that no row sees anything of are left out.
+    let (first_span, end_span) = (begin / SPAN, end.div_ceil(SPAN));
     let out = Out(out.as_mut_ptr());
     // SAFETY: `out` has a row for each query (asserted), which only the piece that has the query uses.
     let row = |query: usize| unsafe { std::slice::from_raw_parts_mut(out.at(query * a.head_v), a.head_v) };
     let blocks = Blocks::new(a, n);
     // A few short dot products do not pay for a hand-over.
-    let alone = n * end * a.n_head * a.head_k < ALONE;
+    let alone = n * (end - begin) * a.n_head * a.head_k < ALONE;
     let mut run = |body: &(dyn Fn(Worker<'_>, &mut ThreadScratch) + Sync)| {
         let body = |worker: Worker<'_>| {
             let mut s = threads[worker.index].lock().expect("each thread has its own");
@@ -116,8 +121,8 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
 
     // Where heads leave no thread without work, each stays with a head: hopping among them, two threads with four heads were 6 %
     // slower at 8192 tokens (spans of 512).
-    if n == 1 && end > SPAN && !blocks.count().is_multiple_of(threads.len()) {
-        let n_span = end.div_ceil(SPAN);
+    if n == 1 && end_span - first_span > 1 && !blocks.count().is_multiple_of(threads.len()) {
+        let n_span = end_span - first_span;
         spans.resize(n_span_of(a.n_ctx) * a.n_head, a.head_v);
         let (parts, rows) = (Phase::new(n_span * blocks.count(), threads.len()), Phase::new(a.n_head, threads.len()));
         let spans = spans.shared();
@@ -127,7 +132,7 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
                 // SAFETY: there are as many sums as spans and heads, since rows end within the context (asserted); each piece has
                 // its own.
                 let mut part = unsafe { spans.part(span * a.n_head + block.query(0), block.n) };
-                block.run(kernels, span * SPAN, &mut s.tile, &mut part);
+                block.run(kernels, (first_span + span) * SPAN, &mut s.tile, &mut part);
             });
             rows.work(worker, |query| {
                 // SAFETY: as above; all were written in an earlier phase.
@@ -147,8 +152,8 @@ pub(super) fn attend(cpu: &mut Cpu, a: &Attention<'_>, out: &mut [f32]) {
                 // Late rows have most to do: first come, first served makes the short ones fill the gaps.
                 let block = blocks.at(blocks.count() - 1 - at);
                 let (mut all, mut span) = (s.all.first(block.n), s.span.first(block.n));
-                block.run(kernels, 0, &mut s.tile, &mut all);
-                for start in (SPAN..block.sees(block.n - 1)).step_by(SPAN) {
+                block.run(kernels, first_span * SPAN, &mut s.tile, &mut all);
+                for start in ((first_span + 1) * SPAN..block.sees(block.n - 1)).step_by(SPAN) {
                     block.run(kernels, start, &mut s.tile, &mut span);
                     all.add(kernels, &span);
                 }
@@ -354,13 +359,13 @@ impl<'a> Side<'a> {
 
     /// Rows `start..start + n`.
     fn rows(&self, start: usize, n: usize) -> CachedRows<'a> {
-        CachedRows::new(self.ty, &self.bytes[start * self.row_bytes..][..n * self.row_bytes])
+        CachedRows::new(self.ty, &self.bytes[start % self.n_ctx * self.row_bytes..][..n * self.row_bytes])
     }
 
     /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see
     /// [`crate::backend::TurnedKey`].
     fn turned(&self, start: usize) -> Option<(CachedRows<'a>, usize)> {
-        let width = key_tile(self.n_ctx, start);
+        let width = key_tile(self.n_ctx, start % self.n_ctx);
         is_turned(self.ty).then(|| (self.rows(start, width), width))
     }
 

@@ -9,6 +9,7 @@ mod attention;
 pub mod kernels;
 mod pool;
 mod rate;
+mod recurrent;
 mod rows;
 mod sync;
 
@@ -18,7 +19,9 @@ use kernels::Kernels;
 use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
-use super::{Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Rotation, Rows};
+use super::{
+    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, Rotation, Rows,
+};
 use crate::{
     Error, Result,
     quant::{ActRow, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
@@ -316,6 +319,10 @@ impl Backend for Cpu {
 
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {
         attention::attend(self, a, out);
+    }
+
+    fn recur(&mut self, r: &Recurrence<'_>, state: &mut [f32], out: &mut [f32]) {
+        recurrent::recur(&self.kernels, &mut self.pool, r, state, out);
     }
 
     fn rms_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

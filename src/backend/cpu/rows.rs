@@ -82,13 +82,13 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
     let head_bytes = cache.len() / heads;
     each_row(pool, cache, head_bytes, n * dim, |head, cache| {
         let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
-        if keys && is_turned(ty) {
-            let n_ctx = head_bytes / row_bytes;
-            return (first..).zip(rows).for_each(|(pos, row)| {
-                write_turned(k, TurnedKey { ty, n_ctx, dim, pos }, row, cache);
-            });
-        }
-        for (x, row) in rows.zip(cache[first * row_bytes..].chunks_exact_mut(row_bytes)) {
+        let n_ctx = head_bytes / row_bytes;
+        for (pos, x) in (first..).map(|pos| pos % n_ctx).zip(rows) {
+            if keys && is_turned(ty) {
+                write_turned(k, TurnedKey { ty, n_ctx, dim, pos }, x, cache);
+                continue;
+            }
+            let row = &mut cache[pos * row_bytes..][..row_bytes];
             if ty == GgmlType::F16 {
                 k.to_f16(x, halves(row));
             } else {

@@ -26,11 +26,11 @@ impl Dense {
     /// `x += ffn(norm(x))`, where the rows have been normed already.
     pub fn add<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         everyone(&self.0, cx);
-        let (rows, n_embd) = (cx.rows(), cx.n_embd);
+        let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, target, .. } = cx;
         let Scratch { x, sum, branch, moe, .. } = &mut **s;
-        let terms = &moe.shared[..rows.len() * n_embd];
-        b.add_weighted(target.rows([x, sum, branch], rows, n_embd), n_embd, terms, |_| 1.0);
+        let terms = &moe.shared[..n * n_embd];
+        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, terms, |_| 1.0);
     }
 }
 

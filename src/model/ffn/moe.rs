@@ -169,9 +169,9 @@ impl Moe {
 
     /// Scores of all experts for the rows in [`Scratch::norm`](crate::model::Scratch).
     fn score<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let (rows, n_expert) = (cx.rows(), self.router.w.view().rows);
+        let (n, n_expert) = (cx.len(), self.router.w.view().rows);
         let Cx { b, s, .. } = cx;
-        let scores = &mut s.moe.scores[rows.start * n_expert..rows.end * n_expert];
+        let scores = &mut s.moe.scores[..n * n_expert];
         b.matmul(&s.norm, &mut [Product { w: self.router.w.view(), y: scores }]);
         self.router.finish(*b, scores);
         match self.choice.score {
@@ -185,11 +185,11 @@ impl Moe {
 
     /// Chooses each row's experts.
     fn route<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let (rows, n_expert_used, n_expert) = (cx.rows(), self.choice.n_expert_used, self.router.w.view().rows);
+        let (n, n_expert_used, n_expert) = (cx.len(), self.choice.n_expert_used, self.router.w.view().rows);
         let Cx { b, s, .. } = cx;
-        let scores = &s.moe.scores[rows.start * n_expert..rows.end * n_expert];
+        let scores = &s.moe.scores[..n * n_expert];
         let unset = Routed { id: ExpertId { layer: self.index, expert: 0 }, weight: 0.0 };
-        s.moe.routed.resize(rows.len() * n_expert_used, unset);
+        s.moe.routed.resize(n * n_expert_used, unset);
         b.each_row(&mut s.moe.routed, n_expert_used, 16 * n_expert, |i, routed| {
             route(&self.choice, self.index, &scores[i * n_expert..(i + 1) * n_expert], &self.select_bias, routed);
         });
@@ -197,12 +197,14 @@ impl Moe {
 
     /// Asks for the experts, and says what the next layers may want.
     fn request<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) {
-        let horizon = if cx.phase == Phase::Decode { cx.experts.horizon(self.index) } else { 0 };
+        // Scores are of one token: of several sequences' tokens there are none.
+        let phase = cx.phase();
+        let horizon = if phase == Phase::Decode && cx.len() == 1 { cx.experts.horizon(self.index) } else { 0 };
         let scored = look_ahead(cx, ahead, horizon);
         let moe = &cx.s.moe;
         let event = LayerEvent {
-            phase: cx.phase,
-            first_token: cx.pos() as u32,
+            phase,
+            first_token: cx.first_pos() as u32,
             n_tokens: cx.len() as u32,
             layer: self.index,
             routed: &moe.routed,
@@ -214,25 +216,25 @@ impl Moe {
 
     /// Adds up in routing order, whatever the order of arrival.
     fn sum<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let (rows, n_embd) = (cx.rows(), cx.n_embd);
+        let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, target, .. } = cx;
         let Scratch { x, sum, branch, moe, .. } = &mut **s;
-        let (x, moe) = (target.rows([x, sum, branch], rows.clone(), n_embd), &*moe);
+        let (x, moe) = (target.rows([x, sum, branch], n, n_embd), &*moe);
         let weight = |r: usize| if self.weighs_input { 1.0 } else { moe.routed[r].weight };
         b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
         if let Some(shared) = &self.shared {
             let gate = |i: usize| if shared.gate.is_some() { sigmoid(moe.shared_gate[i]) } else { 1.0 };
-            b.add_weighted(x, n_embd, &moe.shared[..rows.len() * n_embd], gate);
+            b.add_weighted(x, n_embd, &moe.shared[..n * n_embd], gate);
         }
     }
 }
 
 /// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this
-/// layer's experts. Returns of how many: it ends at a layer without a router.
+/// layer's experts, of one token. Returns of how many: it ends at a layer without a router.
 fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> usize {
-    let (rows, n_embd) = (cx.rows(), cx.n_embd);
+    let n_embd = cx.n_embd;
     let Cx { b, s, .. } = cx;
-    let (x, moe) = (&s.x[rows.start * n_embd..rows.end * n_embd], &mut s.moe);
+    let (x, moe) = (&s.x[..n_embd], &mut s.moe);
     let mut scored = 0;
     let ahead = ahead.iter().filter_map(Block::feed_forward);
     for ((part, norm), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {

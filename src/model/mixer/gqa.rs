@@ -1,18 +1,17 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
-use std::ops::Range;
-
+use super::{multiply, softplus};
 use crate::{
     Result,
-    backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
+    backend::{Attention, Backend, CacheWrite, Product, Rotation},
     blueprint::{self, GateAct, Heads, RopeKind, Temperature},
     model::{
-        KvView, Scratch,
+        Scratch,
         cx::Cx,
         ffn::sigmoid,
         load::{Linear, Loader, Mat, Norm},
+        state::KvView,
     },
-    quant::{GgmlType, QMat},
 };
 
 /// See the module.
@@ -182,8 +181,8 @@ impl Gqa {
 
     /// Keys and values, which go into the cache; and, with them, queries.
     fn project<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
-        let (h, n, pos, n_embd, rows) = (self.heads, cx.len(), cx.pos(), cx.n_embd, cx.rows());
-        let Cx { b, s, kv, experts, .. } = cx;
+        let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
+        let Cx { b, s, seqs, experts, .. } = cx;
         let AttentionRows { q, k, v, gate, .. } = self.rows(n_embd, n, &mut s.moe.out);
         let values = self.v.as_ref().map(|linear| Product { w: linear.w.view(), y: &mut *v });
         let keys = Some(Product { w: self.k.w.view(), y: &mut *k });
@@ -199,11 +198,15 @@ impl Gqa {
         if let Some(norm) = &self.v_norm {
             norm.apply_onto(*b, v);
         }
-        self.place(*b, k, 1, &s.turns, rows);
-        let (ty, heads) = (kv.ty(), h.n_head_kv);
-        let (keys, values) = kv.layer_mut(self.index);
-        b.write_cache(CacheWrite { x: k, cache: keys, keys: true, ty, heads, dim: h.k, first: pos });
-        b.write_cache(CacheWrite { x: v, cache: values, keys: false, ty, heads, dim: h.v, first: pos });
+        self.place(*b, k, 1, &s.turns, n);
+        for run in &s.runs {
+            let (ty, heads, first, seq) = (seqs[run.seq].ty(), h.n_head_kv, run.pos, &mut seqs[run.seq]);
+            let (keys, values) = seq.rows_mut(self.index);
+            let x = run.of(k, heads * h.k);
+            b.write_cache(CacheWrite { x, cache: keys, keys: true, ty, heads, dim: h.k, first });
+            let x = run.of(v, heads * h.v);
+            b.write_cache(CacheWrite { x, cache: values, keys: false, ty, heads, dim: h.v, first });
+        }
     }
 
     /// What becomes of the products that queries, keys or values are.
@@ -215,67 +218,71 @@ impl Gqa {
         }
     }
 
-    /// Attention of the queries over the cache.
+    /// Attention of each sequence's queries over its own rows.
     fn attend<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let (h, n, pos, n_embd, rows) = (self.heads, cx.len(), cx.pos(), cx.n_embd, cx.rows());
-        let Cx { b, s, kv, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, turns, .. } = &mut **s;
+        let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
+        let Cx { b, s, seqs, experts, target, .. } = cx;
+        let Scratch { x, sum, branch, moe, attended, turns, runs, .. } = &mut **s;
         let AttentionRows { q, gate, out, .. } = self.rows(n_embd, n, &mut moe.out);
         self.finish(*b, &self.q, q);
-        self.place(*b, q, 0, turns, rows.clone());
+        self.place(*b, q, 0, turns, n);
         if let Some(temperature) = self.temperature {
             let cols = h.n_head * h.k;
-            b.each_row(q, cols, cols, |i, row| {
-                let factor = temperature.at(pos + i);
-                row.iter_mut().for_each(|x| *x *= factor);
-            });
+            for run in &*runs {
+                b.each_row(run.of_mut(q, cols), cols, cols, |i, row| {
+                    let factor = temperature.at(run.pos + i);
+                    row.iter_mut().for_each(|x| *x *= factor);
+                });
+            }
         }
-        let KvView { ty, n_ctx, keys, values } = kv.view(self.index);
-        let attention = Attention {
-            q,
-            keys,
-            values,
-            ty,
-            n_ctx,
-            n_head: h.n_head,
-            n_head_kv: h.n_head_kv,
-            head_k: h.k,
-            head_v: h.v,
-            first: pos,
-            window: self.window,
-            sinks: &self.sinks,
-            scale: self.scale,
-            soft_cap: self.soft_cap,
-        };
         let heads = attended.start_wide(n, h.n_head * h.v);
-        b.attend(&attention, heads);
-        experts.meanwhile();
+        for run in &*runs {
+            let KvView { ty, n_ctx, keys, values } = seqs[run.seq].rows(self.index);
+            let attention = Attention {
+                q: run.of(q, h.n_head * h.k),
+                keys,
+                values,
+                ty,
+                n_ctx,
+                n_head: h.n_head,
+                n_head_kv: h.n_head_kv,
+                head_k: h.k,
+                head_v: h.v,
+                first: run.pos,
+                window: self.window,
+                sinks: &self.sinks,
+                scale: self.scale,
+                soft_cap: self.soft_cap,
+            };
+            b.attend(&attention, run.of_mut(heads, h.n_head * h.v));
+            experts.meanwhile();
+        }
         if let Some(linear) = &self.gate {
             linear.open(*b, gate, heads, h.n_head * h.v);
         }
         b.prepare(attended);
         b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
         self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], rows, n_embd), n_embd, out, |_| 1.0);
+        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
     }
 
     /// Norms and rotates queries (`which` 0) or keys (1).
-    fn place(&self, b: &mut impl Backend, x: &mut [f32], which: usize, turns: &[Vec<f32>], rows: Range<usize>) {
+    fn place(&self, b: &mut impl Backend, x: &mut [f32], which: usize, turns: &[Vec<f32>], n: usize) {
         if self.rotates_first {
-            self.rotate(b, x, turns, rows.clone());
+            self.rotate(b, x, turns, n);
         }
         if let Some(norms) = &self.qk_norm {
             norms[which].apply_onto(b, x);
         }
         if !self.rotates_first {
-            self.rotate(b, x, turns, rows);
+            self.rotate(b, x, turns, n);
         }
     }
 
-    /// Rotates the heads of some rows of the batch, whose angles are among those in `turns`.
-    fn rotate(&self, b: &mut impl Backend, x: &mut [f32], turns: &[Vec<f32>], rows: Range<usize>) {
+    /// Rotates the heads of all `n` rows, whose angles are among those in `turns`.
+    fn rotate(&self, b: &mut impl Backend, x: &mut [f32], turns: &[Vec<f32>], n: usize) {
         if let Some(Rotates { kind, pairs, angles }) = self.rotates {
-            let turns = &turns[angles][rows.start * 2 * pairs..rows.end * 2 * pairs];
+            let turns = &turns[angles][..n * 2 * pairs];
             b.rope(x, &Rotation { kind, head: self.heads.k, pairs, turns });
         }
     }
@@ -298,20 +305,4 @@ impl Gate {
             }
         });
     }
-}
-
-/// `ln(1 + exp(x))`, which is x where that overflows.
-fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
-}
-
-/// The products that there are, of one input.
-fn multiply<B: Backend>(b: &mut B, rows: &Rows, products: [Option<Product<'_>>; 4]) {
-    let none = || Product { w: QMat::new(GgmlType::F32, 0, 0, &[]), y: &mut [] };
-    let (mut there, mut n) = ([none(), none(), none(), none()], 0);
-    for product in products.into_iter().flatten() {
-        there[n] = product;
-        n += 1;
-    }
-    b.matmul(rows, &mut there[..n]);
 }

@@ -1,0 +1,222 @@
+//! Keys and values of the tokens so far, in F32, F16 or Q8_0. Allocated once; pages that no token has reached cost nothing.
+//!
+//! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v): what one head reads is contiguous. Keys
+//! of F16 and Q8_0 are turned, see [`TurnedKey`](crate::backend::TurnedKey).
+//!
+//! Where a window leaves old positions out of sight, there are only as many rows as the window and a batch need, in whole tiles
+//! of keys, and position p is row p modulo their number.
+
+use memmap2::MmapMut;
+
+use crate::{Error, Result, backend::KEY_TILE, blueprint::State, human_bytes, quant::GgmlType};
+
+/// The types that `--kv` takes.
+pub const KV_TYPES: &[GgmlType] = &[GgmlType::F16, GgmlType::F32, GgmlType::Q8_0];
+
+/// See the module.
+pub(super) struct Rows {
+    ty: GgmlType,
+    /// Of each attention.
+    attentions: Vec<Place>,
+    memory: MmapMut,
+}
+
+/// Sizes of one attention's keys and values.
+#[derive(Clone, Copy)]
+struct Size {
+    heads: usize,
+    /// Bytes of a head's key and of its value.
+    row_bytes: [usize; 2],
+    /// Rows of a head.
+    rows: usize,
+    /// Positions before a token that it sees, where there are fewer rows than the context has positions.
+    behind: Option<usize>,
+}
+
+/// Where one attention's keys and values are, and which.
+struct Place {
+    size: Size,
+    start: usize,
+    /// The first position whose row has not been overwritten by a later one's.
+    first: usize,
+}
+
+/// An attention's keys and values for reading.
+#[derive(Clone, Copy)]
+pub struct KvView<'a> {
+    /// Element type of both.
+    pub ty: GgmlType,
+    /// Rows between one head's first row and the next head's; position p is row p modulo this.
+    pub n_ctx: usize,
+    /// (heads, n_ctx, k)
+    pub keys: &'a [u8],
+    /// (heads, n_ctx, v)
+    pub values: &'a [u8],
+}
+
+/// Bytes of one head's row of `n` elements.
+fn row_bytes(ty: GgmlType, n: usize) -> Result<usize> {
+    if !KV_TYPES.contains(&ty) {
+        let names: Vec<_> = KV_TYPES.iter().map(|t| t.name()).collect();
+        return Err(Error::request("the KV cache type", format!("one of {}", names.join(", ")), ty));
+    }
+    let bytes = ty.row_bytes(n as u64).ok_or_else(|| {
+        Error::request(format!("KV cache type {ty}"), format!("heads of a multiple of {}", ty.block_len()), n)
+    })?;
+    Ok(bytes as usize)
+}
+
+impl Size {
+    /// For a context of `n_ctx` tokens that come in batches of at most `n_batch`. `None` of what keeps no rows.
+    fn of(state: State, ty: GgmlType, n_ctx: usize, n_batch: usize) -> Result<Option<Self>> {
+        let State::Rows { heads, k, v, window } = state else { return Ok(None) };
+        let row_bytes = [row_bytes(ty, k)?, row_bytes(ty, v)?];
+        let (mut rows, mut behind) = (n_ctx, None);
+        if let Some(window) = window {
+            // Whatever a batch's first row sees and its last row's position, in whole tiles: no row that anything sees shares
+            // a place with another, even if the batch fails and comes again.
+            let all =
+                (window - 1).saturating_add(n_batch).div_ceil(KEY_TILE).saturating_add(1).saturating_mul(KEY_TILE);
+            if all < n_ctx {
+                (rows, behind) = (all, Some(window - 1));
+            }
+        }
+        Ok(Some(Self { heads, row_bytes, rows, behind }))
+    }
+
+    /// Bytes of all keys and of all values.
+    fn bytes(&self) -> [usize; 2] {
+        self.row_bytes.map(|bytes| bytes.saturating_mul(self.heads).saturating_mul(self.rows))
+    }
+
+    /// Tiles that hold what the token at position `len` sees before it.
+    fn tiles(&self, len: usize) -> impl Iterator<Item = usize> {
+        let seen = self.behind.map_or(0..0, |behind| len.saturating_sub(behind) / KEY_TILE * KEY_TILE..len);
+        seen.step_by(KEY_TILE)
+    }
+
+    /// Bytes of a checkpoint at most.
+    fn checkpoint_bytes(&self) -> usize {
+        let positions = self.behind.map_or(0, |behind| (behind.div_ceil(KEY_TILE) + 1) * KEY_TILE);
+        self.row_bytes.iter().sum::<usize>().saturating_mul(self.heads).saturating_mul(positions)
+    }
+}
+
+impl Rows {
+    fn sizes(
+        states: impl Iterator<Item = State>,
+        ty: GgmlType,
+        n_ctx: usize,
+        n_batch: usize,
+    ) -> impl Iterator<Item = Result<Size>> {
+        states.filter_map(move |state| Size::of(state, ty, n_ctx, n_batch).transpose())
+    }
+
+    /// Bytes of the rows, and of a checkpoint of them.
+    pub fn bytes(
+        states: impl Iterator<Item = State>,
+        ty: GgmlType,
+        n_ctx: usize,
+        n_batch: usize,
+    ) -> Result<(u64, u64)> {
+        let (mut rows, mut checkpoint) = (0u64, 0u64);
+        for size in Self::sizes(states, ty, n_ctx, n_batch) {
+            let size = size?;
+            size.bytes().into_iter().for_each(|bytes| rows = rows.saturating_add(bytes as u64));
+            checkpoint = checkpoint.saturating_add(size.checkpoint_bytes() as u64);
+        }
+        Ok((rows, checkpoint))
+    }
+
+    pub fn new(
+        states: impl Iterator<Item = State> + Clone,
+        ty: GgmlType,
+        n_ctx: usize,
+        n_batch: usize,
+    ) -> Result<Self> {
+        let (bytes, _) = Self::bytes(states.clone(), ty, n_ctx, n_batch)?;
+        let refused = |e| Error::invalid(format!("cannot allocate {} for the KV cache: {e}", human_bytes(bytes)));
+        let memory = MmapMut::map_anon((bytes as usize).max(1)).map_err(refused)?;
+        let mut start = 0;
+        let place = |size: Result<Size>| {
+            let size = size?;
+            let place = Place { size, start, first: 0 };
+            start += size.bytes().iter().sum::<usize>();
+            Ok(place)
+        };
+        let attentions = Self::sizes(states, ty, n_ctx, n_batch).map(place).collect::<Result<_>>()?;
+        Ok(Self { ty, attentions, memory })
+    }
+
+    pub fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    /// An attention's keys (heads, rows, k) and values (heads, rows, v), for writing.
+    pub fn of_mut(&mut self, attention: usize) -> (&mut [u8], &mut [u8]) {
+        let Place { start, size, .. } = &self.attentions[attention];
+        let [keys, values] = size.bytes();
+        self.memory[*start..start + keys + values].split_at_mut(keys)
+    }
+
+    pub fn of(&self, attention: usize) -> KvView<'_> {
+        let Place { start, size, .. } = &self.attentions[attention];
+        let [keys, values] = size.bytes();
+        let (keys, values) = self.memory[*start..start + keys + values].split_at(keys);
+        KvView { ty: self.ty, n_ctx: size.rows, keys, values }
+    }
+
+    /// Positions below `end` are about to be written.
+    pub fn will_reach(&mut self, end: usize) {
+        for place in &mut self.attentions {
+            place.first = place.first.max(end.saturating_sub(place.size.rows));
+        }
+    }
+
+    /// Whether the token at position `len` would find all rows that it sees.
+    pub fn has(&self, len: usize) -> bool {
+        len == 0
+            || self
+                .attentions
+                .iter()
+                .all(|place| place.size.behind.is_none_or(|behind| len.saturating_sub(behind) >= place.first))
+    }
+
+    /// Nothing has been written.
+    pub fn clear(&mut self) {
+        self.attentions.iter_mut().for_each(|place| place.first = 0);
+    }
+
+    /// Calls `f` with each piece of bytes that a checkpoint at position `len` consists of, in order.
+    fn each_piece(&mut self, len: usize, mut f: impl FnMut(&mut [u8])) {
+        for Place { size, start, .. } in &self.attentions {
+            let mut start = *start;
+            for row in size.row_bytes {
+                for head in 0..size.heads {
+                    for tile in size.tiles(len) {
+                        let at = start + (head * size.rows + tile % size.rows) * row;
+                        f(&mut self.memory[at..at + KEY_TILE * row]);
+                    }
+                }
+                start += size.heads * size.rows * row;
+            }
+        }
+    }
+
+    /// Adds what would be overwritten to `to`: of what sees everything, nothing.
+    pub fn save(&mut self, len: usize, to: &mut Vec<u8>) {
+        self.each_piece(len, |piece| to.extend_from_slice(piece));
+    }
+
+    /// Puts back what [`Rows::save`] gave at `len`.
+    pub fn restore(&mut self, len: usize, mut from: &[u8]) {
+        self.each_piece(len, |piece| {
+            let (this, rest) = from.split_at(piece.len());
+            piece.copy_from_slice(this);
+            from = rest;
+        });
+        for place in &mut self.attentions {
+            place.first = place.size.behind.map_or(0, |behind| len.saturating_sub(behind));
+        }
+    }
+}
