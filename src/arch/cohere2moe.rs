@@ -1,4 +1,4 @@
-//! Command A+ (Cohere, 2026): attention and experts read the same layer norm; one layer of four sees everything and knows no
+//! North-Mini-Code 30B-A3B (Cohere, 2026): attention and experts read the same layer norm; one layer of four sees everything and knows no
 //! positions, the others see a window and rotate; leading dense layers, then sigmoid scores and a shared expert, of which half
 //! the sum is added.
 

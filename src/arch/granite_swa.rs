@@ -1,4 +1,4 @@
-//! Granite 4.1 MoE (IBM, 2026): granitemoe with layers that see a window, layers that know no positions, and sinks.
+//! Granite 4.x MoE with sliding windows (IBM, 2026): granitemoe with layers that see a window, layers that know no positions, and sinks.
 
 use super::{Arch, granitemoe};
 use crate::{

@@ -18,11 +18,11 @@ mod shape;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, Rope, Temperature, Yarn};
+pub use attention::{Gate, GateAct, Gqa, Heads, Latent, Rope, Temperature, Up, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use layer::LayerReader;
-pub use reader::{FullLayers, Reader};
+pub use reader::{FullLayers, LatentSizes, Reader};
 pub use role::Role;
 pub use shape::{Shape, elements};
 pub use unread::Unread;

@@ -43,6 +43,23 @@ pub struct Reader<'a> {
     ignored: RefCell<Vec<Unread>>,
 }
 
+/// Sizes of latent attention, as its tensors have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSizes {
+    /// Query heads.
+    pub n_head: usize,
+    /// Elements of a latent row.
+    pub rank: usize,
+    /// The same of queries, where these come from short rows, too.
+    pub q_rank: Option<usize>,
+    /// Elements of a query or key head that do not rotate.
+    pub nope: usize,
+    /// Elements of one that do.
+    pub rot: usize,
+    /// Elements of a value head.
+    pub v: usize,
+}
+
 /// Which layers see everything, where others see a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FullLayers {
@@ -272,9 +289,8 @@ impl<'a> Reader<'a> {
         let n_head = meta.require_u32_or_array(&key, self.n_block)?;
         let n_head_kv = meta.u32_or_array(&key_kv, self.n_block)?.unwrap_or_else(|| n_head.clone());
         let first = self.within(&key, n_head[0] as usize, MAX_WIDTH)?;
-        let k = self.count_or("attention.key_length", self.n_embd / first, MAX_WIDTH)?;
+        let k = self.head_length("attention.key_length", self.n_embd / first)?;
         let v = self.count_or("attention.value_length", self.n_embd / first, MAX_WIDTH)?;
-        self.even("attention.key_length", k)?;
         let of = |(&n_head, &n_head_kv): (&u32, &u32)| {
             let (n_head, n_head_kv) = (self.within(&key, n_head as usize, MAX_WIDTH)?, n_head_kv as usize);
             if n_head_kv == 0 || n_head % n_head_kv != 0 {
@@ -284,6 +300,16 @@ impl<'a> Reader<'a> {
             Ok(Heads { n_head, n_head_kv, k, v })
         };
         n_head.iter().zip(&n_head_kv).take(self.n_layer).map(of).collect()
+    }
+
+    /// An even length of heads, with a default.
+    ///
+    /// # Errors
+    /// Another number.
+    pub fn head_length(&self, short: &str, default: usize) -> Result<usize> {
+        let length = self.count_or(short, default, MAX_WIDTH)?;
+        self.even(short, length)?;
+        Ok(length)
     }
 
     /// Rotation of heads of `head` elements, with the scaling that the file asks for.
@@ -346,6 +372,64 @@ impl<'a> Reader<'a> {
             beta_fast: self.number("rope.scaling.yarn_beta_fast", FACTORS)?.unwrap_or(32.0),
             beta_slow: self.number("rope.scaling.yarn_beta_slow", FACTORS)?.unwrap_or(1.0),
         })
+    }
+
+    /// Sizes of latent attention. `rot`: elements of a head that rotate.
+    ///
+    /// # Errors
+    /// A key that does not make sense or contradicts another.
+    pub fn latent_sizes(&self, rot: usize) -> Result<LatentSizes> {
+        let n_head = self.count("attention.head_count", MAX_WIDTH)?;
+        let rank = self.count("attention.kv_lora_rank", MAX_WIDTH)?;
+        let q_rank = match self.gguf().meta().u32(&self.key("attention.q_lora_rank"))? {
+            None | Some(0) => None,
+            Some(_) => Some(self.count("attention.q_lora_rank", MAX_WIDTH)?),
+        };
+        // Files that keep latent rows say how long those are in the keys that others have for heads.
+        let (absorbed, per_head) = (self.has_key("attention.key_length_mla"), |short: &str| format!("{short}_mla"));
+        let sizes = ["attention.key_length", "attention.value_length"];
+        let [k, v] = if absorbed {
+            for (short, expected) in sizes.into_iter().zip([rank + rot, rank]) {
+                let got = self.count(short, MAX_WIDTH)?;
+                if got != expected {
+                    return Err(Error::format(self.gguf().path(), self.key(short), expected, got));
+                }
+            }
+            sizes.map(|short| self.count(&per_head(short), MAX_WIDTH))
+        } else {
+            sizes.map(|short| self.count(short, MAX_WIDTH))
+        };
+        let (k, v, kv_heads) = (k?, v?, self.key("attention.head_count_kv"));
+        let expected = if absorbed { 1 } else { n_head };
+        match self.gguf().meta().u32(&kv_heads)?.map_or(expected, |n| n as usize) {
+            n if n == expected => {}
+            n => return Err(Error::format(self.gguf().path(), kv_heads, expected, n)),
+        }
+        if k <= rot {
+            let short = sizes[0].to_owned() + if absorbed { "_mla" } else { "" };
+            return Err(Error::format(
+                self.gguf().path(),
+                self.key(&short),
+                format!("more than the {rot} that rotate"),
+                k,
+            ));
+        }
+        Ok(LatentSizes { n_head, rank, q_rank, nope: k - rot, rot, v })
+    }
+
+    /// What YaRN does to a latent attention: its rotation, and the factor of its scores. `cancels`: with factors for all
+    /// dimensions alike, cosines and sines keep their size.
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn latent_yarn(&self, rope: Rope, cancels: bool) -> Result<(Rope, f32)> {
+        let Some(all) = self.factor("rope.scaling.yarn_log_multiplier")?.filter(|_| rope.yarn.is_some()) else {
+            return Ok((rope, 1.0));
+        };
+        let log = -rope.scale.ln();
+        let (usual, all) = (1.0 + 0.1 * log, 1.0 + all * log);
+        let magnitude = rope.magnitude / if cancels { usual } else { all };
+        Ok((Rope { magnitude, ..rope }, all * all))
     }
 
     /// The window of each layer, where a file that names one and does not list the layers that have it means every layer but

@@ -56,6 +56,8 @@ const HARMLESS: &[(&str, When, &str)] = &[
     ("rope.dimension_count_swa", When::Always, "no layer has a sliding window"),
     ("rope.freq_base_swa", When::Always, "no layer has a sliding window"),
     ("attention.layer_norm_epsilon", When::Always, "the norms are RMS norms, which have their own"),
+    ("attention.shared_kv_layers", When::Zero, "every layer has keys and values of its own"),
+    ("embedding_length_per_layer_input", When::Zero, "layers have no inputs of their own"),
     ("attention.causal", When::True, "attention is causal"),
     ("attention.sliding_window", When::NoWindow, "every token sees the whole context"),
     ("attention.sliding_window_pattern", When::Zero, "every token sees the whole context"),

@@ -8,7 +8,7 @@ use memmap2::MmapMut;
 
 use crate::{
     Error, Result,
-    blueprint::{Blueprint, Gqa, Heads},
+    blueprint::{Blueprint, Gqa},
     human_bytes,
     quant::GgmlType,
 };
@@ -31,8 +31,9 @@ struct Place {
 }
 
 /// Bytes of an attention's keys and values of one token.
-fn token_bytes(ty: GgmlType, heads: Heads) -> Result<[usize; 2]> {
-    Ok([heads.n_head_kv * row_bytes(ty, heads.k)?, heads.n_head_kv * row_bytes(ty, heads.v)?])
+fn token_bytes(ty: GgmlType, gqa: &Gqa) -> Result<[usize; 2]> {
+    let n = gqa.heads.n_head_kv;
+    Ok([n * row_bytes(ty, gqa.heads.k)?, n * row_bytes(ty, gqa.kept_v())?])
 }
 
 /// Bytes of one head's row of `n` elements.
@@ -69,7 +70,7 @@ impl KvCache {
     /// # Errors
     /// If the type is not one of [`KV_TYPES`], or a head's size is no whole number of its blocks.
     pub fn bytes(m: &Blueprint, ty: GgmlType, n_ctx: usize) -> Result<u64> {
-        let tokens = m.attentions().map(|gqa| token_bytes(ty, gqa.heads)).collect::<Result<Vec<_>>>()?;
+        let tokens = m.attentions().map(|gqa| token_bytes(ty, gqa)).collect::<Result<Vec<_>>>()?;
         Ok((tokens.as_flattened().iter().sum::<usize>() as u64).saturating_mul(n_ctx as u64))
     }
 
@@ -83,7 +84,7 @@ impl KvCache {
         let memory = MmapMut::map_anon((bytes as usize).max(1)).map_err(refused)?;
         let mut start = 0;
         let place = |gqa: &Gqa| {
-            let [keys, values] = token_bytes(ty, gqa.heads)?.map(|bytes| bytes * n_ctx);
+            let [keys, values] = token_bytes(ty, gqa)?.map(|bytes| bytes * n_ctx);
             let place = Place { start, keys, values };
             start += keys + values;
             Ok(place)

@@ -1,10 +1,14 @@
 //! The buffers of a forward pass, allocated once: after start-up the token loop allocates nothing.
 
-use super::{ffn::MoeScratch, mixer::AttentionRows};
+use super::{
+    ffn::MoeScratch,
+    mixer::{AttentionRows, Latent},
+};
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch},
+    blueprint::{Block, Blueprint, Branch, Gqa, Heads},
     id::ExpertId,
+    quant::block::CHUNK,
     trace::Routed,
 };
 
@@ -33,6 +37,8 @@ pub struct Scratch {
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * v)
     pub(super) attended: Rows,
+    /// Short rows of latent attention. (n_batch, [`Latent::low_cols`])
+    pub(super) low: Rows,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
     /// One row of the token embedding.
@@ -53,6 +59,7 @@ impl Scratch {
             branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
             norm: Rows::new(n, m.n_embd),
             attended: Rows::new(n, attended_cols(m)),
+            low: Rows::new(n, low_cols(m)),
             turns: m.ropes().iter().map(|rope| vec![0.0; n * rope.n_rot]).collect(),
             embd: vec![0; m.n_embd * 4],
             moe: MoeScratch {
@@ -84,6 +91,7 @@ impl Scratch {
             + shape.n_logits * m.n_vocab;
         let rows = Rows::bytes(n, m.n_embd)
             + Rows::bytes(n, attended_cols(m))
+            + Rows::bytes(n, low_cols(m))
             + Rows::bytes(1, m.n_embd)
             + Hidden::bytes(max_pairs(m, n), m.n_ff());
         let lists = n * n_used * (size_of::<Routed>() + size_of::<Pair>())
@@ -112,9 +120,19 @@ fn wide(m: &Blueprint) -> usize {
     attention.max(m.n_expert_used() * m.n_embd)
 }
 
-/// Floats per token of what attention gives.
+/// Floats per token of what attention gives. Heads of latent attention are rows of their own, in whole chunks.
 fn attended_cols(m: &Blueprint) -> usize {
-    m.attentions().map(|gqa| gqa.heads.n_head * gqa.heads.v).max().unwrap_or(0)
+    let of = |gqa: &Gqa| {
+        let Heads { n_head, v, .. } = gqa.heads;
+        let heads = gqa.latent.map_or(0, |latent| n_head * v.max(latent.nope).next_multiple_of(CHUNK));
+        heads.max(n_head * v)
+    };
+    m.attentions().map(of).max().unwrap_or(0)
+}
+
+fn low_cols(m: &Blueprint) -> usize {
+    let of = |gqa: &Gqa| gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head));
+    m.attentions().map(of).max().unwrap_or(0)
 }
 
 fn max_pairs(m: &Blueprint, n_batch: usize) -> usize {

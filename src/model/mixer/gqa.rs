@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::latent::Latent;
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
@@ -27,6 +28,9 @@ pub struct Gqa {
     /// `None`: what `k` gives.
     v: Option<Linear>,
     o: Linear,
+    latent: Option<Latent>,
+    /// Floats per token that it works in.
+    latent_cols: usize,
     clamp: Option<f32>,
     /// Of queries and keys.
     qk_norm: Option<[Norm; 2]>,
@@ -70,27 +74,31 @@ pub struct AttentionRows<'a> {
     pub v: &'a mut [f32],
     /// What the gate's product gives. (n, n_head or n_head * v)
     pub gate: &'a mut [f32],
+    /// Of a latent attention: see [`Latent::cols`].
+    pub latent: &'a mut [f32],
     /// (n, n_embd)
     pub out: &'a mut [f32],
 }
 
 impl<'a> AttentionRows<'a> {
-    /// Those of `n` tokens. `gate`: outputs of the gate.
+    /// Those of `n` tokens. `gate`: outputs of the gate; `latent`: floats per token.
     ///
     /// # Panics
     /// If `memory` is less than [`AttentionRows::cols`] for each token.
-    fn of(h: Heads, gate: usize, n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
+    fn of(h: Heads, [gate, latent]: [usize; 2], n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
         let (q, rest) = memory.split_at_mut(n * h.n_head * h.k);
         let (k, rest) = rest.split_at_mut(n * h.n_head_kv * h.k);
         let (v, rest) = rest.split_at_mut(n * h.n_head_kv * h.v);
         let (gate, rest) = rest.split_at_mut(n * gate);
-        AttentionRows { q, k, v, gate, out: &mut rest[..n * n_embd] }
+        let (latent, rest) = rest.split_at_mut(n * latent);
+        AttentionRows { q, k, v, gate, latent, out: &mut rest[..n * n_embd] }
     }
 
     /// Floats per token.
     pub fn cols(gqa: &blueprint::Gqa, n_embd: usize) -> usize {
         let h = gqa.heads;
-        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gqa.gate.map_or(0, |gate| gate.w.w.rows) + n_embd
+        let latent = gqa.latent.map_or(0, |latent| Latent::cols(&latent, h.n_head));
+        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gqa.gate.map_or(0, |gate| gate.w.w.rows) + latent + n_embd
     }
 }
 
@@ -123,6 +131,8 @@ impl Gqa {
             k: loader.linear(&gqa.k)?,
             v: gqa.v.as_ref().map(|v| loader.linear(v)).transpose()?,
             o: loader.linear(&gqa.o)?,
+            latent: gqa.latent.map(|latent| Latent::load(loader, &latent, gqa.heads.n_head)).transpose()?,
+            latent_cols: gqa.latent.map_or(0, |latent| Latent::cols(&latent, gqa.heads.n_head)),
             clamp: gqa.clamp,
             qk_norm,
             rotates_first: gqa.rotates_first,
@@ -144,12 +154,14 @@ impl Gqa {
 
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let linears = [&mut self.q, &mut self.k, &mut self.o].into_iter().chain(&mut self.v);
-        linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w)
+        let own = linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w);
+        own.chain(self.latent.iter_mut().flat_map(Latent::mats_mut))
     }
 
     /// The rows of `n` tokens.
     fn rows<'m>(&self, n_embd: usize, n: usize, memory: &'m mut [f32]) -> AttentionRows<'m> {
-        AttentionRows::of(self.heads, self.gate.as_ref().map_or(0, |gate| gate.w.w.view().rows), n_embd, n, memory)
+        let gate = self.gate.as_ref().map_or(0, |gate| gate.w.w.view().rows);
+        AttentionRows::of(self.heads, [gate, self.latent_cols], n_embd, n, memory)
     }
 
     /// `x += o · attend(norm(x))`, where the rows have been normed already.
@@ -165,15 +177,26 @@ impl Gqa {
                 return;
             }
             cx.norm(norm.expect("attention is a block's first branch"));
-            let n = cx.len();
-            let AttentionRows { q, gate, .. } = self.rows(cx.n_embd, n, &mut cx.s.moe.out);
-            multiply(
-                cx.b,
-                &cx.s.norm,
-                [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None],
-            );
+            self.queries(cx);
         }
         self.attend(cx);
+    }
+
+    /// Products for queries and gate.
+    fn queries<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, .. } = cx;
+        let Scratch { norm, low, moe, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
+        match &self.latent {
+            None => {
+                multiply(*b, norm, [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None])
+            }
+            Some(latent) => {
+                multiply(*b, norm, [self.gate_product(gate), None, None, None]);
+                latent.queries(*b, norm, &self.q, low, latent.split(n, memory).0);
+            }
+        }
     }
 
     fn gate_product<'m>(&'m self, y: &'m mut [f32]) -> Option<Product<'m>> {
@@ -182,8 +205,20 @@ impl Gqa {
 
     /// Keys and values, which go into the cache; and, with them, queries.
     fn project<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
-        let (h, n, pos, n_embd, rows) = (self.heads, cx.len(), cx.pos(), cx.n_embd, cx.rows());
-        let Cx { b, s, kv, experts, .. } = cx;
+        if let Some(latent) = &self.latent {
+            self.project_latent(latent, cx);
+            if queries {
+                self.queries(cx);
+            }
+        } else {
+            self.project_heads(queries, cx);
+        }
+        self.keep(cx);
+    }
+
+    fn project_heads<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
+        let (n, n_embd, rows) = (cx.len(), cx.n_embd, cx.rows());
+        let Cx { b, s, experts, .. } = cx;
         let AttentionRows { q, k, v, gate, .. } = self.rows(n_embd, n, &mut s.moe.out);
         let values = self.v.as_ref().map(|linear| Product { w: linear.w.view(), y: &mut *v });
         let keys = Some(Product { w: self.k.w.view(), y: &mut *k });
@@ -200,10 +235,42 @@ impl Gqa {
             norm.apply_onto(*b, v);
         }
         self.place(*b, k, 1, &s.turns, rows);
+    }
+
+    /// The same, where they come from latent rows.
+    fn project_latent<B: Backend>(&self, latent: &Latent, cx: &mut Cx<'_, B>) {
+        let (n, n_embd, rows) = (cx.len(), cx.n_embd, cx.rows());
+        let Cx { b, s, experts, .. } = cx;
+        let Scratch { norm, low, moe, turns, .. } = &mut **s;
+        let AttentionRows { k, v, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
+        let cols = self.k.w.view().rows;
+        let (x, heads) = if latent.is_absorbed() {
+            (k, None)
+        } else {
+            let (x, both) = memory.split_at_mut(n * cols);
+            (x, Some((both, [k, v])))
+        };
+        b.matmul(norm, &mut [Product { w: self.k.w.view(), y: x }]);
+        experts.meanwhile();
+        self.k.finish(*b, x);
+        latent.norm(*b, x, low);
+        self.rotate(*b, x, [cols, latent.rank], turns, rows);
+        if let Some((both, heads)) = heads {
+            latent.expand(*b, low, x, both, heads);
+        }
+    }
+
+    /// Writes keys and values into the cache.
+    fn keep<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (h, n, pos, n_embd) = (self.heads, cx.len(), cx.pos(), cx.n_embd);
+        let Cx { b, s, kv, .. } = cx;
+        let AttentionRows { k, v, .. } = self.rows(n_embd, n, &mut s.moe.out);
         let (ty, heads) = (kv.ty(), h.n_head_kv);
         let (keys, values) = kv.layer_mut(self.index);
         b.write_cache(CacheWrite { x: k, cache: keys, keys: true, ty, heads, dim: h.k, first: pos });
-        b.write_cache(CacheWrite { x: v, cache: values, keys: false, ty, heads, dim: h.v, first: pos });
+        if !values.is_empty() {
+            b.write_cache(CacheWrite { x: v, cache: values, keys: false, ty, heads, dim: h.v, first: pos });
+        }
     }
 
     /// What becomes of the products that queries, keys or values are.
@@ -219,10 +286,17 @@ impl Gqa {
     fn attend<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (h, n, pos, n_embd, rows) = (self.heads, cx.len(), cx.pos(), cx.n_embd, cx.rows());
         let Cx { b, s, kv, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, turns, .. } = &mut **s;
-        let AttentionRows { q, gate, out, .. } = self.rows(n_embd, n, &mut moe.out);
-        self.finish(*b, &self.q, q);
-        self.place(*b, q, 0, turns, rows.clone());
+        let Scratch { x, sum, branch, moe, attended, low, turns, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, out, .. } = self.rows(n_embd, n, &mut moe.out);
+        if let Some(latent) = &self.latent {
+            let (heads, wide) = latent.split(n, memory);
+            self.q.finish(*b, heads);
+            self.rotate(*b, heads, [latent.k(), latent.nope], turns, rows.clone());
+            latent.absorb(*b, heads, attended, wide, q);
+        } else {
+            self.finish(*b, &self.q, q);
+            self.place(*b, q, 0, turns, rows.clone());
+        }
         if let Some(temperature) = self.temperature {
             let cols = h.n_head * h.k;
             b.each_row(q, cols, cols, |i, row| {
@@ -250,11 +324,18 @@ impl Gqa {
         let heads = attended.start_wide(n, h.n_head * h.v);
         b.attend(&attention, heads);
         experts.meanwhile();
+        let given = match &self.latent {
+            Some(latent) => {
+                latent.values(*b, attended, low);
+                low
+            }
+            None => attended,
+        };
         if let Some(linear) = &self.gate {
-            linear.open(*b, gate, heads, h.n_head * h.v);
+            linear.open(*b, gate, given);
         }
-        b.prepare(attended);
-        b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
+        b.prepare(given);
+        b.matmul(given, &mut [Product { w: self.o.w.view(), y: out }]);
         self.o.finish(*b, out);
         b.add_weighted(target.rows([x, sum, branch], rows, n_embd), n_embd, out, |_| 1.0);
     }
@@ -262,31 +343,38 @@ impl Gqa {
     /// Norms and rotates queries (`which` 0) or keys (1).
     fn place(&self, b: &mut impl Backend, x: &mut [f32], which: usize, turns: &[Vec<f32>], rows: Range<usize>) {
         if self.rotates_first {
-            self.rotate(b, x, turns, rows.clone());
+            self.rotate(b, x, [self.heads.k, 0], turns, rows.clone());
         }
         if let Some(norms) = &self.qk_norm {
             norms[which].apply_onto(b, x);
         }
         if !self.rotates_first {
-            self.rotate(b, x, turns, rows);
+            self.rotate(b, x, [self.heads.k, 0], turns, rows);
         }
     }
 
-    /// Rotates the heads of some rows of the batch, whose angles are among those in `turns`.
-    fn rotate(&self, b: &mut impl Backend, x: &mut [f32], turns: &[Vec<f32>], rows: Range<usize>) {
+    /// Rotates some rows of the batch, heads of `head` elements from the element `skip` on, by angles among those in `turns`.
+    fn rotate(
+        &self,
+        b: &mut impl Backend,
+        x: &mut [f32],
+        [head, skip]: [usize; 2],
+        turns: &[Vec<f32>],
+        rows: Range<usize>,
+    ) {
         if let Some(Rotates { kind, pairs, angles }) = self.rotates {
             let turns = &turns[angles][rows.start * 2 * pairs..rows.end * 2 * pairs];
-            b.rope(x, &Rotation { kind, head: self.heads.k, pairs, turns });
+            b.rope(x, &Rotation { kind, head, skip, pairs, turns });
         }
     }
 }
 
 impl Gate {
-    /// Multiplies rows of `cols` by what the products in `y` open.
-    fn open(&self, b: &mut impl Backend, y: &mut [f32], rows: &mut [f32], cols: usize) {
+    /// Multiplies rows by what the products in `y` open.
+    fn open(&self, b: &mut impl Backend, y: &mut [f32], rows: &mut Rows) {
         self.w.finish(b, y);
-        let each = self.w.w.view().rows;
-        let y = &*y;
+        let (each, cols) = (self.w.w.view().rows, rows.cols());
+        let (y, rows) = (&*y, rows.x_mut());
         b.each_row(rows, cols, 8 * cols, |i, row| {
             let y = &y[i * each..(i + 1) * each];
             for (head, y) in row.chunks_exact_mut(cols / each).zip(y) {
