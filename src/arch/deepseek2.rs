@@ -32,7 +32,7 @@ pub fn latent(m: &Reader<'_>, cancels: bool) -> Result<Blueprint> {
     m.model(|l| {
         let attention = l.mla(sizes, rope)?;
         let attention = Gqa { scale: attention.scale * factor, temperature, ..attention };
-        let ffn = if l.layer < n_dense { l.dense()? } else { Part::Moe(l.moe_by_bias_if_any(choice)?) };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        let ffn = if l.layer < n_dense { l.dense()? } else { Part::moe(l.moe_by_bias_if_any(choice)?) };
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }

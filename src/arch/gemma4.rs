@@ -36,14 +36,14 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let weight = Some(l.vector("ffn_gate_inp.scale", m.n_embd)?);
         let own = Norm { weight, scale: 1.0 / root, ..m.plain_norm(m.n_embd)? };
         let router = Router { input: RouterInput::Own(own), ..moe.router };
-        let moe = l.branch("pre_ffw_norm_2", Part::Moe(Moe { router, act: Act::Gelu, ..moe }))?;
+        let moe = l.branch("pre_ffw_norm_2", Part::moe(Moe { router, act: Act::Gelu, ..moe }))?;
         let mut feed_forward = l.block("ffn_norm", dense)?.post(l.norm("post_ffw_norm")?);
         feed_forward.branches.push(moe);
         for (branch, name) in feed_forward.branches.iter_mut().zip(["post_ffw_norm_1", "post_ffw_norm_2"]) {
             branch.post = Some(l.norm(name)?);
         }
         feed_forward.scale = l.vector_if_there("layer_output_scale.weight", 1)?;
-        let attention = l.block("attn_norm", Part::Gqa(attention))?.post(l.norm("post_attention_norm")?);
+        let attention = l.block("attn_norm", Part::gqa(attention))?.post(l.norm("post_attention_norm")?);
         Ok([attention, feed_forward])
     })?;
     let head = Head { soft_cap: m.factor("final_logit_softcapping")?, ..model.head };

@@ -233,7 +233,7 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn ffn(&self, choice: Choice) -> Result<Part> {
-        if self.is_moe() { Ok(Part::Moe(self.moe(choice)?)) } else { self.dense() }
+        if self.is_moe() { Ok(Part::moe(self.moe(choice)?)) } else { self.dense() }
     }
 
     /// A network that every token takes.
@@ -249,7 +249,7 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn moe_by_bias_and_shared(&self, choice: Choice) -> Result<Part> {
-        Ok(Part::Moe(Moe { shared: Some(self.shared()?), ..self.moe_by_bias(choice)? }))
+        Ok(Part::moe(Moe { shared: Some(self.shared()?), ..self.moe_by_bias(choice)? }))
     }
 
     /// [`LayerReader::moe`], with a selection bias and a shared expert where any layer has one.

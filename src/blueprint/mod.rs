@@ -11,6 +11,7 @@
 mod attention;
 mod experts;
 mod ffn;
+mod heads;
 mod layer;
 mod reader;
 mod role;
@@ -21,8 +22,9 @@ pub use crate::backend::{Act, RopeKind};
 pub use attention::{Gate, GateAct, Gqa, Heads, Latent, Rope, Temperature, Up, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
+pub use heads::{FullLayers, LatentSizes};
 pub use layer::LayerReader;
-pub use reader::{FullLayers, LatentSizes, Reader};
+pub use reader::Reader;
 pub use role::Role;
 pub use shape::{Shape, elements};
 pub use unread::Unread;
@@ -209,11 +211,23 @@ impl Block {
 #[derive(Clone, Debug)]
 pub enum Part {
     /// Attention.
-    Gqa(Gqa),
+    Gqa(Box<Gqa>),
     /// A feed-forward network that every token takes.
     Dense(Gated),
     /// Routed experts.
-    Moe(Moe),
+    Moe(Box<Moe>),
+}
+
+impl Part {
+    /// Attention.
+    pub fn gqa(gqa: Gqa) -> Part {
+        Part::Gqa(Box::new(gqa))
+    }
+
+    /// Routed experts.
+    pub fn moe(moe: Moe) -> Part {
+        Part::Moe(Box::new(moe))
+    }
 }
 
 /// From the residual stream to logits.
@@ -250,7 +264,7 @@ impl Blueprint {
 
     /// The MoE layers in order.
     pub fn moe(&self) -> impl Iterator<Item = &Moe> {
-        self.parts().filter_map(|part| if let Part::Moe(moe) = part { Some(moe) } else { None })
+        self.parts().filter_map(|part| if let Part::Moe(moe) = part { Some(&**moe) } else { None })
     }
 
     /// The experts of the MoE layers in order.
@@ -260,7 +274,7 @@ impl Blueprint {
 
     /// The attentions in order.
     pub fn attentions(&self) -> impl Iterator<Item = &Gqa> {
-        self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(gqa) } else { None })
+        self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(&**gqa) } else { None })
     }
 
     /// What is wrong with a context of `n` tokens, for people.

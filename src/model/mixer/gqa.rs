@@ -28,7 +28,7 @@ pub struct Gqa {
     /// `None`: what `k` gives.
     v: Option<Linear>,
     o: Linear,
-    latent: Option<Latent>,
+    latent: Option<Box<Latent>>,
     /// Floats per token that it works in.
     latent_cols: usize,
     clamp: Option<f32>,
@@ -131,7 +131,10 @@ impl Gqa {
             k: loader.linear(&gqa.k)?,
             v: gqa.v.as_ref().map(|v| loader.linear(v)).transpose()?,
             o: loader.linear(&gqa.o)?,
-            latent: gqa.latent.map(|latent| Latent::load(loader, &latent, gqa.heads.n_head)).transpose()?,
+            latent: gqa
+                .latent
+                .map(|latent| Latent::load(loader, &latent, gqa.heads.n_head).map(Box::new))
+                .transpose()?,
             latent_cols: gqa.latent.map_or(0, |latent| Latent::cols(&latent, gqa.heads.n_head)),
             clamp: gqa.clamp,
             qk_norm,
@@ -155,7 +158,7 @@ impl Gqa {
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let linears = [&mut self.q, &mut self.k, &mut self.o].into_iter().chain(&mut self.v);
         let own = linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w);
-        own.chain(self.latent.iter_mut().flat_map(Latent::mats_mut))
+        own.chain(self.latent.iter_mut().flat_map(|latent| latent.mats_mut()))
     }
 
     /// The rows of `n` tokens.
