@@ -4,13 +4,13 @@
 use half::f16;
 use hotset::{
     backend::{
-        Attention, Backend, CacheWrite, Reference, TurnedKey,
+        Attention, Backend, CacheWrite, Reference, Rows, TurnedKey,
         cpu::{
             Cpu,
             kernels::{Isa, Kernels, TILE},
         },
     },
-    quant::{GgmlType, dequantize_row},
+    quant::{GgmlType, QMat, dequantize_row},
 };
 use proptest::prelude::*;
 
@@ -191,6 +191,65 @@ fn capped_scores_are_right_and_the_same_in_every_batch() {
             (case.soft_cap, case.window) = (Some(cap), window);
             case.check(dice);
             assert!(!same(&case.attend(&mut Reference, n_ctx - 1..n_ctx), &open), "{ty}: a cap of {cap}");
+        }
+    }
+}
+
+#[test]
+fn values_that_are_the_beginning_of_keys_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(9);
+    for (ty, n_head, dims, n_ctx) in [
+        (F32, 4, (24, 16), 130),
+        (F32, 3, (20, 13), 70),
+        (F16, 16, (96, 64), 90),
+        (Q8_0, 20, (96, 32), 127),
+        (F16, 2, (32, 16), 2060),
+    ] {
+        let mut case = Case::new(ty, (n_head, 1), dims, n_ctx, dice);
+        case.values.clear();
+        case.check(dice);
+        if ty == F32 {
+            let got = case.attend(&mut Reference, n_ctx - 1..n_ctx);
+            let rows = case.keys.chunks_exact(4 * dims.0).flat_map(|key| key[..4 * dims.1].to_vec());
+            case.values = rows.collect();
+            assert!(same(&got, &case.attend(&mut Reference, n_ctx - 1..n_ctx)), "values of their own");
+        }
+    }
+}
+
+#[test]
+fn each_head_has_a_matrix_of_its_own() {
+    let dice = &mut Dice(10);
+    for (ty, n_head, cols, each, n) in
+        [(GgmlType::F32, 3, 20, 7, 5), (GgmlType::F32, 8, 128, 64, 3), (GgmlType::Q8_0, 5, 96, 33, 9)]
+    {
+        let floats = floats(n_head * each * cols, dice);
+        let mut data = vec![0; floats.len() / ty.block_len() * ty.block_bytes()];
+        hotset::quant::encode_row(ty, &floats, &mut data);
+        let w = QMat::new(ty, n_head * each, cols, &data);
+        let x = self::floats(n * n_head * cols, dice);
+        let multiply = |b: &mut dyn FnMut(&mut Rows, &mut [f32]), first: usize, n: usize| {
+            let mut rows = Rows::new(n * n_head, cols);
+            rows.start(n * n_head).copy_from_slice(&x[first * n_head * cols..(first + n) * n_head * cols]);
+            let mut y = vec![f32::NAN; n * n_head * each];
+            b(&mut rows, &mut y);
+            y
+        };
+        let truth = multiply(&mut |rows, y| Reference.matmul_per_head(rows, n_head, w, y), 0, n);
+        for threads in 1..=3 {
+            let mut cpu = Cpu::new(threads).unwrap();
+            let mut by_cpu = |rows: &mut Rows, y: &mut [f32]| {
+                cpu.prepare(rows);
+                cpu.matmul_per_head(rows, n_head, w, y);
+            };
+            let all = multiply(&mut by_cpu, 0, n);
+            for (i, (got, want)) in all.iter().zip(&truth).enumerate() {
+                let tolerance = if ty == GgmlType::F32 { 2e-5 } else { 0.05 };
+                assert!((got - want).abs() <= tolerance, "{ty}: {i}: {got} is not {want}");
+            }
+            let one: Vec<f32> = (0..n).flat_map(|row| multiply(&mut by_cpu, row, 1)).collect();
+            assert!(same(&one, &all), "{ty}: other bits alone on {threads} threads");
         }
     }
 }

@@ -74,6 +74,14 @@ const MORE_MODELS: &[&str] = &[
     "granite_swa",
     "minimax-m3",
     "qwen3moe-scaled",
+    "gemma4",
+    "deepseek2-v3",
+    "deepseek2-v3-fused",
+    "deepseek2-lite-mla",
+    "deepseek2-lite-oldkvb",
+    "mistral4",
+    "deepseek32",
+    "glm-dsa",
 ];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;

@@ -20,7 +20,7 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let window = windows[l.layer];
         let rope = window.map(|_| rope);
         let gate = Some(l.gate(heads, GateAct::Sigmoid)?);
-        let attention = Part::Gqa(Gqa { qk_norm: l.head_norms(heads)?, window, gate, ..l.gqa(heads, rope)? });
+        let attention = Part::gqa(Gqa { qk_norm: l.head_norms(heads)?, window, gate, ..l.gqa(heads, rope)? });
         let ffn = if l.layer < n_dense { l.dense()? } else { l.moe_by_bias_and_shared(choice)? };
         Ok([
             l.block("attn_norm", attention)?.post(l.norm("post_attention_norm")?),

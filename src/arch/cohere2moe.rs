@@ -1,4 +1,4 @@
-//! Command A+ (Cohere, 2026): attention and experts read the same layer norm; one layer of four sees everything and knows no
+//! North-Mini-Code 30B-A3B (Cohere, 2026): attention and experts read the same layer norm; one layer of four sees everything and knows no
 //! positions, the others see a window and rotate; leading dense layers, then sigmoid scores and a shared expert, of which half
 //! the sum is added.
 
@@ -22,12 +22,12 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let model = m.model(|l| {
         let (window, is_dense) = (windows[l.layer], l.layer < n_dense);
         let rope = (window.is_some() || is_dense).then_some(rope);
-        let attention = Part::Gqa(Gqa { window, ..l.gqa(heads, rope)? });
+        let attention = Part::gqa(Gqa { window, ..l.gqa(heads, rope)? });
         let block = l.block("attn_norm", attention)?;
         Ok([if is_dense {
             block.beside(l.dense()?, 1.0)
         } else {
-            block.beside(Part::Moe(Moe { shared: Some(l.shared()?), ..l.moe(choice)? }), 0.5)
+            block.beside(Part::moe(Moe { shared: Some(l.shared()?), ..l.moe(choice)? }), 0.5)
         }])
     })?;
     let scale = m.factor("logit_scale")?.unwrap_or(1.0);

@@ -16,6 +16,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let choice = m.choice(Score::Softmax, true)?;
     m.model(|l| {
         let attention = Gqa { clamp, ..l.gqa(heads, rope)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("attn_output_norm", Part::Moe(l.moe(choice)?))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("attn_output_norm", Part::moe(l.moe(choice)?))?])
     })
 }

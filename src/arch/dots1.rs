@@ -17,6 +17,6 @@ pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.model(|l| {
         let attention = Gqa { qk_norm: l.head_norms(heads)?, ..l.gqa(heads, rope)? };
         let ffn = if l.layer < n_dense { l.dense()? } else { l.moe_by_bias_and_shared(choice)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }

@@ -16,6 +16,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let is_moe = m.moe_layers()?;
     m.model(|l| {
         let ffn = if is_moe[l.layer] { l.moe_by_bias_and_shared(choice)? } else { l.dense()? };
-        Ok([l.block("attn_norm", Part::Gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", ffn)?])
     })
 }

@@ -18,6 +18,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let qk_norm = if l.has("attn_q_norm.weight") { l.head_norms(heads)? } else { None };
         let attention = Gqa { qk_norm, ..l.gqa(heads, rope)? };
         let ffn = if l.layer < n_dense { l.dense()? } else { l.moe_by_bias_and_shared(choice)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("post_attention_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("post_attention_norm", ffn)?])
     })
 }

@@ -17,6 +17,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.model(|l| {
         let attention = Gqa { window: windows[l.layer], sinks: Some(l.sinks(heads)?), ..l.gqa(heads, rope)? };
         let moe = Moe { act: Act::SwigluOai { alpha: 1.702, limit: 7.0 }, ..l.moe_with_biases(choice)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("post_attention_norm", Part::Moe(moe))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("post_attention_norm", Part::moe(moe))?])
     })
 }

@@ -1,4 +1,4 @@
-//! Granite 4.1 MoE (IBM, 2026): granitemoe with layers that see a window, layers that know no positions, and sinks.
+//! Granite 4.x MoE with sliding windows (IBM, 2026): granitemoe with layers that see a window, layers that know no positions, and sinks.
 
 use super::{Arch, granitemoe};
 use crate::{
@@ -17,8 +17,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let model = m.model(|l| {
         let rope = rotates[l.layer].then_some(rope);
         let (window, sinks) = (windows[l.layer], Some(l.sinks(heads)?));
-        let attention = Part::Gqa(Gqa { scale, window, sinks, ..l.gqa(heads, rope)? });
-        let moe = Part::Moe(Moe { shared: l.shared_if_any()?, ..l.moe(choice)? });
+        let attention = Part::gqa(Gqa { scale, window, sinks, ..l.gqa(heads, rope)? });
+        let moe = Part::moe(Moe { shared: l.shared_if_any()?, ..l.moe(choice)? });
         Ok([l.block("attn_norm", attention)?.scaled(residual), l.block("ffn_norm", moe)?.scaled(residual)])
     })?;
     granitemoe::scaled(m, model)

@@ -18,11 +18,11 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
             Some(heads) => {
                 let rope = m.rope(RopeKind::Interleaved, heads.k)?;
                 let rope = if rotates { Some(rope) } else { None };
-                Part::Gqa(Gqa { scale: m.score_scale(heads)?, ..l.gqa(heads, rope)? })
+                Part::gqa(Gqa { scale: m.score_scale(heads)?, ..l.gqa(heads, rope)? })
             }
             None => l.mamba2()?,
         };
-        let moe = Part::Moe(granitemoe::moe(l, choice)?);
+        let moe = Part::moe(granitemoe::moe(l, choice)?);
         Ok([l.block("attn_norm", mixer)?.scaled(residual), l.block("ffn_norm", moe)?.scaled(residual)])
     })?;
     granitemoe::scaled(m, model)

@@ -16,8 +16,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let (scale, residual) = (m.score_scale(heads)?, m.factor("residual_scale")?.unwrap_or(1.0));
     let choice = m.choice(Score::Softmax, true)?;
     let model = m.model(|l| {
-        let attention = Part::Gqa(Gqa { scale, ..l.gqa(heads, rope)? });
-        let moe = Part::Moe(moe(l, choice)?);
+        let attention = Part::gqa(Gqa { scale, ..l.gqa(heads, rope)? });
+        let moe = Part::moe(moe(l, choice)?);
         Ok([l.block("attn_norm", attention)?.scaled(residual), l.block("ffn_norm", moe)?.scaled(residual)])
     })?;
     scaled(m, model)

@@ -19,12 +19,12 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.ignore("router_logit_softcapping", "llama.cpp caps no router's outputs");
     let choice = m.choice(Score::Softmax, true)?;
     let model = m.model(|l| {
-        let attention = Part::Gqa(Gqa { scale, soft_cap, ..l.gqa(heads, rope)? });
+        let attention = Part::gqa(Gqa { scale, soft_cap, ..l.gqa(heads, rope)? });
         let attention = l.block("attn_norm", attention)?.post(l.norm("attn_output_norm")?);
         let beside = l.has("ffn_up.weight");
         let dense = if beside { Some(Gated { act: Act::Gelu, ..l.gated("")? }) } else { None };
         let shared = dense.map(|ffn| Shared { ffn, gate: None });
-        let moe = Part::Moe(Moe { act: Act::Gelu, shared, ..l.moe(choice)? });
+        let moe = Part::moe(Moe { act: Act::Gelu, shared, ..l.moe(choice)? });
         let scale = if beside { std::f32::consts::FRAC_1_SQRT_2 } else { 1.0 };
         let post = if l.has("layer_output_norm.weight") { "layer_output_norm" } else { "post_ffw_norm" };
         Ok([attention, l.block("ffn_norm", moe)?.scaled(scale).post(l.norm(post)?)])

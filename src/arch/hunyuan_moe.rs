@@ -16,6 +16,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.model(|l| {
         let attention = Gqa { qk_norm: l.head_norms(heads)?, rotates_first: true, ..l.gqa(heads, rope)? };
         let moe = Moe { shared: Some(l.shared()?), ..l.moe(choice)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", Part::Moe(moe))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", Part::moe(moe))?])
     })
 }

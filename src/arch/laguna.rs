@@ -22,6 +22,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let gate = Some(l.gate(heads, GateAct::Softplus)?);
         let attention = Gqa { qk_norm: l.head_norms(heads)?, window, gate, ..l.gqa(heads, rope)? };
         let ffn = if l.layer < n_dense { l.dense()? } else { l.moe_by_bias_and_shared(choice)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }

@@ -16,11 +16,11 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let mixer = match heads[l.layer] {
             Some(heads) => {
                 let rope = m.rope(RopeKind::Halves, heads.k)?;
-                Part::Gqa(Gqa { qk_norm: l.head_norms(heads)?, ..l.gqa(heads, rope)? })
+                Part::gqa(Gqa { qk_norm: l.head_norms(heads)?, ..l.gqa(heads, rope)? })
             }
             None => l.short_conv()?,
         };
-        let ffn = if l.layer < n_dense { l.dense()? } else { Part::Moe(l.moe_by_bias(choice)?) };
+        let ffn = if l.layer < n_dense { l.dense()? } else { Part::moe(l.moe_by_bias(choice)?) };
         Ok([l.block("attn_norm", mixer)?, l.block("ffn_norm", ffn)?])
     })
 }

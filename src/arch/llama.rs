@@ -12,5 +12,5 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Interleaved, heads.k)?;
     let choice = m.choice(Score::Softmax, true)?;
-    m.model(|l| Ok([l.block("attn_norm", Part::Gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", l.ffn(choice)?)?]))
+    m.model(|l| Ok([l.block("attn_norm", Part::gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", l.ffn(choice)?)?]))
 }

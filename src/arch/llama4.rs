@@ -34,10 +34,10 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
             Gqa { qk_norm, rotates_first: true, ..l.gqa(heads, rope)? }
         };
         let ffn = if is_moe[l.layer] {
-            Part::Moe(Moe { weighs_input: true, shared: Some(l.shared()?), ..l.moe(choice)? })
+            Part::moe(Moe { weighs_input: true, shared: Some(l.shared()?), ..l.moe(choice)? })
         } else {
             l.dense()?
         };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }

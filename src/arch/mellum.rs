@@ -19,6 +19,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let window = windows[l.layer];
         let rope = if window.is_some() { within } else { everything };
         let attention = Gqa { qk_norm: l.head_norms(heads)?, window, ..l.gqa(heads, rope)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", Part::Moe(l.moe(choice)?))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", Part::moe(l.moe(choice)?))?])
     })
 }

@@ -20,8 +20,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let (window, heads) = (windows[l.layer], heads[l.layer]);
         let rope = if window.is_some() { within } else { everything };
         let sinks = window.map(|_| l.sinks(heads)).transpose()?;
-        let attention = Part::Gqa(Gqa { window, sinks, ..l.gqa(heads, rope)? });
-        let ffn = if l.is_moe() { Part::Moe(l.moe_by_bias(choice)?) } else { l.dense()? };
+        let attention = Part::gqa(Gqa { window, sinks, ..l.gqa(heads, rope)? });
+        let ffn = if l.is_moe() { Part::moe(l.moe_by_bias(choice)?) } else { l.dense()? };
         Ok([l.block("attn_norm", attention)?.scaled(value_scale), l.block("ffn_norm", ffn)?])
     })
 }

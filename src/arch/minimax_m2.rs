@@ -16,6 +16,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let choice = m.choice_by_keys(Score::Sigmoid, true)?;
     m.model(|l| {
         let attention = Gqa { qk_norm: l.whole_norms(heads)?, ..l.gqa(heads, rope)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", Part::Moe(l.moe_by_bias(choice)?))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", Part::moe(l.moe_by_bias(choice)?))?])
     })
 }

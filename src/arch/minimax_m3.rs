@@ -26,8 +26,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
             Part::Dense(Gated { act: ACT, ..l.gated("")? })
         } else {
             let shared = Some(Shared { ffn: Gated { act: ACT, ..l.gated("_shexp")? }, gate: None });
-            Part::Moe(Moe { act: ACT, shared, ..l.moe_by_bias(choice)? })
+            Part::moe(Moe { act: ACT, shared, ..l.moe_by_bias(choice)? })
         };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }

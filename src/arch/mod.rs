@@ -9,10 +9,14 @@ mod afmoe;
 mod bailingmoe2;
 mod cohere2moe;
 mod dbrx;
+mod deepseek2;
+mod deepseek32;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
+mod gemma4;
 mod glm4moe;
+mod glm_dsa;
 mod gpt_oss;
 mod granite_swa;
 mod granitehybrid;
@@ -28,6 +32,7 @@ mod mellum;
 mod mimo2;
 mod minimax_m2;
 mod minimax_m3;
+mod mistral4;
 mod olmoe;
 mod phimoe;
 mod qwen2moe;
@@ -59,10 +64,14 @@ const ARCHS: &[Arch] = &[
     bailingmoe2::ARCH,
     cohere2moe::ARCH,
     dbrx::ARCH,
+    deepseek2::ARCH,
+    deepseek32::ARCH,
     dots1::ARCH,
     ernie4_5_moe::ARCH,
     exaone_moe::ARCH,
+    gemma4::ARCH,
     glm4moe::ARCH,
+    glm_dsa::ARCH,
     gpt_oss::ARCH,
     granite_swa::ARCH,
     granitehybrid::ARCH,
@@ -78,6 +87,7 @@ const ARCHS: &[Arch] = &[
     mimo2::ARCH,
     minimax_m2::ARCH,
     minimax_m3::ARCH,
+    mistral4::ARCH,
     olmoe::ARCH,
     phimoe::ARCH,
     qwen2moe::ARCH,

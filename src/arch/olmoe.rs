@@ -14,6 +14,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let choice = m.choice(Score::Softmax, false)?;
     m.model(|l| {
         let attention = Gqa { qk_norm: l.whole_norms(heads)?, ..l.gqa(heads, rope)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", l.ffn(choice)?)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", l.ffn(choice)?)?])
     })
 }

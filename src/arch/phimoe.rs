@@ -14,7 +14,7 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.use_norm_biases();
     let choice = m.choice(Score::Softmax, true)?;
     let mut model = m.model(|l| {
-        Ok([l.block("attn_norm", Part::Gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", Part::Moe(l.moe(choice)?))?])
+        Ok([l.block("attn_norm", Part::gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", Part::moe(l.moe(choice)?))?])
     })?;
     model.head.output.bias = m.vector_if_there("output.bias", model.n_vocab)?;
     Ok(model)

@@ -15,9 +15,9 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let choice = m.choice(Score::Softmax, false)?;
     m.model(|l| {
         let ffn = match l.ffn(choice)? {
-            Part::Moe(moe) => Part::Moe(Moe { shared: Some(l.gated_shared()?), ..moe }),
+            Part::Moe(moe) => Part::moe(Moe { shared: Some(l.gated_shared()?), ..*moe }),
             dense => dense,
         };
-        Ok([l.block("attn_norm", Part::Gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(l.gqa(heads, rope)?))?, l.block("ffn_norm", ffn)?])
     })
 }

@@ -14,6 +14,6 @@ pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let choice = m.choice(Score::Softmax, true)?;
     m.model(|l| {
         let attention = Gqa { qk_norm: l.head_norms(heads)?, ..l.gqa(heads, rope)? };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", l.ffn(choice)?)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", l.ffn(choice)?)?])
     })
 }

@@ -21,9 +21,9 @@ pub fn blueprint(m: &Reader<'_>, key_heads: KeyHeads) -> Result<Blueprint> {
         let mixer = if recurrent[l.layer] {
             l.delta_net(key_heads)?
         } else {
-            Part::Gqa(l.gqa_with_gated_queries(heads, rope)?)
+            Part::gqa(l.gqa_with_gated_queries(heads, rope)?)
         };
         let moe = Moe { shared: Some(l.gated_shared()?), ..l.moe(choice)? };
-        Ok([l.block("attn_norm", mixer)?, l.block("post_attention_norm", Part::Moe(moe))?])
+        Ok([l.block("attn_norm", mixer)?, l.block("post_attention_norm", Part::moe(moe))?])
     })
 }

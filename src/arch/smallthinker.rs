@@ -28,6 +28,6 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let moe = l.moe(choice)?;
         let router = Router { input: RouterInput::LayerInput, ..moe.router };
         let moe = Moe { router, act: Act::Relu, ..moe };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", Part::Moe(moe))?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", Part::moe(moe))?])
     })
 }

@@ -28,11 +28,11 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let every = Gated { act: act(shared[l.layer]), ..l.gated(if l.is_moe() { "_shexp" } else { "" })? };
         let ffn = if l.is_moe() {
             let shared = Some(Shared { ffn: every, gate: None });
-            Part::Moe(Moe { act: act(routed[l.layer]), shared, ..l.moe_by_bias(choice)? })
+            Part::moe(Moe { act: act(routed[l.layer]), shared, ..l.moe_by_bias(choice)? })
         } else {
             Part::Dense(every)
         };
-        Ok([l.block("attn_norm", Part::Gqa(attention))?, l.block("ffn_norm", ffn)?])
+        Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })
 }
 

@@ -49,9 +49,17 @@ impl Rows {
     pub fn x(&self) -> &[f32] {
         &self.x[..self.n * self.cols]
     }
+    /// The same, to be changed before they are prepared.
+    pub fn x_mut(&mut self) -> &mut [f32] {
+        &mut self.x[..self.n * self.cols]
+    }
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.n
+    }
+    /// The same elements as rows of `cols`, to be prepared anew.
+    pub fn reshape(&mut self, cols: usize) {
+        (self.n, self.cols) = (self.n * self.cols / cols, cols);
     }
     /// True without rows.
     pub fn is_empty(&self) -> bool {
@@ -204,7 +212,7 @@ pub struct Attention<'a> {
     pub q: &'a [f32],
     /// Cached keys, some [turned](TurnedKey). (n_head_kv, n_ctx, head_k)
     pub keys: &'a [u8],
-    /// Cached values. (n_head_kv, n_ctx, head_v)
+    /// Cached values. (n_head_kv, n_ctx, head_v) Empty: a value is the first `head_v` elements of its key.
     pub values: &'a [u8],
     /// Element type of keys and values: F32, F16 or Q8_0.
     pub ty: GgmlType,
@@ -247,6 +255,8 @@ pub struct Rotation<'a> {
     pub kind: RopeKind,
     /// Elements of a head.
     pub head: usize,
+    /// Elements of it before the first that turns.
+    pub skip: usize,
     /// Pairs of a head that turn.
     pub pairs: usize,
     /// Cosines, then sines, for each row's position. (n, 2, pairs)
@@ -339,6 +349,9 @@ pub trait Backend: Send {
     }
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
+    /// `y = rows · wᵀ` of each head with a matrix of its own: row h of `rows` in each `n_head` of them goes with the h-th part
+    /// of the rows of `w`. y: (rows / n_head, w.rows)
+    fn matmul_per_head(&mut self, rows: &Rows, n_head: usize, w: QMat<'_>, y: &mut [f32]);
     /// `out[p.out] = down(act(gate x) * up x)` with `x = p.scale * rows[p.row]`, for each job and each of its pairs. The jobs'
     /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);

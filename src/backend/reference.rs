@@ -31,6 +31,13 @@ impl Backend for Reference {
             }
         }
     }
+    fn matmul_per_head(&mut self, rows: &Rows, n_head: usize, w: QMat<'_>, y: &mut [f32]) {
+        let each = w.rows / n_head;
+        for (i, (x, y)) in rows.x().chunks_exact(rows.cols).zip(y.chunks_exact_mut(each)).enumerate() {
+            let head = i % n_head;
+            product(&w.slice(head * each..(head + 1) * each), x, y);
+        }
+    }
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], _: &mut Hidden, out: &mut [f32]) {
         for job in jobs {
             let (n_ff, n_embd) = (job.mats.n_ff(), job.mats.down.rows);
@@ -64,13 +71,7 @@ impl Backend for Reference {
             let mut scores = Vec::new();
             let seen = a.sees_from(a.first + row)..=a.first + row;
             for pos in seen.clone().map(|pos| pos % a.n_ctx) {
-                if is_turned(a.ty) {
-                    let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
-                    at.read(&a.keys[base * bytes_k..], &mut row_k);
-                } else {
-                    row_k.copy_from_slice(&a.keys[(base + pos) * bytes_k..][..bytes_k]);
-                }
-                dequantize_row(a.ty, &row_k, &mut key);
+                read_key(a, base, pos, &mut row_k, &mut key);
                 let score = q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale;
                 scores.push(a.soft_cap.map_or(score, |cap| soft_cap(cap, score)));
             }
@@ -79,7 +80,12 @@ impl Backend for Reference {
             let total: f32 = scores.iter().chain(sink).map(|s| (s - max).exp()).sum();
             out.fill(0.0);
             for (pos, score) in seen.zip(&scores) {
-                dequantize_row(a.ty, &a.values[(base + pos % a.n_ctx) * bytes_v..][..bytes_v], &mut value);
+                if a.values.is_empty() {
+                    read_key(a, base, pos % a.n_ctx, &mut row_k, &mut key);
+                    value.copy_from_slice(&key[..a.head_v]);
+                } else {
+                    dequantize_row(a.ty, &a.values[(base + pos % a.n_ctx) * bytes_v..][..bytes_v], &mut value);
+                }
                 let p = (score - max).exp() / total;
                 out.iter_mut().zip(&value).for_each(|(o, v)| *o += p * v);
             }
@@ -129,6 +135,7 @@ impl Backend for Reference {
                     RopeKind::Interleaved => (2 * pair, 2 * pair + 1),
                     RopeKind::Halves => (pair, pair + r.pairs),
                 };
+                let (a, b) = (r.skip + a, r.skip + b);
                 let (cos, sin) = (turns[pair], turns[pair + r.pairs]);
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
             }
@@ -173,4 +180,16 @@ impl Backend for Reference {
 
 fn row_bytes(a: &Attention<'_>, n: usize) -> usize {
     n / a.ty.block_len() * a.ty.block_bytes()
+}
+
+/// The key of position `pos` of the head that begins at row `base`. `row` has room for its bytes.
+fn read_key(a: &Attention<'_>, base: usize, pos: usize, row: &mut [u8], key: &mut [f32]) {
+    let bytes = row.len();
+    if is_turned(a.ty) {
+        let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
+        at.read(&a.keys[base * bytes..], row);
+    } else {
+        row.copy_from_slice(&a.keys[(base + pos) * bytes..][..bytes]);
+    }
+    dequantize_row(a.ty, row, key);
 }

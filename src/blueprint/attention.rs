@@ -14,8 +14,11 @@ pub struct Gqa {
     pub k: Linear,
     /// Values. (n_head_kv * v, n_embd) `None`: what `k` gives, before norm and rotation.
     pub v: Option<Linear>,
-    /// Output. (n_embd, n_head * v)
+    /// Output. (n_embd, n_head * v), of a latent attention the `v` of that.
     pub o: Linear,
+    /// Where keys and values come from latent rows: `q` gives heads of `latent.k()` elements, `k` latent rows before their
+    /// norm, and `v` is `None`.
+    pub latent: Option<Latent>,
     /// Norms of queries and keys before the rotation. Their width says whether they are of each head or of all at once.
     pub qk_norm: Option<[Norm; 2]>,
     /// Whether they rotate before they are normed.
@@ -38,6 +41,63 @@ pub struct Gqa {
     pub soft_cap: Option<f32>,
     /// What each head's result is multiplied by before the output matrix.
     pub gate: Option<Gate>,
+}
+
+/// Multi-head latent attention (arXiv 2405.04434): a token's keys and values are products with one short row, beside which
+/// the part of the keys that rotates is the same for all heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Latent {
+    /// Elements of a latent row.
+    pub rank: usize,
+    /// Elements of a query or key head that do not rotate.
+    pub nope: usize,
+    /// Elements of a query or key head behind them, which rotate if anything does.
+    pub rot: usize,
+    /// Elements of a value head.
+    pub v: usize,
+    /// Where queries come from short rows, too: their product (rank of its own, n_embd), and their norm.
+    pub q: Option<(Linear, Norm)>,
+    /// Of a latent row.
+    pub norm: Norm,
+    /// What makes heads of it.
+    pub up: Up,
+}
+
+/// From latent rows to heads.
+#[derive(Clone, Copy, Debug)]
+pub enum Up {
+    /// Queries and results go through it: what is kept of a token is its latent row and its rotated part. A matrix of each
+    /// head: (n_head, rank, nope), (n_head, v, rank)
+    Absorbed([Tensor; 2]),
+    /// Latent rows do: each head's keys and values are kept. (n_head * (nope + v), rank)
+    Expanded(Linear),
+}
+
+impl Latent {
+    /// Elements of a query or key head.
+    pub fn k(&self) -> usize {
+        self.nope + self.rot
+    }
+
+    /// Heads as the attention has them.
+    pub fn heads(&self, n_head: usize) -> Heads {
+        match self.up {
+            Up::Absorbed(_) => Heads { n_head, n_head_kv: 1, k: self.rank + self.rot, v: self.rank },
+            Up::Expanded(_) => Heads { n_head, n_head_kv: n_head, k: self.k(), v: self.v },
+        }
+    }
+
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        if let Some((linear, norm)) = &self.q {
+            linear.tensors(all);
+            norm.tensors(all);
+        }
+        self.norm.tensors(all);
+        match &self.up {
+            Up::Absorbed(tensors) => all.extend(tensors),
+            Up::Expanded(linear) => linear.tensors(all),
+        }
+    }
 }
 
 /// A factor of a query at `pos`: `1 + scale * ln(1 + (pos + offset) / length)`, in whole lengths.
@@ -133,10 +193,16 @@ impl Yarn {
 }
 
 impl Gqa {
+    /// Elements of the value heads that are kept beside keys: none where values are the beginning of keys.
+    pub fn kept_v(&self) -> usize {
+        if self.latent.is_some_and(|latent| matches!(latent.up, Up::Absorbed(_))) { 0 } else { self.heads.v }
+    }
+
     pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
         let linears =
             [&self.q, &self.k, &self.o].into_iter().chain(&self.v).chain(self.gate.as_ref().map(|gate| &gate.w));
         linears.for_each(|linear| linear.tensors(all));
+        self.latent.iter().for_each(|latent| latent.tensors(all));
         self.qk_norm.iter().flatten().chain(&self.v_norm).for_each(|norm| norm.tensors(all));
         all.extend(self.rope.and_then(|rope| rope.divisors));
         all.extend(self.sinks);

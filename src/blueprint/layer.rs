@@ -1,8 +1,8 @@
 //! What an architecture's file reads of one layer: parts by the names that most architectures share.
 
 use super::{
-    Act, Block, Branch, Choice, ExpertSet, Gate, GateAct, Gated, Gqa, Heads, Linear, Moe, Norm, Part, Reader, Rope,
-    Router, RouterInput, Shared, Tensor,
+    Act, Block, Branch, Choice, ExpertSet, Gate, GateAct, Gated, Gqa, Heads, Latent, LatentSizes, Linear, Moe, Norm,
+    Part, Reader, Rope, Router, RouterInput, Shared, Tensor, Up,
 };
 use crate::{Error, Result};
 
@@ -29,8 +29,31 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// If that is missing or does not fit.
     pub fn block(&self, norm: &str, part: Part) -> Result<Block> {
-        let branch = Branch { norm: Some(self.norm(norm)?), part, post: None, scale: 1.0 };
-        Ok(Block { layer: self.layer, branches: vec![branch], post: None, scale: None })
+        Ok(Block { layer: self.layer, branches: vec![self.branch(norm, part)?], post: None, scale: None })
+    }
+
+    /// A branch of a block whose input is normed by `NORM.weight`.
+    ///
+    /// # Errors
+    /// If that is missing or does not fit.
+    pub fn branch(&self, norm: &str, part: Part) -> Result<Branch> {
+        Ok(Branch { norm: Some(self.norm(norm)?), part, post: None, scale: 1.0 })
+    }
+
+    /// A vector.
+    ///
+    /// # Errors
+    /// If it is missing or does not fit.
+    pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
+        self.m.vector(&self.name(name), n)
+    }
+
+    /// A vector, if there is one.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn vector_if_there(&self, name: &str, n: usize) -> Result<Option<Tensor>> {
+        self.m.vector_if_there(&self.name(name), n)
     }
 
     /// A norm of the residual stream's width by `NAME.weight`.
@@ -59,12 +82,66 @@ impl LayerReader<'_, '_> {
 
     /// The same of these queries, keys and values.
     pub(super) fn gqa_of(&self, heads: Heads, [q, k, v]: [Linear; 3], rope: Option<Rope>) -> Result<Gqa> {
-        Ok(Gqa {
+        Ok(self.gqa_with(heads, rope, [q, k], Some(v), self.output(heads)?))
+    }
+
+    /// [`LayerReader::gqa`], where values are keys as they come from their product if there is no `attn_v`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit; values that are as long as no key.
+    pub fn gqa_of_keys(&self, heads: Heads, rope: impl Into<Option<Rope>>) -> Result<Gqa> {
+        if self.has("attn_v.weight") || self.has("attn_qkv.weight") {
+            return self.gqa(heads, rope);
+        }
+        if heads.k != heads.v {
+            let what = format!("values that are the keys of blk.{}", self.layer);
+            let expected = format!("values of {} elements, as keys have", heads.k);
+            return Err(Error::unsupported(self.m.gguf().path(), what, expected, heads.v));
+        }
+        let linear = |name: &str, n: usize| self.linear(name, self.m.n_embd, n * heads.k);
+        let [q, k] = [linear("attn_q", heads.n_head)?, linear("attn_k", heads.n_head_kv)?];
+        Ok(self.gqa_with(heads, rope.into(), [q, k], None, self.output(heads)?))
+    }
+
+    /// Latent attention: `attn_q`, or `attn_q_a` and `attn_q_b`; `attn_kv_a_mqa`; `attn_k_b` and `attn_v_b`, or `attn_kv_b`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn mla(&self, sizes: LatentSizes, rope: impl Into<Option<Rope>>) -> Result<Gqa> {
+        let LatentSizes { n_head, rank, q_rank, nope, rot, v } = sizes;
+        let (n_embd, k) = (self.m.n_embd, nope + rot);
+        let per_head = |name: &str, cols: usize, rows: usize| {
+            let each = self.m.take(&self.name(name), &[cols, rows, n_head])?;
+            Ok(Tensor { rows: rows * n_head, ..each })
+        };
+        let up = if self.has("attn_kv_b.weight") {
+            Up::Expanded(self.linear("attn_kv_b", rank, n_head * (nope + v))?)
+        } else {
+            Up::Absorbed([per_head("attn_k_b.weight", nope, rank)?, per_head("attn_v_b.weight", rank, v)?])
+        };
+        let (q, latent_q) = if let Some(q_rank) = q_rank {
+            let norm = self.m.norm(&self.name("attn_q_a_norm"), q_rank)?;
+            let down = self.linear("attn_q_a", n_embd, q_rank)?;
+            (self.linear("attn_q_b", q_rank, n_head * k)?, Some((down, norm)))
+        } else {
+            (self.linear("attn_q", n_embd, n_head * k)?, None)
+        };
+        let norm = self.m.norm(&self.name("attn_kv_a_norm"), rank)?;
+        let latent = Latent { rank, nope, rot, v, q: latent_q, norm, up };
+        let rows = self.linear("attn_kv_a_mqa", n_embd, rank + rot)?;
+        let heads = latent.heads(n_head);
+        let (o, scale) = (self.linear("attn_output", n_head * v, n_embd)?, 1.0 / (k as f32).sqrt());
+        Ok(Gqa { scale, latent: Some(latent), ..self.gqa_with(heads, rope.into(), [q, rows], None, o) })
+    }
+
+    fn gqa_with(&self, heads: Heads, rope: Option<Rope>, [q, k]: [Linear; 2], v: Option<Linear>, o: Linear) -> Gqa {
+        Gqa {
             heads,
             q,
             k,
-            v: Some(v),
-            o: self.linear("attn_output", heads.n_head * heads.v, self.m.n_embd)?,
+            v,
+            o,
+            latent: None,
             qk_norm: None,
             rotates_first: false,
             clamp: None,
@@ -76,7 +153,11 @@ impl LayerReader<'_, '_> {
             scale: 1.0 / (heads.k as f32).sqrt(),
             soft_cap: None,
             gate: None,
-        })
+        }
+    }
+
+    fn output(&self, heads: Heads) -> Result<Linear> {
+        self.linear("attn_output", heads.n_head * heads.v, self.m.n_embd)
     }
 
     /// Queries, keys and values: a matrix of each, or `attn_qkv`, which has the rows of one after another.
@@ -156,7 +237,7 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn ffn(&self, choice: Choice) -> Result<Part> {
-        if self.is_moe() { Ok(Part::Moe(self.moe(choice)?)) } else { self.dense() }
+        if self.is_moe() { Ok(Part::moe(self.moe(choice)?)) } else { self.dense() }
     }
 
     /// A network that every token takes.
@@ -172,7 +253,17 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn moe_by_bias_and_shared(&self, choice: Choice) -> Result<Part> {
-        Ok(Part::Moe(Moe { shared: Some(self.shared()?), ..self.moe_by_bias(choice)? }))
+        Ok(Part::moe(Moe { shared: Some(self.shared()?), ..self.moe_by_bias(choice)? }))
+    }
+
+    /// [`LayerReader::moe`], with a selection bias and a shared expert where any layer has one.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn moe_by_bias_if_any(&self, choice: Choice) -> Result<Moe> {
+        let biased = (0..self.m.n_layer).any(|layer| self.m.layer(layer).has_select_bias());
+        let moe = if biased { self.moe_by_bias(choice)? } else { self.moe(choice)? };
+        Ok(Moe { shared: self.shared_if_any()?, ..moe })
     }
 
     /// The expert that every token uses.
@@ -195,6 +286,10 @@ impl LayerReader<'_, '_> {
     /// Whether there is such a tensor.
     pub fn has(&self, name: &str) -> bool {
         self.m.gguf().tensor(&self.name(name)).is_some()
+    }
+
+    fn has_select_bias(&self) -> bool {
+        self.has("exp_probs_b.bias") || self.has("exp_probs_b")
     }
 
     /// Experts without a shared one.

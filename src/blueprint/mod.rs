@@ -11,6 +11,7 @@
 mod attention;
 mod experts;
 mod ffn;
+mod heads;
 mod layer;
 mod reader;
 mod recurrent;
@@ -20,11 +21,12 @@ mod state;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, Rope, Temperature, Yarn};
+pub use attention::{Gate, GateAct, Gqa, Heads, Latent, Rope, Temperature, Up, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
+pub use heads::{FullLayers, LatentSizes};
 pub use layer::LayerReader;
-pub use reader::{FullLayers, Reader};
+pub use reader::Reader;
 pub use recurrent::{Conv, DeltaNet, KeyHeads, Mamba2, Rates, ShortConv};
 pub use role::Role;
 pub use shape::{Shape, elements};
@@ -234,7 +236,7 @@ impl Block {
 #[derive(Clone, Debug)]
 pub enum Part {
     /// Attention.
-    Gqa(Gqa),
+    Gqa(Box<Gqa>),
     /// A gated delta rule.
     DeltaNet(DeltaNet),
     /// A selective state space.
@@ -244,7 +246,19 @@ pub enum Part {
     /// A feed-forward network that every token takes.
     Dense(Gated),
     /// Routed experts.
-    Moe(Moe),
+    Moe(Box<Moe>),
+}
+
+impl Part {
+    /// Attention.
+    pub fn gqa(gqa: Gqa) -> Part {
+        Part::Gqa(Box::new(gqa))
+    }
+
+    /// Routed experts.
+    pub fn moe(moe: Moe) -> Part {
+        Part::Moe(Box::new(moe))
+    }
 }
 
 /// From the residual stream to logits.
@@ -281,7 +295,7 @@ impl Blueprint {
 
     /// The MoE layers in order.
     pub fn moe(&self) -> impl Iterator<Item = &Moe> {
-        self.parts().filter_map(|part| if let Part::Moe(moe) = part { Some(moe) } else { None })
+        self.parts().filter_map(|part| if let Part::Moe(moe) = part { Some(&**moe) } else { None })
     }
 
     /// The experts of the MoE layers in order.
@@ -291,7 +305,7 @@ impl Blueprint {
 
     /// The attentions in order.
     pub fn attentions(&self) -> impl Iterator<Item = &Gqa> {
-        self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(gqa) } else { None })
+        self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(&**gqa) } else { None })
     }
 
     /// What is wrong with a context of `n` tokens, for people.

@@ -5,8 +5,8 @@
 use std::cell::{Cell, RefCell};
 
 use super::{
-    Block, Blueprint, Choice, Groups, Head, Heads, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Rope, RopeKind,
-    Score, Shape, Tensor, Unread, Yarn, unread,
+    Block, Blueprint, Choice, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape, Tensor,
+    Unread, unread,
 };
 use crate::{
     Error, Result,
@@ -14,13 +14,12 @@ use crate::{
 };
 
 /// Limits on what a file may claim: an order of magnitude above any model known, far below anything that overflows.
-const MAX_LAYERS: usize = 2_048;
+pub(super) const MAX_LAYERS: usize = 2_048;
 pub(super) const MAX_WIDTH: usize = 1 << 20;
 const MAX_EXPERTS: usize = 4_096;
 
-/// Limits of the same kind on numbers with a fraction. Bases in use reach some 5e10, factors 64.
-const MAX_FREQ_BASE: f32 = 1e15;
-const FACTORS: (f32, f32) = (1e-6, 1e6);
+/// Limits of the same kind on numbers with a fraction: factors in use reach 64.
+pub(super) const FACTORS: (f32, f32) = (1e-6, 1e6);
 const MAX_EPS: f32 = 0.1;
 
 /// See the module.
@@ -41,17 +40,6 @@ pub struct Reader<'a> {
     /// Tokens of context up to which the blueprint is right, and why.
     limit: Cell<Option<(usize, &'static str)>>,
     ignored: RefCell<Vec<Unread>>,
-}
-
-/// Which layers see everything, where others see a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FullLayers {
-    /// The first of each so many.
-    EachFirst(usize),
-    /// The last of each so many.
-    EachLast(usize),
-    /// Those that the file lists.
-    Listed,
 }
 
 impl<'a> Reader<'a> {
@@ -105,7 +93,7 @@ impl<'a> Reader<'a> {
         self.file.key(short)
     }
 
-    fn within(&self, key: &str, value: usize, max: usize) -> Result<usize> {
+    pub(super) fn within(&self, key: &str, value: usize, max: usize) -> Result<usize> {
         if (1..=max).contains(&value) {
             return Ok(value);
         }
@@ -158,14 +146,6 @@ impl<'a> Reader<'a> {
     /// If it is something else.
     pub fn flag(&self, short: &str, default: bool) -> Result<bool> {
         Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
-    }
-
-    /// What scores are multiplied by: the file's own, or one over the root of a key head's length.
-    ///
-    /// # Errors
-    /// A number that does not make sense.
-    pub fn score_scale(&self, heads: Heads) -> Result<f32> {
-        Ok(self.factor("attention.scale")?.unwrap_or(1.0 / (heads.k as f32).sqrt()))
     }
 
     /// What the file says of its figures, whether it runs or not.
@@ -238,159 +218,6 @@ impl<'a> Reader<'a> {
             return Err(Error::file(gguf.path_of(embd), message));
         }
         Ok(n_vocab)
-    }
-
-    /// Numbers and sizes of heads, the same in all layers.
-    ///
-    /// # Errors
-    /// A key that does not make sense, or says something else of each layer.
-    pub fn heads(&self) -> Result<Heads> {
-        let heads = self.heads_by_layer()?;
-        for (short, of) in [
-            ("attention.head_count", (|h| h.n_head) as fn(&Heads) -> usize),
-            ("attention.head_count_kv", |h| h.n_head_kv),
-        ] {
-            if heads.iter().any(|h| of(h) != of(&heads[0])) {
-                return Err(Error::unsupported(
-                    self.gguf().path(),
-                    self.key(short),
-                    "one number for all layers",
-                    "several",
-                ));
-            }
-        }
-        Ok(heads[0])
-    }
-
-    /// Numbers and sizes of each layer's heads. (n_layer)
-    ///
-    /// # Errors
-    /// A key that does not make sense, or has another number of layers.
-    pub fn heads_by_layer(&self) -> Result<Vec<Heads>> {
-        self.heads_of(|_| true)
-    }
-
-    /// The same, where layers without key/value heads have no attention.
-    ///
-    /// # Errors
-    /// As [`Reader::heads_by_layer`].
-    pub fn heads_if_any(&self) -> Result<Vec<Option<Heads>>> {
-        let counts = self.gguf().meta().require_u32_or_array(&self.key("attention.head_count_kv"), self.n_block)?;
-        let mut heads = self.heads_of(|layer| counts[layer] > 0)?.into_iter();
-        let of = |&n: &u32| if n > 0 { heads.next() } else { None };
-        Ok(counts.iter().take(self.n_layer).map(of).collect())
-    }
-
-    /// Those of the layers that have an attention.
-    fn heads_of(&self, has: impl Fn(usize) -> bool) -> Result<Vec<Heads>> {
-        let meta = self.gguf().meta();
-        let (key, key_kv) = (self.key("attention.head_count"), self.key("attention.head_count_kv"));
-        let n_head = meta.require_u32_or_array(&key, self.n_block)?;
-        let n_head_kv = meta.u32_or_array(&key_kv, self.n_block)?.unwrap_or_else(|| n_head.clone());
-        let first = self.within(&key, n_head[0] as usize, MAX_WIDTH)?;
-        let k = self.count_or("attention.key_length", self.n_embd / first, MAX_WIDTH)?;
-        let v = self.count_or("attention.value_length", self.n_embd / first, MAX_WIDTH)?;
-        self.even("attention.key_length", k)?;
-        let of = |(&n_head, &n_head_kv): (&u32, &u32)| {
-            let (n_head, n_head_kv) = (self.within(&key, n_head as usize, MAX_WIDTH)?, n_head_kv as usize);
-            if n_head_kv == 0 || n_head % n_head_kv != 0 {
-                let expected = format!("a divisor of {n_head}");
-                return Err(Error::format(meta.path(), &key_kv, expected, n_head_kv));
-            }
-            Ok(Heads { n_head, n_head_kv, k, v })
-        };
-        let layers = (0..self.n_layer).filter(|&layer| has(layer));
-        layers.map(|layer| of((&n_head[layer], &n_head_kv[layer]))).collect()
-    }
-
-    /// Rotation of heads of `head` elements, with the scaling that the file asks for.
-    ///
-    /// # Errors
-    /// A key that does not make sense, or asks for another scaling; divisors of another shape.
-    pub fn rope(&self, kind: RopeKind, head: usize) -> Result<Rope> {
-        let n_rot = self.count_or("rope.dimension_count", head, head)?;
-        self.even("rope.dimension_count", n_rot)?;
-        let base = self.number("rope.freq_base", (1.0, MAX_FREQ_BASE))?.unwrap_or(10_000.0);
-        let (ty, legacy) = (self.key("rope.scaling.type"), self.number("rope.scale_linear", FACTORS)?);
-        let factor = self.number("rope.scaling.factor", FACTORS)?.or(legacy).unwrap_or(1.0);
-        let magnitude = self.number("rope.scaling.attn_factor", FACTORS)?.unwrap_or(1.0);
-        let divisors = self.vector_if_there("rope_freqs.weight", n_rot / 2)?;
-        let rope = Rope { kind, n_rot, base, scale: 1.0 / factor, divisors, yarn: None, magnitude };
-        match self.gguf().meta().str(&ty)? {
-            Some("none") => Ok(Rope { scale: 1.0, ..rope }),
-            None | Some("linear") => Ok(rope),
-            Some("yarn") => {
-                let magnitude = magnitude * self.number("rope.scaling.yarn_attn_factor", FACTORS)?.unwrap_or(1.0);
-                let key = self.key("rope.scaling.yarn_ext_factor");
-                match self.gguf().meta().f32(&key)? {
-                    // Below 0, llama.cpp takes what the kind of scaling means.
-                    None | Some(1.0 | ..0.0) => {
-                        Ok(Rope { yarn: Some(self.yarn()?), magnitude: magnitude * (1.0 + 0.1 * factor.ln()), ..rope })
-                    }
-                    Some(other) => Err(Error::unsupported(self.gguf().path(), key, "1, or below 0", other)),
-                }
-            }
-            Some(other) => {
-                Err(Error::unsupported(self.gguf().path(), ty, "none, linear or yarn", other.escape_debug()))
-            }
-        }
-    }
-
-    /// [`Reader::window_rope`], if any layer sees a window.
-    ///
-    /// # Errors
-    /// A key that does not make sense.
-    pub fn window_rope_if_any(&self, windows: &[Option<usize>], everything: Rope, head: usize) -> Result<Rope> {
-        let any = windows.iter().any(Option::is_some);
-        if any { self.window_rope(everything, head) } else { Ok(everything) }
-    }
-
-    /// The rotation of heads of `head` elements in layers that see a window, where it is not that of the others: unscaled, with a base of its own.
-    ///
-    /// # Errors
-    /// A key that does not make sense.
-    pub fn window_rope(&self, everything: Rope, head: usize) -> Result<Rope> {
-        let base = self.number("rope.freq_base_swa", (1.0, MAX_FREQ_BASE))?.unwrap_or(everything.base);
-        let n_rot = self.count_or("rope.dimension_count_swa", everything.n_rot, head)?;
-        self.even("rope.dimension_count_swa", n_rot)?;
-        Ok(Rope { n_rot, base, scale: 1.0, divisors: None, yarn: None, magnitude: 1.0, ..everything })
-    }
-
-    fn yarn(&self) -> Result<Yarn> {
-        let n_ctx = self.count_or("rope.scaling.original_context_length", self.n_ctx_train()?, u32::MAX as usize)?;
-        Ok(Yarn {
-            n_ctx,
-            beta_fast: self.number("rope.scaling.yarn_beta_fast", FACTORS)?.unwrap_or(32.0),
-            beta_slow: self.number("rope.scaling.yarn_beta_slow", FACTORS)?.unwrap_or(1.0),
-        })
-    }
-
-    /// The window of each layer, where a file that names one and does not list the layers that have it means every layer but
-    /// `full`. (n_layer)
-    ///
-    /// # Errors
-    /// A window of 0, or a list that does not make sense or has to be there.
-    pub fn windows(&self, full: FullLayers) -> Result<Vec<Option<usize>>> {
-        let meta = self.gguf().meta();
-        let key = self.key("attention.sliding_window");
-        let Some(window) = meta.u32(&key)? else { return Ok(vec![None; self.n_layer]) };
-        let window = self.within(&key, window as usize, u32::MAX as usize)?;
-        let short = "attention.sliding_window_pattern";
-        let key = self.key(short);
-        let is_array = matches!(meta.get(&key), Some(Value::Array(_)));
-        if is_array || full == FullLayers::Listed {
-            return Ok(self.flags_by_layer(short)?.into_iter().map(|has| has.then_some(window)).collect());
-        }
-        let period = match (meta.u32(&key)?, full) {
-            (Some(period), _) => self.within(&key, period as usize, MAX_LAYERS)?,
-            (None, FullLayers::EachFirst(period) | FullLayers::EachLast(period)) => period,
-            (None, FullLayers::Listed) => unreachable!("lists were read above"),
-        };
-        let is_full = |layer: usize| match full {
-            FullLayers::EachFirst(_) => layer.is_multiple_of(period),
-            _ => (layer + 1).is_multiple_of(period),
-        };
-        Ok((0..self.n_layer).map(|layer| (!is_full(layer)).then_some(window)).collect())
     }
 
     /// A bool of each layer. (n_layer)
@@ -494,13 +321,6 @@ impl<'a> Reader<'a> {
     pub fn moe_layers(&self) -> Result<Vec<bool>> {
         let (n_dense, step) = (self.leading_dense()?, self.count_or("interleave_moe_layer_step", 1, MAX_LAYERS)?);
         Ok((0..self.n_layer).map(|layer| layer >= n_dense && (layer + 1).is_multiple_of(step)).collect())
-    }
-
-    fn even(&self, short: &str, value: usize) -> Result<()> {
-        if value.is_multiple_of(2) {
-            return Ok(());
-        }
-        Err(Error::format(self.gguf().path(), self.key(short), "an even number", value))
     }
 
     /// The whole model, with the blocks that `layer` makes of each layer.

@@ -29,7 +29,7 @@ impl Part {
         match self {
             Part::Gqa(gqa) => {
                 let heads = gqa.heads;
-                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: heads.v, window: gqa.window })
+                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window })
             }
             Part::DeltaNet(net) => Some(State::Recurrent { floats: net.floats() }),
             Part::Mamba2(mamba) => Some(State::Recurrent { floats: mamba.floats() }),

@@ -36,6 +36,8 @@ enum When {
     NoWindow,
     /// 0, or the default: one over the root of the length of a key.
     DefaultScale,
+    /// 0, or whatever it says where no rotation is scaled by YaRN.
+    NoYarn,
     /// 0 or below: llama.cpp's -1 leaves the choice to the kind of scaling, and only YaRN has any.
     NotPositive,
 }
@@ -48,7 +50,7 @@ const HARMLESS: &[(&str, When, &str)] = &[
     ("rope.scaling.finetuned", When::Always, "tells how the model was trained"),
     ("rope.scaling.yarn_beta_fast", When::Always, "only YaRN scales by it"),
     ("rope.scaling.yarn_beta_slow", When::Always, "only YaRN scales by it"),
-    ("rope.scaling.yarn_log_multiplier", When::Always, "only YaRN scales by it"),
+    ("rope.scaling.yarn_log_multiplier", When::NoYarn, "only YaRN scales by it"),
     ("rope.scaling.yarn_ext_factor", When::NotPositive, "it turns YaRN off"),
     ("rope.scaling.yarn_attn_factor", When::ZeroOr(1.0), "it multiplies by 1"),
     ("rope.scaling.alpha", When::ZeroOr(1.0), "it multiplies by 1"),
@@ -56,6 +58,8 @@ const HARMLESS: &[(&str, When, &str)] = &[
     ("rope.dimension_count_swa", When::Always, "no layer has a sliding window"),
     ("rope.freq_base_swa", When::Always, "no layer has a sliding window"),
     ("attention.layer_norm_epsilon", When::Always, "the norms are RMS norms, which have their own"),
+    ("attention.shared_kv_layers", When::Zero, "every layer has keys and values of its own"),
+    ("embedding_length_per_layer_input", When::Zero, "layers have no inputs of their own"),
     ("attention.causal", When::True, "attention is causal"),
     ("attention.sliding_window", When::NoWindow, "every token sees the whole context"),
     ("attention.sliding_window_pattern", When::Zero, "every token sees the whole context"),
@@ -187,6 +191,7 @@ fn does_nothing(b: &Blueprint, when: When, value: &Value) -> bool {
             let default = 1.0 / (gqa.heads.k as f64).sqrt();
             all(&|x| x == 0.0 || (x - default).abs() <= default * f64::from(f32::EPSILON))
         }),
+        When::NoYarn => all(&|x| x == 0.0) || b.ropes().iter().all(|rope| rope.yarn.is_none()),
         When::NotPositive => all(&|x| x <= 0.0),
     }
 }

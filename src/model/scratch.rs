@@ -3,12 +3,13 @@
 use super::{
     cx::Run,
     ffn::MoeScratch,
-    mixer::{AttentionRows, DeltaNet, Mamba2, ShortConv},
+    mixer::{AttentionRows, DeltaNet, Latent, Mamba2, ShortConv},
 };
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch, Part},
+    blueprint::{Block, Blueprint, Branch, Gqa, Part},
     id::ExpertId,
+    quant::block::CHUNK,
     trace::Routed,
 };
 
@@ -39,6 +40,8 @@ pub struct Scratch {
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * v)
     pub(super) attended: Rows,
+    /// Short rows of latent attention. (n_batch, [`Latent::low_cols`])
+    pub(super) low: Rows,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
     /// One row of the token embedding.
@@ -60,6 +63,7 @@ impl Scratch {
             branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
             norm: Rows::new(n, m.n_embd),
             attended: Rows::new(n, attended_cols(m)),
+            low: Rows::new(n, low_cols(m)),
             turns: m.ropes().iter().map(|rope| vec![0.0; n * rope.n_rot]).collect(),
             embd: vec![0; m.n_embd * 4],
             moe: MoeScratch {
@@ -91,6 +95,7 @@ impl Scratch {
             + shape.n_logits * m.n_vocab;
         let rows = Rows::bytes(n, m.n_embd)
             + Rows::bytes(n, attended_cols(m))
+            + Rows::bytes(n, low_cols(m))
             + Rows::bytes(1, m.n_embd)
             + Hidden::bytes(max_pairs(m, n), m.n_ff());
         let lists = n * size_of::<Run>()
@@ -126,16 +131,25 @@ fn wide(m: &Blueprint) -> usize {
     mixer.max().unwrap_or(0).max(m.n_expert_used() * m.n_embd)
 }
 
-/// Floats per token of what heads give.
+/// Floats per token of what heads give. Heads of latent attention are rows of their own, in whole chunks.
 fn attended_cols(m: &Blueprint) -> usize {
     let heads = m.parts().map(|part| match part {
-        Part::Gqa(gqa) => gqa.heads.n_head * gqa.heads.v,
+        Part::Gqa(gqa) => {
+            let (n_head, v) = (gqa.heads.n_head, gqa.heads.v);
+            let rows = gqa.latent.map_or(0, |latent| n_head * v.max(latent.nope).next_multiple_of(CHUNK));
+            rows.max(n_head * v)
+        }
         Part::DeltaNet(net) => net.n_v * net.v,
         Part::Mamba2(mamba) => mamba.inner(),
         Part::ShortConv(_) => m.n_embd,
         Part::Dense(_) | Part::Moe(_) => 0,
     });
     heads.max().unwrap_or(0)
+}
+
+fn low_cols(m: &Blueprint) -> usize {
+    let of = |gqa: &Gqa| gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head));
+    m.attentions().map(of).max().unwrap_or(0)
 }
 
 fn max_pairs(m: &Blueprint, n_batch: usize) -> usize {

@@ -36,6 +36,13 @@ pub struct Spec {
     pub bytes: u64,
 }
 
+impl Spec {
+    /// Metadata of the architecture, in the file's order.
+    pub fn meta(&self) -> Vec<(String, Value)> {
+        self.kv.0.iter().map(|(key, value)| (format!("{}.{key}", self.arch), from_json(value))).collect()
+    }
+}
+
 /// A JSON object in its own order, which is the order of the metadata.
 struct Ordered(Vec<(String, serde_json::Value)>);
 
@@ -95,8 +102,8 @@ pub fn build(name: &str, spec: &Spec, path: &Path) {
     let mut w = GgufWriter::new(path, true).unwrap();
     w.meta("general.architecture", spec.arch.as_str()).unwrap();
     w.meta("general.name", name).unwrap();
-    for (key, value) in &spec.kv.0 {
-        w.meta(&format!("{}.{key}", spec.arch), from_json(value)).unwrap();
+    for (key, value) in spec.meta() {
+        w.meta(&key, value).unwrap();
     }
     write_vocabulary(&mut w);
     for (tensor, dims) in &spec.tensors {

@@ -225,7 +225,7 @@ impl Block<'_> {
         }
         part.clear();
         let keys = Side::new(a.ty, a.keys, self.head, a.n_ctx, a.head_k);
-        let values = Side::new(a.ty, a.values, self.head, a.n_ctx, a.head_v);
+        let values = (!a.values.is_empty()).then(|| Side::new(a.ty, a.values, self.head, a.n_ctx, a.head_v));
         // Counted once: they are divisions.
         let mut sees = [0; QUERIES];
         sees.iter_mut().enumerate().take(self.n).for_each(|(i, sees)| *sees = self.sees(i));
@@ -237,7 +237,8 @@ impl Block<'_> {
             let seen = |i: usize| sees[i].saturating_sub(start).min(n);
             // Queries that the tile is out of sight for.
             let skip = (0..self.n).find(|&i| seen(i) > 0).unwrap_or(self.n);
-            let direct = self.n <= DIRECT;
+            // Values that are a part of keys need those as floats.
+            let direct = self.n <= DIRECT && values.is_some();
             let q = &s.q[skip * a.head_k..self.n * a.head_k];
             let scores = &mut s.scores[skip * TILE..self.n * TILE];
             match keys.turned(start) {
@@ -264,6 +265,15 @@ impl Block<'_> {
                 weights.1 += k.exp_sum(scores, weights.0);
             }
             let bounds = |seen: &Range<usize>, row: usize| seen.start * row..seen.end * row;
+            let Some(values) = &values else {
+                for (p, value) in s.values.chunks_exact_mut(wide_v).enumerate().take(n) {
+                    value.iter_mut().zip(s.keys.chunks_exact(TILE)).take(a.head_v).for_each(|(v, key)| *v = key[p]);
+                }
+                self.add_values(&s.scores, part.values, skip, seen, |p, seen, sums| {
+                    k.accumulate(p, &s.values[bounds(&seen, wide_v)], wide_v, sums);
+                });
+                continue;
+            };
             match values.rows(start, n) {
                 CachedRows::F16(x) if direct && a.head_v == wide_v => {
                     self.add_values(&s.scores, part.values, skip, seen, |p, seen, sums| {

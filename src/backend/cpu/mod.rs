@@ -219,6 +219,21 @@ impl Backend for Cpu {
         if bytes * n < ALONE_BYTES { body(Worker::alone()) } else { self.pool.run(&body) }
     }
 
+    fn matmul_per_head(&mut self, rows: &Rows, n_head: usize, w: QMat<'_>, y: &mut [f32]) {
+        let (n, each) = (rows.n / n_head, w.rows / n_head);
+        assert_eq!(y.len(), n * w.rows, "output of {n} rows of {n_head} heads");
+        let (kernels, out) = (&self.kernels, Out(y.as_mut_ptr()));
+        let work = Phase::new(n_head, self.pool.threads());
+        let body = |worker: Worker<'_>| {
+            work.work(worker, |head| {
+                let range = head * each..(head + 1) * each;
+                // SAFETY: `y` has n * w.rows floats (asserted) that are borrowed for writing; heads' rows are disjoint.
+                unsafe { product(kernels, &w, range, &[], n, |t| rows.row(t * n_head + head), |t| out.at(t * w.rows)) };
+            });
+        };
+        if w.data.len() * n < ALONE_BYTES { body(Worker::alone()) } else { self.pool.run(&body) }
+    }
+
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]) {
         let Some(FfnJob { mats, .. }) = jobs.first() else { return };
         let (n_ff, n_embd) = (mats.n_ff(), mats.down.rows);

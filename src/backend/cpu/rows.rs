@@ -61,6 +61,7 @@ pub(super) fn rms_norm_onto(k: &Kernels, x: &mut [f32], weight: &[f32], eps: f32
 pub(super) fn rope(k: &Kernels, r: &Rotation<'_>, i: usize, row: &mut [f32]) {
     let (cos, sin) = r.turns[i * 2 * r.pairs..(i + 1) * 2 * r.pairs].split_at(r.pairs);
     for head in row.chunks_exact_mut(r.head) {
+        let head = &mut head[r.skip..];
         match r.kind {
             RopeKind::Interleaved => {
                 for ((pair, cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {

@@ -1,9 +1,9 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
-use super::{multiply, softplus};
+use super::{latent::Latent, multiply, softplus};
 use crate::{
     Result,
-    backend::{Attention, Backend, CacheWrite, Product, Rotation},
+    backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
     blueprint::{self, GateAct, Heads, RopeKind, Temperature},
     model::{
         Scratch,
@@ -26,6 +26,9 @@ pub struct Gqa {
     /// `None`: what `k` gives.
     v: Option<Linear>,
     o: Linear,
+    latent: Option<Box<Latent>>,
+    /// Floats per token that it works in.
+    latent_cols: usize,
     clamp: Option<f32>,
     /// Of queries and keys.
     qk_norm: Option<[Norm; 2]>,
@@ -69,27 +72,31 @@ pub struct AttentionRows<'a> {
     pub v: &'a mut [f32],
     /// What the gate's product gives. (n, n_head or n_head * v)
     pub gate: &'a mut [f32],
+    /// Of a latent attention: see [`Latent::cols`].
+    pub latent: &'a mut [f32],
     /// (n, n_embd)
     pub out: &'a mut [f32],
 }
 
 impl<'a> AttentionRows<'a> {
-    /// Those of `n` tokens. `gate`: outputs of the gate.
+    /// Those of `n` tokens. `gate`: outputs of the gate; `latent`: floats per token.
     ///
     /// # Panics
     /// If `memory` is less than [`AttentionRows::cols`] for each token.
-    fn of(h: Heads, gate: usize, n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
+    fn of(h: Heads, [gate, latent]: [usize; 2], n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
         let (q, rest) = memory.split_at_mut(n * h.n_head * h.k);
         let (k, rest) = rest.split_at_mut(n * h.n_head_kv * h.k);
         let (v, rest) = rest.split_at_mut(n * h.n_head_kv * h.v);
         let (gate, rest) = rest.split_at_mut(n * gate);
-        AttentionRows { q, k, v, gate, out: &mut rest[..n * n_embd] }
+        let (latent, rest) = rest.split_at_mut(n * latent);
+        AttentionRows { q, k, v, gate, latent, out: &mut rest[..n * n_embd] }
     }
 
     /// Floats per token.
     pub fn cols(gqa: &blueprint::Gqa, n_embd: usize) -> usize {
         let h = gqa.heads;
-        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gqa.gate.map_or(0, |gate| gate.w.w.rows) + n_embd
+        let latent = gqa.latent.map_or(0, |latent| Latent::cols(&latent, h.n_head));
+        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gqa.gate.map_or(0, |gate| gate.w.w.rows) + latent + n_embd
     }
 }
 
@@ -122,6 +129,8 @@ impl Gqa {
             k: loader.linear(&gqa.k)?,
             v: gqa.v.as_ref().map(|v| loader.linear(v)).transpose()?,
             o: loader.linear(&gqa.o)?,
+            latent: gqa.latent.map(|latent| Latent::load(loader, &latent, gqa.heads.n_head).map(Box::new)).transpose()?,
+            latent_cols: gqa.latent.map_or(0, |latent| Latent::cols(&latent, gqa.heads.n_head)),
             clamp: gqa.clamp,
             qk_norm,
             rotates_first: gqa.rotates_first,
@@ -143,12 +152,14 @@ impl Gqa {
 
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let linears = [&mut self.q, &mut self.k, &mut self.o].into_iter().chain(&mut self.v);
-        linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w)
+        let own = linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w);
+        own.chain(self.latent.iter_mut().flat_map(|latent| latent.mats_mut()))
     }
 
     /// The rows of `n` tokens.
     fn rows<'m>(&self, n_embd: usize, n: usize, memory: &'m mut [f32]) -> AttentionRows<'m> {
-        AttentionRows::of(self.heads, self.gate.as_ref().map_or(0, |gate| gate.w.w.view().rows), n_embd, n, memory)
+        let gate = self.gate.as_ref().map_or(0, |gate| gate.w.w.view().rows);
+        AttentionRows::of(self.heads, [gate, self.latent_cols], n_embd, n, memory)
     }
 
     /// `x += o · attend(norm(x))`, where the rows have been normed already.
@@ -164,15 +175,26 @@ impl Gqa {
                 return;
             }
             cx.norm(norm.expect("attention is a block's first branch"));
-            let n = cx.len();
-            let AttentionRows { q, gate, .. } = self.rows(cx.n_embd, n, &mut cx.s.moe.out);
-            multiply(
-                cx.b,
-                &cx.s.norm,
-                [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None],
-            );
+            self.queries(cx);
         }
         self.attend(cx);
+    }
+
+    /// Products for queries and gate.
+    fn queries<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, .. } = cx;
+        let Scratch { norm, low, moe, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
+        match &self.latent {
+            None => {
+                multiply(*b, norm, [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None])
+            }
+            Some(latent) => {
+                multiply(*b, norm, [self.gate_product(gate), None, None, None]);
+                latent.queries(*b, norm, &self.q, low, latent.split(n, memory).0);
+            }
+        }
     }
 
     fn gate_product<'m>(&'m self, y: &'m mut [f32]) -> Option<Product<'m>> {
@@ -181,8 +203,20 @@ impl Gqa {
 
     /// Keys and values, which go into the cache; and, with them, queries.
     fn project<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
-        let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
-        let Cx { b, s, seqs, experts, .. } = cx;
+        if let Some(latent) = &self.latent {
+            self.project_latent(latent, cx);
+            if queries {
+                self.queries(cx);
+            }
+        } else {
+            self.project_heads(queries, cx);
+        }
+        self.keep(cx);
+    }
+
+    fn project_heads<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, experts, .. } = cx;
         let AttentionRows { q, k, v, gate, .. } = self.rows(n_embd, n, &mut s.moe.out);
         let values = self.v.as_ref().map(|linear| Product { w: linear.w.view(), y: &mut *v });
         let keys = Some(Product { w: self.k.w.view(), y: &mut *k });
@@ -199,13 +233,45 @@ impl Gqa {
             norm.apply_onto(*b, v);
         }
         self.place(*b, k, 1, &s.turns, n);
+    }
+
+    /// The same, where they come from latent rows.
+    fn project_latent<B: Backend>(&self, latent: &Latent, cx: &mut Cx<'_, B>) {
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, experts, .. } = cx;
+        let Scratch { norm, low, moe, turns, .. } = &mut **s;
+        let AttentionRows { k, v, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
+        let cols = self.k.w.view().rows;
+        let (x, heads) = if latent.is_absorbed() {
+            (k, None)
+        } else {
+            let (x, both) = memory.split_at_mut(n * cols);
+            (x, Some((both, [k, v])))
+        };
+        b.matmul(norm, &mut [Product { w: self.k.w.view(), y: x }]);
+        experts.meanwhile();
+        self.k.finish(*b, x);
+        latent.norm(*b, x, low);
+        self.rotate(*b, x, [cols, latent.rank], turns, n);
+        if let Some((both, heads)) = heads {
+            latent.expand(*b, low, x, both, heads);
+        }
+    }
+
+    /// Writes keys and values into the cache.
+    fn keep<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
+        let Cx { b, s, seqs, .. } = cx;
+        let AttentionRows { k, v, .. } = self.rows(n_embd, n, &mut s.moe.out);
         for run in &s.runs {
             let (ty, heads, first, seq) = (seqs[run.seq].ty(), h.n_head_kv, run.pos, &mut seqs[run.seq]);
             let (keys, values) = seq.rows_mut(self.index);
             let x = run.of(k, heads * h.k);
             b.write_cache(CacheWrite { x, cache: keys, keys: true, ty, heads, dim: h.k, first });
-            let x = run.of(v, heads * h.v);
-            b.write_cache(CacheWrite { x, cache: values, keys: false, ty, heads, dim: h.v, first });
+            if !values.is_empty() {
+                let x = run.of(v, heads * h.v);
+                b.write_cache(CacheWrite { x, cache: values, keys: false, ty, heads, dim: h.v, first });
+            }
         }
     }
 
@@ -222,10 +288,17 @@ impl Gqa {
     fn attend<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, turns, runs, .. } = &mut **s;
-        let AttentionRows { q, gate, out, .. } = self.rows(n_embd, n, &mut moe.out);
-        self.finish(*b, &self.q, q);
-        self.place(*b, q, 0, turns, n);
+        let Scratch { x, sum, branch, moe, attended, low, turns, runs, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, out, .. } = self.rows(n_embd, n, &mut moe.out);
+        if let Some(latent) = &self.latent {
+            let (heads, wide) = latent.split(n, memory);
+            self.q.finish(*b, heads);
+            self.rotate(*b, heads, [latent.k(), latent.nope], turns, n);
+            latent.absorb(*b, heads, attended, wide, q);
+        } else {
+            self.finish(*b, &self.q, q);
+            self.place(*b, q, 0, turns, n);
+        }
         if let Some(temperature) = self.temperature {
             let cols = h.n_head * h.k;
             for run in &*runs {
@@ -257,11 +330,18 @@ impl Gqa {
             b.attend(&attention, run.of_mut(heads, h.n_head * h.v));
             experts.meanwhile();
         }
+        let given = match &self.latent {
+            Some(latent) => {
+                latent.values(*b, attended, low);
+                low
+            }
+            None => attended,
+        };
         if let Some(linear) = &self.gate {
-            linear.open(*b, gate, heads, h.n_head * h.v);
+            linear.open(*b, gate, given);
         }
-        b.prepare(attended);
-        b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
+        b.prepare(given);
+        b.matmul(given, &mut [Product { w: self.o.w.view(), y: out }]);
         self.o.finish(*b, out);
         b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
     }
@@ -269,31 +349,31 @@ impl Gqa {
     /// Norms and rotates queries (`which` 0) or keys (1).
     fn place(&self, b: &mut impl Backend, x: &mut [f32], which: usize, turns: &[Vec<f32>], n: usize) {
         if self.rotates_first {
-            self.rotate(b, x, turns, n);
+            self.rotate(b, x, [self.heads.k, 0], turns, n);
         }
         if let Some(norms) = &self.qk_norm {
             norms[which].apply_onto(b, x);
         }
         if !self.rotates_first {
-            self.rotate(b, x, turns, n);
+            self.rotate(b, x, [self.heads.k, 0], turns, n);
         }
     }
 
-    /// Rotates the heads of all `n` rows, whose angles are among those in `turns`.
-    fn rotate(&self, b: &mut impl Backend, x: &mut [f32], turns: &[Vec<f32>], n: usize) {
+    /// Rotates all `n` rows, heads of `head` elements from the element `skip` on, by angles among those in `turns`.
+    fn rotate(&self, b: &mut impl Backend, x: &mut [f32], [head, skip]: [usize; 2], turns: &[Vec<f32>], n: usize) {
         if let Some(Rotates { kind, pairs, angles }) = self.rotates {
             let turns = &turns[angles][..n * 2 * pairs];
-            b.rope(x, &Rotation { kind, head: self.heads.k, pairs, turns });
+            b.rope(x, &Rotation { kind, head, skip, pairs, turns });
         }
     }
 }
 
 impl Gate {
-    /// Multiplies rows of `cols` by what the products in `y` open.
-    fn open(&self, b: &mut impl Backend, y: &mut [f32], rows: &mut [f32], cols: usize) {
+    /// Multiplies rows by what the products in `y` open.
+    fn open(&self, b: &mut impl Backend, y: &mut [f32], rows: &mut Rows) {
         self.w.finish(b, y);
-        let each = self.w.w.view().rows;
-        let y = &*y;
+        let (each, cols) = (self.w.w.view().rows, rows.cols());
+        let (y, rows) = (&*y, rows.x_mut());
         b.each_row(rows, cols, 8 * cols, |i, row| {
             let y = &y[i * each..(i + 1) * each];
             for (head, y) in row.chunks_exact_mut(cols / each).zip(y) {

@@ -3,12 +3,14 @@
 mod conv;
 mod delta_net;
 mod gqa;
+mod latent;
 mod mamba2;
 mod short_conv;
 
 use self::conv::{Conv, Inputs};
 pub use delta_net::DeltaNet;
 pub use gqa::{AttentionRows, Gqa};
+pub use latent::Latent;
 pub use mamba2::Mamba2;
 pub use short_conv::ShortConv;
 

@@ -1,0 +1,15 @@
+//! DeepSeek-V3.2 (arXiv 2512.02556): DeepSeek-V3, where an indexer chooses what attention looks at in long contexts.
+
+use super::{Arch, deepseek2};
+use crate::{
+    Result,
+    blueprint::{Blueprint, Reader},
+};
+
+pub const ARCH: Arch = Arch { name: "deepseek32", predicts: true, blueprint };
+
+pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
+    let n_ctx = m.count("attention.indexer.top_k", u32::MAX as usize)?;
+    m.limit_to_indexed(n_ctx);
+    deepseek2::latent(m, false)
+}
