@@ -15,6 +15,7 @@ use crate::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
+    retrieval::Retrieval,
 };
 
 /// What the program takes with any model beside its code: libraries, heap, stacks. `tests/habits.rs` holds processes to it.
@@ -129,10 +130,12 @@ impl Plan {
         };
         let attention = m.attentions().map(attention).max().unwrap_or(0);
         let n_layer = store.layers().len();
-        let learnt = |n_batch| {
-            needs.policy.bytes(n_layer, store.n_expert())
-                + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch)
+        // One serves both.
+        let past = match needs.policy.wants_retrieval() || needs.prefetch.wants_retrieval() {
+            true => Retrieval::bytes(n_layer, store.n_expert()),
+            false => 0,
         };
+        let learnt = |n_batch| past + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
         let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
 
         let pools = Pool::all(store, needs, m.n_expert_used());

@@ -43,6 +43,8 @@ pub struct Options {
     /// what is measured if that is more, see [`plan::process_bytes`](crate::plan::process_bytes). An embedder whose process
     /// is mostly its own says 0.
     pub process_bytes: Option<u64>,
+    /// What the caller keeps beside the session within the same budget: a server's requests.
+    pub beside_bytes: u64,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
     /// Tokens of a prompt batch, if the budget allows; `None`: what suits model and budget, see [`Plan`].
@@ -61,6 +63,8 @@ pub struct Options {
     pub policy: PolicyKind,
     /// Prefetcher.
     pub prefetch: PrefetchKind,
+    /// Whether free slots fill while the drive is idle, see [`ExpertCache::fill_free_slots`].
+    pub fill: bool,
     /// How slots are shared; `None`: a pool for each layer, or one for all where the budget is too small for that.
     pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
@@ -72,6 +76,7 @@ impl Default for Options {
         Self {
             memory_bytes: None,
             process_bytes: None,
+            beside_bytes: 0,
             n_ctx: None,
             n_batch: None,
             all_logits: false,
@@ -81,6 +86,7 @@ impl Default for Options {
             io_memory: None,
             policy: PolicyKind::default(),
             prefetch: PrefetchKind::Auto,
+            fill: false,
             scope: None,
             threads: None,
         }
@@ -93,7 +99,13 @@ fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
         return *options;
     }
-    Options { scope: Some(Scope::Global), policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
+    Options {
+        scope: Some(Scope::Global),
+        policy: PolicyKind::Lru,
+        prefetch: PrefetchKind::Off,
+        fill: false,
+        ..*options
+    }
 }
 
 /// The longest context that is set up unasked.
@@ -212,6 +224,7 @@ impl<B: Backend> Session<B> {
         let kv = KvCache::new(blueprint, options.kv, plan.n_ctx)?;
         let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
+        experts.fill_free_slots(options.fill);
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
             let follow = Follow::new(plan.clone(), memory_bytes.clone());
@@ -261,6 +274,24 @@ impl<B: Backend> Session<B> {
         self.experts.cache().hot()
     }
 
+    /// Whether policy or prefetcher go by past tokens.
+    pub fn keeps_past(&self) -> bool {
+        !self.experts.cache().retrieval().is_off()
+    }
+
+    /// What this session's last tokens used, for [`Session::restore_past`]; `None` where past tokens are not kept.
+    pub fn past(&self) -> Option<Vec<u8>> {
+        self.keeps_past().then(|| self.experts.cache().retrieval().to_bytes())
+    }
+
+    /// Begins with what the tokens of an earlier session of the same model used; nothing where past tokens are not kept.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes; the session is as before then.
+    pub fn restore_past(&mut self, past: &[u8]) -> std::result::Result<(), &'static str> {
+        self.experts.restore_past(past)
+    }
+
     /// The budget now: that of the plan, or what [`Session::set_memory`] or a machine short of memory made of it.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes.load(Relaxed)
@@ -280,8 +311,7 @@ impl<B: Backend> Session<B> {
             self.timed(batch, Phase::Prompt, want).inspect_err(|_| self.kv.truncate(n_past))?;
             progress(done);
         }
-        let n_vocab = self.model.blueprint.n_vocab;
-        Ok(&self.scratch.logits()[..n_vocab])
+        Ok(self.logits())
     }
 
     /// Runs at most a batch of prompt tokens for the KV cache alone, without logits.
@@ -318,7 +348,7 @@ impl<B: Backend> Session<B> {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
         self.timed(&[token], Phase::Decode, Want::Last)?;
-        Ok(&self.scratch.logits()[..self.model.blueprint.n_vocab])
+        Ok(self.logits())
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
@@ -353,6 +383,14 @@ impl<B: Backend> Session<B> {
         Ok(())
     }
 
+    /// Forgets the tokens from position `len` on; the experts stay where they are.
+    pub fn truncate(&mut self, len: usize) {
+        self.kv.truncate(len);
+    }
+    /// The logits of the last call that gave any. (n_vocab)
+    pub fn logits(&self) -> &[f32] {
+        &self.scratch.logits()[..self.model.blueprint.n_vocab]
+    }
     /// Forgets the sequence; the experts stay where they are.
     pub fn reset(&mut self) {
         self.kv.truncate(0);
@@ -410,6 +448,10 @@ impl<B: Backend> Session<B> {
     pub fn prefetch_share(&self) -> Option<f64> {
         self.experts.prefetch_share()
     }
+    /// See [`Experts::prefetch_modes`].
+    pub fn prefetch_modes(&self) -> Vec<(&'static str, f64)> {
+        self.experts.prefetch_modes()
+    }
     /// The arithmetic, for people.
     pub fn backend(&self) -> String {
         self.backend.describe()
@@ -447,11 +489,11 @@ pub fn make_plan(
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
-        process_bytes: options.process_bytes.unwrap_or_else(|| {
+        process_bytes: options.beside_bytes.saturating_add(options.process_bytes.unwrap_or_else(|| {
             // Tensors begin where the header ends.
             let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
             process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
-        }),
+        })),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
     let plan = Plan::new(blueprint, store, needs, None)?;
