@@ -230,6 +230,16 @@ fn all_types_on_fixed_shapes() {
     }
 }
 
+/// Rows are expanded some at a time where there is room on the stack, and tokens multiplied as many as share what is unpacked.
+#[test]
+fn rows_that_are_expanded_may_be_wide_and_tokens_many() {
+    for ty in [GgmlType::IQ3_XXS, GgmlType::IQ2_S, GgmlType::NVFP4, GgmlType::Q1_0] {
+        for (rows, cols, tokens) in [(3, 200 * 256, 2), (3, 180 * 256, 9), (5, 512, 151), (37, 256, 145)] {
+            assert!(check(ty, rows, cols, tokens, Size::Usual, 3, 11) > 0, "{ty} {rows}x{cols}, {tokens} tokens");
+        }
+    }
+}
+
 /// Kernels may read on behind a row that is no whole number of chunks: into the next one, whose scales must not matter.
 #[test]
 fn a_row_s_infinities_are_no_other_s() {

@@ -12,8 +12,7 @@ use std::mem::MaybeUninit;
 use super::MatMul;
 use super::driver::Form;
 use crate::quant::act::{ActRow, SPANS};
-use crate::quant::block::Block;
-use crate::quant::block::CHUNK;
+use crate::quant::block::{Block, CHUNK};
 use crate::quant::expanded::{chunk_bytes, expand_row, scales};
 use crate::quant::{GgmlType, QMat};
 
