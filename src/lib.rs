@@ -48,6 +48,10 @@
 //! | [`report`] | traces and runs as curves, heat maps and timelines | sessions, clocks, terminals |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
+//! | [`generate`], [`stop`] | the decode loop: a prompt in, text out, and when it stops | terminals, templates |
+//! | `chat` | conversations as a model reads and writes them: templates, reasoning, tool calls | models, tokens |
+//! | `converse` | a model's tokenizer and its template together | sessions |
+//! | `serve` | the HTTP server | |
 //!
 //! Imports point down; `tests/architecture.rs` has the table.
 //!
@@ -85,8 +89,13 @@
 pub mod arch;
 pub mod backend;
 pub mod blueprint;
+#[cfg(feature = "chat")]
+pub mod chat;
+#[cfg(feature = "chat")]
+pub mod converse;
 pub mod error;
 pub mod expert;
+pub mod generate;
 pub mod gguf;
 pub mod id;
 pub mod input;
@@ -107,6 +116,7 @@ pub mod retrieval;
 pub mod sampler;
 pub mod session;
 pub mod simulate;
+pub mod stop;
 pub mod tokenizer;
 pub mod trace;
 

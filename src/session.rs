@@ -43,6 +43,8 @@ pub struct Options {
     /// what is measured if that is more, see [`plan::process_bytes`](crate::plan::process_bytes). An embedder whose process
     /// is mostly its own says 0.
     pub process_bytes: Option<u64>,
+    /// What the caller keeps beside the session within the same budget: a server's requests.
+    pub beside_bytes: u64,
     /// Tokens of context; `None`: the model's own, at most 4096.
     pub n_ctx: Option<usize>,
     /// Tokens of a prompt batch, if the budget allows; `None`: what suits model and budget, see [`Plan`].
@@ -74,6 +76,7 @@ impl Default for Options {
         Self {
             memory_bytes: None,
             process_bytes: None,
+            beside_bytes: 0,
             n_ctx: None,
             n_batch: None,
             all_logits: false,
@@ -308,8 +311,7 @@ impl<B: Backend> Session<B> {
             self.timed(batch, Phase::Prompt, want).inspect_err(|_| self.kv.truncate(n_past))?;
             progress(done);
         }
-        let n_vocab = self.model.blueprint.n_vocab;
-        Ok(&self.scratch.logits()[..n_vocab])
+        Ok(self.logits())
     }
 
     /// Runs at most a batch of prompt tokens for the KV cache alone, without logits.
@@ -346,7 +348,7 @@ impl<B: Backend> Session<B> {
     pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
         self.check(&[token])?;
         self.timed(&[token], Phase::Decode, Want::Last)?;
-        Ok(&self.scratch.logits()[..self.model.blueprint.n_vocab])
+        Ok(self.logits())
     }
 
     fn timed(&mut self, tokens: &[u32], phase: Phase, want: Want) -> Result<()> {
@@ -381,6 +383,14 @@ impl<B: Backend> Session<B> {
         Ok(())
     }
 
+    /// Forgets the tokens from position `len` on; the experts stay where they are.
+    pub fn truncate(&mut self, len: usize) {
+        self.kv.truncate(len);
+    }
+    /// The logits of the last call that gave any. (n_vocab)
+    pub fn logits(&self) -> &[f32] {
+        &self.scratch.logits()[..self.model.blueprint.n_vocab]
+    }
     /// Forgets the sequence; the experts stay where they are.
     pub fn reset(&mut self) {
         self.kv.truncate(0);
@@ -479,11 +489,11 @@ pub fn make_plan(
         prefetch: options.prefetch,
         keeps: options.io != Some(IoKind::PageCache),
         layout,
-        process_bytes: options.process_bytes.unwrap_or_else(|| {
+        process_bytes: options.beside_bytes.saturating_add(options.process_bytes.unwrap_or_else(|| {
             // Tensors begin where the header ends.
             let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
             process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
-        }),
+        })),
         threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
     };
     let plan = Plan::new(blueprint, store, needs, None)?;

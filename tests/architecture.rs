@@ -56,10 +56,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
+    ("stop", &[]),
+    ("generate", &["backend", "error", "sampler", "session", "stop", "tokenizer"]),
+    ("chat", &["error", "stop"]),
+    ("converse", &["chat", "error", "gguf", "tokenizer"]),
 ];
 
 /// May use everything.
-const ROOTS: &[&str] = &["lib", "main", "cli"];
+const ROOTS: &[&str] = &["lib", "main", "cli", "serve"];
 
 /// What the crate's root re-exports or holds itself, and the module that it counts as.
 const ROOT_ITEMS: &[(&str, Option<&str>)] =
@@ -73,6 +77,8 @@ const MUST_NOT_SEE: &[(&str, &[&str])] = &[
     ("policy", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("report", &["env", "net", "process", "sync", "thread", "time"]),
+    ("chat", &["env", "fs", "net", "path", "process", "sync", "thread", "time"]),
+    ("generate", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("arch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("blueprint", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("backend", &["fs", "net", "path", "process"]),

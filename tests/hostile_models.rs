@@ -181,11 +181,11 @@ fn a_type_that_is_only_known_by_size() {
         let t = tiny.tensor(&format!("blk.1.ffn_{role}_exps.weight"));
         let (cols, rows) = if role == "down" { (256, N_EMBD) } else { (N_EMBD, 256) };
         t.dims = vec![cols, rows, N_EXPERT as u64];
-        t.ty = if role == "down" { GgmlType::IQ1_S } else { GgmlType::Q8_0 };
+        t.ty = if role == "down" { GgmlType::Q8_1 } else { GgmlType::Q8_0 };
         let n = t.ty.row_bytes(cols).unwrap() * rows * N_EXPERT as u64;
         t.bytes = vec![0; n as usize];
     }
-    refused(&tiny, &["tensor blk.1.ffn_down_exps.weight", "IQ1_S", "not supported"]);
+    refused(&tiny, &["tensor blk.1.ffn_down_exps.weight", "Q8_1", "not supported"]);
 }
 
 const REQUIRED: [&str; 7] = [

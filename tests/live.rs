@@ -5,19 +5,15 @@
 mod common;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::Read,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
     time::Instant,
 };
 
-use common::program::command;
-use rustix::{
-    process::{Pid, Signal, kill_process},
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Winsize, tcsetwinsize},
-};
+use common::{program::command, terminal::terminal};
+use rustix::process::{Pid, Signal, kill_process};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
 const RESTORE: &str = "\x1b7\x1b[r\x1b8\x1b[J";
@@ -28,18 +24,6 @@ fn run(more: &[&str]) -> Command {
     command.args(["run", MODEL, "Once upon a time", "--ignore-eos", "--threads", "1", "--seed", "0"]).args(more);
     command.env("HOTSET_ISA", "scalar").env("TERM", "xterm").stdin(Stdio::null());
     command
-}
-
-/// A terminal's two ends: ours, and the program's.
-fn terminal(columns: u16, rows: u16) -> (File, File) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&ours).unwrap();
-    unlockpt(&ours).unwrap();
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(&ours, size).unwrap();
-    let name = ptsname(&ours, Vec::new()).unwrap();
-    let theirs = OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-    (ours.into(), theirs)
 }
 
 fn start(mut command: Command, theirs: File) -> Child {

@@ -130,6 +130,7 @@ impl Modes {
         let default = Options::default();
         Ok(Options {
             process_bytes: None,
+            beside_bytes: 0,
             memory_bytes: None,
             n_ctx: Some(n_ctx),
             n_batch: self.batch,

@@ -66,6 +66,11 @@ impl Interrupts {
         u8::try_from(ASKED.load(Ordering::Relaxed)).ok().filter(|signal| *signal > 0)
     }
 
+    /// As if no signal had come yet: the next one asks again.
+    pub fn forget(&self) {
+        ASKED.store(0, Ordering::Relaxed);
+    }
+
     /// True once after each time that the process was stopped and runs again: others have used the terminal meanwhile.
     pub fn take_resumed(&self) -> bool {
         RESUMED.swap(false, Ordering::Relaxed)

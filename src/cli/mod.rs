@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod csv;
 mod decompose;
 mod habits;
@@ -27,6 +28,7 @@ mod pull;
 mod repack;
 mod report;
 mod run;
+mod sampling;
 mod simulate;
 mod stats;
 mod sweep;
@@ -54,7 +56,7 @@ Results go to standard output, everything else to standard error. Of an option t
 but for options that take lists.
 
 Environment:
-  HOTSET_MODEL       the model that run and bench use where none is named
+  HOTSET_MODEL       the model that run, chat, serve and bench use where none is named
   HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HOME
                      the hub of pull, who asks, and where downloads are [default: ~/.cache/huggingface/hub]
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
@@ -71,6 +73,7 @@ Exit codes:
 #[derive(Subcommand)]
 enum Verb {
     Run(run::Args),
+    Chat(chat::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> Ended {
     match verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Chat(args) => chat::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),

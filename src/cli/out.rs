@@ -47,6 +47,16 @@ impl Out {
         self.write(&spelt_out(&text.replace("\r\n", "\n"), |c| c.is_control() && c != '\n' && c != '\t'))
     }
 
+    /// Whether it is a terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    /// What follows is dim on a terminal that knows how, or no longer.
+    pub fn dim(&mut self, on: bool) -> Result<(), Stop> {
+        if self.is_terminal && moves_cursor() { self.write(if on { "\x1b[2m" } else { "\x1b[0m" }) } else { Ok(()) }
+    }
+
     fn write(&mut self, text: &str) -> Result<(), Stop> {
         let written = self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush());
         written.map_err(|e| Error::io(Path::new(STDOUT), "write", e).into())

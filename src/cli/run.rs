@@ -4,12 +4,14 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use hotset::{
     Error, Result, arch,
+    backend::cpu::Cpu,
+    generate::{self, Event, Finish, Rules, Speaker},
     gguf::Gguf,
     human_bytes,
     new_file::NewFile,
-    sampler::{Sampler, SamplerConfig},
+    sampler::Sampler,
     session::Session,
-    tokenizer::{StreamDecoder, Tokenizer},
+    tokenizer::Tokenizer,
 };
 
 use super::{
@@ -23,6 +25,7 @@ use super::{
     out::{Out, Progress, note, notes},
     outputs::{Force, Outputs},
     prompt::{Given, Source, stdin_has_text},
+    sampling::Sampling,
     stats::{self, Record, Snapshot, Stats},
     text::Limit,
 };
@@ -109,86 +112,6 @@ pub struct Args {
     force: Force,
 }
 
-/// How tokens are chosen. The defaults are llama.cpp's.
-#[derive(clap::Args)]
-#[command(next_help_heading = "Sampling")]
-struct Sampling {
-    /// Temperature; 0: always the most likely token
-    #[arg(
-        long,
-        visible_alias = "temperature",
-        value_name = "T",
-        default_value_t = SamplerConfig::default().temperature,
-        allow_negative_numbers = true
-    )]
-    temp: f32,
-    /// Keep the N most likely tokens; 0 or -1: all
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = OrAll(Some(SamplerConfig::default().top_k)),
-        value_parser = count_or_all::<{ u32::MAX as usize }>,
-        allow_negative_numbers = true
-    )]
-    top_k: OrAll,
-    /// Keep the most likely tokens that together reach this probability; 1: all
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().top_p, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Keep tokens at least this fraction as likely as the most likely one; 0: all
-    #[arg(long, value_name = "P", default_value_t = SamplerConfig::default().min_p, allow_negative_numbers = true)]
-    min_p: f32,
-    /// Penalise recent tokens if above 1
-    #[arg(long, value_name = "X", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
-    repeat_penalty: f32,
-    /// How many tokens are recent; -1: all of the context
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = OrAll(Some(SamplerConfig::default().repeat_last_n)),
-        value_parser = count_or_all::<{ u32::MAX as usize }>,
-        allow_negative_numbers = true
-    )]
-    repeat_last_n: OrAll,
-    /// The same seed, prompt and options give the same text, whatever the budget; -1: a new one, which the statistics name
-    #[arg(short, long, value_name = "N", default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
-    seed: Seed,
-}
-
-/// What `--seed` asks for; `None`: any.
-#[derive(Clone, Copy)]
-struct Seed(Option<u64>);
-
-fn seed(text: &str) -> Result<Seed, String> {
-    match text {
-        "-1" => Ok(Seed(None)),
-        text => match text.parse() {
-            Ok(n) => Ok(Seed(Some(n))),
-            Err(_) => Err("expected a number from 0, or -1 for a new one".to_owned()),
-        },
-    }
-}
-
-impl Sampling {
-    /// For a context of `n_ctx` tokens. The seed is drawn here if none was named.
-    fn config(&self, n_ctx: usize) -> SamplerConfig {
-        SamplerConfig {
-            temperature: self.temp,
-            top_k: self.top_k.0.unwrap_or(0),
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n.0.unwrap_or(n_ctx),
-            seed: self.seed.0.unwrap_or_else(any_seed),
-        }
-    }
-}
-
-/// Another one each time, short enough to be typed.
-fn any_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish() >> 32
-}
-
 /// Why the text ended.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
@@ -252,8 +175,8 @@ pub fn run(args: &Args) -> Ended {
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
-    let sampler = Sampler::new(config, session.blueprint().n_vocab)?;
-    let speaker = Speaker { tokenizer: &tokenizer, sampler, session: &mut session };
+    let mut sampler = Sampler::new(config, session.blueprint().n_vocab)?;
+    let speaker = Speaker { tokenizer: &tokenizer, sampler: &mut sampler, session: &mut session };
     let end = match echo
         .and_then(|()| generate(args, &tokens, speaker, &mut text, &mut watch, &mut record))
         .and_then(|end| text.finish().map(|()| end))
@@ -346,81 +269,48 @@ fn context(args: &Args, gguf: &Gguf, n_prompt: usize) -> Result<usize> {
     Ok(n_ctx)
 }
 
-/// A model and how it chooses.
-struct Speaker<'a> {
-    tokenizer: &'a Tokenizer,
-    sampler: Sampler,
-    session: &'a mut Session,
-}
-
 /// Runs the prompt and then token after token, which it counts. Returns why there are no more.
 fn generate(
     args: &Args,
     prompt: &[u32],
-    speaker: Speaker<'_>,
+    speaker: Speaker<'_, Cpu>,
     text: &mut Text,
     watch: &mut Watch,
     record: &mut Record,
 ) -> Result<End, Stop> {
-    let Speaker { tokenizer, mut sampler, session } = speaker;
-    let most = args.max_tokens.0.unwrap_or(usize::MAX);
+    let rules = Rules { max_tokens: args.max_tokens.0, ignore_end: args.ignore_eos, ..Rules::default() };
+    let plan = speaker.session.plan();
     // The last token that there is room for needs no room for another.
-    let expected = most.min(session.plan().n_ctx + 1 - prompt.len());
-    prompt.iter().for_each(|&token| sampler.accept(token));
-    let mut decoder = StreamDecoder::continuing();
-
-    let Some(mut logits) = feed(session, prompt, args.quiet || args.stats_live, watch)? else {
-        return Ok(End::Interrupted);
-    };
-    if most == 0 {
-        return Ok(End::Length);
-    }
+    let expected = args.max_tokens.0.unwrap_or(usize::MAX).min(plan.n_ctx + 1 - prompt.len());
+    let bar = Progress::tokens("prompt", args.quiet || args.stats_live || prompt.len() <= plan.n_batch);
     let mut before = None;
-    let end = loop {
-        let token = sampler.sample(logits);
-        if let Some(before) = before.take() {
-            record.tokens.push(Snapshot::of(session).since(&before));
+    let finish = generate::generate(speaker, prompt, &rules, &mut |session, event| {
+        match event {
+            Event::Prompt { done, of } => {
+                bar.set(done as u64, of as u64);
+                return Ok(!watch.passed(session, "prompt", done, of));
+            }
+            Event::Token { text: piece, .. } => {
+                record.generated += 1;
+                text.push(piece)?;
+                before = Some(Snapshot::of(session));
+                return Ok(!watch.passed(session, "decode", record.generated as usize, expected));
+            }
+            Event::Decoded => {
+                if let Some(before) = before.take() {
+                    record.tokens.push(Snapshot::of(session).since(&before));
+                }
+            }
+            Event::Rest(piece) => text.push(piece)?,
         }
-        if tokenizer.is_end_of_generation(token) && !args.ignore_eos {
-            break End::Model;
-        }
-        record.generated += 1;
-        sampler.accept(token);
-        text.push(decoder.push(tokenizer, token))?;
-        if watch.passed(session, "decode", record.generated as usize, expected) {
-            break End::Interrupted;
-        }
-        if record.generated == most as u64 {
-            break End::Length;
-        }
-        if session.n_past() == session.plan().n_ctx {
-            break End::Context;
-        }
-        before = Some(Snapshot::of(session));
-        logits = session.decode(token)?;
-    };
-    text.push(decoder.finish())?;
-    Ok(end)
-}
-
-/// Runs the prompt; `None` if it was interrupted.
-fn feed<'s>(
-    session: &'s mut Session,
-    prompt: &[u32],
-    quiet: bool,
-    watch: &mut Watch,
-) -> Result<Option<&'s [f32]>, Stop> {
-    let n_batch = session.plan().n_batch;
-    let bar = Progress::tokens("prompt", quiet || prompt.len() <= n_batch);
-    let last = (prompt.len() - 1) / n_batch * n_batch;
-    for (i, batch) in prompt[..last].chunks(n_batch).enumerate() {
-        session.fill(batch)?;
-        bar.set(((i + 1) * n_batch) as u64, prompt.len() as u64);
-        if watch.passed(session, "prompt", (i + 1) * n_batch, prompt.len()) {
-            return Ok(None);
-        }
-    }
-    Ok(Some(session.feed(&prompt[last..], &mut |_| {})?))
+        Ok::<_, Stop>(true)
+    })?;
+    Ok(match finish {
+        Finish::End(_) | Finish::Stop(_) => End::Model,
+        Finish::Length => End::Length,
+        Finish::Context => End::Context,
+        Finish::Cancelled => End::Interrupted,
+    })
 }
 
 /// What looks on while the model runs.

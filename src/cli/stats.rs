@@ -98,6 +98,7 @@ pub struct Stats {
 }
 
 /// What the verb keeps while it runs.
+#[derive(Clone)]
 pub struct Record {
     model_id: String,
     /// The sampler's.

@@ -31,8 +31,13 @@ impl StreamDecoder {
 
     /// The text that `token` completes; empty while a character is unfinished, and for control tokens.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> &str {
+        self.push_with(tokenizer, token, false)
+    }
+
+    /// [`StreamDecoder::push`], with the text of a control token if `special` asks for it.
+    pub fn push_with(&mut self, tokenizer: &Tokenizer, token: u32, special: bool) -> &str {
         let start = self.pending.len();
-        tokenizer.append_bytes(token, false, &mut self.pending);
+        tokenizer.append_bytes(token, special, &mut self.pending);
         if self.strip_space && self.pending.len() > start {
             self.strip_space = false;
             if self.pending[start] == b' ' {

@@ -1,0 +1,30 @@
+//! LFM2: calls as Python has them, `<|tool_call_start|>[NAME(KEY="VALUE", …), …]<|tool_call_end|>`.
+
+use super::{Marks, Tools, call, hermes, literal::Cursor};
+use crate::chat::ToolCall;
+
+pub const MARKS: &[Marks] =
+    &[Marks { open: "<|tool_call_start|>", close: Some("<|tool_call_end|>"), inner: &[], parse }];
+
+fn parse(body: &str, _: &Tools) -> Option<Vec<ToolCall>> {
+    if let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(body.trim()) {
+        return list.iter().map(hermes::object).collect();
+    }
+    let mut cursor = Cursor::new(body);
+    cursor.take("[").then_some(())?;
+    let mut calls = Vec::new();
+    while !cursor.take("]") {
+        let name = cursor.word()?;
+        cursor.take("(").then_some(())?;
+        let mut arguments = serde_json::Map::new();
+        while !cursor.take(")") {
+            let key = cursor.word()?;
+            cursor.take("=").then_some(())?;
+            arguments.insert(key.to_owned(), cursor.value()?);
+            cursor.take(",");
+        }
+        calls.push(call(name, arguments));
+        cursor.take(",");
+    }
+    Some(calls)
+}

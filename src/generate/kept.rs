@@ -1,0 +1,86 @@
+//! A session that remembers its tokens, so that a prompt that begins like them is not computed again.
+
+use super::{Event, Finish, Rules, Speaker, generate};
+use crate::{Error, backend::Backend, sampler::Sampler, session::Session, tokenizer::Tokenizer};
+
+/// See the module.
+pub struct KeptSession<B: Backend> {
+    session: Session<B>,
+    /// What the session holds.
+    tokens: Vec<u32>,
+}
+
+/// How a prompt was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Why the text ended.
+    pub finish: Finish,
+    /// Tokens of the prompt that were there already.
+    pub reused: usize,
+    /// Tokens of the answer, without one that ends it.
+    pub generated: usize,
+}
+
+impl<B: Backend> KeptSession<B> {
+    /// Of a session without a token yet.
+    pub fn new(session: Session<B>) -> Self {
+        Self { session, tokens: Vec::new() }
+    }
+
+    /// The session, to look at.
+    pub fn session(&self) -> &Session<B> {
+        &self.session
+    }
+
+    /// Sets another budget, see [`Session::set_memory`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn set_memory(&mut self, memory_bytes: u64) -> crate::Result<()> {
+        self.session.set_memory(memory_bytes)
+    }
+
+    /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted.
+    pub fn reusable(&self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        common.min(prompt.len().saturating_sub(1))
+    }
+
+    /// Answers `prompt`, a whole conversation, as [`generate()`] does. `sampler` is a new one. What was computed stays, also
+    /// after an error.
+    ///
+    /// # Errors
+    /// As [`generate()`]; also a prompt that leaves no room in the context.
+    pub fn answer<E: From<Error>>(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        sampler: &mut Sampler,
+        rules: &Rules,
+        on: &mut dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E>,
+    ) -> Result<Answered, E> {
+        let n_ctx = self.session.plan().n_ctx;
+        if prompt.len() > n_ctx {
+            let sentence = format!("the prompt has {} tokens, and the context holds {n_ctx}", prompt.len());
+            return Err(Error::invalid(sentence).into());
+        }
+        let reused = self.reusable(prompt);
+        self.session.truncate(reused);
+        self.tokens.truncate(reused);
+        self.tokens.extend_from_slice(&prompt[reused..]);
+        prompt[..reused].iter().for_each(|&token| sampler.accept(token));
+        let (tokens, mut last, mut generated) = (&mut self.tokens, 0, 0);
+        let speaker = Speaker { session: &mut self.session, tokenizer, sampler };
+        let finish = generate(speaker, &prompt[reused..], rules, &mut |session, event| {
+            match event {
+                Event::Token { token, .. } => (last, generated) = (token, generated + 1),
+                Event::Decoded => tokens.push(last),
+                Event::Prompt { .. } | Event::Rest(_) => {}
+            }
+            on(session, event)
+        });
+        // Of a prompt that was interrupted or failed only a part is there.
+        self.tokens.truncate(self.session.n_past());
+        Ok(Answered { finish: finish?, reused, generated })
+    }
+}
