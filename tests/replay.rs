@@ -167,9 +167,10 @@ fn live(
         Session::with_engine(gguf, &options, backend, Box::new(sink.clone()), engine, &mut |_, _| {}).unwrap();
     let mut dice = Dice(8);
     let tokens: Vec<u32> = (0..N_TOKENS).map(|_| dice.below(tiny::N_VOCAB as usize) as u32).collect();
-    session.feed(&tokens[..8], &mut |_| {}).unwrap();
-    for _ in 0..2 {
-        tokens[8..].iter().take(session.plan().n_ctx - 8).for_each(|&t| drop(session.decode(t).unwrap().to_vec()));
+    // A prompt that leaves slots free, and one of several batches.
+    for prompt in [2, 8] {
+        session.feed(&tokens[..prompt], &mut |_| {}).unwrap();
+        tokens[prompt..].iter().for_each(|&t| drop(session.decode(t).unwrap().to_vec()));
         session.reset();
     }
     sink.0.lock().unwrap().flush().unwrap();
@@ -189,7 +190,7 @@ fn budgets(model: &Path, options: Options) -> [u64; 3] {
         (session.plan().smallest_bytes, session.plan().full_bytes)
     });
     let (least, full) = plans.max().unwrap();
-    [least, least + (full - least) / 4, least + (full - least) / 2]
+    [least, least + (full - least) / 4, least + (full - least) / 4 * 3]
 }
 
 /// What has happened in all runs.
@@ -293,9 +294,10 @@ fn a_replay_finds_the_past_tokens_that_the_live_run_found() {
     let folder = folder();
     let mut seen = Seen::default();
     for scope in [Scope::Layer, Scope::Size, Scope::Global] {
-        let [_, memory, _] = budgets(&folder.path().join("m.gguf"), base(scope));
+        let [_, small, large] = budgets(&folder.path().join("m.gguf"), base(scope));
         for prefetch in [PrefetchKind::Off, PrefetchKind::Votes, PrefetchKind::Both, PrefetchKind::AutoVotes] {
-            let (policy, fill) = (PolicyKind::Echo, prefetch == PrefetchKind::Votes);
+            let (policy, fill) = (PolicyKind::Echo, matches!(prefetch, PrefetchKind::Off | PrefetchKind::Votes));
+            let memory = if fill { large } else { small };
             let options = Options { memory_bytes: Some(memory), policy, prefetch, fill, ..base(scope) };
             seen.check(Reference, folder.path(), DRIVES[0], options);
         }
