@@ -26,6 +26,8 @@ mod repack;
 mod report;
 mod run;
 mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod stats;
 mod sweep;
@@ -54,6 +56,7 @@ but for options that take lists.
 
 Environment:
   HOTSET_MODEL       the model that run, chat, serve and bench use where none is named
+  HOTSET_API_KEY     the key that clients of serve have to send
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
   HOTSET_INTERLEAVE  rows of a matrix interleaved in memory: on, off [default: what suits the CPU]
   XDG_CACHE_HOME     warm starts, drive rates and the bundled model are kept in its folder hotset [default: ~/.cache]
@@ -69,6 +72,8 @@ Exit codes:
 enum Verb {
     Run(run::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
@@ -146,6 +151,8 @@ fn run(verb: Verb) -> Ended {
     match verb {
         Verb::Run(args) => run::run(&args),
         Verb::Chat(args) => chat::run(&args),
+        #[cfg(feature = "serve")]
+        Verb::Serve(args) => serve::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),

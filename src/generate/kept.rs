@@ -40,6 +40,11 @@ impl<B: Backend> KeptSession<B> {
         self.session.set_memory(memory_bytes)
     }
 
+    /// The session.
+    pub fn into_session(self) -> Session<B> {
+        self.session
+    }
+
     /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted.
     pub fn reusable(&self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
