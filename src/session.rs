@@ -441,7 +441,7 @@ pub fn make_plan(
     if n_ctx == 0 || n_ctx > blueprint.n_ctx_train {
         return Err(Error::invalid(match n_ctx {
             0 => "a context of 0 tokens holds nothing".to_owned(),
-            n => format!("context length {n} exceeds the model's maximum of {}", blueprint.n_ctx_train),
+            n => blueprint.context_error(n),
         }));
     }
     if options.n_batch == Some(0) {

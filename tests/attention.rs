@@ -47,6 +47,7 @@ struct Case {
     window: Option<usize>,
     /// (n_head), or empty.
     sinks: Vec<f32>,
+    soft_cap: Option<f32>,
 }
 
 impl Case {
@@ -61,7 +62,20 @@ impl Case {
         };
         let (keys, values) = (cache(head_k, true, dice), cache(head_v, false, dice));
         let q = floats(n_ctx * n_head * head_k, dice).iter().map(|x| x * 3.0).collect();
-        Self { ty, n_head, n_head_kv, head_k, head_v, n_ctx, keys, values, q, window: None, sinks: Vec::new() }
+        Self {
+            ty,
+            n_head,
+            n_head_kv,
+            head_k,
+            head_v,
+            n_ctx,
+            keys,
+            values,
+            q,
+            window: None,
+            sinks: Vec::new(),
+            soft_cap: None,
+        }
     }
 
     /// Positions `range` as one batch.
@@ -81,6 +95,7 @@ impl Case {
             scale: 1.0 / (self.head_k as f32).sqrt(),
             window: self.window,
             sinks: &self.sinks,
+            soft_cap: self.soft_cap,
         };
         let mut out = vec![f32::NAN; range.len() * self.n_head * self.head_v];
         backend.attend(&a, &mut out);
@@ -159,6 +174,23 @@ fn windows_and_sinks_are_right_and_the_same_in_every_batch() {
                 let one = case.attend(&mut Reference, n_ctx - 1..n_ctx);
                 assert_eq!(same(&one, &everything), window >= n_ctx && sinks == 0, "{ty}: a window of {window}");
             }
+        }
+    }
+}
+
+#[test]
+fn capped_scores_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(8);
+    for (ty, heads, dims, n_ctx) in
+        [(F32, (4, 2), (16, 16), 130), (F16, (8, 1), (64, 64), 70), (Q8_0, (40, 1), (32, 32), 127)]
+    {
+        let mut case = Case::new(ty, heads, dims, n_ctx, dice);
+        let open = case.attend(&mut Reference, n_ctx - 1..n_ctx);
+        for (cap, window) in [(0.5, None), (2.0, Some(9))] {
+            (case.soft_cap, case.window) = (Some(cap), window);
+            case.check(dice);
+            assert!(!same(&case.attend(&mut Reference, n_ctx - 1..n_ctx), &open), "{ty}: a cap of {cap}");
         }
     }
 }

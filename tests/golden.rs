@@ -35,8 +35,39 @@ impl TraceSink for Routing {
 const MODELS: [&str; 4] = ["qwen3moe", "llama-mixtral", "olmoe", "qwen2moe"];
 
 /// The others, each with something that no one before it has.
-const MORE_MODELS: &[&str] =
-    &["qwen3vlmoe", "minimax-m2", "glm4moe", "glm4moe-mtp", "dots1", "hy_v3", "mellum", "smallthinker", "gpt-oss"];
+const MORE_MODELS: &[&str] = &[
+    "qwen3vlmoe",
+    "minimax-m2",
+    "glm4moe",
+    "glm4moe-mtp",
+    "dots1",
+    "hy_v3",
+    "mellum",
+    "smallthinker",
+    "gpt-oss",
+    "granitemoe",
+    "granitemoe-shared",
+    "ernie4_5-moe",
+    "exaone-moe",
+    "bailingmoe2",
+    "hunyuan-moe",
+    "phimoe",
+    "dbrx",
+    "llama4",
+    "grok",
+    "grok-2",
+    "afmoe",
+    "laguna",
+    "laguna-full",
+    "step35",
+    "step35-mtp",
+    "mimo2",
+    "mimo2-split",
+    "cohere2moe",
+    "granite_swa",
+    "minimax-m3",
+    "qwen3moe-scaled",
+];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;
 

@@ -70,5 +70,11 @@ fn every_field_is_documented() {
     check(&json(&["simulate", &trace, "--json", "--slots", "8"]), &["`simulate --json`"]);
     let report = json(&["report", &trace, "--run", &stats, "--json", "--slots", "8"]);
     check(&report, &["`report --json`", "`run --stats-json`", "`simulate --json`", "`trace stats --json`"]);
+    let cached = folder.path().join("models--owner--model/snapshots/c0ffee/small-Q4_0.gguf");
+    fs::create_dir_all(cached.parent().unwrap()).unwrap();
+    fs::copy(MODEL, cached).unwrap();
+    let mut list = command(env!("CARGO_BIN_EXE_hotset"));
+    let list = list.args(["list", "--json"]).env("HF_HUB_CACHE", folder.path()).output().unwrap();
+    check(&serde_json::from_slice(&list.stdout).unwrap(), &["`list --json`"]);
     check(&json(&["trace", "stats", &trace, "--json"]), &["`trace stats --json`"]);
 }

@@ -138,7 +138,7 @@ fn the_page_is_well_formed_and_has_every_curve() {
         assert!(page.descendants().any(|n| n.has_tag_name("h3") && n.text().unwrap().starts_with(title)), "{title}");
     }
     let again = hotset(&["report", &trace, "--html", html.to_str().unwrap()]);
-    assert!(refusal(&again).contains("out.html"));
+    assert!(refusal(&again, 1).contains("out.html"));
     assert_eq!(fs::read_to_string(&html).unwrap(), source, "what is there stays");
 }
 
@@ -226,11 +226,11 @@ fn a_run_is_recorded_token_by_token_and_shown() {
     assert_eq!(polygon.split(' ').count(), 39 * 4, "a column has four corners");
 }
 
-/// The one sentence of a refusal.
-fn refusal(output: &Output) -> String {
+/// The one sentence of a refusal, with its exit code.
+fn refusal(output: &Output, code: i32) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!stderr.contains("panicked"), "{stderr}");
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{stderr}");
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
     assert!(stderr.starts_with("hotset: ") && stderr.trim_end().lines().count() == 1, "{stderr}");
     stderr
 }
@@ -256,24 +256,24 @@ fn bad_input_is_refused_in_one_sentence() {
     let none = changed("none.json", &|r| drop(r.as_object_mut().unwrap().remove("tokens")));
     let page = folder.path().join("page.html");
     let page = page.to_str().unwrap();
-    let cases: &[(&[&str], &str)] = &[
-        (&["report", "/no/such.trace"], "/no/such.trace"),
-        (&["report", MODEL], "HOTTRACE"),
-        (&["report", &trace, "--html", "/no/folder/out.html"], "/no/folder/out.html"),
-        (&["report", &trace, "--html", "/tmp"], "/tmp"),
-        (&["report", &trace, "--policy", "best"], "--policy"),
-        (&["report", &trace, "--slots", "1"], "--slots"),
-        (&["report", "--run", "/no/run.json"], "/no/run.json"),
-        (&["report", "--run", &trace], "a.trace"),
-        (&["report", "--run", &short, "--html", page], "short.json"),
-        (&["report", "--run", &many], "many.json"),
-        (&["report", "--run", &huge], "2^48"),
-        (&["report", "--run", &wrong], "wrong.json"),
-        (&["report", "--run", &layers], "layers.json"),
-        (&["report", "--run", &none], "tokens"),
+    let cases: &[(&[&str], &str, i32)] = &[
+        (&["report", "/no/such.trace"], "/no/such.trace", 1),
+        (&["report", MODEL], "HOTTRACE", 1),
+        (&["report", &trace, "--html", "/no/folder/out.html"], "/no/folder/out.html", 1),
+        (&["report", &trace, "--html", "/tmp"], "/tmp", 1),
+        (&["report", &trace, "--policy", "best"], "--policy", 2),
+        (&["report", &trace, "--slots", "1"], "--slots", 1),
+        (&["report", "--run", "/no/run.json"], "/no/run.json", 1),
+        (&["report", "--run", &trace], "a.trace", 1),
+        (&["report", "--run", &short, "--html", page], "short.json", 1),
+        (&["report", "--run", &many], "many.json", 1),
+        (&["report", "--run", &huge], "2^48", 1),
+        (&["report", "--run", &wrong], "wrong.json", 1),
+        (&["report", "--run", &layers], "layers.json", 1),
+        (&["report", "--run", &none], "tokens", 1),
     ];
-    for (args, named) in cases {
-        let sentence = refusal(&hotset(args));
+    for (args, named, code) in cases {
+        let sentence = refusal(&hotset(args), *code);
         assert!(sentence.contains(named), "{args:?}: {sentence}");
     }
     assert!(!Path::new(page).exists(), "a page that failed leaves nothing");

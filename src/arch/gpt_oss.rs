@@ -4,7 +4,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Act, Blueprint, Gqa, Moe, Part, Reader, RopeKind, Score},
+    blueprint::{Act, Blueprint, FullLayers, Gqa, Moe, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "gpt-oss", predicts: false, blueprint };
@@ -12,7 +12,7 @@ pub const ARCH: Arch = Arch { name: "gpt-oss", predicts: false, blueprint };
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Halves, heads.k)?;
-    let windows = m.windows(|layer| layer % 2 == 1)?;
+    let windows = m.windows(FullLayers::EachLast(2))?;
     let choice = m.choice(Score::SoftmaxOfChosen, false)?;
     m.model(|l| {
         let attention = Gqa { window: windows[l.layer], sinks: Some(l.sinks(heads)?), ..l.gqa(heads, rope)? };

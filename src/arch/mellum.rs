@@ -4,7 +4,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score},
+    blueprint::{Blueprint, FullLayers, Gqa, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "mellum", predicts: false, blueprint };
@@ -13,7 +13,7 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let everything = m.rope(RopeKind::Halves, heads.k)?;
     let within = m.window_rope(everything, heads.k)?;
-    let windows = m.windows(|layer| layer % 4 == 3)?;
+    let windows = m.windows(FullLayers::EachLast(4))?;
     let choice = m.choice_by_keys(Score::Softmax, true)?;
     m.model(|l| {
         let window = windows[l.layer];

@@ -5,18 +5,34 @@
 //!
 //! Must not know: bytes of weights, memory, kernels.
 
+mod afmoe;
+mod bailingmoe2;
+mod cohere2moe;
+mod dbrx;
 mod dots1;
+mod ernie4_5_moe;
+mod exaone_moe;
 mod glm4moe;
 mod gpt_oss;
+mod granite_swa;
+mod granitemoe;
+mod grok;
+mod hunyuan_moe;
 mod hy_v3;
+mod laguna;
 mod llama;
+mod llama4;
 mod mellum;
+mod mimo2;
 mod minimax_m2;
+mod minimax_m3;
 mod olmoe;
+mod phimoe;
 mod qwen2moe;
 mod qwen3moe;
 mod qwen3vlmoe;
 mod smallthinker;
+mod step35;
 
 use crate::{
     Error, Result,
@@ -35,18 +51,34 @@ pub struct Arch {
 
 /// Every architecture that hotset runs.
 const ARCHS: &[Arch] = &[
+    afmoe::ARCH,
+    bailingmoe2::ARCH,
+    cohere2moe::ARCH,
+    dbrx::ARCH,
     dots1::ARCH,
+    ernie4_5_moe::ARCH,
+    exaone_moe::ARCH,
     glm4moe::ARCH,
     gpt_oss::ARCH,
+    granite_swa::ARCH,
+    granitemoe::ARCH,
+    grok::ARCH,
+    hunyuan_moe::ARCH,
     hy_v3::ARCH,
+    laguna::ARCH,
     llama::ARCH,
+    llama4::ARCH,
     mellum::ARCH,
+    mimo2::ARCH,
     minimax_m2::ARCH,
+    minimax_m3::ARCH,
     olmoe::ARCH,
+    phimoe::ARCH,
     qwen2moe::ARCH,
     qwen3moe::ARCH,
     qwen3vlmoe::ARCH,
     smallthinker::ARCH,
+    step35::ARCH,
 ];
 
 /// What the model in a file is. No key and no tensor of the file is left over that could change what it computes.

@@ -4,7 +4,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Act, Blueprint, Gqa, Moe, Part, Reader, RopeKind, Router, RouterInput, Score},
+    blueprint::{Act, Blueprint, FullLayers, Gqa, Moe, Part, Reader, RopeKind, Router, RouterInput, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "smallthinker", predicts: false, blueprint };
@@ -18,7 +18,7 @@ const PERIOD: usize = 4;
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Halves, heads.k)?;
-    let windows = m.windows(|layer| layer % PERIOD == 0)?;
+    let windows = m.windows(FullLayers::EachFirst(PERIOD))?;
     let choice = m.choice_by_keys(Score::Softmax, true)?;
     m.model(|l| {
         let window = windows[l.layer].map(|_| WINDOW);

@@ -35,7 +35,14 @@ impl Rows {
     }
     /// Starts `n` rows, to be written and then prepared. (n, cols)
     pub fn start(&mut self, n: usize) -> &mut [f32] {
-        self.n = n;
+        self.start_wide(n, self.cols)
+    }
+    /// Starts `n` rows of `cols`.
+    ///
+    /// # Panics
+    /// If they take more room than there is.
+    pub fn start_wide(&mut self, n: usize, cols: usize) -> &mut [f32] {
+        (self.n, self.cols) = (n, cols);
         &mut self.x[..n * self.cols]
     }
     /// The rows as written. (n, cols)
@@ -75,6 +82,8 @@ pub struct Pair {
     pub row: u32,
     /// Row of the output.
     pub out: u32,
+    /// What the row is multiplied by before it goes through gate and up.
+    pub scale: f32,
 }
 
 /// What lies between the matrices of a gated feed-forward network.
@@ -84,6 +93,13 @@ pub enum Act {
     Silu,
     /// `max(gate, 0) * up`.
     Relu,
+    /// `gelu(gate) * up`, in the tanh form (arXiv 1606.08415).
+    Gelu,
+    /// `min(silu(gate), limit) * up`, with up within ± `limit`.
+    SiluClamped {
+        /// Limit of both.
+        limit: f32,
+    },
     /// gpt-oss's: `g * sigmoid(alpha * g) * (u + 1)`, with g at most `limit` and u within ± `limit`.
     SwigluOai {
         /// Steepness of the sigmoid.
@@ -101,12 +117,27 @@ impl Act {
         match self {
             Act::Silu => each.for_each(|(g, u)| *g = *g * sigmoid(*g) * u),
             Act::Relu => each.for_each(|(g, u)| *g = g.max(0.0) * u),
+            Act::Gelu => each.for_each(|(g, u)| *g = gelu(*g) * u),
+            Act::SiluClamped { limit } => {
+                each.for_each(|(g, u)| *g = (*g * sigmoid(*g)).min(limit) * u.clamp(-limit, limit));
+            }
             Act::SwigluOai { alpha, limit } => each.for_each(|(g, u)| {
                 let (low, u) = (g.min(limit), u.clamp(-limit, limit));
                 *g = low * sigmoid(alpha * low) * (u + 1.0);
             }),
         }
     }
+}
+
+/// GELU, approximated with a hyperbolic tangent.
+fn gelu(x: f32) -> f32 {
+    const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + (ROOT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)).tanh())
+}
+
+/// `x` within ± `cap`, smoothly.
+pub fn soft_cap(cap: f32, x: f32) -> f32 {
+    cap * (x / cap).tanh()
 }
 
 /// One feed-forward network beside its matrices.
@@ -195,6 +226,8 @@ pub struct Attention<'a> {
     pub sinks: &'a [f32],
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
+    /// Then they are [capped](soft_cap).
+    pub soft_cap: Option<f32>,
 }
 
 /// Which pairs of a head's elements the rotary embedding turns (Su et al., arXiv 2104.09864).
@@ -250,7 +283,7 @@ pub trait Backend: Send {
     }
     /// `y = rows · wᵀ` for each product.
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
-    /// `out[p.out] = down(act(gate x) * up x)` with `x = rows[p.row]`, for each job and each of its pairs. The jobs'
+    /// `out[p.out] = down(act(gate x) * up x)` with `x = p.scale * rows[p.row]`, for each job and each of its pairs. The jobs'
     /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
     /// Attention; `out` is (n, n_head, head_v).

@@ -2,7 +2,7 @@
 
 use super::{
     Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, RopeKind, Rotation, Rows, TurnedKey,
-    is_turned,
+    is_turned, soft_cap,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 
@@ -39,6 +39,7 @@ impl Backend for Reference {
                 let x = &rows.x()[pair.row as usize * rows.cols..][..rows.cols];
                 product(&job.mats.gate, x, &mut gate);
                 product(&job.mats.up, x, &mut up);
+                gate.iter_mut().chain(&mut up).for_each(|y| *y *= pair.scale);
                 let FfnExtras { act, scale, bias } = job.extras;
                 let finish = |role: usize, y: &mut [f32]| {
                     y.iter_mut().for_each(|y| *y *= scale[role]);
@@ -70,7 +71,8 @@ impl Backend for Reference {
                     row_k.copy_from_slice(&a.keys[(base + pos) * bytes_k..][..bytes_k]);
                 }
                 dequantize_row(a.ty, &row_k, &mut key);
-                scores.push(q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale);
+                let score = q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale;
+                scores.push(a.soft_cap.map_or(score, |cap| soft_cap(cap, score)));
             }
             let sink = a.sinks.get(head);
             let max = scores.iter().chain(sink).fold(f32::NEG_INFINITY, |m, s| m.max(*s));

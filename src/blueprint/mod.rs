@@ -8,34 +8,57 @@
 //!
 //! Must not know: bytes of weights, caches, threads.
 
+mod attention;
 mod experts;
+mod ffn;
+mod layer;
 mod reader;
 mod role;
 mod shape;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
+pub use attention::{Gate, GateAct, Gqa, Heads, Rope, Temperature, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
-pub use reader::{LayerReader, Reader};
+pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
+pub use layer::LayerReader;
+pub use reader::{FullLayers, Reader};
 pub use role::Role;
 pub use shape::{Shape, elements};
 pub use unread::Unread;
 
 use crate::quant::GgmlType;
 
-/// A tensor of the file, its shape and type checked against what is computed with it.
+/// A tensor of the file, or some rows of one, its shape and type checked against what is computed with it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tensor {
     /// Row of the file's tensor table.
     pub index: usize,
+    /// Bytes of the file's tensor before it: several matrices may be fused into one.
+    pub start: u64,
     /// Element type, one that hotset computes with.
     pub ty: GgmlType,
     /// Outputs; 1 for a vector. Of stacked experts: of one expert.
     pub rows: usize,
     /// Inputs, or a vector's elements.
     pub cols: usize,
-    /// Of the whole tensor.
+    /// Of all of it.
     pub bytes: u64,
+}
+
+impl Tensor {
+    /// Rows `range` of it.
+    pub(crate) fn slice(&self, range: std::ops::Range<usize>) -> Tensor {
+        let row = (self.cols / self.ty.block_len() * self.ty.block_bytes()) as u64;
+        let (start, bytes) = (self.start + range.start as u64 * row, range.len() as u64 * row);
+        Tensor { start, bytes, rows: range.len(), ..*self }
+    }
+
+    /// Elements `range` of a vector.
+    pub(crate) fn elements(&self, range: std::ops::Range<usize>) -> Tensor {
+        let column = Tensor { rows: self.cols, cols: 1, ..*self }.slice(range);
+        Tensor { rows: 1, cols: column.rows, ..column }
+    }
 }
 
 /// A product with a matrix, and what becomes of it.
@@ -49,13 +72,37 @@ pub struct Linear {
     pub bias: Option<Tensor>,
 }
 
-/// RMS norm: `x / sqrt(mean(x²) + eps) * weight`.
+/// `x / sqrt(mean(x²) + eps) * weight + bias`, where a layer norm subtracts x's mean first.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
-    /// As wide as what it norms.
-    pub weight: Tensor,
+    /// Which.
+    pub kind: NormKind,
+    /// As wide as what it norms. `None`: 1.
+    pub weight: Option<Tensor>,
+    /// What is added. (cols)
+    pub bias: Option<Tensor>,
+    /// Width of what it norms.
+    pub cols: usize,
     /// Added to the mean square.
     pub eps: f32,
+    /// Weights are multiplied by this.
+    pub scale: f32,
+}
+
+impl Norm {
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        all.extend(self.weight);
+        all.extend(self.bias);
+    }
+}
+
+/// Kinds of [`Norm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square (arXiv 1910.07467).
+    Rms,
+    /// Of what deviates from the mean (arXiv 1607.06450).
+    Layer,
 }
 
 /// A model.
@@ -69,12 +116,16 @@ pub struct Blueprint {
     pub n_embd: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// The longest context that the model was trained for, in tokens.
+    /// The longest context that the model was trained for, or that it is computed for, in tokens.
     pub n_ctx_train: usize,
+    /// Why it is not computed for a longer one, or empty.
+    pub context_limit: &'static str,
     /// Routed experts of each MoE layer.
     pub n_expert: usize,
     /// The token embedding, of which a token needs one row. (n_vocab, n_embd)
     pub embed: Tensor,
+    /// The embedding's rows are multiplied by this.
+    pub embed_scale: f32,
     /// What is added to the residual stream, in order.
     pub blocks: Vec<Block>,
     /// What makes logits of it.
@@ -83,15 +134,75 @@ pub struct Blueprint {
     pub unread: Vec<Unread>,
 }
 
-/// One residual step: `x += part(norm(x))`. A usual layer is two of them, attention and feed-forward.
+/// One residual step: `x = scale · (x + post(Σ branch(x)))`. A usual layer is two of them of one branch each, attention and
+/// feed-forward.
 #[derive(Clone, Debug)]
 pub struct Block {
     /// The layer it belongs to: N of `blk.N`.
     pub layer: usize,
-    /// Of the part's input.
-    pub norm: Norm,
+    /// What is computed of the residual stream as it is before the block. Attention comes first.
+    pub branches: Vec<Branch>,
+    /// Of the branches' sum.
+    pub post: Option<Norm>,
+    /// The residual stream is multiplied by this afterwards. (1)
+    pub scale: Option<Tensor>,
+}
+
+/// One part of a block: `scale · post(part(norm(x)))`.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// Of the part's input. `None`: what the branch before has as its input.
+    pub norm: Option<Norm>,
     /// What is computed.
     pub part: Part,
+    /// Of what it gives.
+    pub post: Option<Norm>,
+    /// What is added is multiplied by this.
+    pub scale: f32,
+}
+
+impl Branch {
+    /// Whether what it gives is not added as it is.
+    pub fn has_sum(&self) -> bool {
+        self.post.is_some() || self.scale != 1.0
+    }
+}
+
+impl Block {
+    /// Whether what its branches give is not added to the residual stream one after another.
+    pub fn has_sum(&self) -> bool {
+        self.post.is_some() || self.branches.len() > 1
+    }
+
+    /// The same block, with its sum normed.
+    pub fn post(self, norm: Norm) -> Self {
+        Self { post: Some(norm), ..self }
+    }
+
+    /// The same block, with what it adds multiplied by `scale`.
+    pub fn scaled(mut self, scale: f32) -> Self {
+        self.branches.iter_mut().for_each(|branch| branch.scale *= scale);
+        self
+    }
+
+    /// The same block, with a second branch that reads what the first one does.
+    pub fn beside(mut self, part: Part, scale: f32) -> Self {
+        self.branches.push(Branch { norm: None, part, post: None, scale });
+        self
+    }
+
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        for branch in &self.branches {
+            branch.norm.iter().chain(&branch.post).for_each(|norm| norm.tensors(all));
+            match &branch.part {
+                Part::Gqa(gqa) => gqa.tensors(all),
+                Part::Dense(ffn) => ffn.tensors(all),
+                Part::Moe(moe) => moe.dense_tensors(all),
+            }
+        }
+        self.post.iter().for_each(|norm| norm.tensors(all));
+        all.extend(self.scale);
+    }
 }
 
 /// What a block computes.
@@ -105,167 +216,6 @@ pub enum Part {
     Moe(Moe),
 }
 
-/// Causal grouped-query attention.
-#[derive(Clone, Debug)]
-pub struct Gqa {
-    /// Their numbers and sizes.
-    pub heads: Heads,
-    /// Queries. (n_head * k, n_embd)
-    pub q: Linear,
-    /// Keys. (n_head_kv * k, n_embd)
-    pub k: Linear,
-    /// Values. (n_head_kv * v, n_embd)
-    pub v: Linear,
-    /// Output. (n_embd, n_head * v)
-    pub o: Linear,
-    /// Norms of queries and keys before the rotation. Their width says whether they are of each head or of all at once.
-    pub qk_norm: Option<[Norm; 2]>,
-    /// Of queries and keys; `None`: they know no positions.
-    pub rope: Option<Rope>,
-    /// How many positions a token sees at most, its own among them; `None`: all.
-    pub window: Option<usize>,
-    /// A score of each head that counts in the softmax and has no value. (n_head)
-    pub sinks: Option<Tensor>,
-    /// Scores are multiplied by this before the softmax.
-    pub scale: f32,
-}
-
-/// Heads of an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub n_head: usize,
-    /// Key/value heads; divides `n_head`.
-    pub n_head_kv: usize,
-    /// Elements of a query or key head.
-    pub k: usize,
-    /// Elements of a value head.
-    pub v: usize,
-}
-
-/// Rotary position embedding (Su et al., arXiv 2104.09864).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Which elements make a pair.
-    pub kind: RopeKind,
-    /// Elements of a head that rotate, from the first on.
-    pub n_rot: usize,
-    /// Base of the frequencies.
-    pub base: f32,
-    /// Positions are multiplied by this.
-    pub scale: f32,
-    /// Divisors of the frequencies. (n_rot / 2)
-    pub divisors: Option<Tensor>,
-    /// Which frequencies the scale is for; `None`: all.
-    pub yarn: Option<Yarn>,
-    /// Cosines and sines are multiplied by this.
-    pub magnitude: f32,
-}
-
-/// YaRN (arXiv 2309.00071): pairs that turn often within the context of training keep their frequency, pairs that turn
-/// less than once get the scaled one, those in between a mixture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Yarn {
-    /// The context of training, in tokens, before it was extended.
-    pub n_ctx: usize,
-    /// Turns within it from which on a pair keeps its frequency.
-    pub beta_fast: f32,
-    /// Turns within it up to which a pair gets the scaled one.
-    pub beta_slow: f32,
-}
-
-/// A gated feed-forward network: `down(act(gate x) * up x)`.
-#[derive(Clone, Copy, Debug)]
-pub struct Gated {
-    /// What lies between.
-    pub act: Act,
-    /// (n_ff, n_embd)
-    pub gate: Tensor,
-    /// (n_ff, n_embd)
-    pub up: Tensor,
-    /// (n_embd, n_ff)
-    pub down: Tensor,
-}
-
-impl Gated {
-    /// Width of the hidden layer.
-    pub fn n_ff(&self) -> usize {
-        self.gate.rows
-    }
-}
-
-/// Routed experts, and one that every token uses.
-#[derive(Clone, Debug)]
-pub struct Moe {
-    /// Who chooses.
-    pub router: Router,
-    /// Among whom.
-    pub experts: ExpertSet,
-    /// What lies between their matrices.
-    pub act: Act,
-    /// What their products with gate, up and down are multiplied by. (n_expert) each
-    pub scales: [Option<Tensor>; 3],
-    /// What is added to them then. (n_expert, n_ff), (n_expert, n_ff), (n_expert, n_embd)
-    pub biases: [Option<Tensor>; 3],
-    /// The expert that every token uses.
-    pub shared: Option<Shared>,
-}
-
-/// What chooses the experts of a token.
-#[derive(Clone, Copy, Debug)]
-pub struct Router {
-    /// (n_expert, n_embd)
-    pub w: Linear,
-    /// What it sees.
-    pub input: RouterInput,
-    /// Added to scores where experts are compared, not where they are weighted. (n_expert)
-    pub select_bias: Option<Tensor>,
-    /// How it chooses.
-    pub choice: Choice,
-}
-
-/// What a router sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouterInput {
-    /// What the experts see.
-    Normed,
-    /// The residual stream as the layer begins, before its attention.
-    LayerInput,
-}
-
-/// How experts and their weights follow from a router's outputs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// How its outputs become scores.
-    pub score: Score,
-    /// Experts used per token.
-    pub n_expert_used: usize,
-    /// Whether the weights of the experts used are scaled to sum to 1.
-    pub renormalise: bool,
-    /// Weights are multiplied by this.
-    pub scale: f32,
-}
-
-/// How a router's outputs become scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Score {
-    /// Softmax over all experts.
-    Softmax,
-    /// Sigmoid of each.
-    Sigmoid,
-    /// The outputs themselves; weights are a softmax over those chosen.
-    SoftmaxOfChosen,
-}
-
-/// The expert that every token uses.
-#[derive(Clone, Copy, Debug)]
-pub struct Shared {
-    /// Its network.
-    pub ffn: Gated,
-    /// Its weight: sigmoid of the product with the input. (1, n_embd)
-    pub gate: Option<Tensor>,
-}
-
 /// From the residual stream to logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
@@ -273,6 +223,10 @@ pub struct Head {
     pub norm: Norm,
     /// (n_vocab, n_embd)
     pub output: Linear,
+    /// Logits are multiplied by this.
+    pub scale: f32,
+    /// Then, logits are `cap * tanh(logits / cap)`.
+    pub soft_cap: Option<f32>,
     /// Whether the output matrix is the token embedding.
     pub tied: bool,
 }
@@ -289,9 +243,14 @@ pub struct Touched {
 }
 
 impl Blueprint {
+    /// Everything that is computed, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.blocks.iter().flat_map(|block| &block.branches).map(|branch| &branch.part)
+    }
+
     /// The MoE layers in order.
     pub fn moe(&self) -> impl Iterator<Item = &Moe> {
-        self.blocks.iter().filter_map(|b| if let Part::Moe(moe) = &b.part { Some(moe) } else { None })
+        self.parts().filter_map(|part| if let Part::Moe(moe) = part { Some(moe) } else { None })
     }
 
     /// The experts of the MoE layers in order.
@@ -301,7 +260,13 @@ impl Blueprint {
 
     /// The attentions in order.
     pub fn attentions(&self) -> impl Iterator<Item = &Gqa> {
-        self.blocks.iter().filter_map(|b| if let Part::Gqa(gqa) = &b.part { Some(gqa) } else { None })
+        self.parts().filter_map(|part| if let Part::Gqa(gqa) = part { Some(gqa) } else { None })
+    }
+
+    /// What is wrong with a context of `n` tokens, for people.
+    pub fn context_error(&self, n: usize) -> String {
+        let said = format!("context length {n} exceeds the model's maximum of {}", self.n_ctx_train);
+        if self.context_limit.is_empty() { said } else { format!("{said}: {}", self.context_limit) }
     }
 
     /// The different rotations of its attentions.
@@ -325,12 +290,12 @@ impl Blueprint {
 
     /// The widest hidden layer of any feed-forward network.
     pub fn n_ff(&self) -> usize {
-        let of = |block: &Block| match &block.part {
+        let of = |part: &Part| match part {
             Part::Gqa(_) => 0,
             Part::Dense(ffn) => ffn.n_ff(),
             Part::Moe(moe) => moe.experts.n_ff.max(moe.shared.map_or(0, |shared| shared.ffn.n_ff())),
         };
-        self.blocks.iter().map(of).max().unwrap_or(0)
+        self.parts().map(of).max().unwrap_or(0)
     }
 
     /// Bytes of the dense weights in memory, each in pages of its own.
@@ -344,7 +309,7 @@ impl Blueprint {
         let used = |moe: &Moe| moe.router.choice.n_expert_used as f64 / self.n_expert as f64;
         let experts = self.moe().flat_map(|moe| moe.experts.tensors().iter().map(move |&t| (t, used(moe))));
         let mut tensors: Vec<_> = self.dense_tensors().into_iter().map(all).chain(experts).collect();
-        tensors.sort_unstable_by_key(|(t, _)| t.index);
+        tensors.sort_unstable_by_key(|(t, _)| (t.index, t.start));
         let mut types: Vec<Touched> = Vec::new();
         for (t, share) in tensors {
             let at = types.iter().position(|known| known.ty == t.ty).unwrap_or_else(|| {
@@ -361,19 +326,12 @@ impl Blueprint {
     /// output matrix is another.
     pub fn dense_tensors(&self) -> Vec<Tensor> {
         let mut all = Vec::new();
-        for block in &self.blocks {
-            all.push(block.norm.weight);
-            match &block.part {
-                Part::Gqa(gqa) => gqa.tensors(&mut all),
-                Part::Dense(ffn) => ffn.tensors(&mut all),
-                Part::Moe(moe) => moe.dense_tensors(&mut all),
-            }
-        }
-        all.push(self.head.norm.weight);
+        self.blocks.iter().for_each(|block| block.tensors(&mut all));
+        self.head.norm.tensors(&mut all);
         self.head.output.tensors(&mut all);
         // Layers may share a tensor, as they do `rope_freqs.weight`.
-        all.sort_unstable_by_key(|t| t.index);
-        all.dedup_by_key(|t| t.index);
+        all.sort_unstable_by_key(|t| (t.index, t.start));
+        all.dedup_by_key(|t| (t.index, t.start));
         all
     }
 }
@@ -383,32 +341,5 @@ impl Linear {
         all.push(self.w);
         all.extend(self.scale);
         all.extend(self.bias);
-    }
-}
-
-impl Gqa {
-    fn tensors(&self, all: &mut Vec<Tensor>) {
-        [&self.q, &self.k, &self.v, &self.o].into_iter().for_each(|linear| linear.tensors(all));
-        all.extend(self.qk_norm.iter().flatten().map(|norm| norm.weight));
-        all.extend(self.rope.and_then(|rope| rope.divisors));
-        all.extend(self.sinks);
-    }
-}
-
-impl Gated {
-    fn tensors(&self, all: &mut Vec<Tensor>) {
-        all.extend([self.gate, self.up, self.down]);
-    }
-}
-
-impl Moe {
-    fn dense_tensors(&self, all: &mut Vec<Tensor>) {
-        self.router.w.tensors(all);
-        all.extend(self.router.select_bias);
-        all.extend(self.scales.iter().chain(&self.biases).flatten());
-        if let Some(shared) = &self.shared {
-            shared.ffn.tensors(all);
-            all.extend(shared.gate);
-        }
     }
 }

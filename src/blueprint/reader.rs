@@ -2,11 +2,11 @@
 //! architectures share. Everything is checked once, so that nothing after this has to doubt it; and whatever is taken is
 //! marked, so that what nobody took can be refused by name.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::{
-    Act, Block, Blueprint, Choice, ExpertSet, Gated, Gqa, Head, Heads, Linear, Moe, Norm, Part, Rope, RopeKind, Router,
-    RouterInput, Score, Shape, Shared, Tensor, Unread, Yarn, unread,
+    Block, Blueprint, Choice, Groups, Head, Heads, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Rope, RopeKind,
+    Score, Shape, Tensor, Unread, Yarn, unread,
 };
 use crate::{
     Error, Result,
@@ -15,7 +15,7 @@ use crate::{
 
 /// Limits on what a file may claim: an order of magnitude above any model known, far below anything that overflows.
 const MAX_LAYERS: usize = 2_048;
-const MAX_WIDTH: usize = 1 << 20;
+pub(super) const MAX_WIDTH: usize = 1 << 20;
 const MAX_EXPERTS: usize = 4_096;
 
 /// Limits of the same kind on numbers with a fraction. Bases in use reach some 5e10, factors 64.
@@ -35,9 +35,23 @@ pub struct Reader<'a> {
     pub n_embd: usize,
     /// Routed experts of each MoE layer.
     pub n_expert: usize,
-    /// Added to the mean square in RMS norms.
-    pub eps: f32,
+    norms: Cell<NormKind>,
+    /// Whether norms may have biases.
+    norm_biases: Cell<bool>,
+    /// Tokens of context up to which the blueprint is right, and why.
+    limit: Cell<Option<(usize, &'static str)>>,
     ignored: RefCell<Vec<Unread>>,
+}
+
+/// Which layers see everything, where others see a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullLayers {
+    /// The first of each so many.
+    EachFirst(usize),
+    /// The last of each so many.
+    EachLast(usize),
+    /// Those that the file lists.
+    Listed,
 }
 
 impl<'a> Reader<'a> {
@@ -47,8 +61,10 @@ impl<'a> Reader<'a> {
     /// A key that is missing or does not make sense, by name; a model without experts.
     pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
+        let (norms, norm_biases, ignored) = (Cell::new(NormKind::Rms), Cell::default(), RefCell::default());
+        let limit = Cell::default();
         let mut m =
-            Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, eps: 0.0, ignored: RefCell::default() };
+            Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, limit, ignored };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
         m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
@@ -57,9 +73,17 @@ impl<'a> Reader<'a> {
             return Err(Error::unsupported(gguf.path(), "a model without experts", expected, "none"));
         }
         m.n_expert = m.count("expert_count", MAX_EXPERTS)?;
-        gguf.meta().require_f32(&m.key("attention.layer_norm_rms_epsilon"))?;
-        m.eps = m.number("attention.layer_norm_rms_epsilon", (f32::MIN_POSITIVE, MAX_EPS))?.expect("it is there");
         Ok(m)
+    }
+
+    /// From here on, norms are layer norms.
+    pub fn use_layer_norms(&self) {
+        self.norms.set(NormKind::Layer);
+    }
+
+    /// From here on, norms may have biases.
+    pub fn use_norm_biases(&self) {
+        self.norm_biases.set(true);
     }
 
     /// How many layers at the end are prediction heads, which guess a token after the next one: nothing that decoding needs.
@@ -77,7 +101,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The whole name of a key of this architecture, which counts as read from now on.
-    fn key(&self, short: &str) -> String {
+    pub(super) fn key(&self, short: &str) -> String {
         self.file.key(short)
     }
 
@@ -120,6 +144,30 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A number above 0, if there is one: files without it may have 0.
+    ///
+    /// # Errors
+    /// If there is something else.
+    pub fn factor(&self, short: &str) -> Result<Option<f32>> {
+        Ok(self.number(short, (0.0, FACTORS.1))?.filter(|&x| x > 0.0))
+    }
+
+    /// Whether the file says so.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn flag(&self, short: &str, default: bool) -> Result<bool> {
+        Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
+    }
+
+    /// What scores are multiplied by: the file's own, or one over the root of a key head's length.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub fn score_scale(&self, heads: Heads) -> Result<f32> {
+        Ok(self.factor("attention.scale")?.unwrap_or(1.0 / (heads.k as f32).sqrt()))
+    }
+
     /// What the file says of its figures, whether it runs or not.
     ///
     /// # Errors
@@ -138,6 +186,36 @@ impl<'a> Reader<'a> {
     /// The longest context that the model was trained for, in tokens.
     pub(super) fn n_ctx_train(&self) -> Result<usize> {
         self.count("context_length", u32::MAX as usize)
+    }
+
+    /// Up to so many tokens of context the model is what the blueprint says; why, for people.
+    pub fn limit_context(&self, n_ctx: usize, reason: &'static str) {
+        self.limit.set(Some((n_ctx, reason)));
+    }
+
+    /// Up to `n_ctx` tokens of context an indexer chooses all of them, so that nothing of it is needed.
+    pub fn limit_to_indexed(&self, n_ctx: usize) {
+        let reason = "beyond that, an indexer chooses what attention looks at, which hotset does not compute";
+        self.limit_context(n_ctx, reason);
+        for short in ["head_count", "key_length", "local_blocks", "types"] {
+            self.ignore(
+                &format!("attention.indexer.{short}"),
+                "the context is short enough for all of it to be looked at",
+            );
+        }
+        let mut any = false;
+        for tensor in self.file.tensors_left() {
+            any |= tensor.name.contains(".indexer.") && self.file.tensor(&tensor.name).is_some();
+        }
+        if any {
+            let reason = "the indexer: the context is short enough for all of it to be looked at";
+            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer.*".to_owned(), reason });
+        }
+    }
+
+    /// Whether the file has such a key.
+    pub fn has_key(&self, short: &str) -> bool {
+        self.gguf().meta().get(&format!("{}.{short}", self.arch)).is_some()
     }
 
     /// Rows of the embedding. A token beyond them could be asked for and has none.
@@ -167,21 +245,45 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// A key that does not make sense, or says something else of each layer.
     pub fn heads(&self) -> Result<Heads> {
-        let path = self.gguf().path();
-        let n_head = self.count("attention.head_count", MAX_WIDTH)?;
-        let key = self.key("attention.head_count_kv");
-        let n_head_kv = match self.gguf().meta().u32_or_array(&key, self.n_block)? {
-            None => n_head,
-            Some(list) if list.iter().all(|&n| n == list[0]) => list[0] as usize,
-            Some(_) => return Err(Error::unsupported(path, key, "one number for all layers", "several")),
-        };
-        if n_head_kv == 0 || n_head % n_head_kv != 0 {
-            return Err(Error::format(path, key, format!("a divisor of {n_head}"), n_head_kv));
+        let heads = self.heads_by_layer()?;
+        for (short, of) in [
+            ("attention.head_count", (|h| h.n_head) as fn(&Heads) -> usize),
+            ("attention.head_count_kv", |h| h.n_head_kv),
+        ] {
+            if heads.iter().any(|h| of(h) != of(&heads[0])) {
+                return Err(Error::unsupported(
+                    self.gguf().path(),
+                    self.key(short),
+                    "one number for all layers",
+                    "several",
+                ));
+            }
         }
-        let k = self.count_or("attention.key_length", self.n_embd / n_head, MAX_WIDTH)?;
-        let v = self.count_or("attention.value_length", self.n_embd / n_head, MAX_WIDTH)?;
+        Ok(heads[0])
+    }
+
+    /// Numbers and sizes of each layer's heads. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense, or has another number of layers.
+    pub fn heads_by_layer(&self) -> Result<Vec<Heads>> {
+        let meta = self.gguf().meta();
+        let (key, key_kv) = (self.key("attention.head_count"), self.key("attention.head_count_kv"));
+        let n_head = meta.require_u32_or_array(&key, self.n_block)?;
+        let n_head_kv = meta.u32_or_array(&key_kv, self.n_block)?.unwrap_or_else(|| n_head.clone());
+        let first = self.within(&key, n_head[0] as usize, MAX_WIDTH)?;
+        let k = self.count_or("attention.key_length", self.n_embd / first, MAX_WIDTH)?;
+        let v = self.count_or("attention.value_length", self.n_embd / first, MAX_WIDTH)?;
         self.even("attention.key_length", k)?;
-        Ok(Heads { n_head, n_head_kv, k, v })
+        let of = |(&n_head, &n_head_kv): (&u32, &u32)| {
+            let (n_head, n_head_kv) = (self.within(&key, n_head as usize, MAX_WIDTH)?, n_head_kv as usize);
+            if n_head_kv == 0 || n_head % n_head_kv != 0 {
+                let expected = format!("a divisor of {n_head}");
+                return Err(Error::format(meta.path(), &key_kv, expected, n_head_kv));
+            }
+            Ok(Heads { n_head, n_head_kv, k, v })
+        };
+        n_head.iter().zip(&n_head_kv).take(self.n_layer).map(of).collect()
     }
 
     /// Rotation of heads of `head` elements, with the scaling that the file asks for.
@@ -202,13 +304,28 @@ impl<'a> Reader<'a> {
             None | Some("linear") => Ok(rope),
             Some("yarn") => {
                 let magnitude = magnitude * self.number("rope.scaling.yarn_attn_factor", FACTORS)?.unwrap_or(1.0);
-                let magnitude = magnitude * (1.0 + 0.1 * factor.ln());
-                Ok(Rope { yarn: Some(self.yarn()?), magnitude, ..rope })
+                let key = self.key("rope.scaling.yarn_ext_factor");
+                match self.gguf().meta().f32(&key)? {
+                    // Below 0, llama.cpp takes what the kind of scaling means.
+                    None | Some(1.0 | ..0.0) => {
+                        Ok(Rope { yarn: Some(self.yarn()?), magnitude: magnitude * (1.0 + 0.1 * factor.ln()), ..rope })
+                    }
+                    Some(other) => Err(Error::unsupported(self.gguf().path(), key, "1, or below 0", other)),
+                }
             }
             Some(other) => {
                 Err(Error::unsupported(self.gguf().path(), ty, "none, linear or yarn", other.escape_debug()))
             }
         }
+    }
+
+    /// [`Reader::window_rope`], if any layer sees a window.
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn window_rope_if_any(&self, windows: &[Option<usize>], everything: Rope, head: usize) -> Result<Rope> {
+        let any = windows.iter().any(Option::is_some);
+        if any { self.window_rope(everything, head) } else { Ok(everything) }
     }
 
     /// The rotation of heads of `head` elements in layers that see a window, where it is not that of the others: unscaled, with a base of its own.
@@ -232,35 +349,64 @@ impl<'a> Reader<'a> {
     }
 
     /// The window of each layer, where a file that names one and does not list the layers that have it means every layer but
-    /// those of which `is_full` is true. (n_layer)
+    /// `full`. (n_layer)
     ///
     /// # Errors
-    /// A window of 0, or a list that does not make sense.
-    pub fn windows(&self, is_full: impl Fn(usize) -> bool) -> Result<Vec<Option<usize>>> {
+    /// A window of 0, or a list that does not make sense or has to be there.
+    pub fn windows(&self, full: FullLayers) -> Result<Vec<Option<usize>>> {
+        let meta = self.gguf().meta();
         let key = self.key("attention.sliding_window");
-        let Some(window) = self.gguf().meta().u32(&key)? else { return Ok(vec![None; self.n_layer]) };
+        let Some(window) = meta.u32(&key)? else { return Ok(vec![None; self.n_layer]) };
         let window = self.within(&key, window as usize, u32::MAX as usize)?;
-        let listed = self.window_pattern()?;
-        let has = |layer: usize| listed.as_ref().map_or_else(|| !is_full(layer), |listed| listed[layer]);
-        Ok((0..self.n_layer).map(|layer| has(layer).then_some(window)).collect())
+        let short = "attention.sliding_window_pattern";
+        let key = self.key(short);
+        let is_array = matches!(meta.get(&key), Some(Value::Array(_)));
+        if is_array || full == FullLayers::Listed {
+            return Ok(self.flags_by_layer(short)?.into_iter().map(|has| has.then_some(window)).collect());
+        }
+        let period = match (meta.u32(&key)?, full) {
+            (Some(period), _) => self.within(&key, period as usize, MAX_LAYERS)?,
+            (None, FullLayers::EachFirst(period) | FullLayers::EachLast(period)) => period,
+            (None, FullLayers::Listed) => unreachable!("lists were read above"),
+        };
+        let is_full = |layer: usize| match full {
+            FullLayers::EachFirst(_) => layer.is_multiple_of(period),
+            _ => (layer + 1).is_multiple_of(period),
+        };
+        Ok((0..self.n_layer).map(|layer| (!is_full(layer)).then_some(window)).collect())
     }
 
-    fn window_pattern(&self) -> Result<Option<Vec<bool>>> {
-        let key = self.key("attention.sliding_window_pattern");
-        let meta = self.gguf().meta();
-        if !matches!(meta.get(&key), Some(Value::Array(_))) {
-            // A number means that every so-manyth layer is full, and which one depends on the architecture.
-            return match meta.u32(&key)? {
-                None => Ok(None),
-                Some(n) => Err(Error::unsupported(meta.path(), key, "a list of all layers", n)),
-            };
-        }
-        let listed = meta.bools(&key)?.expect("it is there");
+    /// A bool of each layer. (n_layer)
+    ///
+    /// # Errors
+    /// If it is missing, or a list of another length.
+    pub fn flags_by_layer(&self, short: &str) -> Result<Vec<bool>> {
+        let (meta, key) = (self.gguf().meta(), self.key(short));
+        let expected = format!("one bool for each of {} layers", self.n_block);
+        let Some(listed) = meta.bools(&key)? else { return Err(meta.wrong(&key, expected, "no such key")) };
         if listed.len() != self.n_block {
-            let expected = format!("one bool for each of {} layers", self.n_block);
-            return Err(Error::format(meta.path(), key, expected, listed.len()));
+            return Err(meta.wrong(&key, expected, listed.len()));
         }
-        Ok(Some(listed.to_vec()))
+        Ok(listed[..self.n_layer].to_vec())
+    }
+
+    /// A number of each layer, from 0 on, or one for all; 0 where the file has none. (n_layer)
+    ///
+    /// # Errors
+    /// A list of another length, or another number.
+    pub fn numbers_by_layer(&self, short: &str) -> Result<Vec<f32>> {
+        let (meta, key) = (self.gguf().meta(), self.key(short));
+        if !matches!(meta.get(&key), Some(Value::Array(_))) {
+            return Ok(vec![self.number(short, (0.0, FACTORS.1))?.unwrap_or(0.0); self.n_layer]);
+        }
+        let listed = meta.f32s(&key)?.expect("it is there");
+        if listed.len() != self.n_block {
+            return Err(meta.wrong(&key, format!("one number for each of {} layers", self.n_block), listed.len()));
+        }
+        if let Some(x) = listed.iter().find(|x| !(0.0..=FACTORS.1).contains(*x)) {
+            return Err(meta.wrong(&key, format!("numbers from 0 to {:e}", FACTORS.1), x));
+        }
+        Ok(listed[..self.n_layer].to_vec())
     }
 
     /// How experts are chosen, where the architecture says it all.
@@ -269,7 +415,7 @@ impl<'a> Reader<'a> {
     /// A key that does not make sense.
     pub fn choice(&self, score: Score, renormalise: bool) -> Result<Choice> {
         let n_expert_used = self.count("expert_used_count", self.n_expert)?;
-        Ok(Choice { score, n_expert_used, renormalise, scale: 1.0 })
+        Ok(Choice { score, n_expert_used, renormalise, scale: 1.0, groups: None })
     }
 
     /// How experts are chosen, where the file says it: these are what it means by saying nothing.
@@ -288,8 +434,28 @@ impl<'a> Reader<'a> {
         };
         let renormalise = self.gguf().meta().bool(&self.key("expert_weights_norm"))?.unwrap_or(renormalise);
         // Files without a scale have 0.
-        let scale = self.number("expert_weights_scale", (0.0, FACTORS.1))?.filter(|&scale| scale > 0.0).unwrap_or(1.0);
-        Ok(Choice { scale, ..self.choice(score, renormalise)? })
+        let scale = self.factor("expert_weights_scale")?.unwrap_or(1.0);
+        let choice = self.choice(score, renormalise)?;
+        Ok(Choice { scale, groups: self.groups(choice.n_expert_used)?, ..choice })
+    }
+
+    fn groups(&self, n_expert_used: usize) -> Result<Option<Groups>> {
+        let (meta, key, key_used) =
+            (self.gguf().meta(), self.key("expert_group_count"), self.key("expert_group_used_count"));
+        let n = meta.u32(&key)?.unwrap_or(0) as usize;
+        if n < 2 {
+            return Ok(None);
+        }
+        if !self.n_expert.is_multiple_of(n) || n > MAX_GROUPS {
+            let expected = format!("a divisor of {} experts, at most {MAX_GROUPS}", self.n_expert);
+            return Err(Error::format(meta.path(), key, expected, n));
+        }
+        let n_used = meta.require_u32(&key_used)? as usize;
+        if !(n_expert_used.div_ceil(self.n_expert / n)..=n).contains(&n_used) {
+            let expected = format!("at most {n} groups, and enough for {n_expert_used} experts");
+            return Err(Error::format(meta.path(), key_used, expected, n_used));
+        }
+        Ok(Some(Groups { n, n_used }))
     }
 
     /// How many layers at the beginning have a network that every token takes, where others have experts.
@@ -302,6 +468,15 @@ impl<'a> Reader<'a> {
             n if n < self.n_layer => Ok(n),
             n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", self.n_layer), n)),
         }
+    }
+
+    /// Which layers have experts, by how many at the beginning have none and how often others do. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn moe_layers(&self) -> Result<Vec<bool>> {
+        let (n_dense, step) = (self.leading_dense()?, self.count_or("interleave_moe_layer_step", 1, MAX_LAYERS)?);
+        Ok((0..self.n_layer).map(|layer| layer >= n_dense && (layer + 1).is_multiple_of(step)).collect())
     }
 
     fn even(&self, short: &str, value: usize) -> Result<()> {
@@ -333,11 +508,13 @@ impl<'a> Reader<'a> {
             n_layer: self.n_layer,
             n_embd: self.n_embd,
             n_vocab,
-            n_ctx_train: self.n_ctx_train()?,
+            n_ctx_train: self.limit.get().map_or(usize::MAX, |(n_ctx, _)| n_ctx).min(self.n_ctx_train()?),
+            context_limit: self.limit.get().map_or("", |(_, reason)| reason),
             n_expert: self.n_expert,
             embed,
+            embed_scale: 1.0,
             blocks,
-            head: Head { norm: self.norm("output_norm.weight", self.n_embd)?, output, tied },
+            head: Head { norm: self.norm("output_norm", self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
             unread: Vec::new(),
         })
     }
@@ -367,16 +544,16 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn layer<'m>(&'m self, layer: usize) -> LayerReader<'m, 'a> {
-        LayerReader { m: self, layer }
+        LayerReader::new(self, layer)
     }
 
     /// Takes a tensor of this shape. Its dims are (cols, rows, count), of which as many as it needs.
-    fn take(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+    pub(super) fn take(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
         let info = self.file.require(name)?;
         let ty = self.gguf().computable(info, dims)?;
         let bytes = info.require_bytes(self.gguf().path_of(info))?;
         let index = self.gguf().index_of(name).expect("it was required above");
-        Ok(Tensor { index, ty, rows: dims.get(1).copied().unwrap_or(1), cols: dims[0], bytes })
+        Ok(Tensor { index, start: 0, ty, rows: dims.get(1).copied().unwrap_or(1), cols: dims[0], bytes })
     }
 
     /// A matrix. A single row may be stored as a vector.
@@ -392,199 +569,37 @@ impl<'a> Reader<'a> {
         self.take(name, &[cols, rows, self.n_expert])
     }
 
-    fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
+    pub(super) fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
         self.take(name, &[n])
     }
 
-    fn vector_if_there(&self, name: &str, n: usize) -> Result<Option<Tensor>> {
+    /// A vector, if there is one.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn vector_if_there(&self, name: &str, n: usize) -> Result<Option<Tensor>> {
         self.gguf().tensor(name).map(|_| self.vector(name, n)).transpose()
     }
 
-    fn norm(&self, name: &str, n: usize) -> Result<Norm> {
-        Ok(Norm { weight: self.vector(name, n)?, eps: self.eps })
-    }
-}
-
-/// A [`Reader`] of one layer. Names are those behind `blk.N.`.
-pub struct LayerReader<'m, 'a> {
-    m: &'m Reader<'a>,
-    /// N.
-    pub layer: usize,
-}
-
-impl LayerReader<'_, '_> {
-    fn name(&self, role: &str) -> String {
-        format!("blk.{}.{role}", self.layer)
+    /// `NAME.weight`, a norm of the model's kind.
+    pub(super) fn norm(&self, name: &str, cols: usize) -> Result<Norm> {
+        let weight = Some(self.vector(&format!("{name}.weight"), cols)?);
+        let bias = if self.norm_biases.get() { self.vector_if_there(&format!("{name}.bias"), cols)? } else { None };
+        Ok(Norm { weight, bias, ..self.plain_norm(cols)? })
     }
 
-    /// A block whose input is normed by `NORM.weight`.
+    /// A norm of the model's kind without weights.
     ///
     /// # Errors
-    /// If that is missing or does not fit.
-    pub fn block(&self, norm: &str, part: Part) -> Result<Block> {
-        let norm = self.m.norm(&self.name(&format!("{norm}.weight")), self.m.n_embd)?;
-        Ok(Block { layer: self.layer, norm, part })
-    }
-
-    /// `NAME.weight`, and `NAME.scale` and `NAME.bias` if there are any.
-    fn linear(&self, name: &str, cols: usize, rows: usize) -> Result<Linear> {
-        let name = self.name(name);
-        let w = self.m.matrix(&format!("{name}.weight"), cols, rows)?;
-        let scale = self.m.vector_if_there(&format!("{name}.scale"), 1)?;
-        Ok(Linear { w, scale, bias: self.m.vector_if_there(&format!("{name}.bias"), rows)? })
-    }
-
-    /// Attention with `attn_q`, `attn_k`, `attn_v` and `attn_output`; scores by the square root of a head's size.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn gqa(&self, heads: Heads, rope: impl Into<Option<Rope>>) -> Result<Gqa> {
-        let Heads { n_head, n_head_kv, k, v } = heads;
-        let n_embd = self.m.n_embd;
-        Ok(Gqa {
-            heads,
-            q: self.linear("attn_q", n_embd, n_head * k)?,
-            k: self.linear("attn_k", n_embd, n_head_kv * k)?,
-            v: self.linear("attn_v", n_embd, n_head_kv * v)?,
-            o: self.linear("attn_output", n_head * v, n_embd)?,
-            qk_norm: None,
-            rope: rope.into(),
-            window: None,
-            sinks: None,
-            scale: 1.0 / (k as f32).sqrt(),
-        })
-    }
-
-    /// Norms of each query and key head.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn head_norms(&self, heads: Heads) -> Result<Option<[Norm; 2]>> {
-        self.qk_norms(heads.k, heads.k)
-    }
-
-    /// Norms of all query heads at once, and of all key heads.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn whole_norms(&self, heads: Heads) -> Result<Option<[Norm; 2]>> {
-        self.qk_norms(heads.n_head * heads.k, heads.n_head_kv * heads.k)
-    }
-
-    fn qk_norms(&self, q: usize, k: usize) -> Result<Option<[Norm; 2]>> {
-        let norm = |name: &str, n| self.m.norm(&self.name(name), n);
-        Ok(Some([norm("attn_q_norm.weight", q)?, norm("attn_k_norm.weight", k)?]))
-    }
-
-    /// A score of each query head that has no value.
-    ///
-    /// # Errors
-    /// If it is missing or does not fit.
-    pub fn sinks(&self, heads: Heads) -> Result<Tensor> {
-        self.m.vector(&self.name("attn_sinks.weight"), heads.n_head)
-    }
-
-    /// Whether the layer has experts. By any of their parts, so that a layer that lacks one is told apart from a dense one.
-    pub fn is_moe(&self) -> bool {
-        let parts = ["gate_inp", "gate_exps", "up_exps", "gate_up_exps", "down_exps", "gate.0", "up.0", "down.0"];
-        parts.iter().any(|part| self.has(&format!("ffn_{part}.weight")))
-    }
-
-    /// Experts if the layer has any, else a network that every token takes.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn ffn(&self, choice: Choice) -> Result<Part> {
-        if self.is_moe() { Ok(Part::Moe(self.moe(choice)?)) } else { self.dense() }
-    }
-
-    /// A network that every token takes.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn dense(&self) -> Result<Part> {
-        Ok(Part::Dense(self.gated("")?))
-    }
-
-    /// Experts of which a bias decides which are chosen, and one that every token uses.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn moe_by_bias_and_shared(&self, choice: Choice) -> Result<Part> {
-        let shared = Some(Shared { ffn: self.gated("_shexp")?, gate: None });
-        Ok(Part::Moe(Moe { shared, ..self.moe_by_bias(choice)? }))
-    }
-
-    /// Whether there is such a tensor.
-    pub fn has(&self, name: &str) -> bool {
-        self.m.gguf().tensor(&self.name(name)).is_some()
-    }
-
-    /// Experts without a shared one.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn moe(&self, choice: Choice) -> Result<Moe> {
-        let w = self.m.matrix(&self.name("ffn_gate_inp.weight"), self.m.n_embd, self.m.n_expert)?;
-        let w = Linear { w, scale: None, bias: None };
-        let experts = ExpertSet::find(self.m, self.layer)?;
-        let router = Router { w, input: RouterInput::Normed, select_bias: None, choice };
-        let scales = self.expert_scales()?;
-        Ok(Moe { router, experts, act: Act::Silu, scales, biases: [None; 3], shared: None })
-    }
-
-    /// [`LayerReader::moe`], where a bias decides which experts are chosen.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn moe_by_bias(&self, choice: Choice) -> Result<Moe> {
-        let moe = self.moe(choice)?;
-        let name = if self.has("exp_probs_b") { "exp_probs_b" } else { "exp_probs_b.bias" };
-        let select_bias = Some(self.m.vector(&self.name(name), self.m.n_expert)?);
-        Ok(Moe { router: Router { select_bias, ..moe.router }, ..moe })
-    }
-
-    /// [`LayerReader::moe`], where router and experts have biases.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn moe_with_biases(&self, choice: Choice) -> Result<Moe> {
-        let moe = self.moe(choice)?;
-        let bias = |role: &str, n: usize| {
-            self.m.take(&self.name(&format!("ffn_{role}_exps.bias")), &[n, self.m.n_expert]).map(Some)
+    /// Without the key that says what is added to mean squares.
+    pub fn plain_norm(&self, cols: usize) -> Result<Norm> {
+        let kind = self.norms.get();
+        let short = match kind {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
         };
-        let (n_ff, n_embd) = (moe.experts.n_ff, self.m.n_embd);
-        let biases = [bias("gate", n_ff)?, bias("up", n_ff)?, bias("down", n_embd)?];
-        let bias = Some(self.m.vector(&self.name("ffn_gate_inp.bias"), self.m.n_expert)?);
-        let w = Linear { bias, ..moe.router.w };
-        Ok(Moe { router: Router { w, ..moe.router }, biases, ..moe })
-    }
-
-    fn expert_scales(&self) -> Result<[Option<Tensor>; 3]> {
-        let scale = |role: &str| self.m.vector_if_there(&self.name(&format!("ffn_{role}_exps.scale")), self.m.n_expert);
-        Ok([scale("gate")?, scale("up")?, scale("down")?])
-    }
-
-    /// The expert that every token uses, behind a sigmoid gate.
-    ///
-    /// # Errors
-    /// A tensor that is missing or does not fit.
-    pub fn gated_shared(&self) -> Result<Shared> {
-        let ffn = self.gated("_shexp")?;
-        let gate = self.m.matrix(&self.name("ffn_gate_inp_shexp.weight"), self.m.n_embd, 1)?;
-        Ok(Shared { ffn, gate: Some(gate) })
-    }
-
-    /// `ffn_gateX`, `ffn_upX`, `ffn_downX` for the suffix X. The hidden width is the tensors' own.
-    fn gated(&self, suffix: &str) -> Result<Gated> {
-        let name = |role: &str| self.name(&format!("ffn_{role}{suffix}.weight"));
-        let n_ff = self.m.gguf().require(&name("gate"))?.dims.get(1).map_or(0, |&d| d as usize);
-        let n_embd = self.m.n_embd;
-        Ok(Gated {
-            act: Act::Silu,
-            gate: self.m.matrix(&name("gate"), n_embd, n_ff)?,
-            up: self.m.matrix(&name("up"), n_embd, n_ff)?,
-            down: self.m.matrix(&name("down"), n_ff, n_embd)?,
-        })
+        self.gguf().meta().require_f32(&self.key(short))?;
+        let eps = self.number(short, (f32::MIN_POSITIVE, MAX_EPS))?.expect("it is there");
+        Ok(Norm { kind, weight: None, bias: None, cols, eps, scale: 1.0 })
     }
 }

@@ -36,7 +36,7 @@ enum When {
     NoWindow,
     /// 0, or the default: one over the root of the length of a key.
     DefaultScale,
-    /// 0 or below: llama.cpp's -1 leaves the choice to the kind of scaling, and YaRN is refused.
+    /// 0 or below: llama.cpp's -1 leaves the choice to the kind of scaling, and only YaRN has any.
     NotPositive,
 }
 

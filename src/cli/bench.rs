@@ -283,7 +283,7 @@ pub fn run(args: &Args) -> Ended {
     let (mut failed, mut bounds) = (false, Bounds::default());
     for threads in threads {
         for &budget in &args.memory {
-            let gguf = Gguf::open(&path)?;
+            let gguf = model_file::open(&path)?;
             // In a sweep the budgets that are too small cost their rows, not the others'.
             match setup(args, gguf, &tests, (budget, threads.copied()), &mut bounds, &mut report) {
                 Err(Stop::Error(error)) if args.memory.len() > 1 => note(format_args!("{error}")),

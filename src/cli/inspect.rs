@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::{
     Ended,
     args::{asked_ctx, ctx},
-    json,
+    json, model_file,
     out::{Out, printable},
 };
 
@@ -145,7 +145,7 @@ struct Shard {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    let gguf = Gguf::open_header(&args.file)?;
+    let gguf = model_file::open_header(&args.file)?;
     let report = Report::new(&gguf, args.ctx)?;
     let text = if args.json { json::document(&report) } else { report.text() };
     Out::new().text(&text)?;

@@ -9,7 +9,6 @@ use std::{
 use hotset::{
     Error, Result, arch,
     backend::cpu::Cpu,
-    gguf::Gguf,
     machine,
     npy::NpyWriter,
     session::{Options, Session},
@@ -19,6 +18,7 @@ use hotset::{
 use super::{
     Ended,
     args::{Engine, warn_of_budget},
+    model_file,
     out::Progress,
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -62,7 +62,7 @@ impl TraceSink for Routing {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     let tokens = tokens(args)?;
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = model_file::open(&args.model)?;
     let (layers, used, vocab) = {
         let blueprint = arch::blueprint(&gguf)?;
         (blueprint.n_moe(), blueprint.n_expert_used(), blueprint.n_vocab)

@@ -9,9 +9,11 @@ mod csv;
 mod decompose;
 mod habits;
 mod hot;
+mod hub;
 mod inspect;
 mod interrupt;
 mod json;
+mod list;
 mod live;
 mod logits;
 mod made;
@@ -22,6 +24,7 @@ mod perplexity;
 mod plan;
 mod profile;
 mod prompt;
+mod pull;
 mod repack;
 mod report;
 mod run;
@@ -57,6 +60,8 @@ but for options that take lists.
 Environment:
   HOTSET_MODEL       the model that run, chat, serve and bench use where none is named
   HOTSET_API_KEY     the key that clients of serve have to send
+  HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HOME
+                     the hub of pull, who asks, and where downloads are [default: ~/.cache/huggingface/hub]
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
   HOTSET_INTERLEAVE  rows of a matrix interleaved in memory: on, off [default: what suits the CPU]
   XDG_CACHE_HOME     warm starts, drive rates and the bundled model are kept in its folder hotset [default: ~/.cache]
@@ -77,6 +82,9 @@ enum Verb {
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Remove(list::RemoveArgs),
     Repack(repack::Args),
     Perplexity(perplexity::Args),
     Logits(logits::Args),
@@ -156,6 +164,9 @@ fn run(verb: Verb) -> Ended {
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),
+        Verb::Pull(args) => pull::run(&args),
+        Verb::List(args) => list::run(&args),
+        Verb::Remove(args) => list::remove(&args),
         Verb::Repack(args) => repack::run(&args),
         Verb::Perplexity(args) => perplexity::run(&args),
         Verb::Logits(args) => logits::run(&args),

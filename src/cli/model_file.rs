@@ -1,4 +1,5 @@
-//! Where the bundled model is: what `hotset run` uses when no model is named.
+//! Where models are: a file, one that was downloaded from a hub, or the bundled one, which `hotset run` uses when no model is
+//! named.
 //!
 //! The program carries a copy, so that an installed one runs without anything beside it. That copy is the last resort:
 //! a file is read expert by expert, so it has to be one.
@@ -8,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hotset::{Error, Result, new_file::NewFile};
+use hotset::{Error, Result, gguf::Gguf, new_file::NewFile};
+
+use super::hub::{Name, cache};
 
 /// The bundled model's file name.
 const NAME: &str = "moe-s-q4_0.gguf";
@@ -28,6 +31,37 @@ pub fn find() -> Result<PathBuf> {
     match candidates().into_iter().find(|path| path.is_file()) {
         Some(path) => Ok(path),
         None => unpack(&cache_folder()?),
+    }
+}
+
+/// Opens a model that is named by its path, or as `OWNER/REPO:QUANT` where it has been downloaded.
+///
+/// # Errors
+/// As [`Gguf::open`]; several models that could be meant.
+pub fn open(given: &Path) -> Result<Gguf> {
+    Gguf::open(&located(given)?)
+}
+
+/// The same of a file that may have its header only.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_header(given: &Path) -> Result<Gguf> {
+    Gguf::open_header(&located(given)?)
+}
+
+fn located(given: &Path) -> Result<PathBuf> {
+    let name = given.to_str().and_then(|text| text.parse::<Name>().ok());
+    let Some(name) = name.filter(|_| given.symlink_metadata().is_err()) else { return Ok(given.to_owned()) };
+    // Without a folder for downloads there are none.
+    let found = cache::folder().ok().map(|_| cache::find(&name)).transpose()?.flatten();
+    match found {
+        Some(path) => Ok(path),
+        None if given.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf")) => Ok(given.to_owned()),
+        None => Err(Error::file(
+            given,
+            format!("there is no such file, and no such download (hotset pull {name} gets one)"),
+        )),
     }
 }
 

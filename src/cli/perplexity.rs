@@ -8,7 +8,6 @@ use std::{path::PathBuf, process::ExitCode};
 
 use hotset::{
     Error, Result,
-    gguf::Gguf,
     session::{Options, Session},
     tokenizer::Tokenizer,
 };
@@ -16,6 +15,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, count, warn_of_budget},
+    model_file,
     out::{Out, Progress, notes},
     stats::{Record, Stats},
     text::{Limit, read_text},
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Ended {
         return Err(Stop::usage(format!("--ctx {}: a window has {MIN_CTX} tokens at least", args.ctx)));
     }
     let model = args.model.as_deref().or(args.model_file.as_deref()).expect("clap asks for one of the two");
-    let gguf = Gguf::open(model)?;
+    let gguf = model_file::open(model)?;
     let (mut tokens, bos) = {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let adds_bos = tokenizer.encode("a", true, false).first().copied();

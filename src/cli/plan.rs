@@ -1,6 +1,11 @@
 //! `hotset plan`: what a model would do in which budget, here or on a machine that is not here. Needs the file's header only.
 
-use std::{fmt::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use hotset::{
     Error, Result, arch,
@@ -27,7 +32,7 @@ use serde::Serialize;
 use super::{
     Ended,
     args::{asked_ctx, ctx},
-    json,
+    json, model_file,
     out::{Out, Progress},
     sweep::drive,
     width::{of_stdout, wrap},
@@ -85,6 +90,13 @@ const SHARES: [f64; 6] = [12.5, 25.0, 37.5, 50.0, 75.0, 100.0];
 /// A budget is sensible from where decoding reaches this part of what it does with everything in memory.
 const SENSIBLE: f64 = 0.8;
 
+/// What a rate feels like, from so many tokens a second on. People read some five words a second, about seven tokens.
+const VERDICTS: [(f64, &str); 4] = [(20.0, "fast"), (8.0, "good"), (3.0, "usable"), (0.0, "slow")];
+
+fn verdict(tok_s: f64) -> &'static str {
+    VERDICTS.iter().find(|(from, _)| tok_s >= *from).map_or("slow", |(_, word)| word)
+}
+
 /// See the module. The fields are the JSON's keys.
 #[derive(Serialize)]
 struct Outlook {
@@ -92,6 +104,8 @@ struct Outlook {
     #[serde(skip)]
     given: bool,
     model: String,
+    /// Of what `--memory auto` would give here, in a word: see [`VERDICTS`]; `too big` where nothing would run.
+    verdict: &'static str,
     n_ctx: usize,
     threads: usize,
     weights_bytes_per_second: f64,
@@ -144,10 +158,19 @@ struct Row {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    let outlook = Outlook::new(args)?;
+    let outlook = Outlook::new(args, args.file.display().to_string())?;
     let columns = of_stdout();
     Out::new().text(&if args.json { json::document(&outlook) } else { wrap(&outlook.text(), columns, 0) })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a model will do here, of which only the header is there. `name` is what it is called.
+///
+/// # Errors
+/// Why it does not run.
+pub fn of_header(file: &Path, name: &str) -> Result<String> {
+    let args = Args { file: file.to_owned(), ctx: None, drive: None, memory_rate: None, trace: None, json: false };
+    Ok(Outlook::new(&args, name.to_owned())?.text())
 }
 
 /// A model, and all that decides what it does in a budget.
@@ -215,8 +238,8 @@ impl Case<'_> {
 }
 
 impl Outlook {
-    fn new(args: &Args) -> Result<Self> {
-        let gguf = Gguf::open_header(&args.file)?;
+    fn new(args: &Args, model: String) -> Result<Self> {
+        let gguf = model_file::open_header(&args.file)?;
         let blueprint = arch::blueprint(&gguf)?;
         let store = ExpertStore::new(&gguf, blueprint.experts())?;
         if let Some(trace) = &args.trace {
@@ -270,7 +293,8 @@ impl Outlook {
         let less = less.map(|budget_bytes| Ok(Less { budget_bytes, tok_s: case.row(budget_bytes)?.1 })).transpose()?;
         Ok(Outlook {
             given: args.drive.is_some() || args.memory_rate.is_some(),
-            model: args.file.display().to_string(),
+            model,
+            verdict: here.map(|here| case.row(here)).transpose()?.map_or("too big", |(_, tok_s)| verdict(tok_s)),
             n_ctx: whole.n_ctx,
             threads,
             weights_bytes_per_second: weights,
@@ -313,7 +337,10 @@ impl Outlook {
         let whole = if here.budget_bytes == self.full_bytes { "; all of it fits" } else { "" };
         let less =
             self.less.map_or(String::new(), |less| format!("; {} gives {:.0}", b(less.budget_bytes), less.tok_s));
-        format!("{machine}: about {tok_s:.0} tok/s in {budget} of the {free} that are free{whole}{less}.")
+        format!(
+            "{machine}: {}, about {tok_s:.0} tok/s in {budget} of the {free} that are free{whole}{less}.",
+            self.verdict
+        )
     }
 
     fn text(&self) -> String {
@@ -406,7 +433,7 @@ fn least_share(percent: f64, blueprint: &Blueprint) -> f64 {
 }
 
 /// Refuses a trace of a model of another shape.
-fn fits(trace: &std::path::Path, c: &Blueprint) -> Result<()> {
+fn fits(trace: &Path, c: &Blueprint) -> Result<()> {
     let reader = TraceReader::open(trace)?;
     let h = reader.header();
     let shape =

@@ -3,7 +3,6 @@
 use std::{ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    gguf::Gguf,
     human_bytes,
     repack::{Report, Step, repack_to},
 };
@@ -12,6 +11,7 @@ use super::{
     Ended,
     args::file_bytes,
     interrupt::Interrupts,
+    model_file,
     out::{Out, Progress, note, plain},
     outputs::{Force, Outputs},
 };
@@ -36,7 +36,7 @@ pub struct Args {
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = model_file::open(&args.model)?;
     let mut outputs = Outputs::new(&args.force);
     outputs.reads_model(&gguf);
     let to_stdout = args.out.as_os_str() == "-";

@@ -146,7 +146,7 @@ pub fn run(args: &Args) -> Ended {
     args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
     let source = args.given().source(stdin_has_text)?;
     let panel = args.stats_live && live::has_panel();
-    let gguf = Gguf::open(&source.model.map_or_else(model_file::find, |path| Ok(path.to_owned()))?)?;
+    let gguf = source.model.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let (json, save_hot) = outputs(args, &gguf)?;
     let ctx = args.ctx.filter(|n| *n > 0);
     let prompt = source.prompt.text(&Limit::of_prompt(&gguf, ctx)?, args.escape)?;

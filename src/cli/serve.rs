@@ -31,7 +31,8 @@ use super::{
 /// Ctrl-C ends the server once the requests that are being answered have ended, at the latest after ten seconds.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF; of a split set any file); without one, the small model that comes with hotset
+    /// Model file (GGUF; of a split set any file), or OWNER/REPO:QUANT of one that was downloaded; without, the small model
+    /// that comes with hotset
     #[arg(value_name = "MODEL")]
     first: Option<PathBuf>,
     /// The model file, by an option
@@ -87,7 +88,7 @@ pub fn run(args: &Args) -> Ended {
         return Err(Stop::usage("--api-key is empty: without the option, no key is asked for"));
     }
     let named = args.first.as_deref().or(args.model.as_deref());
-    let gguf = Gguf::open(&named.map_or_else(model_file::find, |path| Ok(path.to_owned()))?)?;
+    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let template = args.chat_template.as_deref().map(|file| read_text(file, &Limit::of_texts())).transpose()?;
     let converser = Converser::new(&gguf, template.as_deref())?;
     // Before the model is loaded, which takes its time.

@@ -7,10 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use hotset::{gguf::Gguf, tokenizer::Tokenizer};
+use hotset::tokenizer::Tokenizer;
 
 use super::{
-    Ended, Stop,
+    Ended, Stop, model_file,
     out::{Out, notes},
     text::{Limit, read_text},
 };
@@ -41,7 +41,7 @@ pub struct Args {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     let text = text(args)?;
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open_header(&args.model)?)?;
+    let tokenizer = Tokenizer::from_gguf(&model_file::open_header(&args.model)?)?;
     let tokens = tokenizer.encode(&text, !args.no_bos, args.parse_special);
     notes(tokenizer.notes());
     notes(&tokenizer.prompt_notes(&text, &tokens));

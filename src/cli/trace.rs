@@ -30,7 +30,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{Engine, Memory, asked_ctx, count, ctx, warn_of_budget},
-    hot, json, made,
+    hot, json, made, model_file,
     out::{Out, Progress, note, notes, printable},
     outputs::{Force, Outputs},
     text::{Limit, read_text},
@@ -188,7 +188,7 @@ impl TraceSink for Recorder {
 }
 
 fn record(args: &Args, model: &Path, out: &Path) -> Ended {
-    let gguf = Gguf::open(model)?;
+    let gguf = model_file::open(model)?;
     let blueprint = arch::blueprint(&gguf)?;
     let n_ctx = asked_ctx(args.ctx, blueprint.n_ctx_train).min(blueprint.n_ctx_train);
     let generated = if args.teacher_forced { 0 } else { args.max_tokens };

@@ -3,7 +3,11 @@
 use std::ops::Range;
 
 use super::{Batch, KvCache, Scratch, Want, finite::first_broken_row, load::Norm, rope::Rope};
-use crate::{backend::Backend, expert::Experts, trace::Phase};
+use crate::{
+    backend::{Backend, Floats},
+    expert::Experts,
+    trace::Phase,
+};
 
 /// See the module.
 pub struct Cx<'a, B> {
@@ -14,6 +18,8 @@ pub struct Cx<'a, B> {
     pub phase: Phase,
     /// Width of the residual stream.
     pub n_embd: usize,
+    /// Where parts add what they give.
+    pub target: Target,
     /// Rows of the batch.
     n: usize,
     /// The first row that is computed: those before it have done their part.
@@ -22,6 +28,29 @@ pub struct Cx<'a, B> {
     wanted: usize,
     /// The first row that anything will read.
     needed: usize,
+}
+
+/// Where parts add what they give: to the residual stream, or to a sum beside it that is normed or scaled first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// [`Scratch::x`]
+    Stream,
+    /// [`Scratch::sum`], of a block's branches.
+    Block,
+    /// [`Scratch::branch`], of one branch.
+    Branch,
+}
+
+impl Target {
+    /// The rows of it that are computed, of the three there are.
+    pub fn rows<'s>(self, [x, sum, branch]: [&'s mut Floats; 3], rows: Range<usize>, n_embd: usize) -> &'s mut [f32] {
+        let all = match self {
+            Target::Stream => x,
+            Target::Block => sum,
+            Target::Branch => branch,
+        };
+        &mut all[rows.start * n_embd..rows.end * n_embd]
+    }
 }
 
 impl<'a, B: Backend> Cx<'a, B> {
@@ -42,7 +71,7 @@ impl<'a, B: Backend> Cx<'a, B> {
             Want::Last => n - 1,
             Want::Nothing => n,
         };
-        Self { b, kv, experts, s, phase: batch.phase, n_embd, n, first: 0, wanted, needed: 0 }
+        Self { b, kv, experts, s, phase: batch.phase, n_embd, target: Target::Stream, n, first: 0, wanted, needed: 0 }
     }
 
     /// The rows of the batch that are computed.
@@ -75,8 +104,46 @@ impl<'a, B: Backend> Cx<'a, B> {
     pub fn norm(&mut self, norm: &Norm) {
         let (first, n) = (self.first, self.n);
         let x = &self.s.x[first * self.n_embd..n * self.n_embd];
-        self.b.rms_norm(x, &norm.weight, norm.eps, self.s.norm.start(n - first));
+        norm.apply(self.b, x, self.s.norm.start(n - first));
         self.b.prepare(&mut self.s.norm);
+    }
+
+    /// From here on, parts add to `target`, which is empty.
+    pub fn begin(&mut self, target: Target) {
+        self.target = target;
+        if target != Target::Stream {
+            let (rows, n_embd) = (self.rows(), self.n_embd);
+            let Scratch { x, sum, branch, .. } = &mut *self.s;
+            target.rows([x, sum, branch], rows, n_embd).fill(0.0);
+        }
+    }
+
+    /// `to += scale * norm(target)`; from here on, parts add to `to`.
+    pub fn pass_on(&mut self, to: Target, norm: Option<&Norm>, scale: f32) {
+        let (from, rows, n_embd) = (self.target, self.rows(), self.n_embd);
+        self.target = to;
+        if from == to {
+            return;
+        }
+        let Scratch { x, sum, branch, .. } = &mut *self.s;
+        let (terms, y) = match from {
+            Target::Block => (sum, x),
+            Target::Branch if to == Target::Block => (branch, sum),
+            Target::Branch => (branch, x),
+            Target::Stream => unreachable!("the stream is passed on to nothing"),
+        };
+        let (terms, y) = [terms, y].map(|all| &mut all[rows.start * n_embd..rows.end * n_embd]).into();
+        if let Some(norm) = norm {
+            norm.apply_onto(self.b, terms);
+        }
+        self.b.add_weighted(y, n_embd, terms, |_| scale);
+    }
+
+    /// Multiplies the rows of the residual stream that are computed.
+    pub fn scale(&mut self, scale: f32) {
+        let (rows, n) = (self.rows(), self.n_embd);
+        let x = &mut self.s.x[rows.start * n..rows.end * n];
+        self.b.each_row(x, n, n, |_, row| row.iter_mut().for_each(|x| *x *= scale));
     }
 
     /// Puts them into [`Scratch::norm`] without any norm, ready for products.

@@ -6,7 +6,7 @@ use memmap2::MmapMut;
 use crate::{
     Error, Result,
     backend::Backend,
-    blueprint::{self, Act, Tensor},
+    blueprint::{self, Act, NormKind, Tensor},
     gguf::Gguf,
     machine::{Filled, anonymous},
     quant::{FfnMats, GgmlType, QMat, QMatMut, dequantize_row},
@@ -61,10 +61,56 @@ impl Linear {
     }
 }
 
-/// An RMS norm.
+/// A norm.
 pub struct Norm {
-    pub weight: Vec<f32>,
-    pub eps: f32,
+    kind: NormKind,
+    weight: Vec<f32>,
+    /// (cols), or empty.
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+impl Norm {
+    /// Norms rows of `x` into `out`.
+    pub fn apply(&self, b: &mut impl Backend, x: &[f32], out: &mut [f32]) {
+        match self.kind {
+            NormKind::Rms => b.rms_norm(x, &self.weight, self.eps, out),
+            NormKind::Layer => {
+                let n = self.weight.len();
+                b.each_row(out, n, 4 * n, |i, out| {
+                    out.copy_from_slice(&x[i * n..(i + 1) * n]);
+                    layer_norm(out, &self.weight, self.eps);
+                });
+            }
+        }
+        self.add_bias(b, out);
+    }
+
+    /// The same in place.
+    pub fn apply_onto(&self, b: &mut impl Backend, x: &mut [f32]) {
+        match self.kind {
+            NormKind::Rms => b.rms_norm_onto(x, &self.weight, self.eps),
+            NormKind::Layer => {
+                let n = self.weight.len();
+                b.each_row(x, n, 4 * n, |_, x| layer_norm(x, &self.weight, self.eps));
+            }
+        }
+        self.add_bias(b, x);
+    }
+
+    fn add_bias(&self, b: &mut impl Backend, x: &mut [f32]) {
+        if !self.bias.is_empty() {
+            b.add_bias(x, &self.bias);
+        }
+    }
+}
+
+fn layer_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    let mean = x.iter().sum::<f32>() / x.len() as f32;
+    x.iter_mut().for_each(|x| *x -= mean);
+    let variance = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let scale = 1.0 / (variance + eps).sqrt();
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
 }
 
 /// A gated feed-forward network.
@@ -94,7 +140,7 @@ impl Loader<'_> {
         let bytes = t.bytes as usize;
         let refused = |e| Error::request(format!("memory for tensor {}", info.name), format!("{bytes} bytes"), e);
         let mut data = anonymous(bytes, Filled::AtOnce).map_err(refused)?;
-        self.gguf.read_tensor(info, &mut data[..bytes])?;
+        self.gguf.read_tensor_part(info, t.start, &mut data[..bytes])?;
         (self.progress)(t.bytes);
         Ok(Mat { ty: t.ty, rows: t.rows, cols: t.cols, data, interleaved: false })
     }
@@ -102,7 +148,7 @@ impl Loader<'_> {
     /// All rows as F32.
     pub fn vector(&mut self, t: &Tensor) -> Result<Vec<f32>> {
         let mut bytes = vec![0; t.bytes as usize];
-        self.gguf.read_tensor(&self.gguf.tensors()[t.index], &mut bytes)?;
+        self.gguf.read_tensor_part(&self.gguf.tensors()[t.index], t.start, &mut bytes)?;
         (self.progress)(t.bytes);
         let mut values = vec![0.0; t.rows * t.cols];
         for (row, bytes) in values.chunks_exact_mut(t.cols).zip(bytes.chunks_exact(bytes.len() / t.rows)) {
@@ -140,7 +186,19 @@ impl Loader<'_> {
     }
 
     pub fn norm(&mut self, norm: &blueprint::Norm) -> Result<Norm> {
-        Ok(Norm { weight: self.vector(&norm.weight)?, eps: norm.eps })
+        let mut weight = match &norm.weight {
+            Some(weight) => self.vector(weight)?,
+            None => vec![1.0; norm.cols],
+        };
+        if norm.scale != 1.0 {
+            weight.iter_mut().for_each(|w| *w *= norm.scale);
+        }
+        Ok(Norm { kind: norm.kind, weight, bias: self.optional(norm.bias.as_ref())?, eps: norm.eps })
+    }
+
+    /// [`Loader::norm`], if there is one.
+    pub fn norm_if_there(&mut self, norm: Option<&blueprint::Norm>) -> Result<Option<Norm>> {
+        norm.map(|norm| self.norm(norm)).transpose()
     }
 
     pub fn linear(&mut self, linear: &blueprint::Linear) -> Result<Linear> {

@@ -21,12 +21,12 @@ pub use scratch::{Scratch, ScratchShape};
 
 use crate::{
     Error, Result,
-    backend::{Backend, Product},
+    backend::{Backend, Product, soft_cap},
     blueprint::{self, Blueprint},
     expert::Experts,
     gguf::Gguf,
     model::{
-        cx::Cx,
+        cx::{Cx, Target},
         embed::Embed,
         ffn::{Dense, Moe},
         load::{Linear, Loader, Norm},
@@ -47,12 +47,25 @@ pub struct Model {
     head: Head,
 }
 
-/// One residual step: `x += part(norm(x))`.
+/// One residual step: `x = scale · (x + post(Σ branch(x)))`.
 struct Block {
     /// The layer it belongs to.
     layer: usize,
-    norm: Norm,
+    branches: Vec<Branch>,
+    post: Option<Norm>,
+    scale: f32,
+    /// Whether the branches' sum is not added as it is.
+    has_sum: bool,
+}
+
+/// `scale · post(part(norm(x)))`
+struct Branch {
+    /// `None`: as the branch before.
+    norm: Option<Norm>,
     part: Part,
+    post: Option<Norm>,
+    scale: f32,
+    has_sum: bool,
 }
 
 enum Part {
@@ -66,6 +79,8 @@ struct Head {
     norm: Norm,
     /// (n_vocab, n_embd)
     output: Linear,
+    scale: f32,
+    soft_cap: Option<f32>,
 }
 
 /// Which rows of a batch the caller wants logits for.
@@ -151,31 +166,32 @@ impl Model {
             ropes.push(Rope::new(rope, &divisors.unwrap_or_default()));
         }
         let last = blueprint.attentions().count() - 1;
-        let (mut blocks, mut n_attention, mut n_moe) = (Vec::with_capacity(blueprint.blocks.len()), 0, 0);
-        for block in &blueprint.blocks {
-            let part = match &block.part {
-                blueprint::Part::Gqa(gqa) => {
-                    n_attention += 1;
-                    Part::Gqa(Gqa::load(&mut loader, gqa, n_attention - 1, n_attention > last, &shapes)?)
-                }
-                blueprint::Part::Dense(ffn) => Part::Dense(Dense::load(&mut loader, ffn)?),
-                blueprint::Part::Moe(moe) => {
-                    n_moe += 1;
-                    Part::Moe(Moe::load(&mut loader, moe, n_moe - 1)?)
-                }
-            };
-            blocks.push(Block { layer: block.layer, norm: loader.norm(&block.norm)?, part });
-        }
-        let head = Head { norm: loader.norm(&blueprint.head.norm)?, output: loader.linear(&blueprint.head.output)? };
-        let embed = Embed::new(gguf, &blueprint.embed);
+        let (mut n_attention, mut n_moe) = (0, 0);
+        let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| match part {
+            blueprint::Part::Gqa(gqa) => {
+                n_attention += 1;
+                Ok(Part::Gqa(Gqa::load(loader, gqa, n_attention - 1, n_attention > last, &shapes)?))
+            }
+            blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
+            blueprint::Part::Moe(moe) => {
+                n_moe += 1;
+                Ok(Part::Moe(Moe::load(loader, moe, n_moe - 1)?))
+            }
+        };
+        let blocks = blueprint.blocks.iter().map(|block| Block::load(&mut loader, block, &mut part));
+        let blocks = blocks.collect::<Result<_>>()?;
+        let head = &blueprint.head;
+        let (norm, output) = (loader.norm(&head.norm)?, loader.linear(&head.output)?);
+        let head = Head { norm, output, scale: head.scale, soft_cap: head.soft_cap };
+        let embed = Embed::new(gguf, &blueprint.embed, blueprint.embed_scale);
         Ok(Self { blueprint, path: gguf.path().to_owned(), embed, ropes, blocks, head })
     }
 
     /// The bytes of the attention's and the output's matrices, most of the dense weights.
     pub fn weight_bytes(&self) -> Vec<&[u8]> {
         let mut mats = Vec::new();
-        for block in &self.blocks {
-            match &block.part {
+        for branch in self.blocks.iter().flat_map(|block| &block.branches) {
+            match &branch.part {
                 Part::Gqa(gqa) => mats.extend(gqa.mats()),
                 Part::Dense(_) | Part::Moe(_) => {}
             }
@@ -186,9 +202,9 @@ impl Model {
 
     /// Brings the dense weights into the order that the backend prefers.
     pub fn interleave(&mut self, b: &mut impl Backend) {
-        for block in &mut self.blocks {
-            match &mut block.part {
-                Part::Gqa(gqa) => gqa.mats_mut().into_iter().for_each(|mat| mat.interleave(b)),
+        for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
+            match &mut branch.part {
+                Part::Gqa(gqa) => gqa.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::Dense(ffn) => ffn.mats_mut().iter_mut().for_each(|mat| mat.interleave(b)),
                 Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
             }
@@ -198,18 +214,64 @@ impl Model {
 }
 
 impl Block {
+    fn load(
+        loader: &mut Loader<'_>,
+        block: &blueprint::Block,
+        part: &mut impl FnMut(&mut Loader<'_>, &blueprint::Part) -> Result<Part>,
+    ) -> Result<Self> {
+        let branches = block.branches.iter().map(|branch| {
+            let (has_sum, scale) = (branch.has_sum(), branch.scale);
+            let part = part(loader, &branch.part)?;
+            let norm = loader.norm_if_there(branch.norm.as_ref())?;
+            Ok(Branch { norm, part, post: loader.norm_if_there(branch.post.as_ref())?, scale, has_sum })
+        });
+        let branches = branches.collect::<Result<_>>()?;
+        let post = loader.norm_if_there(block.post.as_ref())?;
+        let scale = loader.optional(block.scale.as_ref())?.first().copied().unwrap_or(1.0);
+        Ok(Self { layer: block.layer, branches, post, scale, has_sum: block.has_sum() })
+    }
+
     /// Adds to the residual stream. `ahead`: the blocks behind this one.
     fn add<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) -> Result<()> {
-        if let (true, Some(Block { part: Part::Moe(moe), .. })) = (self.mixes(), ahead.first()) {
+        if let (true, Some((Part::Moe(moe), _))) = (self.mixes(), ahead.first().and_then(Block::feed_forward)) {
             moe.score_early(cx);
         }
-        cx.norm(&self.norm);
-        match &self.part {
-            Part::Gqa(gqa) => gqa.add(&self.norm, cx),
-            Part::Dense(ffn) => ffn.add(cx),
-            Part::Moe(moe) => moe.add(cx, ahead)?,
+        let target = if self.has_sum { Target::Block } else { Target::Stream };
+        cx.begin(target);
+        for branch in &self.branches {
+            if let Part::Moe(moe) = &branch.part {
+                moe.score_by_own_norm(cx);
+            }
+            if let Some(norm) = &branch.norm {
+                cx.norm(norm);
+            }
+            if branch.has_sum {
+                cx.begin(Target::Branch);
+            }
+            match &branch.part {
+                Part::Gqa(gqa) => gqa.add(branch.norm.as_ref(), cx),
+                Part::Dense(ffn) => ffn.add(cx),
+                Part::Moe(moe) => moe.add(cx, ahead)?,
+            }
+            if cx.is_done() {
+                return Ok(());
+            }
+            cx.pass_on(target, branch.post.as_ref(), branch.scale);
+        }
+        cx.pass_on(Target::Stream, self.post.as_ref(), 1.0);
+        if self.scale != 1.0 {
+            cx.scale(self.scale);
         }
         Ok(())
+    }
+
+    /// The feed-forward part, and the norm of its input: its own or that of a branch before it.
+    fn feed_forward(&self) -> Option<(&Part, &Norm)> {
+        let mut norm = None;
+        self.branches.iter().find_map(|branch| {
+            norm = branch.norm.as_ref().or(norm);
+            if branch.mixes() { None } else { Some((&branch.part, norm?)) }
+        })
     }
 
     /// For people.
@@ -219,6 +281,12 @@ impl Block {
     }
 
     /// Whether it mixes a sequence's tokens, instead of taking each for itself.
+    fn mixes(&self) -> bool {
+        self.branches.iter().any(Branch::mixes)
+    }
+}
+
+impl Branch {
     fn mixes(&self) -> bool {
         match self.part {
             Part::Gqa(_) => true,
@@ -240,6 +308,16 @@ impl Head {
         let y = &mut cx.s.logits[..cx.s.norm.len() * w.rows];
         cx.b.matmul(&cx.s.norm, &mut [Product { w, y }]);
         self.output.finish(cx.b, &mut cx.s.logits[..cx.s.norm.len() * w.rows]);
+        if self.scale != 1.0 || self.soft_cap.is_some() {
+            let Cx { b, s, .. } = cx;
+            let logits = &mut s.logits[..s.norm.len() * w.rows];
+            b.each_row(logits, w.rows, 8 * w.rows, |_, row| {
+                row.iter_mut().for_each(|x| *x *= self.scale);
+                if let Some(cap) = self.soft_cap {
+                    row.iter_mut().for_each(|x| *x = soft_cap(cap, *x));
+                }
+            });
+        }
         let broken =
             cx.s.logits[..cx.len() * w.rows].chunks_exact(w.rows).position(|row| !row.iter().any(|x| x.is_finite()));
         Some(cx.pos() + broken?)

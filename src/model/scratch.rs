@@ -3,7 +3,7 @@
 use super::{ffn::MoeScratch, mixer::AttentionRows};
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::Blueprint,
+    blueprint::{Block, Blueprint, Branch},
     id::ExpertId,
     trace::Routed,
 };
@@ -25,6 +25,10 @@ pub struct Scratch {
     n_batch: usize,
     /// (n_batch, n_embd)
     pub(super) x: Floats,
+    /// What a block adds, where that is normed or scaled. (n_batch, n_embd), or empty
+    pub(super) sum: Floats,
+    /// The same of a branch.
+    pub(super) branch: Floats,
     /// (n_batch, n_embd)
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * v)
@@ -45,6 +49,8 @@ impl Scratch {
         Self {
             n_batch: n,
             x: Floats::zeros(n * m.n_embd),
+            sum: Floats::zeros(if sums(m)[0] { n * m.n_embd } else { 0 }),
+            branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
             norm: Rows::new(n, m.n_embd),
             attended: Rows::new(n, attended_cols(m)),
             turns: m.ropes().iter().map(|rope| vec![0.0; n * rope.n_rot]).collect(),
@@ -71,8 +77,11 @@ impl Scratch {
     pub fn bytes(m: &Blueprint, shape: ScratchShape) -> u64 {
         let (n, n_used, n_expert) = (shape.n_batch, m.n_expert_used(), m.n_expert);
         let n_rot: usize = m.ropes().iter().map(|rope| rope.n_rot).sum();
-        let floats =
-            n * (m.n_embd * 2 + wide(m) + n_expert + n_rot + 1) + m.n_embd + 2 * n_expert + shape.n_logits * m.n_vocab;
+        let floats = n
+            * (m.n_embd * (2 + sums(m).into_iter().filter(|&is| is).count()) + wide(m) + n_expert + n_rot + 1)
+            + m.n_embd
+            + 2 * n_expert
+            + shape.n_logits * m.n_vocab;
         let rows = Rows::bytes(n, m.n_embd)
             + Rows::bytes(n, attended_cols(m))
             + Rows::bytes(1, m.n_embd)
@@ -92,9 +101,14 @@ impl Scratch {
     }
 }
 
+/// Whether any block has a sum of its own, and any branch.
+fn sums(m: &Blueprint) -> [bool; 2] {
+    [m.blocks.iter().any(Block::has_sum), m.blocks.iter().flat_map(|block| &block.branches).any(Branch::has_sum)]
+}
+
 /// Floats per token in the widest of the buffers, which attention and experts share.
 fn wide(m: &Blueprint) -> usize {
-    let attention = m.attentions().map(|gqa| AttentionRows::cols(gqa.heads, m.n_embd)).max().unwrap_or(0);
+    let attention = m.attentions().map(|gqa| AttentionRows::cols(gqa, m.n_embd)).max().unwrap_or(0);
     attention.max(m.n_expert_used() * m.n_embd)
 }
 

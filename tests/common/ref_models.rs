@@ -13,7 +13,7 @@ use hotset::npy::Npy;
 use hotset::quant::GgmlType;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use super::numpy_rng::Rng;
+use super::numpy_rng::{Rng, numpy_exp};
 
 /// Tokens in every model's vocabulary.
 pub const N_VOCAB: usize = 272;
@@ -183,13 +183,30 @@ fn weights(name: &str, dims: &[u64], spec: &Spec, tied: bool) -> Vec<f32> {
     let n: u64 = dims.iter().product();
     let draws = (0..n).map(|_| rng.standard_normal() as f32);
     let by = |factor: f32| move |r: f32| factor * r;
-    if let Some((_, kind, scale)) = spec.init.iter().find(|(part, ..)| name.contains(part)) {
-        assert_eq!(kind, "normal", "{name}: a rule that is not ported");
-        draws.map(by(*scale)).collect()
+    let root = (dims[0] as f64).sqrt() as f32;
+    let fits = |part: &str| part.strip_prefix('^').map_or_else(|| name.contains(part), |start| name.starts_with(start));
+    if let Some((_, kind, scale)) = spec.init.iter().find(|(part, ..)| fits(part)) {
+        let scale = *scale;
+        match kind.as_str() {
+            "matrix" => draws.map(|r| scale * r / root).collect(),
+            "normal" => draws.map(by(scale)).collect(),
+            "around1" => draws.map(|r| 1.0 + scale * r).collect(),
+            "shift" => draws.map(|r| scale + 0.7 * r).collect(),
+            "exp" => draws.map(|r| numpy_exp(scale * r)).collect(),
+            "negexp" => draws.map(|r| -numpy_exp(scale * r)).collect(),
+            "scaled" => draws.map(|r| scale * numpy_exp(0.2 * r)).collect(),
+            "ramp" => {
+                let step = f64::from(scale) / (n - 1) as f64;
+                let at = |i: u64| if i + 1 == n { scale } else { (i as f64 * step) as f32 };
+                (0..n).map(|i| 1.0 + at(i)).collect()
+            }
+            "first" => (0..n).map(|i| if (i as f32) < scale { 1.0 } else { 1e30 }).collect(),
+            other => panic!("{name}: the rule {other} is not ported"),
+        }
     } else if name.contains("norm") && name.ends_with(".weight") {
         draws.map(|r| 1.0 + 0.1 * r).collect()
     } else if name.contains("ssm_a") {
-        panic!("{name}: needs NumPy's own f32 exp, which is not ported")
+        draws.map(|r| -numpy_exp(0.3 * r)).collect()
     } else if name.ends_with("exp_probs_b.bias") {
         draws.map(by(0.05)).collect()
     } else if name.ends_with(".bias") {
@@ -210,7 +227,6 @@ fn weights(name: &str, dims: &[u64], spec: &Spec, tied: bool) -> Vec<f32> {
         } else {
             1.0
         };
-        let root = (dims[0] as f64).sqrt() as f32;
         draws.map(|r| gain * r / root).collect()
     }
 }

@@ -57,7 +57,7 @@ pub fn stacked_experts(gguf: &Gguf, layer: usize) -> ExpertSet {
         let info = &gguf.tensors()[index];
         let [cols, rows] = [0, 1].map(|i| info.dims[i] as usize);
         let ty = info.ggml_type(gguf.path()).unwrap();
-        hotset::blueprint::Tensor { index, ty, rows, cols, bytes: info.bytes.unwrap() }
+        hotset::blueprint::Tensor { index, start: 0, ty, rows, cols, bytes: info.bytes.unwrap() }
     });
     let n_expert = gguf.tensors()[tensors[0].index].dims[2] as usize;
     ExpertSet { layer, n_expert, n_ff: tensors[0].rows, tensors: ExpertTensors::Stacked(tensors) }

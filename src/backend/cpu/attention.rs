@@ -17,7 +17,7 @@ use super::{
     kernels::{Kernels, TILE},
 };
 use crate::{
-    backend::{Attention, Floats, KEY_TILE, is_turned, key_tile},
+    backend::{Attention, Floats, KEY_TILE, is_turned, key_tile, soft_cap},
     quant::GgmlType,
 };
 use sums::{Part, Sums};
@@ -250,6 +250,9 @@ impl Block<'_> {
                 if behind >= scores.len() {
                     scores.fill(0.0);
                     continue;
+                }
+                if let Some(cap) = a.soft_cap {
+                    scores.iter_mut().for_each(|x| *x = soft_cap(cap, *x));
                 }
                 scores[..behind].fill(f32::NEG_INFINITY);
                 let (_, weights) = part.raise(k, i, k.max(scores));

@@ -268,6 +268,11 @@ impl Backend for Cpu {
                     for t in 0..job.pairs.len() {
                         let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
                         let u = std::slice::from_raw_parts_mut(to(&up, t).add(range.start), range.len());
+                        let scale = pairs[job.pairs.start + t].scale;
+                        if scale != 1.0 {
+                            kernels.scale(scale, g);
+                            kernels.scale(scale, u);
+                        }
                         finish(kernels, &job.extras, 0, range.clone(), g);
                         finish(kernels, &job.extras, 1, range.clone(), u);
                         match job.extras.act {

@@ -45,7 +45,8 @@ use super::{
 /// only.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF; of a split set any file); without one, the small model that comes with hotset
+    /// Model file (GGUF; of a split set any file), or OWNER/REPO:QUANT of one that was downloaded; without, the small model
+    /// that comes with hotset
     #[arg(value_name = "MODEL")]
     first: Option<PathBuf>,
     /// The model file, by an option
@@ -120,7 +121,7 @@ const MAX_SAVED_BYTES: u64 = 64 << 20;
 pub fn run(args: &Args) -> Ended {
     args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
     let named = args.first.as_deref().or(args.model.as_deref());
-    let gguf = Gguf::open(&named.map_or_else(model_file::find, |path| Ok(path.to_owned()))?)?;
+    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let template = args.chat_template.as_deref().map(|file| read_text(file, &Limit::of_texts())).transpose()?;
     let converser = Converser::new(&gguf, template.as_deref())?;
     check_thinking(args, &converser)?;

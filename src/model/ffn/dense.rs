@@ -5,6 +5,7 @@ use crate::{
     backend::{Backend, FfnExtras, FfnJob, Pair},
     blueprint,
     model::{
+        Scratch,
         cx::Cx,
         load::{Gated, Loader, Mat},
     },
@@ -26,9 +27,10 @@ impl Dense {
     pub fn add<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         everyone(&self.0, cx);
         let (rows, n_embd) = (cx.rows(), cx.n_embd);
-        let Cx { b, s, .. } = cx;
-        let terms = &s.moe.shared[..rows.len() * n_embd];
-        b.add_weighted(&mut s.x[rows.start * n_embd..rows.end * n_embd], n_embd, terms, |_| 1.0);
+        let Cx { b, s, target, .. } = cx;
+        let Scratch { x, sum, branch, moe, .. } = &mut **s;
+        let terms = &moe.shared[..rows.len() * n_embd];
+        b.add_weighted(target.rows([x, sum, branch], rows, n_embd), n_embd, terms, |_| 1.0);
     }
 }
 
@@ -41,7 +43,7 @@ pub(super) fn everyone<B: Backend>(ffn: &Gated, cx: &mut Cx<'_, B>) {
     for start in (0..norm.len()).step_by(at_once) {
         let n = at_once.min(norm.len() - start);
         for (i, pair) in moe.pairs[..n].iter_mut().enumerate() {
-            *pair = Pair { row: (start + i) as u32, out: (start + i) as u32 };
+            *pair = Pair { row: (start + i) as u32, out: (start + i) as u32, scale: 1.0 };
         }
         let job = FfnJob { mats, extras, pairs: 0..n, hidden: 0 };
         b.ffn(norm, &[job], &moe.pairs[..n], &mut moe.hidden, &mut moe.shared);

@@ -11,9 +11,9 @@ use crate::{
     expert::Experts,
     id::ExpertId,
     model::{
-        Block, Part,
+        Block, Part, Scratch,
         cx::Cx,
-        load::{Gated, Linear, Loader, Mat},
+        load::{Gated, Linear, Loader, Mat, Norm},
     },
     trace::{LayerEvent, Phase, Routed},
 };
@@ -25,15 +25,27 @@ pub struct Moe {
     choice: Choice,
     /// (n_expert, n_embd)
     router: Linear,
-    input: RouterInput,
+    input: Input,
     /// (n_expert), or empty.
     select_bias: Vec<f32>,
     act: Act,
+    /// Whether weights multiply what experts see, not what they give.
+    weighs_input: bool,
     /// Of gate, up and down. (n_expert), or empty.
     scales: [Vec<f32>; 3],
     /// The same. (n_expert, rows), or empty.
     biases: [Vec<f32>; 3],
     shared: Option<Shared>,
+}
+
+/// What the router sees.
+enum Input {
+    /// What the experts see.
+    Normed,
+    /// The residual stream before the attention.
+    LayerInput,
+    /// The residual stream behind it, with a norm of its own.
+    Own(Norm),
 }
 
 /// The expert that every token uses.
@@ -82,9 +94,14 @@ impl Moe {
         let scales = [optional(&s[0])?, optional(&s[1])?, optional(&s[2])?];
         let biases = [optional(&b[0])?, optional(&b[1])?, optional(&b[2])?];
         let select_bias = optional(&moe.router.select_bias)?;
-        let (router, input, choice) = (loader.linear(&moe.router.w)?, moe.router.input, moe.router.choice);
-        let index = index as u16;
-        Ok(Self { index, choice, router, input, select_bias, act: moe.act, scales, biases, shared })
+        let (router, choice) = (loader.linear(&moe.router.w)?, moe.router.choice);
+        let input = match &moe.router.input {
+            RouterInput::Normed => Input::Normed,
+            RouterInput::LayerInput => Input::LayerInput,
+            RouterInput::Own(norm) => Input::Own(loader.norm(norm)?),
+        };
+        let (index, act, weighs_input) = (index as u16, moe.act, moe.weighs_input);
+        Ok(Self { index, choice, router, input, select_bias, act, weighs_input, scales, biases, shared })
     }
 
     /// All but a shared expert's gate, which is a single row.
@@ -96,7 +113,7 @@ impl Moe {
     /// `x += Σ weight · expert(norm(x)) + shared(norm(x))`, where the rows have been normed already. `ahead`: the blocks
     /// behind this one.
     pub fn add<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) -> Result<()> {
-        if self.input == RouterInput::Normed {
+        if let Input::Normed = self.input {
             self.score(cx);
         }
         self.route(cx);
@@ -109,7 +126,7 @@ impl Moe {
                 cx.b.matmul(&cx.s.norm, &mut [Product { w: gate.view(), y }]);
             }
         }
-        cx.s.moe.sort_pairs(self.choice.n_expert_used);
+        cx.s.moe.sort_pairs(self.choice.n_expert_used, self.weighs_input);
         loop {
             cx.experts.next_ready(&mut cx.s.moe.ready)?;
             if cx.s.moe.ready.is_empty() {
@@ -136,8 +153,16 @@ impl Moe {
 
     /// If the router sees the layer's input: scores of the rows as they are now, before the attention.
     pub fn score_early<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        if self.input == RouterInput::LayerInput {
+        if let Input::LayerInput = self.input {
             cx.as_they_are();
+            self.score(cx);
+        }
+    }
+
+    /// If the router has a norm of its own: scores of the rows as they are now.
+    pub fn score_by_own_norm<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        if let Input::Own(norm) = &self.input {
+            cx.norm(norm);
             self.score(cx);
         }
     }
@@ -190,9 +215,11 @@ impl Moe {
     /// Adds up in routing order, whatever the order of arrival.
     fn sum<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (rows, n_embd) = (cx.rows(), cx.n_embd);
-        let Cx { b, s, .. } = cx;
-        let (x, moe) = (&mut s.x[rows.start * n_embd..rows.end * n_embd], &s.moe);
-        b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], |r| moe.routed[r].weight);
+        let Cx { b, s, target, .. } = cx;
+        let Scratch { x, sum, branch, moe, .. } = &mut **s;
+        let (x, moe) = (target.rows([x, sum, branch], rows.clone(), n_embd), &*moe);
+        let weight = |r: usize| if self.weighs_input { 1.0 } else { moe.routed[r].weight };
+        b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
         if let Some(shared) = &self.shared {
             let gate = |i: usize| if shared.gate.is_some() { sigmoid(moe.shared_gate[i]) } else { 1.0 };
             b.add_weighted(x, n_embd, &moe.shared[..rows.len() * n_embd], gate);
@@ -207,12 +234,13 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
     let Cx { b, s, .. } = cx;
     let (x, moe) = (&s.x[rows.start * n_embd..rows.end * n_embd], &mut s.moe);
     let mut scored = 0;
-    let ahead = ahead.iter().filter(|block| !block.mixes());
-    for (block, scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
-        let Part::Moe(next) = &block.part else { break };
-        match next.input {
-            RouterInput::Normed => b.rms_norm(x, &block.norm.weight, block.norm.eps, moe.ahead.start(1)),
-            RouterInput::LayerInput => moe.ahead.start(1).copy_from_slice(x),
+    let ahead = ahead.iter().filter_map(Block::feed_forward);
+    for ((part, norm), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
+        let Part::Moe(next) = part else { break };
+        match &next.input {
+            Input::Normed => norm.apply(*b, x, moe.ahead.start(1)),
+            Input::LayerInput => moe.ahead.start(1).copy_from_slice(x),
+            Input::Own(norm) => norm.apply(*b, x, moe.ahead.start(1)),
         }
         b.prepare(&mut moe.ahead);
         b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
@@ -225,7 +253,8 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
 
 impl MoeScratch {
     /// Sorts the (row, expert) pairs by expert, so that an expert's rows are contiguous in `pairs` from `starts[expert]`.
-    fn sort_pairs(&mut self, n_expert_used: usize) {
+    /// `weighs_input`: inputs are multiplied by the expert's weight.
+    fn sort_pairs(&mut self, n_expert_used: usize, weighs_input: bool) {
         self.starts.fill(0);
         for r in &self.routed {
             self.starts[r.id.expert as usize + 1] += 1;
@@ -235,7 +264,8 @@ impl MoeScratch {
         }
         for (i, r) in self.routed.iter().enumerate() {
             let at = &mut self.starts[r.id.expert as usize];
-            self.pairs[*at as usize] = Pair { row: (i / n_expert_used) as u32, out: i as u32 };
+            let scale = if weighs_input { r.weight } else { 1.0 };
+            self.pairs[*at as usize] = Pair { row: (i / n_expert_used) as u32, out: i as u32, scale };
             *at += 1;
         }
         // Each start has moved to its end, which is the next one's start.

@@ -1,0 +1,144 @@
+//! Attention: heads, rotation, window, what is done to queries, keys and what comes out.
+
+use super::{Linear, Norm, Reader, RopeKind, Tensor};
+use crate::Result;
+
+/// Causal grouped-query attention.
+#[derive(Clone, Debug)]
+pub struct Gqa {
+    /// Their numbers and sizes.
+    pub heads: Heads,
+    /// Queries. (n_head * k, n_embd)
+    pub q: Linear,
+    /// Keys. (n_head_kv * k, n_embd)
+    pub k: Linear,
+    /// Values. (n_head_kv * v, n_embd) `None`: what `k` gives, before norm and rotation.
+    pub v: Option<Linear>,
+    /// Output. (n_embd, n_head * v)
+    pub o: Linear,
+    /// Norms of queries and keys before the rotation. Their width says whether they are of each head or of all at once.
+    pub qk_norm: Option<[Norm; 2]>,
+    /// Whether they rotate before they are normed.
+    pub rotates_first: bool,
+    /// Queries, keys and values are limited to ± this as they come from their products.
+    pub clamp: Option<f32>,
+    /// Of each value head.
+    pub v_norm: Option<Norm>,
+    /// Of queries and keys; `None`: they know no positions.
+    pub rope: Option<Rope>,
+    /// What queries are multiplied by, by their positions.
+    pub temperature: Option<Temperature>,
+    /// How many positions a token sees at most, its own among them; `None`: all.
+    pub window: Option<usize>,
+    /// A score of each head that counts in the softmax and has no value. (n_head)
+    pub sinks: Option<Tensor>,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// Then, scores are `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// What each head's result is multiplied by before the output matrix.
+    pub gate: Option<Gate>,
+}
+
+/// A factor of a query at `pos`: `1 + scale * ln(1 + (pos + offset) / length)`, in whole lengths.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// See above.
+    pub scale: f32,
+    /// Positions of a step.
+    pub length: usize,
+    /// See above.
+    pub offset: usize,
+}
+
+impl Temperature {
+    /// The factor at a position.
+    pub fn at(&self, pos: usize) -> f32 {
+        let steps = (pos + self.offset) / self.length;
+        1.0 + self.scale * (1.0 + steps as f32).ln()
+    }
+}
+
+/// A gate on what an attention gives: `act(w · x)`, of the attention's input.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// One output for each head, or for each element of a head. (n_head or n_head * v, n_embd)
+    pub w: Linear,
+    /// What its outputs go through.
+    pub act: GateAct,
+}
+
+/// What a gate's outputs go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateAct {
+    /// Logistic function.
+    Sigmoid,
+    /// `ln(1 + exp(x))`.
+    Softplus,
+}
+
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key/value heads; divides `n_head`.
+    pub n_head_kv: usize,
+    /// Elements of a query or key head.
+    pub k: usize,
+    /// Elements of a value head.
+    pub v: usize,
+}
+
+/// Rotary position embedding (Su et al., arXiv 2104.09864).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Which elements make a pair.
+    pub kind: RopeKind,
+    /// Elements of a head that rotate, from the first on.
+    pub n_rot: usize,
+    /// Base of the frequencies.
+    pub base: f32,
+    /// Positions are multiplied by this.
+    pub scale: f32,
+    /// Divisors of the frequencies. (n_rot / 2)
+    pub divisors: Option<Tensor>,
+    /// Which frequencies the scale is for; `None`: all.
+    pub yarn: Option<Yarn>,
+    /// Cosines and sines are multiplied by this.
+    pub magnitude: f32,
+}
+
+/// YaRN (arXiv 2309.00071): pairs that turn often within the context of training keep their frequency, pairs that turn
+/// less than once get the scaled one, those in between a mixture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    /// The context of training, in tokens, before it was extended.
+    pub n_ctx: usize,
+    /// Turns within it from which on a pair keeps its frequency.
+    pub beta_fast: f32,
+    /// Turns within it up to which a pair gets the scaled one.
+    pub beta_slow: f32,
+}
+
+impl Yarn {
+    /// The same, with another `beta_fast` where the file has none.
+    ///
+    /// # Errors
+    /// If it has one that does not make sense.
+    pub fn faster_by_default(self, m: &Reader<'_>, beta_fast: f32) -> Result<Self> {
+        let said = m.factor("rope.scaling.yarn_beta_fast")?;
+        Ok(Self { beta_fast: said.unwrap_or(beta_fast), ..self })
+    }
+}
+
+impl Gqa {
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
+        let linears =
+            [&self.q, &self.k, &self.o].into_iter().chain(&self.v).chain(self.gate.as_ref().map(|gate| &gate.w));
+        linears.for_each(|linear| linear.tensors(all));
+        self.qk_norm.iter().flatten().chain(&self.v_norm).for_each(|norm| norm.tensors(all));
+        all.extend(self.rope.and_then(|rope| rope.divisors));
+        all.extend(self.sinks);
+    }
+}
