@@ -39,7 +39,7 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, future: &Ar
         policy,
         scope,
         slots: &slots,
-        transient: 0,
+        fill: false,
         prefetch: PrefetchKind::Off,
         conditions: Conditions { drive, compute, warmup: 0 },
     };

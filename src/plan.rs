@@ -15,6 +15,7 @@ use crate::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
+    retrieval::Retrieval,
 };
 
 /// What the program takes with any model beside its code: libraries, heap, stacks. `tests/habits.rs` holds processes to it.
@@ -129,16 +130,18 @@ impl Plan {
         };
         let attention = m.attentions().map(attention).max().unwrap_or(0);
         let n_layer = store.layers().len();
-        let learnt = |n_batch| {
-            needs.policy.bytes(n_layer, store.n_expert())
-                + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch)
+        // One serves both.
+        let past = match needs.policy.wants_retrieval() || needs.prefetch.wants_retrieval() {
+            true => Retrieval::bytes(n_layer, store.n_expert()),
+            false => 0,
         };
+        let learnt = |n_batch| past + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
         let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch);
 
         let pools = Pool::all(store, needs, m.n_expert_used());
         let all =
             |slots: &dyn Fn(usize) -> usize| pools.iter().map(|p| p.slot_bytes * slots(p.most) as u64).sum::<u64>();
-        let least_slots = all(&|max| m.n_expert_used().min(max));
+        let least_slots = pools.iter().map(|p| p.slot_bytes * p.least as u64).sum::<u64>();
         let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
         let smallest_bytes = fixed + scratch(1) + least_slots;
         let full_bytes = fixed + scratch(needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx)) + all(&|max| max);
@@ -226,6 +229,8 @@ impl Plan {
 #[derive(Clone, Copy, Debug)]
 struct Pool {
     slot_bytes: u64,
+    /// Slots that one token needs.
+    least: usize,
     /// Slots that make sense.
     most: usize,
     /// Layers that share it.
@@ -241,18 +246,32 @@ impl Pool {
             let members = || (0..pool_of.len()).filter(|&layer| pool_of[layer] == pool);
             let (layers, slot_bytes) = (members().count(), needs.layout.slot_bytes(&store.slot_parts(members())));
             let most = store.n_expert() * layers;
-            Pool { slot_bytes, most: if needs.keeps { most } else { most.min(n_used) }, layers }
+            let least = n_used.min(most);
+            Pool { slot_bytes, least, most: if needs.keeps { most } else { least }, layers }
         };
         (0..n_pool).map(pool).collect()
     }
+
+    /// Its slots where every layer gets `each`.
+    fn slots(&self, each: usize) -> usize {
+        each.saturating_mul(self.layers).max(self.least).min(self.most)
+    }
 }
 
-/// Deals slots out of `bytes`: the same number to every layer, then one more for each from the first on while they last.
+/// Deals slots out of `bytes`: to each pool what a token needs, the same number to every layer, then one more for each from the
+/// first on while they last.
 fn deal(pools: &[Pool], mut bytes: u64) -> Vec<usize> {
+    let with = |each: u64| pools.iter().map(move |p| p.slots(usize::try_from(each).unwrap_or(usize::MAX)));
+    let cost = |each: u64| pools.iter().zip(with(each)).map(|(p, n)| p.slot_bytes * n as u64).sum::<u64>();
+    // The most for every layer that fits. Pools of few layers may need more than that, and pools of many have less then.
     let round: u64 = pools.iter().map(|p| p.slot_bytes * p.layers as u64).sum();
-    let each = usize::try_from(bytes / round.max(1)).unwrap_or(usize::MAX);
-    let mut slots: Vec<usize> = pools.iter().map(|p| each.saturating_mul(p.layers).min(p.most)).collect();
-    bytes -= pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum::<u64>();
+    let (mut fits, mut too_many) = (0, bytes / round.max(1) + 1);
+    while fits + 1 < too_many {
+        let each = fits + (too_many - fits) / 2;
+        if cost(each) <= bytes { fits = each } else { too_many = each }
+    }
+    let mut slots: Vec<usize> = with(fits).collect();
+    bytes -= cost(fits);
     for (p, n) in pools.iter().zip(&mut slots) {
         let more = (bytes / p.slot_bytes.max(1)).min(p.layers as u64).min((p.most - *n) as u64);
         bytes -= more * p.slot_bytes;
@@ -264,6 +283,25 @@ fn deal(pools: &[Pool], mut bytes: u64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Layers of one size may be few, those of another many: a token needs as many slots for either.
+    #[test]
+    fn every_pool_has_the_slots_that_a_token_needs() {
+        for (n_used, layers, sizes) in
+            [(2, [3, 4], [5, 3]), (8, [1, 47], [100, 1]), (8, [47, 1], [1, 100]), (4, [2, 2], [7, 7])]
+        {
+            let pool = |i: usize| Pool { slot_bytes: sizes[i], least: n_used, most: 64 * layers[i], layers: layers[i] };
+            let pools = [pool(0), pool(1)];
+            let cost = |slots: &[usize]| slots.iter().zip(&sizes).map(|(n, size)| *n as u64 * size).sum::<u64>();
+            let (least, most) = (cost(&[n_used, n_used]), cost(&[64 * layers[0], 64 * layers[1]]));
+            for bytes in least..=most {
+                let slots = deal(&pools, bytes);
+                assert!(slots.iter().all(|n| *n >= n_used) && cost(&slots) <= bytes, "{slots:?} of {bytes} bytes");
+            }
+            assert_eq!(deal(&pools, least), [n_used, n_used]);
+            assert_eq!(deal(&pools, most), [64 * layers[0], 64 * layers[1]]);
+        }
+    }
 
     #[test]
     fn the_program_is_charged_by_the_header_until_it_holds_more() {

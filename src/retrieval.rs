@@ -12,10 +12,14 @@
 //!
 //! Similarities are whole numbers and all floating-point sums have one order, so a replay finds what the live run found.
 //! Everything is allocated at construction. A past token's similarity lies at its own position of the ring, so that adding
-//! up shared experts is plain arithmetic on whole slices, which compilers vectorise; from token to token similarities move
-//! on by one position, since what resembled the token before precedes what may resemble this one.
+//! up shared experts is plain arithmetic on whole slices, which compilers vectorise (SSE2, which every x86-64 CPU has, is
+//! enough: compiled for AVX2 the same loops were no faster); from token to token similarities move on by one position, since
+//! what resembled the token before precedes what may resemble this one. A layer adds its own share only, and only where the
+//! ring holds tokens.
 //!
 //! Must not know: bytes of experts, files, clocks, threads, who is in memory.
+
+mod saved;
 
 use crate::trace::{LayerEvent, Routed};
 
@@ -103,6 +107,8 @@ pub struct Retrieval {
     weights: [f32; STEPS_IN_REACH + 1],
     /// Of the present token: a batch's last one.
     position: usize,
+    /// Positions that hold a token, from the first one on.
+    filled: usize,
     /// Tokens that run together.
     batch: usize,
     /// The layer that was observed last.
@@ -139,6 +145,7 @@ impl Retrieval {
             best: Vec::with_capacity(MATCHES + 1),
             weights,
             position: n.saturating_sub(1),
+            filled: 0,
             batch: 0,
             layer: None,
         }
@@ -153,6 +160,11 @@ impl Retrieval {
     /// True if nothing is kept.
     pub fn is_off(&self) -> bool {
         self.n == 0
+    }
+
+    /// MoE layers; 0 if nothing is kept.
+    pub fn n_layer(&self) -> usize {
+        self.n_layer
     }
 
     /// Tokens that the ring holds at most.
@@ -180,11 +192,11 @@ impl Retrieval {
         let layer = usize::from(event.layer);
         // What the layer does not see of a batch, it has not used; the ring holds what it used long ago.
         for back in rows..self.batch.min(self.n) {
-            self.forget(layer, (self.position + self.n - back) % self.n);
+            self.forget(layer, self.before(back));
         }
         let kept = rows.min(self.n);
         for (back, row) in (0..kept).rev().zip(event.routed.chunks_exact(n_used).skip(rows - kept)) {
-            let position = (self.position + self.n - back) % self.n;
+            let position = self.before(back);
             self.forget(layer, position);
             if back == 0 && layer.is_multiple_of(self.every) {
                 self.compare(layer, row, starts);
@@ -240,8 +252,10 @@ impl Retrieval {
 
     /// Makes room for the next token, or the next `rows` of them.
     fn begin(&mut self, rows: usize) {
+        self.filled = self.n.min(self.filled + rows);
         if rows == 1 {
-            self.similar.rotate_right(1);
+            let held = self.blocks() * BLOCK;
+            self.similar[..held].rotate_right(1);
         } else {
             // Nothing is known of the token before the last.
             self.similar.fill(0);
@@ -250,12 +264,26 @@ impl Retrieval {
         self.position = (self.position + rows) % self.n;
     }
 
+    /// Blocks that hold tokens.
+    fn blocks(&self) -> usize {
+        self.filled.div_ceil(BLOCK)
+    }
+
+    /// The position of the token so many before the present one, at most all of the ring.
+    fn before(&self, back: usize) -> usize {
+        if back > self.position { self.position + self.n - back } else { self.position - back }
+    }
+
     /// Adds `weight` for each expert that the token at a position used in a layer.
     fn add(&self, layer: u16, position: usize, weight: f32, to: &mut [f32]) {
         let position = if position >= self.n { position - self.n } else { position };
         let first = (usize::from(layer) * self.n + position) * self.words;
-        for (i, &word) in self.sets[first..first + self.words].iter().enumerate() {
-            experts(word).for_each(|e| to[i * 64 + e] += weight);
+        for (&word, to) in self.sets[first..first + self.words].iter().zip(to.chunks_mut(64)) {
+            let mut left = word;
+            while left != 0 {
+                to[left.trailing_zeros() as usize] += weight;
+                left &= left - 1;
+            }
         }
     }
 
@@ -297,12 +325,13 @@ impl Retrieval {
             true => CARRY,
             false => DECAY,
         };
-        let (bits, first, n) = (shared_bits(row.len()), self.place(layer, 0), self.n);
+        let (held, first) = (self.blocks(), self.place(layer, 0));
+        let bits = shared_bits(row.len());
         let (similar, _) = self.similar.as_chunks_mut::<BLOCK>();
-        for (i, (similar, greatest)) in similar.iter_mut().zip(&mut self.greatest).enumerate() {
+        for (i, (similar, greatest)) in similar[..held].iter_mut().zip(&mut self.greatest).enumerate() {
             let mut shared = [0u8; BLOCK];
             for r in row {
-                let at = first + usize::from(r.id.expert) * n + i * BLOCK;
+                let at = first + usize::from(r.id.expert) * self.n + i * BLOCK;
                 let uses = self.uses[at..].first_chunk::<BLOCK>().expect("rows are whole blocks");
                 shared.iter_mut().zip(uses).for_each(|(s, u)| *s = s.wrapping_add(*u));
             }
@@ -314,18 +343,19 @@ impl Retrieval {
     fn find(&mut self, n_used: usize) {
         self.matches.clear();
         self.best.clear();
-        let most = self.greatest.iter().copied().max().unwrap_or(0);
+        let greatest = &self.greatest[..self.blocks()];
+        let most = greatest.iter().copied().max().unwrap_or(0);
         let natural = natural(n_used, self.n_layer, self.every);
         let mut least = most.saturating_sub((REACH * natural) as u16).max(1);
-        for span in youngest_first(self.position, self.n) {
-            if self.greatest[span.start / BLOCK] < least {
+        for span in youngest_first(self.position, greatest.len()) {
+            if greatest[span.start / BLOCK] < least {
                 continue;
             }
-            for position in span.rev() {
-                let s = self.similar[position];
+            for (i, &s) in self.similar[span.clone()].iter().enumerate().rev() {
                 if s < least {
                     continue;
                 }
+                let position = span.start + i;
                 let at = self.best.partition_point(|&(other, _)| other >= s);
                 self.best.insert(at, (s, position));
                 self.best.truncate(MATCHES);
@@ -338,7 +368,8 @@ impl Retrieval {
         let weights =
             self.best.iter().map(|&(s, position)| (position, self.weights[step(s).min(self.weights.len() - 1)]));
         let sum: f32 = weights.clone().map(|(_, weight)| weight).sum();
-        let age = |position| (self.position + self.n - position) % self.n;
+        let now = self.position;
+        let age = |position| if position > now { now + self.n - position } else { now - position };
         self.matches.extend(weights.map(|(position, weight)| Match {
             position,
             age: age(position),
@@ -386,12 +417,12 @@ fn add_shared(similar: &mut [u16; BLOCK], shared: &[u8; BLOCK], left: u16, bits:
     greatest as u16
 }
 
-/// The positions of a ring of `n` but for the present token's, in spans within blocks, from the youngest token to the oldest
-/// when each span is walked backwards.
-fn youngest_first(present: usize, n: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+/// The positions of a ring's first `blocks` blocks but for the present token's, in spans within blocks, from the youngest
+/// token to the oldest when each span is walked backwards.
+fn youngest_first(present: usize, blocks: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let own = present / BLOCK;
     let younger = (0..=own).rev().map(move |b| b * BLOCK..present.min((b + 1) * BLOCK));
-    let older = (own..n / BLOCK).rev().map(move |b| (present + 1).max(b * BLOCK)..(b + 1) * BLOCK);
+    let older = (own..blocks).rev().map(move |b| (present + 1).max(b * BLOCK)..(b + 1) * BLOCK);
     younger.chain(older).filter(|span| !span.is_empty())
 }
 

@@ -63,6 +63,8 @@ pub struct Options {
     pub policy: PolicyKind,
     /// Prefetcher.
     pub prefetch: PrefetchKind,
+    /// Whether free slots fill while the drive is idle, see [`ExpertCache::fill_free_slots`].
+    pub fill: bool,
     /// How slots are shared; `None`: a pool for each layer, or one for all where the budget is too small for that.
     pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
@@ -84,6 +86,7 @@ impl Default for Options {
             io_memory: None,
             policy: PolicyKind::default(),
             prefetch: PrefetchKind::Auto,
+            fill: false,
             scope: None,
             threads: None,
         }
@@ -96,7 +99,13 @@ fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
         return *options;
     }
-    Options { scope: Some(Scope::Global), policy: PolicyKind::Lru, prefetch: PrefetchKind::Off, ..*options }
+    Options {
+        scope: Some(Scope::Global),
+        policy: PolicyKind::Lru,
+        prefetch: PrefetchKind::Off,
+        fill: false,
+        ..*options
+    }
 }
 
 /// The longest context that is set up unasked.
@@ -215,6 +224,7 @@ impl<B: Backend> Session<B> {
         let kv = KvCache::new(blueprint, options.kv, plan.n_ctx)?;
         let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
+        experts.fill_free_slots(options.fill);
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
             let follow = Follow::new(plan.clone(), memory_bytes.clone());
@@ -262,6 +272,24 @@ impl<B: Backend> Session<B> {
     /// How often this session's tokens used each expert.
     pub fn hot(&self) -> HotList {
         self.experts.cache().hot()
+    }
+
+    /// Whether policy or prefetcher go by past tokens.
+    pub fn keeps_past(&self) -> bool {
+        !self.experts.cache().retrieval().is_off()
+    }
+
+    /// What this session's last tokens used, for [`Session::restore_past`]; `None` where past tokens are not kept.
+    pub fn past(&self) -> Option<Vec<u8>> {
+        self.keeps_past().then(|| self.experts.cache().retrieval().to_bytes())
+    }
+
+    /// Begins with what the tokens of an earlier session of the same model used; nothing where past tokens are not kept.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes; the session is as before then.
+    pub fn restore_past(&mut self, past: &[u8]) -> std::result::Result<(), &'static str> {
+        self.experts.restore_past(past)
     }
 
     /// The budget now: that of the plan, or what [`Session::set_memory`] or a machine short of memory made of it.
@@ -419,6 +447,10 @@ impl<B: Backend> Session<B> {
     /// Share of the decoded tokens for which experts were read ahead, where that follows what it measures.
     pub fn prefetch_share(&self) -> Option<f64> {
         self.experts.prefetch_share()
+    }
+    /// See [`Experts::prefetch_modes`].
+    pub fn prefetch_modes(&self) -> Vec<(&'static str, f64)> {
+        self.experts.prefetch_modes()
     }
     /// The arithmetic, for people.
     pub fn backend(&self) -> String {

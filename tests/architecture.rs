@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("expert", &["blueprint", "error", "gguf", "id", "io", "policy", "prefetch", "quant", "retrieval", "trace"]),
     ("model", &["backend", "blueprint", "error", "expert", "gguf", "id", "machine", "quant", "trace"]),
     ("repack", &["arch", "blueprint", "error", "expert", "gguf", "model", "new_file", "quant"]),
-    ("plan", &["backend", "blueprint", "error", "expert", "io", "model", "policy", "prefetch", "quant"]),
+    ("plan", &["backend", "blueprint", "error", "expert", "io", "model", "policy", "prefetch", "quant", "retrieval"]),
     ("pressure", &[]),
     ("simulate", &["error", "expert", "id", "io", "policy", "prefetch", "trace"]),
     ("report", &["error", "expert", "input", "policy", "simulate", "trace"]),

@@ -20,6 +20,7 @@ use hotset::{
     id::ExpertId,
     io::{Done, IoEngine, IoKind, Layout, Priority, Read, SimIo},
     policy::PolicyKind,
+    prefetch::Reads,
     quant::{GgmlType, QMat},
     trace::{LayerEvent, Phase, Routed},
 };
@@ -460,7 +461,7 @@ fn prefetch_keeps_its_place(engine: Engine, scope: Scope, seed: u64) {
         let guesses: Vec<_> = dice.choose(4, N_EXPERT).iter().map(|&e| id((layer + 1) % N_LAYER, e)).collect();
         let kept: Vec<_> = bench.residents().into_iter().filter(|id| guesses.contains(id)).collect();
         let from = bench.log.lock().unwrap().submitted.len();
-        bench.cache.prefetch(&guesses, usize::MAX);
+        bench.cache.prefetch(&guesses, Reads::now(usize::MAX));
         let reads = bench.submitted(from);
         assert!(reads.iter().all(|(id, p)| *p == Priority::Prefetch && guesses.contains(id)));
         assert!(kept.iter().all(|&id| bench.cache.is_resident(id)), "a guess made another guess leave");
@@ -497,7 +498,7 @@ fn prefetch_never_stands_in_the_way() {
 #[test]
 fn a_prefetch_that_becomes_demand_is_read_once_and_counted_late() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
-    bench.cache.prefetch(&[id(1, 3)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 3)], Reads::now(usize::MAX));
     let rows = routed(1, &[3, 5]);
     bench.run(event(Phase::Decode, &rows));
     let stats = bench.cache.stats();
@@ -511,7 +512,7 @@ fn a_prefetch_that_becomes_demand_is_read_once_and_counted_late() {
 #[test]
 fn a_prefetch_in_time_is_a_hit_without_a_stall() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
-    bench.cache.prefetch(&[id(1, 3), id(1, 5)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 3), id(1, 5)], Reads::now(usize::MAX));
     bench.advance(2 * LATENCY_NS);
     let rows = routed(1, &[3, 5]);
     bench.run(event(Phase::Decode, &rows));
@@ -524,7 +525,7 @@ fn a_prefetch_in_time_is_a_hit_without_a_stall() {
 #[test]
 fn a_prefetch_that_nobody_asks_for_is_wasted_when_it_leaves() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
-    bench.cache.prefetch(&[id(0, 7)], usize::MAX);
+    bench.cache.prefetch(&[id(0, 7)], Reads::now(usize::MAX));
     bench.advance(LATENCY_NS);
     let rows = routed(0, &[1, 2]);
     bench.run(event(Phase::Decode, &rows));
@@ -539,11 +540,11 @@ fn guesses_wait_where_all_slots_are_wanted() {
     let mut bench = Bench::new(Engine::Sim, Scope::Global, &[2]);
     let rows = routed(0, &[1, 2]);
     bench.cache.request(event(Phase::Decode, &rows));
-    bench.cache.prefetch(&[id(1, 0), id(1, 1)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)], Reads::now(usize::MAX));
     assert_eq!(bench.cache.stats().prefetches, 0);
     bench.drain(&rows);
     // The event is through: its experts may leave, but the first guess is not evicted for the third.
-    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], Reads::now(usize::MAX));
     bench.advance(9 * LATENCY_NS);
     let rows = routed(1, &[0, 1]);
     bench.run(event(Phase::Decode, &rows));
@@ -554,7 +555,7 @@ fn guesses_wait_where_all_slots_are_wanted() {
 #[test]
 fn wanted_experts_take_the_slots_of_guesses_that_arrive_meanwhile() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
-    bench.cache.prefetch(&[id(1, 0), id(1, 1)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1)], Reads::now(usize::MAX));
     let rows = routed(1, &[2, 3]);
     bench.cache.request(event(Phase::Decode, &rows));
     bench.advance(5 * LATENCY_NS);
@@ -569,17 +570,43 @@ fn guesses_beyond_those_read_are_kept() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[2, 2, 2]);
     let rows = routed(1, &[3, 5]);
     bench.run(event(Phase::Decode, &rows));
-    bench.cache.prefetch(&[id(1, 0), id(1, 3), id(1, 7)], 1);
+    bench.cache.prefetch(&[id(1, 0), id(1, 3), id(1, 7)], Reads::now(1));
     bench.advance(LATENCY_NS);
     bench.run(event(Phase::Decode, &routed(0, &[0])));
     assert_eq!(bench.cache.stats().prefetches, 1);
     assert_eq!(bench.residents(), [id(0, 0), id(1, 0), id(1, 3)]);
 }
 
+/// Far guesses: none beside many other reads, and only a few.
+#[test]
+fn guesses_for_an_idle_drive_wait_until_it_is() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[8, 8, 8]);
+    let far: Vec<_> = (0..6).map(|e| id(2, e)).collect();
+    let idle = |now| Reads { now, idle: usize::MAX };
+    let rows = routed(0, &[0, 1]);
+    bench.cache.request(event(Phase::Decode, &rows));
+    // Two demanded reads and one guess leave room for one more.
+    bench.cache.prefetch(&[&[id(1, 0)], &far[..]].concat(), idle(1));
+    assert_eq!(bench.submitted(2), [(id(1, 0), Priority::Prefetch), (id(2, 0), Priority::Prefetch)]);
+    bench.cache.prefetch(&far, idle(0));
+    bench.cache.prefetch(&[&[id(1, 1), id(1, 2)], &far[..]].concat(), idle(2));
+    assert_eq!(
+        bench.submitted(4),
+        [(id(1, 1), Priority::Prefetch), (id(1, 2), Priority::Prefetch)],
+        "near ones do not wait"
+    );
+    bench.advance(9 * LATENCY_NS);
+    bench.drain(&rows);
+    // Nothing is on its way.
+    bench.run(event(Phase::Decode, &rows));
+    bench.cache.prefetch(&far, idle(0));
+    assert_eq!(bench.submitted(6), [1, 2, 3, 4].map(|e| (id(2, e), Priority::Prefetch)));
+}
+
 #[test]
 fn demand_goes_before_prefetches_that_wait() {
     let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[8, 8, 8]);
-    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], usize::MAX);
+    bench.cache.prefetch(&[id(1, 0), id(1, 1), id(1, 2)], Reads::now(usize::MAX));
     // The drive is busy with the first guess; the demand read comes next, the other guesses after it.
     bench.advance(LATENCY_NS / 2);
     let rows = routed(0, &[0]);

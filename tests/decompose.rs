@@ -29,7 +29,7 @@ fn runs(scope: Scope, policies: &[SimPolicy]) -> Vec<(Row, Detail)> {
             policy,
             scope,
             slots: &slots,
-            transient: 0,
+            fill: false,
             prefetch: PrefetchKind::Off,
             conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
         };

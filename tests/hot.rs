@@ -252,6 +252,42 @@ fn the_second_run_starts_with_what_the_first_one_used() {
 }
 
 #[test]
+fn the_second_run_starts_with_the_past_tokens_of_the_first_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("hotset/hot");
+    let ring = || {
+        let files = fs::read_dir(&kept).into_iter().flatten().map(|f| f.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|e| e == "ring")).collect::<Vec<_>>()
+    };
+    let (text, ..) = run(folder.path(), &[]);
+    assert!(ring().is_empty(), "nobody goes by past tokens");
+    let echo = ["--policy", "echo"];
+    assert_eq!(run(folder.path(), &echo).0, text);
+    let path = ring().pop().unwrap();
+    let first = fs::read(&path).unwrap();
+    let (second, _, said) = run(folder.path(), &echo);
+    assert!(second == text && !said.contains("are not used"), "{said}");
+    let longer = fs::read(&path).unwrap();
+    assert!(longer.len() > first.len() && longer.len() < 2 * first.len(), "the second run's tokens behind the first's");
+    // Tokens lie behind a header of 20 bytes.
+    assert!(longer[20..].starts_with(&first[20..first.len() - 4]));
+    let mut flipped = first.clone();
+    flipped[40] ^= 1;
+    let huge = vec![0; 64 << 20];
+    for broken in [&first[..30], &flipped, b"what?", &huge, b""] {
+        fs::write(&path, broken).unwrap();
+        let (third, _, said) = run(folder.path(), &echo);
+        assert!(third == text && said.contains("the last run's tokens are not used: "), "{said}");
+        assert!(fs::read(&path).unwrap().starts_with(b"hotring1"), "it is replaced");
+        let said = run(folder.path(), &echo).2;
+        assert!(!said.contains("are not used"), "{said}");
+    }
+    fs::write(&path, b"what?").unwrap();
+    let said = run(folder.path(), &[]).2;
+    assert!(!said.contains("are not used"), "whom it does not concern is not told: {said}");
+}
+
+#[test]
 fn lists_of_runs_and_traces_can_be_pinned() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -70,21 +70,55 @@ fn a_good_file_runs() {
     assert!(said.contains("qwen3moe.expert_group_count: one group is all experts"), "{said}");
 }
 
+/// Changes the type's number of a tensor of three dims in a file.
+fn retype(path: &Path, tensor: &str, id: u32) {
+    let mut bytes = std::fs::read(path).unwrap();
+    // The number follows the name, the number of dims and three dims.
+    let at = bytes.windows(tensor.len()).position(|w| w == tensor.as_bytes()).unwrap() + tensor.len() + 4 + 3 * 8;
+    bytes[at..at + 4].copy_from_slice(&id.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn an_unknown_type_hides_only_itself() {
     let folder = Folder::new();
     let path = folder.write(&good());
-    // The type's number follows the name, the number of dims and three dims.
-    let name = b"blk.1.ffn_up_exps.weight";
-    let mut bytes = std::fs::read(&path).unwrap();
-    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len() + 4 + 3 * 8;
-    bytes[at..at + 4].copy_from_slice(&144u32.to_le_bytes());
-    std::fs::write(&path, bytes).unwrap();
-    let (text, json) = does_not_run(&path, &["tensor blk.1.ffn_up_exps.weight", "144"]);
-    for words in ["expert up            unknown type 144", "expert up            F32", "layers               3, 3 of"] {
+    retype(&path, "blk.1.ffn_up_exps.weight", 555);
+    let (text, json) = does_not_run(&path, &["tensor blk.1.ffn_up_exps.weight", "555"]);
+    for words in ["expert up            unknown type 555", "expert up            F32", "layers               3, 3 of"] {
         assert!(text.contains(words), "{words:?} is not in: {text}");
     }
     assert_eq!((&json["experts"], &json["name"]), (&16.into(), &"qwen3moe".into()));
+}
+
+#[test]
+fn types_of_other_programs_are_named_and_listed_by_layer() {
+    let folder = Folder::new();
+    let path = folder.write(&good());
+    for layer in [1, 2] {
+        retype(&path, &format!("blk.{layer}.ffn_up_exps.weight"), 144);
+    }
+    let (text, json) = does_not_run(&path, &["tensor blk.1.ffn_up_exps.weight", "IQ4_KS", "ik_llama.cpp", "144"]);
+    let rows = [
+        "layer 0              expert gate F32, expert up F32, expert down F32\n",
+        "layer 1-2            expert gate F32, expert up IQ4_KS (ik_llama.cpp), expert down F32\n",
+    ];
+    assert!(text.contains(&rows.concat()), "{text}");
+    let layers = json["expert_types"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    assert_eq!((&layers[1]["first_layer"], &layers[1]["last_layer"]), (&1.into(), &2.into()));
+    assert_eq!(layers[1]["matrices"][1]["role"], "expert up");
+    assert_eq!(layers[1]["matrices"][1]["types"][0], "IQ4_KS (ik_llama.cpp)");
+    retype(&path, "blk.1.ffn_up_exps.weight", 339);
+    does_not_run(&path, &["IQ4_K_R4"]);
+}
+
+#[test]
+fn rotated_weights_are_refused() {
+    let folder = Folder::new();
+    let mut tiny = good();
+    tiny.set("prism.hadamard.block_size", 128u32);
+    does_not_run(&folder.write(&tiny), &["rotated", "prism.hadamard.block_size", "not supported"]);
 }
 
 #[test]

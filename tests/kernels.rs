@@ -10,9 +10,12 @@ use hotset::quant::interleaved::{self, TILE_ROWS};
 use hotset::quant::{ActRow, Acts, GgmlType, QMat, dequantize_row, dot};
 use proptest::prelude::*;
 
-const TYPES: [GgmlType; 16] = {
+const TYPES: [GgmlType; 28] = {
     use GgmlType::*;
-    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4]
+    [
+        F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, IQ2_XXS,
+        IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0,
+    ]
 };
 
 /// SplitMix64: small, seeded, the same everywhere.
@@ -60,11 +63,13 @@ fn weights(ty: GgmlType, rows: usize, cols: usize, size: Size, random: &mut Rand
     let mut data: Vec<u8> = (0..n + 1).map(|_| random.next() as u8).collect();
     use GgmlType::*;
     let halves: &[usize] = match ty {
-        F32 | BF16 | MXFP4 => &[],
+        F32 | BF16 | MXFP4 | NVFP4 | IQ1_M => &[],
         Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
         Q2_K => &[80, 82],
         Q3_K => &[108],
         Q6_K => &[208],
+        TQ1_0 => &[52],
+        TQ2_0 => &[64],
         _ => &[0],
     };
     for block in data[1..].chunks_exact_mut(ty.block_bytes()) {
@@ -75,6 +80,14 @@ fn weights(ty: GgmlType, rows: usize, cols: usize, size: Size, random: &mut Rand
         match ty {
             F32 => block.copy_from_slice(&number(random, size).to_le_bytes()),
             BF16 => block.copy_from_slice(&number(random, size).to_le_bytes()[2..]),
+            NVFP4 if size == Size::Usual => block[..4].iter_mut().for_each(|d| *d = 0x20 | *d & 0x1f),
+            IQ1_M => {
+                // Four bits of the scale end each word.
+                let d = f16::from_f32(number(random, size)).to_bits();
+                for (i, word) in block[48..].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    word[1] = word[1] & 15 | ((d >> (4 * i) & 15) as u8) << 4;
+                }
+            }
             MXFP4 => block[0] = if size == Size::Usual { 120 + block[0] % 16 } else { block[0] % 160 },
             _ => {}
         }
@@ -201,9 +214,11 @@ fn all_types_on_fixed_shapes() {
             assert!(check(ty, 2, 257 * 256, 33, Size::Usual, 16, 7) > 0, "{ty}");
         } else {
             // The last has more chunks than one token's reordered activations have room for.
-            for (rows, cols, tokens) in
-                [(3, 32, 9), (7, 288, 8), (19, 1408, 7), (2, 2880, 4), (4, 224, 15), (36, 480, 34), (3, 65 * 256, 1)]
-            {
+            let shapes =
+                [(3, 32, 9), (7, 288, 8), (19, 1408, 7), (2, 2880, 4), (4, 224, 15), (36, 480, 34), (3, 65 * 256, 1)];
+            // Chunks that blocks of 64 or 128 do not fill.
+            let shapes = shapes.into_iter().chain([(5, 64, 3), (9, 128, 1), (7, 320, 11), (21, 384, 16)]);
+            for (rows, cols, tokens) in shapes.filter(|(_, cols, _)| cols % ty.block_len() == 0) {
                 assert!(check(ty, rows, cols, tokens, Size::Usual, 2, 7) > 0, "{ty}");
             }
         }
@@ -219,8 +234,9 @@ fn all_types_on_fixed_shapes() {
 #[test]
 fn a_row_s_infinities_are_no_other_s() {
     let infinity = f16::INFINITY.to_le_bytes();
-    for ty in TYPES.into_iter().filter(|ty| ty.block_len() == 32) {
-        for (cols, tokens) in [(32, 1), (128, 1), (288, 3), (1408, 1), (480, 9)] {
+    for ty in TYPES.into_iter().filter(|ty| (32..256).contains(&ty.block_len())) {
+        let shapes = [(32, 1), (128, 1), (288, 3), (1408, 1), (480, 9), (384, 2)];
+        for (cols, tokens) in shapes.into_iter().filter(|(cols, _)| cols % ty.block_len() == 0) {
             let (rows, random) = (7, &mut Random(cols as u64));
             let mut data = weights(ty, rows, cols, Size::Usual, random);
             let row_bytes = ty.row_bytes(cols as u64).unwrap() as usize;
@@ -228,6 +244,7 @@ fn a_row_s_infinities_are_no_other_s() {
                 for block in row.chunks_exact_mut(ty.block_bytes()) {
                     match ty {
                         GgmlType::MXFP4 => block[0] = 255,
+                        GgmlType::NVFP4 => block[..4].fill(0x7e), // its largest: there is no infinity
                         GgmlType::Q4_1 | GgmlType::Q5_1 => block[..4].copy_from_slice(&[infinity, infinity].concat()),
                         _ => block[..2].copy_from_slice(&infinity),
                     }
@@ -263,7 +280,10 @@ proptest! {
         cut in 1usize..9, seed: u64,
     ) {
         let ty = TYPES[ty];
-        let cols = if ty.block_len() == 256 { 256 * blocks.div_ceil(4) } else { 32 * blocks };
+        let cols = match ty.block_len() {
+            256 => 256 * blocks.div_ceil(4),
+            len => (32 * blocks).next_multiple_of(len.max(32)),
+        };
         let n = check(ty, rows, cols, tokens, size, cut, seed);
         prop_assert!(n > 0 || size != Size::Usual);
     }

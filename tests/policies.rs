@@ -394,7 +394,7 @@ fn setting(policy: SimPolicy, scope: Scope, slots: &[usize]) -> Setting<'_> {
         policy,
         scope,
         slots,
-        transient: 0,
+        fill: false,
         prefetch: PrefetchKind::Off,
         conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
     }

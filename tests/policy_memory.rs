@@ -71,14 +71,11 @@ fn run(kind: PolicyKind, events: &[Vec<Routed>], shape: &CacheShape) -> u64 {
             let pool = shape.pool(layer);
             if !resident[shape.key(r.id)] {
                 let keep = |id: ExpertId| routed.iter().any(|r| r.id == id);
-                if policy.admits(r.id, &layers[pool], &keep) && held[pool] == shape.slots[pool] {
+                if held[pool] == shape.slots[pool] {
                     let victim = policy.evict(&layers[pool], &keep).expect("somebody is not wanted");
                     resident[shape.key(victim)] = false;
                     held[pool] -= 1;
                     evictions += 1;
-                }
-                if held[pool] == shape.slots[pool] {
-                    continue;
                 }
                 resident[shape.key(r.id)] = true;
                 held[pool] += 1;

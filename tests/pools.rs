@@ -1,4 +1,4 @@
-//! What one pool for several layers does in prompts, and what slots that keep nothing do.
+//! What one pool for several layers does in prompts.
 
 mod common;
 
@@ -17,13 +17,13 @@ use hotset::{
     trace::{Phase, Routed},
 };
 
-fn run(trace: &Path, shape: Shape, scope: Scope, slots: usize, transient: usize, policy: SimPolicy) -> Outcome {
+fn run(trace: &Path, shape: Shape, scope: Scope, slots: usize, policy: SimPolicy) -> Outcome {
     let future = simulate::future(trace).unwrap();
     let setting = Setting {
         policy,
         scope,
         slots: &simulate::slots(scope, slots, &header(shape)),
-        transient,
+        fill: false,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1000, bytes_per_us: 1000, depth: 1 },
@@ -66,33 +66,10 @@ fn prompts_hit_in_one_pool_what_they_hit_with_slots_per_layer() {
     events.extend(chunks(shape));
     write(&trace, header(shape), &events);
     for &kind in PolicyKind::ALL {
-        let hits = |scope| run(&trace, shape, scope, 4, 0, SimPolicy::Live(kind)).stats.prompt.hit;
+        let hits = |scope| run(&trace, shape, scope, 4, SimPolicy::Live(kind)).stats.prompt.hit;
         let (layer, one_pool) = (hits(Scope::Layer), hits(Scope::Global));
         // Of 24 chunks of 96 experts a quarter each, but for what is cold or changes hands after decoding.
         assert!(layer > 450, "{}: {layer}", kind.name());
         assert!(one_pool * 10 >= layer * 9, "{}: {one_pool} in one pool, {layer} with slots per layer", kind.name());
-    }
-}
-
-/// With transient slots beside it, a pool of as many slots as a token uses experts need not keep all of them: what passes
-/// through is counted, never beats the bound, and is left alone by policies that do not weigh newcomers.
-#[test]
-fn experts_that_pass_through_are_counted() {
-    let folder = tempfile::tempdir().unwrap();
-    let trace = folder.path().join("a.trace");
-    for seed in 0..8 {
-        let mut dice = Dice(seed);
-        let shape = Shape { layers: 3, experts: 16 + dice.below(16), used: 4, tokens: 300 };
-        write(&trace, header(shape), &decoding(&mut dice, shape));
-        let of = |transient, policy| run(&trace, shape, Scope::Layer, 4, transient, policy);
-        let echo = SimPolicy::Live(PolicyKind::Echo);
-        let (without, with) = (of(0, echo), of(4, echo));
-        let bound = of(0, SimPolicy::BeladyBypass).stats.decode.miss;
-        assert_eq!(without.stats.bypassed, 0);
-        assert!(with.stats.bypassed > 0 && with.stats.bypassed <= with.stats.decode.miss, "{:?}", with.stats);
-        assert!(with.stats.decode.miss >= bound, "seed {seed}: better than the bound");
-        // A policy that counts nobody out keeps all.
-        let lru = SimPolicy::Live(PolicyKind::Lru);
-        assert_eq!(of(4, lru).stats, of(0, lru).stats);
     }
 }

@@ -1,15 +1,19 @@
 //! Blocks are read as ggml reads them: against bytes and floats that ggml itself gave (tests/data/blocks).
 //!
-//! Each file is 16 rows of 256 weights, first their blocks, then `to_float` of them, little-endian.
+//! Each file is 16 rows of 256 weights, first their blocks, then `to_float` of them, little-endian. Where ggml's quantiser leaves
+//! most weights zero or a code unused, blocks are random: Q2_0's by ggml's `to_float`, TQ1_0's and TQ2_0's by the `gguf` package.
 
 use half::{bf16, f16};
 use hotset::quant::act::{ActChunk, LANE_GROUP, TINY, quantize_row, span_of};
 use hotset::quant::{ActRow, Acts, GgmlType, dequantize_row, dot};
 
 const N: usize = 16 * 256;
-const QUANTIZED: [GgmlType; 13] = {
+const QUANTIZED: [GgmlType; 25] = {
     use GgmlType::*;
-    [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4]
+    [
+        Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, IQ2_XXS, IQ2_XS, IQ2_S,
+        IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0,
+    ]
 };
 
 fn reference(ty: GgmlType) -> (Vec<u8>, Vec<f32>) {

@@ -198,6 +198,73 @@ fn a_repeated_sequence_is_foretold() {
     assert!(named * 100 > all * 95, "{named} of {all} with a period of {period}");
 }
 
+/// A ring that was saved and restored goes on as the first one does after a prompt, which similarities do not outlive.
+#[test]
+fn what_is_saved_is_restored() {
+    for seed in 0..6 {
+        let mut dice = Dice(seed);
+        let (layers, experts) = ([1, 2, 5][seed as usize % 3], 6 + dice.below(120));
+        let tokens = [40, 300][seed as usize % 2];
+        let shape = Shape { layers, experts, used: 1 + dice.below(5), tokens };
+        let mut first = Retrieval::with_tokens(layers, experts, 128);
+        events(&mut dice, shape).iter().for_each(|event| first.observe(event.borrow()));
+        let bytes = first.to_bytes();
+        assert!(bytes.len() as u64 <= Retrieval::max_saved_bytes(layers, experts));
+        let mut second = Retrieval::with_tokens(layers, experts, 128);
+        // What it held is forgotten.
+        events(&mut dice, shape).iter().for_each(|event| second.observe(event.borrow()));
+        second.restore(&bytes).unwrap();
+        assert_eq!(second.to_bytes(), bytes, "seed {seed}");
+        let mut prompt: Vec<_> = decoding(&mut dice, Shape { tokens: 1, ..shape });
+        prompt.iter_mut().for_each(|event| {
+            event.routed.extend(event.routed.clone());
+            (event.phase, event.n_tokens) = (Phase::Prompt, 2);
+        });
+        for event in prompt.iter().chain(&decoding(&mut dice, Shape { tokens: 60, ..shape })) {
+            first.observe(event.borrow());
+            second.observe(event.borrow());
+            let found = |ring: &Retrieval| ring.matches().iter().map(|m| (m.age, m.weight)).collect::<Vec<_>>();
+            assert_eq!(found(&first), found(&second), "seed {seed}");
+        }
+        assert!(!first.matches().is_empty());
+        // A shorter ring takes the latest.
+        let mut short = Retrieval::with_tokens(layers, experts, 64);
+        short.restore(&bytes).unwrap();
+        let saved = short.to_bytes();
+        assert_eq!(saved.len(), 24 + (bytes.len() - 24) * tokens.min(64) / tokens.min(128));
+        assert_eq!(saved[20..saved.len() - 4], bytes[bytes.len() - saved.len() + 20..bytes.len() - 4]);
+    }
+}
+
+/// Bytes that were saved by none, or were damaged since, are refused and change nothing.
+#[test]
+fn what_is_damaged_is_refused() {
+    let shape = Shape { layers: 2, experts: 20, used: 3, tokens: 5 };
+    let ring = || {
+        let mut ring = Retrieval::new(2, 20);
+        decoding(&mut Dice(1), shape).iter().for_each(|event| ring.observe(event.borrow()));
+        ring
+    };
+    let bytes = ring().to_bytes();
+    let mut holds = ring();
+    for i in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[i] ^= 1 << (i % 8);
+        assert!(holds.restore(&flipped).is_err(), "byte {i}");
+        assert!(holds.restore(&bytes[..i]).is_err(), "cut at {i}");
+    }
+    assert!(holds.restore(&[&bytes[..], &[0]].concat()).is_err());
+    assert_eq!(holds.to_bytes(), bytes);
+    for (layers, experts) in [(2, 21), (3, 20), (1, 20)] {
+        assert!(Retrieval::new(layers, experts).restore(&bytes).is_err(), "{layers} layers of {experts}");
+    }
+    // Sound, but for an expert that there is none of.
+    let mut unknown = bytes[..bytes.len() - 4].to_vec();
+    unknown[20 + 7] = 0x80;
+    unknown.extend(crc32fast::hash(&unknown).to_le_bytes());
+    assert_eq!(holds.restore(&unknown), Err("it names an expert that the model does not have"));
+}
+
 #[test]
 fn rings_are_bounded_and_off_is_nothing() {
     let mib = |layers, experts| Retrieval::bytes(layers, experts) as f64 / f64::from(1 << 20);

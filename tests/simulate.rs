@@ -90,7 +90,7 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind)
         policy,
         scope,
         slots: &slots,
-        transient: 0,
+        fill: false,
         prefetch,
         conditions: Conditions { drive, compute, warmup: 0 },
     };
@@ -165,7 +165,7 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let slots = simulate::slots(Scope::Layer, 16, &header);
     let policy = SimPolicy::Live(PolicyKind::default());
     let setting =
-        Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch: PrefetchKind::Off, conditions };
+        Setting { policy, scope: Scope::Layer, slots: &slots, fill: false, prefetch: PrefetchKind::Off, conditions };
     let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let pace = detail.pace;
     let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
@@ -198,7 +198,7 @@ fn a_warm_up_runs_and_does_not_count() {
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;
-            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, transient: 0, prefetch, conditions };
+            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, fill: false, prefetch, conditions };
             simulate::replay(trace, &setting, None)
         };
         let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
@@ -230,8 +230,8 @@ fn recall_on_misses_by_hand() {
     let setting = Setting {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
-        transient: 0,
         slots: &[2, 2],
+        fill: false,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
@@ -273,7 +273,7 @@ fn horizons_are_kept_apart() {
         policy: SimPolicy::Live(PolicyKind::Lru),
         scope: Scope::Layer,
         slots: &slots,
-        transient: 0,
+        fill: false,
         prefetch: PrefetchKind::Off,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },

@@ -7,12 +7,13 @@
 //! ```sh
 //! cargo run --release --example synth -- mid-s.gguf --preset mid --router-skew 0.6
 //! cargo run --release --example synth -- big-q4_0.gguf --preset big --etype Q4_0 --atype Q4_0 --router-skew -1
+//! cargo run --release --example synth -- mixed.gguf --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K
 //! ```
 //!
 //! Experts get popular in this way: the token embedding has a *persistent direction* u that all tokens share, which the
 //! layers never lose. A router that sees u prefers the same experts at every token; how much, the skew decides.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{Parser, ValueEnum};
 use hotset::{
@@ -50,6 +51,12 @@ struct Args {
     /// Type of the experts
     #[arg(long, value_name = "TYPE", default_value = "Q4_K", value_parser = computable)]
     etype: GgmlType,
+    /// Type of the experts' down matrices; default: that of the others
+    #[arg(long, value_name = "TYPE", value_parser = computable)]
+    dtype: Option<GgmlType>,
+    /// Type of all matrices of the experts of some layers, as 0-2=Q6_K; may be given again
+    #[arg(long, value_name = "LAYERS=TYPE", value_parser = layers_and_type)]
+    ltype: Vec<(RangeInclusive<usize>, GgmlType)>,
     /// Type of the attention matrices
     #[arg(long, value_name = "TYPE", default_value = "Q4_K", value_parser = computable)]
     atype: GgmlType,
@@ -207,6 +214,14 @@ fn computable(name: &str) -> Result<GgmlType, String> {
     })
 }
 
+fn layers_and_type(text: &str) -> Result<(RangeInclusive<usize>, GgmlType), String> {
+    let expected = || "expected layers and a type, as 0-2=Q6_K or 7=Q6_K".to_owned();
+    let (layers, ty) = text.split_once('=').ok_or_else(expected)?;
+    let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
+    let number = |text: &str| text.parse::<usize>().map_err(|_| expected());
+    Ok((number(first)?..=number(last)?, computable(ty)?))
+}
+
 fn main() -> ExitCode {
     match write(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -221,6 +236,12 @@ fn main() -> ExitCode {
 fn write(args: &Args) -> Result<()> {
     let shape = Shape::new(args.preset, &args.shape);
     shape.check()?;
+    for (layers, _) in &args.ltype {
+        if layers.is_empty() || *layers.end() >= shape.layers {
+            let got = format!("{}-{}", layers.start(), layers.end());
+            return Err(Error::request("--ltype", format!("layers from 0 to {}", shape.layers - 1), got));
+        }
+    }
     let start = Instant::now();
     let tensors = tensors(args, &shape);
     let mut header = GgufWriter::new(&args.out, args.force)?;
@@ -306,9 +327,12 @@ fn tensors(args: &Args, s: &Shape) -> Vec<Tensor> {
         }
         add(name("ffn_norm"), &[s.embd], GgmlType::F32, Fill::Norm);
         add(name("ffn_gate_inp"), &[s.embd, s.experts], GgmlType::F32, Fill::Router(il));
-        add(name("ffn_gate_exps"), &[s.embd, s.ff, s.experts], args.etype, fan_in(s.embd));
-        add(name("ffn_up_exps"), &[s.embd, s.ff, s.experts], args.etype, fan_in(s.embd));
-        add(name("ffn_down_exps"), &[s.ff, s.embd, s.experts], args.etype, fan_in(s.ff));
+        let layer_type = args.ltype.iter().rev().find(|(layers, _)| layers.contains(&il)).map(|(_, ty)| *ty);
+        let up_type = layer_type.unwrap_or(args.etype);
+        let down_type = layer_type.or(args.dtype).unwrap_or(args.etype);
+        add(name("ffn_gate_exps"), &[s.embd, s.ff, s.experts], up_type, fan_in(s.embd));
+        add(name("ffn_up_exps"), &[s.embd, s.ff, s.experts], up_type, fan_in(s.embd));
+        add(name("ffn_down_exps"), &[s.ff, s.embd, s.experts], down_type, fan_in(s.ff));
     }
     all
 }
@@ -434,8 +458,10 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use hotset::{
+        expert::{ExpertStore, Scope},
         gguf::Gguf,
-        session::{Options, Session},
+        io::Layout,
+        session::{Options, Session, make_plan},
         tokenizer::Tokenizer,
     };
 
@@ -514,6 +540,75 @@ mod tests {
         assert_eq!(String::from_utf8(bytes).unwrap(), text);
     }
 
+    /// Each layer's experts count with their own size, in every scope, and no budget changes a bit.
+    #[test]
+    fn mixed_types_are_budgeted_by_each_layer_s_own_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mixed.gguf");
+        let types = "--layers 7 --experts 8 --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K --router-skew 0";
+        write(&small(&path, &types.split(' ').collect::<Vec<_>>())).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        let blueprint = hotset::arch::blueprint(&gguf).unwrap();
+        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
+        let rows = |ty: GgmlType| 256 * ty.row_bytes(256).unwrap();
+        let large = 3 * rows(GgmlType::Q6_K);
+        let little = 2 * rows(GgmlType::IQ3_XXS) + rows(GgmlType::IQ4_XS);
+        let sizes: Vec<_> = store.layers().iter().map(|layer| layer.expert_bytes()).collect();
+        assert_eq!(sizes, [large, large, large, little, little, little, little]);
+        assert_eq!(store.pools(Scope::Size), [0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(store.layers()[3].types(), [GgmlType::IQ3_XXS, GgmlType::IQ3_XXS, GgmlType::IQ4_XS]);
+
+        let options = |scope, memory_bytes| Options {
+            threads: Some(1),
+            n_ctx: Some(16),
+            n_batch: Some(4),
+            process_bytes: Some(0),
+            scope: Some(scope),
+            memory_bytes: Some(memory_bytes),
+            ..Options::default()
+        };
+        let bits = |scope, memory_bytes| -> Vec<u32> {
+            let gguf = Gguf::open(&path).unwrap();
+            let mut session = Session::open(gguf, &options(scope, memory_bytes), &mut |_, _| {}).unwrap();
+            let mut logits = session.feed(&[3, 1, 4, 1, 5, 9], &mut |_| {}).unwrap().to_vec();
+            for token in [2, 6, 5] {
+                logits.extend_from_slice(session.decode(token).unwrap());
+            }
+            logits.iter().map(|x| x.to_bits()).collect()
+        };
+        let plan = |scope, memory_bytes| {
+            make_plan(&gguf, &blueprint, &store, &options(scope, memory_bytes), Layout::Lines).unwrap()
+        };
+        let everything = bits(Scope::Layer, u64::MAX);
+        for scope in [Scope::Layer, Scope::Size, Scope::Global] {
+            let full = plan(scope, u64::MAX);
+            let (smallest, fixed) = (full.smallest_bytes, full.dense_bytes + full.kv_bytes + full.scratch_bytes);
+            // A pool of all layers has slots of the largest expert; the others cost what their experts are, but for alignment.
+            let all = if matches!(scope, Scope::Global) { 7 * 8 * large } else { 8 * (3 * large + 4 * little) };
+            let slots = full.full_bytes - fixed;
+            assert!((all..all + all / 50).contains(&slots), "{scope:?}: {slots} bytes of slots for {all} of experts");
+            for memory_bytes in [smallest, (smallest + full.full_bytes) / 2] {
+                let plan = plan(scope, memory_bytes);
+                let parts = [plan.dense_bytes, plan.kv_bytes, plan.scratch_bytes, plan.slots_bytes];
+                assert!(parts.iter().sum::<u64>() <= memory_bytes, "{scope:?}: {parts:?}");
+                assert!(bits(scope, memory_bytes) == everything, "{scope:?} in {memory_bytes} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn layers_of_another_type_are_some_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no.gguf");
+        for layers in ["0-2", "2", "1-0"] {
+            let ltype = format!("{layers}=Q6_K");
+            assert!(write(&small(&path, &["--ltype", &ltype])).is_err(), "{layers} of two layers");
+        }
+        for text in ["Q6_K", "0=Q9", "x=Q6_K", "0-=Q6_K"] {
+            assert!(layers_and_type(text).is_err(), "{text}");
+        }
+    }
+
     #[test]
     fn shapes_that_cannot_be_are_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -522,6 +617,6 @@ mod tests {
             assert!(write(&small(&path, &more)).is_err(), "{more:?}");
             assert!(!path.exists());
         }
-        assert!(computable("IQ2_XXS").is_err());
+        assert!(computable("Q8_1").is_err());
     }
 }

@@ -87,6 +87,11 @@ const ARCHS: &[Arch] = &[
 /// An architecture that hotset does not have; a key or tensor that is missing, does not make sense or is left over, by name.
 pub fn blueprint(gguf: &Gguf) -> Result<Blueprint> {
     let (arch, reader) = reader(gguf)?;
+    // Such keys are not the architecture's, of which none is left over: without this they would go unnoticed.
+    if let Some((key, _)) = gguf.meta().iter().find(|(key, _)| key.contains(".hadamard.")) {
+        let message = format!("its weights are rotated by Hadamard matrices ({key}), which is not supported");
+        return Err(Error::file(gguf.path(), message));
+    }
     let blueprint = (arch.blueprint)(&reader)?;
     reader.finish(blueprint)
 }

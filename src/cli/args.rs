@@ -99,9 +99,14 @@ pub struct Modes {
     /// Which expert leaves when a slot is needed; default: lfu-adaptive
     #[arg(long, value_name = "POLICY", value_parser = named(PolicyKind::ALL, PolicyKind::name))]
     policy: Option<PolicyKind>,
-    /// Which experts are read before they are asked for; default: auto
+    /// Which experts are read before they are asked for: those that the next layer's router names (lookahead), those that the
+    /// most similar past tokens used (votes), by both, by what followed before (history), or none (off); default: auto, which
+    /// chooses between lookahead and off by measured time (auto-votes: also votes and both)
     #[arg(long, value_name = "GUESS", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Option<PrefetchKind>,
+    /// While the drive is idle, read experts into slots that are still free, before a token wants them
+    #[arg(long)]
+    fill: bool,
     /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that
     #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
     scope: Option<Scope>,
@@ -116,6 +121,7 @@ impl Modes {
         let of_a_cache = [
             ("--policy", self.policy.is_some()),
             ("--prefetch", self.prefetch.is_some()),
+            ("--fill", self.fill),
             ("--scope", self.scope.is_some()),
         ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
@@ -135,6 +141,7 @@ impl Modes {
             io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
             policy: self.policy.unwrap_or(default.policy),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
+            fill: self.fill,
             scope: self.scope,
             threads: None,
         })

@@ -1,4 +1,5 @@
-//! Lists of hot experts in files: what `--pin` and `--warm` read, what `--save-hot` and a warm start write.
+//! Lists of hot experts in files: what `--pin` and `--warm` read, what `--save-hot` and a warm start write. Beside the list
+//! of a warm start lies what the last tokens used, where policy or prefetcher go by past tokens.
 
 use std::{
     fs,
@@ -7,10 +8,11 @@ use std::{
 };
 
 use hotset::{
-    Result, arch, expert::HotList, gguf::Gguf, input, new_file::NewFile, session::Session, trace::file::TraceReader,
+    Result, arch, expert::HotList, gguf::Gguf, input, new_file::NewFile, retrieval::Retrieval, session::Session,
+    trace::file::TraceReader,
 };
 
-use super::{made, model_file, text::read_list};
+use super::{made, model_file, out::note, text::read_list};
 
 /// A line of a list takes less.
 const LINE_BYTES: u64 = 32;
@@ -80,6 +82,9 @@ impl Start {
         if let Some(list) = &self.warm {
             session.warm(list);
         }
+        if let Some(path) = self.memory.as_deref().map(past_file).filter(|path| path.exists()) {
+            restore_past(&path, session);
+        }
         Ok(())
     }
 
@@ -95,6 +100,13 @@ impl Start {
                 file.publish() // not worth waiting for the drive
             };
             let _ = NewFile::create(path).and_then(written);
+            if let Some(past) = session.past() {
+                let written = |mut file: NewFile| {
+                    file.write(&past)?;
+                    file.publish()
+                };
+                let _ = NewFile::create(&past_file(path)).and_then(written);
+            }
         }
     }
 }
@@ -127,6 +139,27 @@ pub fn of_trace(path: &Path) -> Result<HotList> {
 fn memory(gguf: &Gguf) -> Option<PathBuf> {
     let folder = model_file::cache_folder().ok()?;
     Some(folder.join("hot").join(format!("{}.txt", made::model_id(gguf))))
+}
+
+/// Where the tokens lie that go with a list.
+fn past_file(list: &Path) -> PathBuf {
+    list.with_extension("ring")
+}
+
+/// Gives a session the last run's tokens. A file that is broken is said to be, and is no reason not to run.
+fn restore_past(path: &Path, session: &mut Session) {
+    if !session.keeps_past() {
+        return;
+    }
+    let experts = session.blueprint();
+    let most = Retrieval::max_saved_bytes(experts.n_moe(), experts.n_expert);
+    let told = match input::read(path, most) {
+        Ok(bytes) => session.restore_past(&bytes).err().map(|why| format!("{}: {why}", path.display())),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(why) = told {
+        note(format_args!("the last run's tokens are not used: {why}"));
+    }
 }
 
 /// The last run's list, if there is a sound one.

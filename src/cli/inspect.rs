@@ -2,7 +2,12 @@
 //!
 //! A file that does not run is shown as far as it is understood: that is what the question is about, then.
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use hotset::{
     Error, Result, arch,
@@ -52,6 +57,8 @@ struct Report {
     tokenizer: Option<String>,
     pre_tokenizer: Option<String>,
     types: Vec<TypeRow>,
+    /// Of layers with routed experts.
+    expert_types: Vec<ExpertTypes>,
     tensor_bytes: u64,
     /// What the architecture says; `None` if hotset does not know it.
     #[serde(flatten)]
@@ -117,6 +124,21 @@ struct TypeRow {
     bytes: u64,
 }
 
+/// Layers one after another whose experts have the same types.
+#[derive(Serialize, PartialEq, Eq)]
+struct ExpertTypes {
+    first_layer: usize,
+    last_layer: usize,
+    matrices: Vec<MatrixTypes>,
+}
+
+/// Types of a matrix of the experts of a layer: several where experts differ.
+#[derive(Serialize, PartialEq, Eq)]
+struct MatrixTypes {
+    role: &'static str,
+    types: BTreeSet<String>,
+}
+
 /// A MoE layer.
 #[derive(Serialize)]
 struct Layer {
@@ -173,6 +195,7 @@ impl Report {
             tokenizer: string("tokenizer.ggml.model"),
             pre_tokenizer: string("tokenizer.ggml.pre"),
             types: types(gguf),
+            expert_types: expert_types(gguf),
             tensor_bytes: gguf.tensors().iter().filter_map(|t| t.bytes).sum(),
             shape: arch::shape(gguf).ok().map(Shape::from),
             memory,
@@ -217,9 +240,16 @@ impl Report {
         for row in &self.types {
             text.line(row.role, format!("{:8} {:>5} tensors {:>12}", row.r#type, row.tensors, b(row.bytes)));
         }
-        if let Some(memory) = &self.memory {
-            text.gap();
-            memory.lines(&mut text, self.repacked);
+        match &self.memory {
+            Some(memory) => {
+                text.gap();
+                memory.lines(&mut text, self.repacked);
+            }
+            None if !self.expert_types.is_empty() => {
+                text.gap();
+                self.expert_types.iter().for_each(|types| types.line(&mut text));
+            }
+            None => {}
         }
         if !self.unread.is_empty() {
             text.gap();
@@ -353,19 +383,31 @@ impl Memory {
         let alike = |a: &Layer, b: &Layer| a.types == b.types && a.expert_bytes == b.expert_bytes;
         for run in self.moe.chunk_by(alike) {
             let (first, last) = (&run[0], &run[run.len() - 1]);
-            let range =
-                if run.len() == 1 { first.block.to_string() } else { format!("{}-{}", first.block, last.block) };
+            let range = range(first.block, last.block);
             let [gate, up, down] = first.types;
             let (expert, layer) = (human_bytes(first.expert_bytes), human_bytes(first.bytes));
-            text.line(
-                &format!("layer {range}"),
-                format!("an expert {expert} (gate {gate}, up {up}, down {down}), a layer {layer}"),
-            );
+            text.line(&range, format!("an expert {expert} (gate {gate}, up {up}, down {down}), a layer {layer}"));
         }
         if self.moe.windows(2).any(|w| w[0].expert_bytes != w[1].expert_bytes) {
             text.line("mixed", "experts differ in size by layer");
         }
     }
+}
+
+impl ExpertTypes {
+    fn line(&self, text: &mut Lines) {
+        let matrix = |matrix: &MatrixTypes| {
+            let types: Vec<_> = matrix.types.iter().map(String::as_str).collect();
+            format!("{} {}", matrix.role, types.join(" and "))
+        };
+        let matrices: Vec<_> = self.matrices.iter().map(matrix).collect();
+        text.line(&range(self.first_layer, self.last_layer), matrices.join(", "));
+    }
+}
+
+/// "layer 3" or "layer 3-47".
+fn range(first: usize, last: usize) -> String {
+    if first == last { format!("layer {first}") } else { format!("layer {first}-{last}") }
 }
 
 /// Text in two columns.
@@ -400,6 +442,30 @@ fn shards(gguf: &Gguf) -> Vec<Shard> {
         missing_bytes: end(i).unwrap_or(0).saturating_sub(s.len),
     };
     gguf.shards().iter().enumerate().map(shard).collect()
+}
+
+/// The types of the experts' matrices, layer by layer, of a file that need not run.
+fn expert_types(gguf: &Gguf) -> Vec<ExpertTypes> {
+    let mut layers: BTreeMap<usize, BTreeMap<Role, BTreeSet<String>>> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let role = Role::of(&tensor.name);
+        let number = || tensor.name.strip_prefix("blk.")?.split('.').next()?.parse().ok();
+        if let Some(layer) = number().filter(|_| role.is_routed_expert()) {
+            layers.entry(layer).or_default().entry(role).or_default().insert(tensor.ty.to_string());
+        }
+    }
+    let mut rows: Vec<ExpertTypes> = Vec::new();
+    for (layer, by_role) in layers {
+        let matrices: Vec<_> =
+            by_role.into_iter().map(|(role, types)| MatrixTypes { role: role.name(), types }).collect();
+        match rows.last_mut() {
+            Some(row) if row.last_layer.checked_add(1) == Some(layer) && row.matrices == matrices => {
+                row.last_layer = layer;
+            }
+            _ => rows.push(ExpertTypes { first_layer: layer, last_layer: layer, matrices }),
+        }
+    }
+    rows
 }
 
 /// The element types of each role, in the roles' order.

@@ -213,7 +213,7 @@ impl Case<'_> {
                     policy: SimPolicy::Live(PolicyKind::default()),
                     scope: Scope::Layer,
                     slots: &slots,
-                    transient: 0,
+                    fill: false,
                     prefetch: PrefetchKind::Off,
                     conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
                 };

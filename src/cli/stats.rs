@@ -2,6 +2,8 @@
 //!
 //! A rate without a denominator is `null`, and so is what the operating system does not tell.
 
+use std::collections::BTreeMap;
+
 use hotset::{
     Result,
     backend::cpu::{Cpu, kernels::Kernels},
@@ -55,6 +57,11 @@ pub struct Stats {
     warm_bytes: u64,
     /// Those of these experts that were then asked for.
     warm_used: u64,
+    /// Reads into slots that were free.
+    fill_reads: u64,
+    fill_bytes: u64,
+    /// Those of these experts that were then asked for.
+    fill_used: u64,
     /// Experts that never leave.
     pinned: usize,
     evictions: u64,
@@ -76,6 +83,8 @@ pub struct Stats {
     prefetch: &'static str,
     /// Share of the decoded tokens with prefetching, where that follows what it measures.
     prefetch_share: Option<f64>,
+    /// The share of each prefetcher that it chose from, by name; none where there is no choice.
+    prefetch_modes: BTreeMap<&'static str, f64>,
     scope: &'static str,
     isa: String,
     threads: usize,
@@ -274,6 +283,9 @@ impl Stats {
             warm_reads: cache.warm_reads,
             warm_bytes: cache.warm_bytes,
             warm_used: cache.warm_used,
+            fill_reads: cache.fill_reads,
+            fill_bytes: cache.fill_bytes,
+            fill_used: cache.fill_used,
             pinned: session.n_pinned(),
             evictions: cache.evictions,
             failed_reads: cache.failed_reads,
@@ -291,6 +303,7 @@ impl Stats {
             policy,
             prefetch,
             prefetch_share: session.prefetch_share(),
+            prefetch_modes: session.prefetch_modes().into_iter().collect(),
             scope: plan.scope.name(),
             isa: Kernels::detect()?.name(),
             threads: session.threads(),
@@ -367,12 +380,20 @@ impl Stats {
                 self.warm_used,
             ));
         }
+        if self.fill_reads > 0 {
+            line(format_args!(
+                "filled   {} experts ({}) read into free slots, {} of them used",
+                self.fill_reads,
+                human_bytes(self.fill_bytes),
+                self.fill_used,
+            ));
+        }
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);
         let (budget, now) = (human_bytes(self.budget_bytes), self.given_back());
         line(format_args!("memory   budget {budget}{now}, peak RSS {peak}"));
-        let share = self.prefetch_share.map_or(String::new(), |s| format!(" (on for {:.0} % of tokens)", 100.0 * s));
+        let modes = self.prefetch_modes();
         line(format_args!(
-            "ran      reads {} {} at a time, policy {}, {}, prefetch {}{share}; {} on {} thread{} ({})",
+            "ran      reads {} {} at a time, policy {}, {}, prefetch {}{modes}; {} on {} thread{} ({})",
             self.io,
             self.io_depth,
             self.policy,
@@ -389,6 +410,13 @@ impl Stats {
         if let Some(seed) = self.seed {
             line(format_args!("seed     {seed}"));
         }
+    }
+
+    /// Which prefetchers ran, where there was a choice.
+    fn prefetch_modes(&self) -> String {
+        let ran = self.prefetch_modes.iter().filter(|(_, share)| **share > 0.0);
+        let shares: Vec<_> = ran.map(|(name, share)| format!("{name} {:.0} %", 100.0 * share)).collect();
+        if shares.is_empty() { String::new() } else { format!(" ({} of tokens)", shares.join(", ")) }
     }
 }
 

@@ -51,6 +51,9 @@ pub struct Sweep {
     /// Which experts are read before they are asked for
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "off", value_parser = named(PrefetchKind::ALL, PrefetchKind::name))]
     prefetch: Vec<PrefetchKind>,
+    /// Fill slots that are still free while the drive is idle, as hotset run --fill does
+    #[arg(long, requires = "trace")]
+    fill: bool,
     /// Take drive and computing as hotset bench measured them: the file is what its --json printed, with one decode test.
     /// Measure with --prefetch off and a budget at which experts miss
     #[arg(long, requires = "trace", value_name = "FILE")]
@@ -92,6 +95,7 @@ struct Job {
     scope: Scope,
     slots: Vec<usize>,
     prefetch: PrefetchKind,
+    fill: bool,
 }
 
 /// A run's row, and what decoding found in each MoE layer: nothing for the bounds that are no caches.
@@ -187,7 +191,13 @@ impl Sweep {
             for &prefetch in &self.prefetch {
                 for &n in &counts {
                     let slots = simulate::slots(scope, n, header);
-                    jobs.extend(policies.iter().map(|&policy| Job { policy, scope, slots: slots.clone(), prefetch }));
+                    jobs.extend(policies.iter().map(|&policy| Job {
+                        policy,
+                        scope,
+                        slots: slots.clone(),
+                        prefetch,
+                        fill: self.fill,
+                    }));
                 }
             }
         }
@@ -228,7 +238,7 @@ fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> 
             policy: job.policy,
             scope: job.scope,
             slots: &job.slots,
-            transient: 0,
+            fill: job.fill,
             prefetch: job.prefetch,
             conditions,
         };

@@ -8,13 +8,13 @@
 //! Must not know: what the bytes mean, models, arithmetic.
 
 mod allowance;
-mod bypass;
+mod fill;
 mod kept;
 mod rolling;
 mod victim;
 
 pub use self::allowance::Allowance;
-use self::{bypass::Transient, kept::Kept, rolling::Rolling};
+use self::{fill::Fill, kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
     store::ExpertStore,
@@ -24,6 +24,7 @@ use crate::{
     id::ExpertId,
     io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
     policy::{CachePolicy, CacheShape, PolicyKind},
+    prefetch::Reads,
     quant::{FfnMats, QMatMut},
     retrieval::Retrieval,
     trace::{LayerEvent, Phase, Routed},
@@ -62,6 +63,9 @@ impl Scope {
 /// Prefetches in flight at most: enough to keep a drive busy, few enough that a demand read waits for one at most.
 const MAX_PREFETCHES: usize = 8;
 
+/// Reads in flight, demanded ones included, below which guesses for far layers may join them.
+const MAX_IDLE_PREFETCHES: usize = 4;
+
 /// Experts of a prompt that are handed out at once while others are on their way. Their slots take the next reads only
 /// when they have been computed, and an engine without threads is looked after only between hand-outs: all of a layer's
 /// residents at once left the drive idle meanwhile.
@@ -95,13 +99,15 @@ enum Cause {
     Ahead,
     /// It is pinned, or the last run used it.
     Kept,
+    /// A slot was free.
+    Fill,
 }
 
 impl Cause {
     fn priority(self) -> Priority {
         match self {
             Cause::Demand => Priority::Demand,
-            Cause::Guess | Cause::Kept => Priority::Prefetch,
+            Cause::Guess | Cause::Kept | Cause::Fill => Priority::Prefetch,
             Cause::Ahead => Priority::Ahead,
         }
     }
@@ -189,8 +195,8 @@ pub struct ExpertCache {
     /// Rows that want each expert of the current layer. (n_expert)
     rows: Vec<u32>,
     rolling: Rolling,
-    transient: Transient,
     kept: Kept,
+    fill: Fill,
     /// Residents of each layer, those on their way included. (n_moe_layer)
     held: Vec<usize>,
     /// Layers that hold more than their share. (up to n_moe_layer)
@@ -259,10 +265,10 @@ impl ExpertCache {
             absent: Vec::with_capacity(n_expert),
             rows: vec![0; n_expert],
             rolling: Rolling::new(&store, &shape.pool_of),
-            transient: Transient::default(),
             held: vec![0; n_layer],
             rich: Vec::with_capacity(n_layer),
             kept: Kept::new(n_layer * n_expert),
+            fill: Fill::default(),
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
@@ -322,6 +328,13 @@ impl ExpertCache {
             self.retrieval = Retrieval::new(self.shape.n_layer(), self.shape.n_expert);
         }
     }
+    /// Begins with what the tokens of an earlier run used; nothing where past tokens are not kept. See [`Retrieval::restore`].
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn restore_past(&mut self, bytes: &[u8]) -> std::result::Result<(), &'static str> {
+        if self.retrieval.is_off() { Ok(()) } else { self.retrieval.restore(bytes) }
+    }
     /// True if reads are in flight that nobody has asked for.
     pub(super) fn reads_beside(&self) -> bool {
         self.prefetches_in_flight + self.kept.in_flight > 0
@@ -354,7 +367,6 @@ impl ExpertCache {
         }
         self.phase = event.phase;
         self.wanted.clear();
-        self.free_transient();
         self.before_rolling(event);
         if rolling::wants_all(event, self.store.n_expert()) {
             (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
@@ -424,6 +436,7 @@ impl ExpertCache {
         if std::mem::take(&mut tenant.unasked) {
             match cause {
                 Cause::Kept => self.stats.warm_used += 1,
+                Cause::Fill => self.stats.fill_used += 1,
                 _ => self.stats.prefetch_useful += 1,
             }
         }
@@ -438,7 +451,7 @@ impl ExpertCache {
     fn landed(&mut self, cause: Cause) {
         match cause {
             Cause::Guess => self.prefetches_in_flight -= 1,
-            Cause::Kept => self.kept.in_flight -= 1,
+            Cause::Kept | Cause::Fill => self.kept.in_flight -= 1,
             Cause::Demand | Cause::Ahead => {}
         }
     }
@@ -456,9 +469,7 @@ impl ExpertCache {
             let Some(slot) = self.slot_for(routed.id) else { return };
             self.wanted[i].1 = Want::Held;
             self.load(slot, routed.id, Cause::Demand);
-            if !self.is_transient(slot) {
-                self.policy.touch(routed);
-            }
+            self.policy.touch(routed);
         }
     }
 
@@ -490,6 +501,7 @@ impl ExpertCache {
             }
             if self.wanted.iter().all(|(_, w)| *w == Want::Done) {
                 self.read_kept();
+                self.fill();
                 return Ok(());
             }
             let start = self.io.now_ns();
@@ -507,12 +519,9 @@ impl ExpertCache {
     /// An expert that has just left its slot left it because it could not be read.
     fn lost(&mut self, id: ExpertId, slot: usize) {
         self.stats.failed_reads += 1;
-        // A transient slot is free again at the next event.
-        if !self.is_transient(slot) {
-            self.policy.remove(id);
-            let pool = self.pool_of(id);
-            self.pools[pool].free.push(slot as u32);
-        }
+        self.policy.remove(id);
+        let pool = self.pool_of(id);
+        self.pools[pool].free.push(slot as u32);
     }
 
     /// Throws away an expert that turned out not to be what the file has, after it was used.
@@ -578,11 +587,14 @@ impl ExpertCache {
         }
     }
 
-    /// Submits reads for those of the first `reads` of `guesses` that are absent, below all demand reads, as far as slots
-    /// and the limit on prefetches in flight go. Evicts nothing that is wanted now or among all the guesses.
-    pub fn prefetch(&mut self, guesses: &[ExpertId], reads: usize) {
-        for &id in guesses.iter().take(reads) {
-            if self.prefetches_in_flight >= MAX_PREFETCHES {
+    /// Submits reads for the absent ones of the first guesses, as `reads` has it, below all demand reads, as far as slots and
+    /// the limits on reads in flight go. Evicts nothing that is wanted now or among all the guesses.
+    pub fn prefetch(&mut self, guesses: &[ExpertId], reads: Reads) {
+        // What the last request found absent is on its way.
+        let beside = self.absent.len() + self.kept.in_flight;
+        for (i, &id) in guesses.iter().take(reads.now.saturating_add(reads.idle)).enumerate() {
+            let busy = i >= reads.now && beside + self.prefetches_in_flight >= MAX_IDLE_PREFETCHES;
+            if busy || self.prefetches_in_flight >= MAX_PREFETCHES {
                 return;
             }
             if self.slot_of(id).is_some() {
@@ -613,9 +625,9 @@ impl ExpertCache {
     fn vacate(&mut self, id: ExpertId) -> usize {
         let at = self.at(id);
         let slot = std::mem::replace(&mut self.index[at], NONE) as usize;
-        self.held[usize::from(id.layer)] -= usize::from(!self.is_transient(slot));
+        self.held[usize::from(id.layer)] -= 1;
         let tenant = self.tenants[slot].take().expect("an indexed slot has a tenant");
-        if tenant.unasked && tenant.cause != Cause::Kept {
+        if tenant.unasked && !matches!(tenant.cause, Cause::Kept | Cause::Fill) {
             self.stats.prefetch_wasted += 1;
         }
         if let Slot::Ready(buf) = std::mem::replace(&mut self.slots[slot], Slot::Loading) {
@@ -639,17 +651,16 @@ impl ExpertCache {
         if (first..first + n_slot).contains(&slot) {
             self.touch_ahead(pool, slot + 1 - first);
         }
-        if !self.is_transient(slot) {
-            self.held[usize::from(id.layer)] += 1;
-            match cause {
-                Cause::Kept => self.policy.warm(id),
-                _ => self.policy.insert(id),
-            }
+        self.held[usize::from(id.layer)] += 1;
+        match cause {
+            Cause::Kept | Cause::Fill => self.policy.warm(id),
+            _ => self.policy.insert(id),
         }
         match cause {
             Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
             Cause::Guess | Cause::Ahead => self.stats.prefetch_bytes += extents.bytes(),
             Cause::Kept => self.stats.warm_bytes += extents.bytes(),
+            Cause::Fill => self.stats.fill_bytes += extents.bytes(),
         }
         self.io.submit(Read { tag: slot, extents, buf, priority: cause.priority() });
     }
@@ -664,10 +675,14 @@ impl ExpertCache {
             return Ok(());
         };
         self.slots[slot] = Slot::Free(done.buf);
+        if tenant.cause == Cause::Fill {
+            // It would be read again and again, although nobody wants it.
+            self.fill_free_slots(false);
+        }
         let at = self.at(tenant.id);
         self.index[at] = NONE;
         self.tenants[slot] = None;
-        self.held[usize::from(tenant.id.layer)] -= usize::from(!self.is_transient(slot));
+        self.held[usize::from(tenant.id.layer)] -= 1;
         self.lost(tenant.id, slot);
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();

@@ -20,7 +20,7 @@ use self::pace::Pacer;
 use crate::{
     Result,
     id::ExpertId,
-    prefetch::Prefetcher,
+    prefetch::{PrefetchKind, Prefetcher},
     quant::{FfnMats, QMatMut},
     trace::{LayerEvent, Phase, TraceSink},
 };
@@ -41,6 +41,9 @@ impl Experts {
     pub fn new(mut cache: ExpertCache, prefetcher: Box<dyn Prefetcher>, trace: Box<dyn TraceSink>) -> Self {
         if !trace.wants_every_token() {
             cache.read_ahead_but_for_last();
+        }
+        if prefetcher.wants_retrieval() {
+            cache.retrieve();
         }
         let (guesses, pacer) = (Vec::with_capacity(256), Pacer::new());
         Self { cache, prefetcher, trace, guesses, token: None, pacer }
@@ -64,7 +67,7 @@ impl Experts {
         let late = self.cache.stats().decode.late;
         self.cache.request(event);
         self.guesses.clear();
-        let reads = self.prefetcher.observe(event, &mut self.guesses);
+        let reads = self.prefetcher.observe(event, self.cache.retrieval(), &mut self.guesses);
         let store = self.cache.store();
         let (n_layer, n_expert) = (store.layers().len(), store.n_expert());
         self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
@@ -142,6 +145,17 @@ impl Experts {
     pub fn warm(&mut self, list: &HotList) {
         self.cache.warm(list);
     }
+    /// See [`ExpertCache::restore_past`].
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn restore_past(&mut self, bytes: &[u8]) -> std::result::Result<(), &'static str> {
+        self.cache.restore_past(bytes)
+    }
+    /// See [`ExpertCache::fill_free_slots`].
+    pub fn fill_free_slots(&mut self, on: bool) {
+        self.cache.fill_free_slots(on);
+    }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
         self.cache.stats()
@@ -154,9 +168,18 @@ impl Experts {
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
         (self.cache.io().name(), self.cache.policy_name(), self.prefetcher.name())
     }
-    /// See [`Prefetcher::share_on`].
+    /// Shares of the decoded tokens for which each of several prefetchers ran, by name; empty where there is no choice, or
+    /// before the first token.
+    pub fn prefetch_modes(&self) -> Vec<(&'static str, f64)> {
+        let modes = self.prefetcher.tokens_by_mode();
+        let all: u64 = modes.iter().map(|(_, tokens)| tokens).sum();
+        let share = |(name, tokens)| (all > 0).then(|| (name, tokens as f64 / all as f64));
+        modes.into_iter().filter_map(share).collect()
+    }
+    /// Share of the decoded tokens for which guesses were made; `None` where there is no choice, or before the first token.
     pub fn prefetch_share(&self) -> Option<f64> {
-        self.prefetcher.share_on()
+        let off = |(name, _): &(&str, f64)| *name == PrefetchKind::Off.name();
+        self.prefetch_modes().iter().find(|mode| off(mode)).map(|(_, share)| 1.0 - share)
     }
     /// What the prefetcher guessed at the last request, the likeliest of each layer first.
     pub fn guesses(&self) -> &[ExpertId] {

@@ -81,10 +81,14 @@ pub struct CacheStats {
     pub warm_bytes: u64,
     /// Those of these experts that were then asked for.
     pub warm_used: u64,
+    /// Reads into slots that were free, while the drive was idle.
+    pub fill_reads: u64,
+    /// Their bytes.
+    pub fill_bytes: u64,
+    /// Those of these experts that were then asked for.
+    pub fill_used: u64,
     /// Experts that lost their slot to another.
     pub evictions: u64,
-    /// Wanted experts that the policy did not find worth a resident's slot: used and not kept.
-    pub bypassed: u64,
     /// Reads that failed, prefetches included.
     pub failed_reads: u64,
 }
@@ -102,8 +106,10 @@ impl CacheStats {
             warm_reads: self.warm_reads - before.warm_reads,
             warm_bytes: self.warm_bytes - before.warm_bytes,
             warm_used: self.warm_used - before.warm_used,
+            fill_reads: self.fill_reads - before.fill_reads,
+            fill_bytes: self.fill_bytes - before.fill_bytes,
+            fill_used: self.fill_used - before.fill_used,
             evictions: self.evictions - before.evictions,
-            bypassed: self.bypassed - before.bypassed,
             failed_reads: self.failed_reads - before.failed_reads,
         }
     }
@@ -134,6 +140,6 @@ impl CacheStats {
     }
     /// Bytes of all reads.
     pub fn bytes_read(&self) -> u64 {
-        self.prompt.demand_bytes + self.decode.demand_bytes + self.prefetch_bytes + self.warm_bytes
+        self.prompt.demand_bytes + self.decode.demand_bytes + self.prefetch_bytes + self.warm_bytes + self.fill_bytes
     }
 }

@@ -1,6 +1,6 @@
 //! A session that remembers its tokens, so that a prompt that begins like them is not computed again.
 
-use super::{Event, Finish, Rules, Speaker, generate};
+use super::{Event, Finish, OnEvent, Rules, Speaker, generate};
 use crate::{Error, backend::Backend, sampler::Sampler, session::Session, tokenizer::Tokenizer};
 
 /// See the module.
@@ -62,7 +62,7 @@ impl<B: Backend> KeptSession<B> {
         prompt: &[u32],
         sampler: &mut Sampler,
         rules: &Rules,
-        on: &mut dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E>,
+        on: &mut OnEvent<'_, B, E>,
     ) -> Result<Answered, E> {
         let n_ctx = self.session.plan().n_ctx;
         if prompt.len() > n_ctx {

@@ -24,7 +24,7 @@ use std::path::Path;
 use self::cursor::{Cursor, Strings};
 use crate::error::{Error, Result};
 use crate::input::ReadAt;
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, foreign_type};
 
 pub use file::{Gguf, Shard, TensorReader};
 pub use meta::{Array, Metadata, Value};
@@ -70,7 +70,10 @@ impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TensorType::Ggml(ty) => ty.fmt(f),
-            TensorType::Unknown(id) => write!(f, "unknown type {id}"),
+            TensorType::Unknown(id) => match foreign_type(*id) {
+                Some((name, whose)) => write!(f, "{name} ({whose})"),
+                None => write!(f, "unknown type {id}"),
+            },
         }
     }
 }
@@ -101,7 +104,10 @@ impl TensorInfo {
                 path,
                 format!("the type of tensor {}", self.name),
                 "one of ggml's types that this build knows",
-                format!("type number {id}"),
+                match foreign_type(id) {
+                    Some((name, whose)) => format!("{name}, type number {id} of {whose}"),
+                    None => format!("type number {id}"),
+                },
             )),
         }
     }

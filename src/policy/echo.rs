@@ -219,10 +219,8 @@ impl CachePolicy for Echo {
         self.remove(id);
         Some(id)
     }
-    fn admits(&mut self, newcomer: ExpertId, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> bool {
-        let key = self.residents.shape().key(newcomer);
-        let value = self.values[self.ruling][key] * self.phase[self.until(newcomer.layer)];
-        self.least(layers, keep).is_none_or(|(least, ..)| value >= least)
+    fn value(&self, id: ExpertId) -> f64 {
+        self.values[self.ruling][self.residents.shape().key(id)].into()
     }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));

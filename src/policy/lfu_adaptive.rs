@@ -99,6 +99,10 @@ impl CachePolicy for LfuAdaptive {
         let (counts, recency) = (self.counts[leader].all(), &self.recency);
         self.residents.evict(layers, keep, |key| (counts[key], recency.of(key)))
     }
+    fn value(&self, id: ExpertId) -> f64 {
+        let shape = self.residents.shape();
+        self.counts[self.leader(shape.pool(id.layer))].all()[shape.key(id)]
+    }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));
     }

@@ -64,6 +64,9 @@ impl CachePolicy for LfuDecay {
         let (counts, recency) = (self.counts.all(), &self.recency);
         self.residents.evict(layers, keep, |key| (counts[key], recency.of(key)))
     }
+    fn value(&self, id: ExpertId) -> f64 {
+        self.counts.all()[self.residents.shape().key(id)]
+    }
     fn remove(&mut self, id: ExpertId) {
         self.residents.remove(self.residents.shape().key(id));
     }

@@ -96,10 +96,10 @@ pub trait CachePolicy: Send {
     /// Removes and returns the least valuable resident of `layers`, which are of one pool, for which `keep` is false; `None`
     /// if there is none.
     fn evict(&mut self, layers: &[u16], keep: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
-    /// Whether the absent `newcomer`, which is used now, is worth more than the resident that [`CachePolicy::evict`] would return;
-    /// if not, it is used without being kept where the cache can do so.
-    fn admits(&mut self, _newcomer: ExpertId, _layers: &[u16], _keep: &dyn Fn(ExpertId) -> bool) -> bool {
-        true
+    /// What an expert is worth, resident or not, compared with others of its layer; the same for all where the policy knows of
+    /// residents alone.
+    fn value(&self, _id: ExpertId) -> f64 {
+        0.0
     }
     /// `id` lost its slot for a reason of the cache's own (its read failed).
     fn remove(&mut self, id: ExpertId);
@@ -146,10 +146,6 @@ impl PolicyKind {
     /// Whether it wants to know the tokens that resemble the present one.
     pub fn wants_retrieval(self) -> bool {
         self == PolicyKind::Echo
-    }
-    /// What it comes to hold beside a few numbers for each expert, bytes: of so many layers of `n_expert` experts.
-    pub fn bytes(self, n_layer: usize, n_expert: usize) -> u64 {
-        if self.wants_retrieval() { Retrieval::bytes(n_layer, n_expert) } else { 0 }
     }
     /// A fresh policy for such a cache.
     pub fn build(self, shape: &CacheShape) -> Box<dyn CachePolicy> {

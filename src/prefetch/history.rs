@@ -14,9 +14,10 @@
 //! and counts only know others; in the first dozens of tokens; and where routing is even, as on our M model, where it
 //! wins 1 % at best and loses 2 % on a slow drive (`docs/prefetch.md`).
 
-use super::Prefetcher;
+use super::{Prefetcher, Reads};
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Phase},
 };
 
@@ -147,10 +148,10 @@ impl Prefetcher for History {
     fn horizon(&self) -> u16 {
         0
     }
-    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize {
+    fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads {
         self.learn(event);
         if event.phase != Phase::Decode {
-            return 0;
+            return Reads::default();
         }
         self.vote(event);
         let votes = &self.votes;
@@ -160,7 +161,7 @@ impl Prefetcher for History {
         let layer = event.layer + 1;
         guesses.extend(self.order.iter().take(self.ranks).map(|&expert| ExpertId { layer, expert }));
         let likely = self.order.iter().take(self.reads).take_while(|&&e| votes[usize::from(e)] >= self.likely);
-        likely.count()
+        Reads::now(likely.count())
     }
 }
 

@@ -11,9 +11,10 @@
 //! prefetching, with all 6 ranks read, with 4 read, and with 4 read and 12 kept: on a drive that keeps up with computing
 //! 107.1, 132.2, 129.3, 130.9; on one that does not 92.6, 85.6, 95.9, 98.2. So all 6 can lose and 4 did not.
 
-use super::Prefetcher;
+use super::{Prefetcher, Reads};
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Phase},
 };
 
@@ -41,14 +42,14 @@ impl Prefetcher for Lookahead {
     fn horizon(&self) -> u16 {
         1
     }
-    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize {
+    fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads {
         if event.phase != Phase::Decode || event.lookahead.is_empty() {
-            return 0;
+            return Reads::default();
         }
         rank(event.lookahead, &mut self.order);
         let layer = event.layer + 1;
         guesses.extend(self.order.iter().take(self.ranks).map(|&expert| ExpertId { layer, expert }));
-        self.reads
+        Reads::now(self.reads)
     }
 }
 

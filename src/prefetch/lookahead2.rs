@@ -10,9 +10,10 @@
 //! bottleneck any further read delays a surer one, the more the more ranks are read; where computing is, the next layer's
 //! guesses arrive in time anyway. It can pay only where single reads are slow and many at once are not.
 
-use super::{Lookahead, Prefetcher, lookahead::rank};
+use super::{Lookahead, Prefetcher, Reads, lookahead::rank};
 use crate::{
     id::ExpertId,
+    retrieval::Retrieval,
     trace::{LayerEvent, Phase},
 };
 
@@ -43,11 +44,11 @@ impl Prefetcher for Lookahead2 {
     fn horizon(&self) -> u16 {
         2
     }
-    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize {
+    fn observe(&mut self, event: LayerEvent<'_>, past: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads {
         let begin = guesses.len();
-        let near = self.next.observe(event, guesses).min(guesses.len() - begin);
+        let near = self.next.observe(event, past, guesses).now.min(guesses.len() - begin);
         if event.phase != Phase::Decode || event.lookahead2.is_empty() {
-            return near;
+            return Reads::now(near);
         }
         self.far.clear();
         rank(event.lookahead2, &mut self.order);
@@ -56,6 +57,6 @@ impl Prefetcher for Lookahead2 {
         let (read, kept) = self.far.split_at(self.reads.min(self.far.len()));
         guesses.splice(begin + near..begin + near, read.iter().copied());
         guesses.extend_from_slice(kept);
-        near + read.len()
+        Reads::now(near + read.len())
     }
 }

@@ -3,17 +3,37 @@
 //! Must not know: bytes, files, clocks, threads. Sees what a trace sees and nothing else, so that a replay can
 //! reproduce it.
 
-use crate::{id::ExpertId, trace::LayerEvent};
+use crate::{id::ExpertId, retrieval::Retrieval, trace::LayerEvent};
 
 mod auto;
+mod both;
 mod history;
 mod lookahead;
 mod lookahead2;
+mod votes;
 
 pub use auto::Auto;
+pub use both::Both;
 pub use history::History;
 pub use lookahead::Lookahead;
 pub use lookahead2::Lookahead2;
+pub use votes::Votes;
+
+/// How many guesses are worth a read, from the first on; the others are worth not being evicted for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// At once.
+    pub now: usize,
+    /// Of those behind them: while the drive has little else to do.
+    pub idle: usize,
+}
+
+impl Reads {
+    /// So many at once, and no others.
+    pub fn now(now: usize) -> Self {
+        Self { now, idle: 0 }
+    }
+}
 
 /// Event in, guesses out.
 pub trait Prefetcher: Send {
@@ -27,14 +47,18 @@ pub trait Prefetcher: Send {
     fn reads_ahead(&self) -> bool {
         true
     }
-    /// Learns from an event and appends its guesses, the likeliest first. So many of them, from the first on, are worth
-    /// a read; the others are worth not being evicted for one.
-    fn observe(&mut self, event: LayerEvent<'_>, guesses: &mut Vec<ExpertId>) -> usize;
+    /// Whether [`Prefetcher::observe`] should be told of the tokens that resemble the present one.
+    fn wants_retrieval(&self) -> bool {
+        false
+    }
+    /// Learns from an event and appends its guesses, of each layer the likeliest first. Returns how many of them are worth a
+    /// read. `past` has observed the event already; it is off unless somebody wants it.
+    fn observe(&mut self, event: LayerEvent<'_>, past: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads;
     /// A decoded token took so long, from its first layer's event to the next token's. Told as data: no clock is seen here.
     fn token_took(&mut self, _ns: u64) {}
-    /// Share of the decoded tokens for which guesses were made; `None` where that is no matter of choice.
-    fn share_on(&self) -> Option<f64> {
-        None
+    /// For how many decoded tokens each of several prefetchers ran, by name; empty where there is no choice.
+    fn tokens_by_mode(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
     }
 }
 
@@ -51,18 +75,24 @@ impl Prefetcher for NoPrefetch {
     fn reads_ahead(&self) -> bool {
         false
     }
-    fn observe(&mut self, _: LayerEvent<'_>, _: &mut Vec<ExpertId>) -> usize {
-        0
+    fn observe(&mut self, _: LayerEvent<'_>, _: &Retrieval, _: &mut Vec<ExpertId>) -> Reads {
+        Reads::default()
     }
 }
 
 /// The prefetchers that `--prefetch` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefetchKind {
-    /// [`PrefetchKind::Lookahead`] while tokens are faster with it than without.
+    /// [`PrefetchKind::Lookahead`] or [`PrefetchKind::Off`], whichever makes tokens faster.
     Auto,
+    /// The same choice with [`PrefetchKind::Votes`] and [`PrefetchKind::Both`] beside them.
+    AutoVotes,
     /// The next layer's router on this layer's hidden state.
     Lookahead,
+    /// What the past tokens that resemble this one used in the layers to come.
+    Votes,
+    /// [`PrefetchKind::Lookahead`] and [`PrefetchKind::Votes`] together.
+    Both,
     /// The next two layers' routers on this layer's hidden state.
     Lookahead2,
     /// What followed this layer's experts before.
@@ -75,7 +105,10 @@ impl PrefetchKind {
     /// Every kind, the default first.
     pub const ALL: &[PrefetchKind] = &[
         PrefetchKind::Auto,
+        PrefetchKind::AutoVotes,
         PrefetchKind::Lookahead,
+        PrefetchKind::Votes,
+        PrefetchKind::Both,
         PrefetchKind::Lookahead2,
         PrefetchKind::History,
         PrefetchKind::Off,
@@ -84,14 +117,21 @@ impl PrefetchKind {
     pub fn name(self) -> &'static str {
         match self {
             PrefetchKind::Auto => "auto",
+            PrefetchKind::AutoVotes => "auto-votes",
             PrefetchKind::Lookahead => "lookahead",
+            PrefetchKind::Votes => "votes",
+            PrefetchKind::Both => "both",
             PrefetchKind::Lookahead2 => "lookahead-2",
             PrefetchKind::History => "history",
             PrefetchKind::Off => "off",
         }
     }
-    /// What it comes to hold, bytes: of so many layers of `n_expert` experts, where a batch has `n_batch` tokens of
-    /// `n_expert_used` choices. 0 for what does not grow with the model's layers.
+    /// Whether it wants to know the tokens that resemble the present one.
+    pub fn wants_retrieval(self) -> bool {
+        matches!(self, PrefetchKind::AutoVotes | PrefetchKind::Votes | PrefetchKind::Both)
+    }
+    /// What it comes to hold beside the tokens that resemble the present one, bytes: of so many layers of `n_expert` experts,
+    /// where a batch has `n_batch` tokens of `n_expert_used` choices. 0 for what does not grow with the model's layers.
     pub fn bytes(self, n_layer: usize, n_expert: usize, n_expert_used: usize, n_batch: usize) -> u64 {
         match self {
             PrefetchKind::History => History::bytes(n_layer, n_expert, n_expert_used, n_batch),
@@ -101,8 +141,11 @@ impl PrefetchKind {
     /// A fresh prefetcher for a model that uses `n_expert_used` experts of `n_expert` a layer.
     pub fn build(self, n_expert: usize, n_expert_used: usize) -> Box<dyn Prefetcher> {
         match self {
-            PrefetchKind::Auto => Box::new(Auto::new(n_expert, n_expert_used)),
+            PrefetchKind::Auto => Box::new(Auto::of_two(n_expert, n_expert_used)),
+            PrefetchKind::AutoVotes => Box::new(Auto::of_four(n_expert, n_expert_used)),
             PrefetchKind::Lookahead => Box::new(Lookahead::new(n_expert, n_expert_used)),
+            PrefetchKind::Votes => Box::new(Votes::new(n_expert, n_expert_used)),
+            PrefetchKind::Both => Box::new(Both::new(n_expert, n_expert_used)),
             PrefetchKind::Lookahead2 => Box::new(Lookahead2::new(n_expert, n_expert_used)),
             PrefetchKind::History => Box::new(History::new(n_expert, n_expert_used)),
             PrefetchKind::Off => Box::new(NoPrefetch),

@@ -28,11 +28,13 @@ pub trait Block: Sized {
     const TYPE: GgmlType;
     /// What to take from `q` to get the signed integer.
     const OFFSET: u8 = 0;
+    /// Whether each half of a span has a scale of its own that is no whole number of a block's: then there are no minimums.
+    const HALVES: bool = false;
     /// Reads the block from exactly its bytes, at any alignment.
     fn read(bytes: &[u8]) -> Self;
     /// Writes `block_len` integers and a scale and minimum for each 16 of them. `min` comes zeroed.
     fn unpack(&self, q: &mut [u8], scale: &mut [f32], min: &mut [f32]);
-    /// What scales and minimums are made of, in a type that has one for each 16; the others have one for each 32 at most.
+    /// What scales and minimums are made of, in a type that has one for each 16, whole numbers of the block's.
     fn fine(&self) -> Option<Fine> {
         None
     }
@@ -98,7 +100,23 @@ blocks! {
     IQ4_NL { d: 2, qs: 16 }
     IQ4_XS { d: 2, scales_h: 2, scales_l: 4, qs: 128 }
     MXFP4 { e: 1, qs: 16 }
+    IQ2_XXS { d: 2, qs: 64 }
+    IQ2_XS { d: 2, qs: 64, scales: 8 }
+    IQ2_S { d: 2, qs: 32, signs: 32, qh: 8, scales: 8 }
+    IQ3_XXS { d: 2, qs: 64, signs: 32 }
+    IQ3_S { d: 2, qs: 64, qh: 8, signs: 32, scales: 4 }
+    IQ1_S { d: 2, qs: 32, qh: 16 }
+    IQ1_M { qs: 32, qh: 16, scales: 8 }
+    NVFP4 { d: 4, qs: 32 }
+    Q1_0 { d: 2, qs: 16 }
+    Q2_0 { d: 2, qs: 16 }
+    TQ1_0 { qs: 48, qh: 4, d: 2 }
+    TQ2_0 { qs: 64, d: 2 }
 }
+
+mod codebook;
+mod plain;
+pub use plain::ue4m3_half;
 
 fn half(bytes: [u8; 2]) -> f32 {
     f16::from_le_bytes(bytes).to_f32()
@@ -376,6 +394,18 @@ macro_rules! for_block {
             $crate::quant::GgmlType::IQ4_NL => $f::<$crate::quant::block::IQ4_NL>($($arg),*),
             $crate::quant::GgmlType::IQ4_XS => $f::<$crate::quant::block::IQ4_XS>($($arg),*),
             $crate::quant::GgmlType::MXFP4 => $f::<$crate::quant::block::MXFP4>($($arg),*),
+            $crate::quant::GgmlType::IQ2_XXS => $f::<$crate::quant::block::IQ2_XXS>($($arg),*),
+            $crate::quant::GgmlType::IQ2_XS => $f::<$crate::quant::block::IQ2_XS>($($arg),*),
+            $crate::quant::GgmlType::IQ2_S => $f::<$crate::quant::block::IQ2_S>($($arg),*),
+            $crate::quant::GgmlType::IQ3_XXS => $f::<$crate::quant::block::IQ3_XXS>($($arg),*),
+            $crate::quant::GgmlType::IQ3_S => $f::<$crate::quant::block::IQ3_S>($($arg),*),
+            $crate::quant::GgmlType::IQ1_S => $f::<$crate::quant::block::IQ1_S>($($arg),*),
+            $crate::quant::GgmlType::IQ1_M => $f::<$crate::quant::block::IQ1_M>($($arg),*),
+            $crate::quant::GgmlType::NVFP4 => $f::<$crate::quant::block::NVFP4>($($arg),*),
+            $crate::quant::GgmlType::Q1_0 => $f::<$crate::quant::block::Q1_0>($($arg),*),
+            $crate::quant::GgmlType::Q2_0 => $f::<$crate::quant::block::Q2_0>($($arg),*),
+            $crate::quant::GgmlType::TQ1_0 => $f::<$crate::quant::block::TQ1_0>($($arg),*),
+            $crate::quant::GgmlType::TQ2_0 => $f::<$crate::quant::block::TQ2_0>($($arg),*),
             $other => $float,
         }
     };

@@ -50,6 +50,10 @@ fn dot_quantized<B: Block>(row: &[u8], x: ActRow<'_>) -> f32 {
             let sums = [p, p + 4].map(|p| lane_sum(&q, x, p));
             let sum = match fine {
                 Some(fine) => fine_sum(&fine, i32::from(B::OFFSET), sums, x, p),
+                None if B::HALVES => {
+                    let half = |i: usize| (sums[i] - i32::from(B::OFFSET) * x.h[p + 4 * i]) as f32; // exact
+                    scale[2 * span + 1].mul_add(half(1), scale[2 * span] * half(0))
+                }
                 None => {
                     let sum = (sums[0] + sums[1]) as f32 - f32::from(B::OFFSET) * x.s[span]; // below 2^24: exact
                     (-min[2 * span]).mul_add(x.s[span], scale[2 * span] * sum)

@@ -6,7 +6,10 @@ pub mod act;
 pub mod block;
 pub mod dot;
 mod encode;
+pub mod expanded;
 mod ffn;
+mod foreign;
+mod grids;
 pub mod interleaved;
 
 pub use act::{ActChunk, ActRow, Acts};
@@ -14,6 +17,7 @@ pub use block::dequantize_row;
 pub use dot::dot;
 pub use encode::encode_row;
 pub use ffn::FfnMats;
+pub use foreign::foreign_type;
 
 /// The types that ggml has given numbers to (ggml.h, `enum ggml_type`), with their block geometry.
 ///
@@ -84,6 +88,7 @@ ggml_types! {
     MXFP4 = 39, "MXFP4", 32, 17;
     NVFP4 = 40, "NVFP4", 64, 36;
     Q1_0 = 41, "Q1_0", 128, 18;
+    Q2_0 = 42, "Q2_0", 64, 18;
 }
 
 impl GgmlType {
@@ -118,6 +123,18 @@ impl GgmlType {
                 | IQ4_NL
                 | IQ4_XS
                 | MXFP4
+                | IQ2_XXS
+                | IQ2_XS
+                | IQ2_S
+                | IQ3_XXS
+                | IQ3_S
+                | IQ1_S
+                | IQ1_M
+                | NVFP4
+                | Q1_0
+                | Q2_0
+                | TQ1_0
+                | TQ2_0
         )
     }
 }

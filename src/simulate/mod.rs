@@ -138,10 +138,10 @@ pub struct Setting<'a> {
     pub scope: Scope,
     /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: &'a [usize],
-    /// Slots beside them for experts that are not kept.
-    pub transient: usize,
     /// What is read ahead.
     pub prefetch: PrefetchKind,
+    /// Whether free slots fill while the drive is idle: what the bounds cannot do.
+    pub fill: bool,
     /// Drive, computing, warm-up.
     pub conditions: Conditions,
 }
@@ -258,9 +258,9 @@ pub fn replay_in_detail(
             _ => Box::new(Belady::new(shape, known(future).clone())),
         }
     };
-    let mut cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
-    cache.add_transient(setting.transient)?;
+    let cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
+    experts.fill_free_slots(setting.fill);
     let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
     // What it had counted when the warm-up was over.
     let mut before: Option<Before> = None;
@@ -416,6 +416,10 @@ pub struct Row {
     pub prefetch_late: u64,
     /// Prefetched and evicted unused. What is neither useful nor wasted was still there, unused, at the end.
     pub prefetch_wasted: u64,
+    /// Reads into free slots, with [`Setting::fill`].
+    pub fill_reads: u64,
+    /// Those of these experts that were then asked for.
+    pub fill_used: u64,
     /// prefetch_useful / prefetches, as are the next two of theirs.
     pub useful_share: Option<f64>,
     /// Part of `useful_share`.
@@ -446,8 +450,7 @@ impl Row {
             let members = pool_of.iter().zip(expert_bytes).filter(|(of, _)| **of == pool);
             members.map(|(_, bytes)| *bytes).max().unwrap_or(0)
         };
-        let budget = setting.slots.iter().enumerate().map(|(pool, &n)| n as u64 * slot_bytes(pool)).sum::<u64>()
-            + setting.transient as u64 * largest;
+        let budget = setting.slots.iter().enumerate().map(|(pool, &n)| n as u64 * slot_bytes(pool)).sum();
         Self {
             policy: setting.policy.name(),
             scope: setting.scope.name(),
@@ -468,6 +471,8 @@ impl Row {
             prefetch_useful: stats.prefetch_useful,
             prefetch_late: late,
             prefetch_wasted: stats.prefetch_wasted,
+            fill_reads: stats.fill_reads,
+            fill_used: stats.fill_used,
             useful_share: of_prefetches(stats.prefetch_useful),
             late_share: of_prefetches(late),
             wasted_share: of_prefetches(stats.prefetch_wasted),

@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use half::{bf16, f16};
 use hotset::quant::{
     GgmlType,
-    block::{self, dequantize_row},
+    block::{self, dequantize_row, ue4m3_half},
 };
 
 /// Blocks that are dequantised to measure the spread.
@@ -56,8 +56,12 @@ impl Rng {
 enum Scale {
     /// Half floats at these bytes: one that multiplies, and perhaps one that shifts.
     Half { d: usize, min: Option<usize> },
+    /// A half whose four bits each end one of four words from this byte on.
+    Parts(usize),
     /// A power of two at this byte, 127 for 1.
     Exponent(usize),
+    /// Four floats of eight bits from this byte on.
+    Small(usize),
     /// The values are floats themselves.
     Plain,
 }
@@ -80,7 +84,19 @@ impl Scale {
             Q6_K => half(offset_of!(block::Q6_K, d), None),
             IQ4_NL => half(offset_of!(block::IQ4_NL, d), None),
             IQ4_XS => half(offset_of!(block::IQ4_XS, d), None),
+            IQ2_XXS => half(offset_of!(block::IQ2_XXS, d), None),
+            IQ2_XS => half(offset_of!(block::IQ2_XS, d), None),
+            IQ2_S => half(offset_of!(block::IQ2_S, d), None),
+            IQ3_XXS => half(offset_of!(block::IQ3_XXS, d), None),
+            IQ3_S => half(offset_of!(block::IQ3_S, d), None),
+            IQ1_S => half(offset_of!(block::IQ1_S, d), None),
+            IQ1_M => Some(Scale::Parts(offset_of!(block::IQ1_M, scales))),
+            Q1_0 => half(offset_of!(block::Q1_0, d), None),
+            Q2_0 => half(offset_of!(block::Q2_0, d), None),
+            TQ1_0 => half(offset_of!(block::TQ1_0, d), None),
+            TQ2_0 => half(offset_of!(block::TQ2_0, d), None),
             MXFP4 => Some(Scale::Exponent(offset_of!(block::MXFP4, e))),
+            NVFP4 => Some(Scale::Small(offset_of!(block::NVFP4, d))),
             F32 | F16 | BF16 => Some(Scale::Plain),
             _ => None,
         }
@@ -117,6 +133,12 @@ impl Pool {
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&rng.bits().to_le_bytes()[..chunk.len()]);
         }
+        if matches!(ty, GgmlType::Q2_0 | GgmlType::TQ2_0) {
+            // As quantisers write it: the code 3, which would be twice the scale, is not used. 1 stands for zero.
+            for byte in &mut bytes {
+                *byte &= !(*byte & *byte << 1 & 0xaa);
+            }
+        }
         let mut pool = Self { ty, scale, bytes, plain, spread: 1.0, shift: 0.0, sigma: f32::NAN, rng };
         pool.measure();
         Some(pool)
@@ -142,7 +164,9 @@ impl Pool {
                 let shift = self.shift;
                 self.spread = stats(self, 1.0, shift).1 as f32;
             }
-            Scale::Half { min: None, .. } | Scale::Exponent(_) => self.spread = stats(self, 1.0, 0.0).1 as f32,
+            Scale::Half { min: None, .. } | Scale::Parts(_) | Scale::Exponent(_) | Scale::Small(_) => {
+                self.spread = stats(self, 1.0, 0.0).1 as f32
+            }
         }
     }
 
@@ -156,7 +180,7 @@ impl Pool {
         for (i, block) in self.bytes.chunks_exact_mut(bytes).enumerate() {
             match self.scale {
                 Scale::Plain => write_float(self.ty, self.plain[i] * sigma, block),
-                Scale::Half { .. } => {
+                Scale::Half { .. } | Scale::Parts(_) => {
                     let d = sigma / self.spread * (0.75 + 0.5 * self.rng.unit());
                     self.scale.set(block, d, d * self.shift);
                 }
@@ -166,6 +190,15 @@ impl Pool {
                     let low = d.log2().floor().exp2();
                     let above = ((d / low).powi(2) - 1.0) / 3.0;
                     self.scale.set(block, if self.rng.unit() < above { 2.0 * low } else { low }, 0.0);
+                }
+                Scale::Small(at) => {
+                    // As above.
+                    let d = sigma / self.spread;
+                    let low = small_below(d);
+                    let [a, b] = [low, low + 1].map(|byte| (2.0 * ue4m3_half(byte)).powi(2));
+                    for byte in &mut block[at..at + 4] {
+                        *byte = low + u8::from(self.rng.unit() < (d * d - a) / (b - a));
+                    }
                 }
             }
         }
@@ -195,10 +228,22 @@ impl Scale {
                 half(at, d);
                 half(min_at, min);
             }
+            Scale::Parts(at) => {
+                let d = f16::from_f32(d).to_bits();
+                for (i, word) in block[at..at + 8].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    word[1] = word[1] & 15 | ((d >> (4 * i) & 15) as u8) << 4;
+                }
+            }
+            Scale::Small(at) => block[at..at + 4].fill(small_below(d)),
             Scale::Exponent(at) => block[at] = (127.0 + d.log2().round()).clamp(0.0, 254.0) as u8,
             Scale::Plain => {}
         }
     }
+}
+
+/// The largest float of eight bits that is not above `d`, but for the very largest.
+fn small_below(d: f32) -> u8 {
+    (0..0x7d).rev().find(|&byte| 2.0 * ue4m3_half(byte) <= d).unwrap_or(0)
 }
 
 /// One element of a plain type.

@@ -15,9 +15,6 @@ const READS: usize = 8;
 impl ExpertCache {
     /// A slot for a wanted expert. `None` if all are in use.
     pub(super) fn slot_for(&mut self, id: ExpertId) -> Option<usize> {
-        if let Some(slot) = self.transient_slot(id) {
-            return Some(slot);
-        }
         if self.phase == Phase::Decode || self.pools[self.pool_of(id)].layers.len() == 1 {
             return self.free_slot(self.pool_of(id), &[]);
         }

@@ -6,8 +6,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::bytes::{self, LANE_BYTES, MXFP4_UNSIGNED, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack};
+use super::expanded::Expanded;
 use super::ops::ops_table;
+use super::table::matmul_table;
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow};
 use crate::quant::block::{
@@ -90,6 +92,12 @@ impl Registers for Narrow {
                 _mm256_cvtepi32_ps(_mm256_add_epi32(first, second))
             });
             L256(a, b)
+        }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
+        unsafe fn split([a, b]: [[__m256i; 2]; 2]) -> [L256; 2] {
+            let first = |[low, high]: [__m256i; 2]| _mm256_cvtepi32_ps(_mm256_permute2x128_si256::<0x20>(low, high));
+            let second = |[low, high]: [__m256i; 2]| _mm256_cvtepi32_ps(_mm256_permute2x128_si256::<0x31>(low, high));
+            [L256(first(a), first(b)), L256(second(a), second(b))]
         }
         // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn join([a, b]: [__m256; 2]) -> L256 {
@@ -561,3 +569,32 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     });
     (y, half(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
+
+impl<const SCALES: usize> Unpack<Narrow> for Expanded<SCALES> {
+    const TYPE: GgmlType = Self::TYPE;
+    const FORM: Form = Self::FORM;
+    const BITS: u32 = Self::BITS;
+    const FINE: bool = false;
+    const HALVES: bool = Self::HALVES;
+    const BYTES: usize = Self::BYTES;
+    #[inline(always)]
+    fn row_bytes(w: &QMat<'_>) -> usize {
+        Self::row_bytes(w)
+    }
+    avx2! {
+        // SAFETY: needs the CPU's features, as [`Unpack`] says.
+        unsafe fn unpack(bytes: &[u8]) -> Row<Narrow> {
+            let (w, scales) = Self::parts(bytes);
+            // SAFETY: there are eight floats, and where halves have scales sixteen.
+            unsafe {
+                let run = |m: usize| load32(w, 32 * m);
+                Row {
+                    w: [run(0), run(1), run(2), run(3), run(4), run(5), run(6), run(7)],
+                    scale: _mm256_loadu_ps(scales),
+                    min: if Self::HALVES { _mm256_loadu_ps(scales.add(8)) } else { no_min() },
+                    fine: MaybeUninit::uninit(),
+                }
+            }
+        }
+    }
+}

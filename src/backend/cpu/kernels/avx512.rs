@@ -11,9 +11,11 @@ use half::{bf16, f16};
 
 use super::avx2::{half, k4, load16, negated, no_min, scales_iq4_xs, scales_k3};
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, above, sized, u32_at};
-use super::driver::{self, Form, Registers, Row, Simd, Unpack, Weights, matmul_table};
+use super::driver::{self, Form, Registers, Row, Simd, Unpack, Weights};
+use super::expanded::Expanded;
 use super::maker::is_amd;
 use super::ops::{Lanes, ops_table};
+use super::table::matmul_table;
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::{
@@ -101,6 +103,12 @@ impl Registers for Wide {
             let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
             let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
             L512(_mm512_cvtepi32_ps(_mm512_add_epi32(first, second)))
+        }
+        // SAFETY: needs the CPU's features, as [`Registers`] says.
+        unsafe fn split([a, b]: [__m512i; 2]) -> [L512; 2] {
+            let first = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+            let second = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+            [L512(_mm512_cvtepi32_ps(first)), L512(_mm512_cvtepi32_ps(second))]
         }
         // SAFETY: needs the CPU's features, as [`Registers`] says.
         unsafe fn join([a, b]: [__m256; 2]) -> L512 {
@@ -454,6 +462,34 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     ];
     (runs, half(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
+
+impl<const SCALES: usize> Unpack<Wide> for Expanded<SCALES> {
+    const TYPE: GgmlType = Self::TYPE;
+    const FORM: Form = Self::FORM;
+    const BITS: u32 = Self::BITS;
+    const FINE: bool = false;
+    const HALVES: bool = Self::HALVES;
+    const BYTES: usize = Self::BYTES;
+    #[inline(always)]
+    fn row_bytes(w: &QMat<'_>) -> usize {
+        Self::row_bytes(w)
+    }
+    avx512! {
+        // SAFETY: needs the CPU's features, as [`Unpack`] says.
+        unsafe fn unpack(bytes: &[u8]) -> Row<Wide> {
+            let (w, scales) = Self::parts(bytes);
+            // SAFETY: there are eight floats, and where halves have scales sixteen.
+            unsafe {
+                Row {
+                    w: [join32(w, 0, 128), join32(w, 32, 160), join32(w, 64, 192), join32(w, 96, 224)],
+                    scale: _mm256_loadu_ps(scales),
+                    min: if Self::HALVES { _mm256_loadu_ps(scales.add(8)) } else { no_min() },
+                    fine: MaybeUninit::uninit(),
+                }
+            }
+        }
+    }
+}
 
 impl Lanes for L512 {
     const WIDE: bool = true;

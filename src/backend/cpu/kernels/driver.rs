@@ -67,6 +67,9 @@ pub(super) trait Registers: Sized {
     /// # Safety
     /// As the trait, and `p` is valid for them.
     unsafe fn twice(p: *const f32) -> Self::L;
+    /// Two rows' numbers as floats: those of first halves of spans, then those of second halves.
+    // SAFETY: needs the CPU's features, as the trait says.
+    unsafe fn split(rows: [Self::I; 2]) -> [Self::L; 2];
     /// Each row's sum, as [`crate::quant::dot::sum_lanes`].
     // SAFETY: needs the CPU's features, as the trait says.
     unsafe fn sums(l: Self::L) -> [f32; 2];
@@ -162,8 +165,15 @@ pub(super) trait Unpack<R: Registers> {
     const BITS: u32;
     /// Whether each half of a span has a scale of its own, in [`Row::fine`]: see [`crate::quant::block::Fine`].
     const FINE: bool;
+    /// Whether each half of a span has a float for its scale: the first one's is [`Row::scale`], the second one's [`Row::min`].
+    const HALVES: bool = false;
     /// Bytes of 256 weights.
     const BYTES: usize = CHUNK / Self::TYPE.block_len() * Self::TYPE.block_bytes();
+    /// Bytes of a row.
+    #[inline(always)]
+    fn row_bytes(w: &QMat<'_>) -> usize {
+        w.row_bytes()
+    }
     /// Reads [`Unpack::BYTES`] bytes.
     ///
     /// # Safety
@@ -177,7 +187,7 @@ pub(super) struct Row<R: Registers> {
     pub w: R::W,
     /// Of each span; where scales are finer, the block's own.
     pub scale: R::H,
-    /// Of no meaning unless the form is [`Form::Min`].
+    /// Of no meaning unless the form is [`Form::Min`], or [`Unpack::HALVES`].
     pub min: R::H,
     /// Of each lane: scale and minimum, where [`Unpack::FINE`]. Unset otherwise, so that nobody copies it.
     pub fine: MaybeUninit<[R::I; 2]>,
@@ -226,7 +236,7 @@ macro_rules! for_token_groups {
 // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul<S: Simd, B: Unpack<S::R>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
-    let row_bytes = w.row_bytes();
+    let row_bytes = B::row_bytes(&w);
     let ahead = Ahead::new(w.data, then, x.len() <= S::TOKENS);
     for first in (0..w.rows).step_by(ROWS) {
         let rows = || pairs(&w.data[first * row_bytes..], row_bytes).take(ROWS / 2);
@@ -257,7 +267,7 @@ pub(super) unsafe fn matmul_one<S: Simd, B: Unpack<S::R>>(
     // SAFETY: as many are written.
     let x = ActRow { x: x.x, chunks: unsafe { chunks[..x.chunks.len()].assume_init_ref() } };
     let ahead = Ahead::new(w.data, then, true);
-    for (i, pair) in pairs(w.data, w.row_bytes()).enumerate() {
+    for (i, pair) in pairs(w.data, B::row_bytes(&w)).enumerate() {
         // SAFETY: the caller's promise is the same; the rows are of `w`.
         unsafe { tile::<S, B, 1>(pair, &[x], &[y], 2 * i..w.rows.min(2 * i + 2), Some(ahead)) }
     }
@@ -299,7 +309,7 @@ pub(super) unsafe fn matmul_ahead<S: Simd, B: Unpack<S::R>>(
     y: &[*mut f32],
     then: &[u8],
 ) {
-    let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
+    let (row_bytes, n_chunk) = (B::row_bytes(&w), w.cols.div_ceil(CHUNK));
     if n_chunk > AHEAD || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
         return unsafe { matmul::<S, B>(w, x, y, then) };
@@ -478,7 +488,13 @@ unsafe fn step<S: Simd, B: Unpack<S::R>, const T: usize>(w: &Weights<S::R>, x: [
         // SAFETY: the caller checked the CPU; a chunk has eight scales.
         unsafe {
             let dots = [S::dot::<B>(&w.w[0], x[t]), S::dot::<B>(&w.w[1], x[t])];
-            let sum = if B::FINE { S::fine::<B>(w, x[t], dots) } else { coarse::<S, B>(w, x[t], dots) };
+            let sum = if B::FINE {
+                S::fine::<B>(w, x[t], dots)
+            } else if B::HALVES {
+                halves::<S, B>(w, x[t], dots)
+            } else {
+                coarse::<S, B>(w, x[t], dots)
+            };
             acc[t] = sum.fma(S::R::twice(x[t].d.as_ptr()), acc[t]);
         }
     }
@@ -540,6 +556,28 @@ pub(super) unsafe fn fine<S: Simd, B: Unpack<S::R>>(
             sum = w.min.fnma(S::R::fold([S::R::mul(h, halves[0][1]), S::R::mul(h, halves[1][1])]), sum);
         }
         sum
+    }
+}
+
+/// [`coarse`] for spans whose halves have floats for scales.
+///
+/// # Safety
+/// The CPU has the instruction set, and `B` is [`Unpack::HALVES`].
+#[inline(always)]
+unsafe fn halves<S: Simd, B: Unpack<S::R>>(
+    w: &Weights<S::R>,
+    x: &ActChunk,
+    mut dots: [<S::R as Registers>::I; 2],
+) -> L<S> {
+    let offset = const { offset::<S, B>() };
+    // SAFETY: the caller checked the CPU; a chunk has sixteen sums of halves.
+    unsafe {
+        if offset != 0 {
+            let less = S::R::mul(S::R::load(x.h.as_ptr()), S::R::splat(i32::from(offset)));
+            dots = [S::R::sub(dots[0], less), S::R::sub(dots[1], less)];
+        }
+        let [first, second] = S::R::split(dots);
+        w.min.fma(second, w.scale.mul(first))
     }
 }
 
@@ -641,59 +679,3 @@ unsafe fn add_run<L: Lanes, E: Element, const R: usize, const T: usize>(
         }
     }
 }
-
-/// Fills an instruction set's table: `matmul` with the set's features enabled for each type.
-macro_rules! matmul_table {
-    ($simd:ty, #[$feature:meta]) => {{
-        use $crate::backend::cpu::kernels::{MatMul, N_TYPE, driver, scalar};
-        use $crate::quant::{ActRow, GgmlType, QMat};
-        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
-        #[$feature]
-        unsafe fn quantized<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
-        where
-            B: driver::Unpack<<$simd as driver::Simd>::R>,
-        {
-            // SAFETY: the features are enabled here, which the caller checked; the rest is the caller's promise.
-            unsafe {
-                if x.len() < <$simd as driver::Simd>::many_tokens::<B>(w.interleaved) {
-                    <$simd as driver::Simd>::matmul_few::<B>(w, x, y, then)
-                } else {
-                    quantized_ahead::<B>(w, x, y, then)
-                }
-            }
-        }
-        // Apart, so that only it has the large stack frame.
-        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
-        #[$feature]
-        #[inline(never)]
-        unsafe fn quantized_ahead<B>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8])
-        where
-            B: driver::Unpack<<$simd as driver::Simd>::R>,
-        {
-            // SAFETY: as above.
-            unsafe { <$simd as driver::Simd>::matmul_many::<B>(w, x, y, then) }
-        }
-        // SAFETY: needs the CPU's features and what [`super::MatMul`] asks for.
-        #[$feature]
-        unsafe fn float<E: $crate::backend::cpu::kernels::ops::Element>(
-            w: QMat<'_>,
-            x: &[ActRow<'_>],
-            y: &[*mut f32],
-            _then: &[u8],
-        ) {
-            // SAFETY: as above.
-            unsafe { driver::matmul_float::<driver::L<$simd>, E>(w, x, y) }
-        }
-        let mut table: [MatMul; N_TYPE] = [scalar::matmul; N_TYPE];
-        driver::matmul_table!(@fill table quantized
-            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4);
-        table[GgmlType::F32 as usize] = float::<f32>;
-        table[GgmlType::F16 as usize] = float::<half::f16>;
-        table[GgmlType::BF16 as usize] = float::<half::bf16>;
-        table
-    }};
-    (@fill $table:ident $quantized:ident $($ty:ident)*) => {
-        $($table[GgmlType::$ty as usize] = $quantized::<$crate::quant::block::$ty>;)*
-    };
-}
-pub(super) use matmul_table;

@@ -15,6 +15,8 @@ mod avx512;
 mod bytes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod driver;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod expanded;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has several makers' CPUs"))]
 mod maker;
 #[cfg(target_arch = "aarch64")]
@@ -25,6 +27,8 @@ mod neon;
 )]
 mod ops;
 mod scalar;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod table;
 mod tile;
 
 use half::f16;

@@ -12,8 +12,10 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::bytes::{LANE_BYTES, MXFP4_UNSIGNED, scales_k3, scales_k4, sized, u16_at, u32_at};
-use super::driver::{Form, Registers, Row, Simd, Unpack, matmul_table};
+use super::driver::{Form, Registers, Row, Simd, Unpack};
+use super::expanded::Expanded;
 use super::ops::{Lanes, ops_table};
+use super::table::matmul_table;
 use super::{Isa, Kernels};
 use crate::quant::act::{ActChunk, ActRow, LANES};
 use crate::quant::block::{
@@ -93,6 +95,10 @@ impl Registers for Quad {
                 [vcvtq_f32_s32(vaddq_s32(first, second)), vcvtq_f32_s32(vaddq_s32(third, fourth))]
             });
             L128([a, b, c, d])
+        }
+        // SAFETY: needs the CPU's features, as the trait says.
+        unsafe fn split([a, b]: [[int32x4_t; 4]; 2]) -> [L128; 2] {
+            [0, 1].map(|half| L128([a[half], a[2 + half], b[half], b[2 + half]].map(|x| vcvtq_f32_s32(x))))
         }
         // SAFETY: needs the CPU's features, as the trait says.
         unsafe fn join([[a, b], [c, d]]: [[float32x4_t; 2]; 2]) -> L128 {
@@ -492,6 +498,37 @@ unpack!(Q6_K, Form::Offset(32), 6, true, |b| {
     let high = std::array::from_fn(|j| spread(load16(b, 128 + 16 * j), down(2, 4), 0x30));
     (or(low, high), whole(b, 208), no_min(), MaybeUninit::new([per16(load16(b, 192)), none()]))
 });
+
+impl<const SCALES: usize> Unpack<Quad> for Expanded<SCALES> {
+    const TYPE: GgmlType = Self::TYPE;
+    const FORM: Form = Self::FORM;
+    const BITS: u32 = Self::BITS;
+    const FINE: bool = false;
+    const HALVES: bool = Self::HALVES;
+    const BYTES: usize = Self::BYTES;
+    #[inline(always)]
+    fn row_bytes(w: &QMat<'_>) -> usize {
+        Self::row_bytes(w)
+    }
+    neon! {
+        // SAFETY: needs the CPU's features, as [`Unpack`] says.
+        unsafe fn unpack(bytes: &[u8]) -> Row<Quad> {
+            let (w, scales) = Self::parts(bytes);
+            // SAFETY: there are eight floats, and where halves have scales sixteen.
+            unsafe {
+                let floats = |from: usize| [vld1q_f32(scales.add(from)), vld1q_f32(scales.add(from + 4))];
+                // As Q8_0's: sixteen bytes of each of four spans, first halves or second ones.
+                let lanes = |j: usize| turn(std::array::from_fn(|i| load16(w, 32 * (4 * (j / 2) + i) + 16 * (j % 2))));
+                Row {
+                    w: std::array::from_fn(lanes),
+                    scale: floats(0),
+                    min: if Self::HALVES { floats(8) } else { no_min() },
+                    fine: MaybeUninit::uninit(),
+                }
+            }
+        }
+    }
+}
 
 impl Lanes for L128 {
     neon! {

@@ -60,6 +60,7 @@ type Sums = [MaybeUninit<__m256>; BATCH * SPANS * GROUPS];
 /// Registers of a cell of `B`.
 const fn cell<B: Unpack<Narrow>>() -> usize {
     match (B::FINE, B::FORM) {
+        _ if B::HALVES => HALF_SCALES,
         (false, Form::Min) => HALF_SCALES,
         (false, _) => MIN,
         (true, Form::Min) => CELL,
@@ -189,7 +190,7 @@ pub(super) unsafe fn matmul<S: Products, B: Unpack<Narrow>>(
 ) {
     let mut panel: Panel = [const { MaybeUninit::uninit() }; _];
     let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
-    let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
+    let (row_bytes, n_chunk) = (B::row_bytes(&w), w.cols.div_ceil(CHUNK));
     for (x, y) in x.chunks(BATCH).zip(y.chunks(BATCH)) {
         let n_step = n_chunk.div_ceil(CHUNKS) * SPANS * x.len().div_ceil(TOKENS);
         for (i, bytes) in w.data.chunks(GROUPS * ROWS * row_bytes).enumerate() {
@@ -411,7 +412,7 @@ unsafe fn step<S: Products, B: Unpack<Narrow>, const R: usize, const T: usize>(
         for (q, x) in q.iter_mut().zip(x) {
             *q = x.q.as_ptr().add(4 * lane(s));
         }
-        if B::FINE {
+        if B::FINE || B::HALVES {
             let halves = [S::sums::<B, R, T>(cells, cell, q, 0..4), S::sums::<B, R, T>(cells, cell, q, 4..8)];
             for t in 0..T {
                 // No `map` here: it is not inlined.
@@ -423,9 +424,13 @@ unsafe fn step<S: Products, B: Unpack<Narrow>, const R: usize, const T: usize>(
                         if offset != 0 {
                             dot = _mm256_fnmadd_ps(_mm256_set1_ps(f32::from(offset)), h[half], dot);
                         }
-                        sum = _mm256_fmadd_ps(dot, of(r, HALF_SCALES + half), sum); // below 2^24: exact
+                        // Of a fine type below 2^24: exact. Otherwise zero is added to the first one, and the second one fused.
+                        let scale = if B::HALVES { [SCALE, MIN][half] } else { HALF_SCALES + half };
+                        sum = _mm256_fmadd_ps(dot, of(r, scale), sum);
                     }
-                    sum = _mm256_mul_ps(sum, of(r, SCALE));
+                    if B::FINE {
+                        sum = _mm256_mul_ps(sum, of(r, SCALE));
+                    }
                     if matches!(B::FORM, Form::Min) {
                         let second = _mm256_mul_ps(h[1], of(r, HALF_MINIMA + 1));
                         let least = _mm256_fmadd_ps(h[0], of(r, HALF_MINIMA), second);

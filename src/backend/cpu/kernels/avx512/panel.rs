@@ -246,7 +246,7 @@ avx512! {
     pub(super) unsafe fn matmul<P: Plan>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let mut panel = Panel { cells: [const { MaybeUninit::uninit() }; _] };
         let mut sums: Sums = [const { MaybeUninit::uninit() }; _];
-        let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
+        let (row_bytes, n_chunk) = (P::B::row_bytes(&w), w.cols.div_ceil(CHUNK));
         for (x, y) in x.chunks(BATCH).zip(y.chunks(BATCH)) {
             let n_step = n_chunk.div_ceil(chunks(P::WAY)) * SPANS * x.len().div_ceil(tokens(P::WAY));
             for (i, bytes) in w.data.chunks(GROUPS * LANES * row_bytes).enumerate() {

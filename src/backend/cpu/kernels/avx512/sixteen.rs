@@ -47,7 +47,7 @@ pub(super) trait Cells {
     fn scale(&mut self, s: usize, scales: __m512);
     /// Each row's minimum of span `s`, where there are minima.
     fn min(&mut self, s: usize, minima: __m512);
-    /// Each row's scale of half `half` of span `s`, a whole number, where weights are not multiplied by it (Q6_K).
+    /// Each row's scale of half `half` of span `s`, where weights are not multiplied by it.
     fn half_scale(&mut self, s: usize, half: usize, scales: __m512);
     /// Each row's minima of the halves of span `s`, whole numbers of 16 bits, where there are such (Q2_K).
     fn half_minima(&mut self, s: usize, minima: __m512i);
@@ -525,6 +525,10 @@ avx512! {
         // SAFETY: every row has been written.
         unsafe {
             turn(&floats, |i, floats| match i {
+                _ if B::HALVES => {
+                    out.half_scale(i % SPANS, i / SPANS, _mm512_castsi512_ps(floats));
+                    out.scale(i % SPANS, _mm512_set1_ps(1.0));
+                }
                 0..SPANS => out.scale(i, _mm512_castsi512_ps(floats)),
                 _ if min => out.min(i - SPANS, _mm512_castsi512_ps(floats)),
                 _ => {}

@@ -27,7 +27,7 @@ pub(super) enum Way {
     Min,
     /// The same with two spans in the nibbles of a cell's bytes.
     Packed,
-    /// As [`Way::Offset`], and each half has a scale of its own, a whole number.
+    /// As [`Way::Offset`], and each half has a scale of its own: a whole number of the span's, or a float where the span's is 1.
     Halves(u8),
     /// Unsigned weights; each half has a minimum, a whole number of the span's.
     HalfMin,
@@ -40,7 +40,7 @@ impl Way {
             (GgmlType::Q2_K, _) => Way::HalfMin,
             (GgmlType::Q3_K, _) => Way::Offset(Q3_K_OFFSET),
             (_, Form::Min) => Way::Min,
-            _ if B::FINE => Way::Halves(offset::<Avx512, B>()),
+            _ if B::FINE || B::HALVES => Way::Halves(offset::<Avx512, B>()),
             _ => Way::Offset(offset::<Avx512, B>()),
         }
     }

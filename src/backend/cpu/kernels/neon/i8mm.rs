@@ -106,7 +106,7 @@ neon! {
         if let Form::Offset(offset) = B::FORM {
             w = w.map(|w| vsubq_u8(w, vdupq_n_u8(offset)));
         }
-        let min = if matches!(B::FORM, Form::Min) { pair_scales(two.min) } else { [vdupq_n_f32(0.0); SPANS] };
+        let min = if matches!(B::FORM, Form::Min) || B::HALVES { pair_scales(two.min) } else { [vdupq_n_f32(0.0); SPANS] };
         let fine = if B::FINE {
             // SAFETY: such a type sets them.
             let [[scale_a, min_a], [scale_b, min_b]] = two.fine.map(|fine| unsafe { fine.assume_init() });
@@ -157,6 +157,12 @@ fn step<B: Unpack<Quad>, const R: usize, const T: usize>(
                 smmla(sum, row.w[2 * p + 1], token.q[2 * p + 1])
             };
             let zero = vdupq_n_s32(0);
+            if B::HALVES {
+                let (first, second) = (vcvtq_f32_s32(half(zero, p)), vcvtq_f32_s32(half(zero, o)));
+                let sum = vfmaq_f32(vmulq_f32(row.scale[i], first), row.min[i], second);
+                *acc = vfmaq_f32(*acc, sum, twice(&token.d[i]));
+                continue;
+            }
             let (sum, least) = if B::FINE {
                 let both = |of: &[int32x4_t; LANES], a, b| vmlaq_s32(vmulq_s32(a, of[p]), b, of[o]);
                 let least = both(&row.fine[1], twice_int(&token.h[p]), twice_int(&token.h[o]));
@@ -259,7 +265,7 @@ impl Place<'_> {
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
 pub(super) unsafe fn matmul<B: Unpack<Quad>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32]) {
-    let (row_bytes, n_chunk) = (w.row_bytes(), w.cols.div_ceil(CHUNK));
+    let (row_bytes, n_chunk) = (B::row_bytes(&w), w.cols.div_ceil(CHUNK));
     if n_chunk > MAX_CHUNKS || n_chunk == 0 {
         // SAFETY: the caller's promise is the same.
         return unsafe { driver::matmul_ahead::<I8mm, B>(w, x, y, &[]) };
