@@ -67,6 +67,9 @@ pub enum Event<'a> {
     Rest(&'a str),
 }
 
+/// What is called at each [`Event`]; it answers whether to go on.
+pub type OnEvent<'a, B, E> = dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E> + 'a;
+
 /// A model and how it chooses.
 pub struct Speaker<'a, B: Backend> {
     /// Holds the tokens before the prompt, if there are any.
@@ -86,7 +89,7 @@ pub fn generate<B: Backend, E: From<Error>>(
     speaker: Speaker<'_, B>,
     prompt: &[u32],
     rules: &Rules,
-    on: &mut dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E>,
+    on: &mut OnEvent<'_, B, E>,
 ) -> Result<Finish, E> {
     let Speaker { session, tokenizer, sampler } = speaker;
     prompt.iter().for_each(|&token| sampler.accept(token));

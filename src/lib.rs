@@ -116,6 +116,8 @@ pub mod repack;
 pub mod report;
 pub mod retrieval;
 pub mod sampler;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod session;
 pub mod simulate;
 pub mod stop;

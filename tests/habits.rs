@@ -113,8 +113,8 @@ fn options_of_llama_cpp_do_what_they_do_there() {
     for (option, says) in [
         (&["-ngl", "99"][..], "no GPU code yet"),
         (&["--n-gpu-layers=4"], "no GPU code yet"),
-        (&["-i"], "no chat yet"),
-        (&["-cnv"], "no chat yet"),
+        (&["-i"], "hotset chat is a conversation"),
+        (&["-cnv"], "hotset chat is a conversation"),
         (&["-fa"], "leave it out"),
         (&["-ctk", "q8_0"], "--kv"),
         (&["-ctv", "q8_0"], "--kv"),

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 
 const NO_GPU: &str = "hotset has no GPU code yet: everything runs on the CPU, so leave it out";
-const NO_CHAT: &str = "hotset has no chat yet: it continues one prompt and ends";
+const NO_CHAT: &str =
+    "this verb continues one prompt and ends: hotset chat is a conversation, with --system and --chat-template FILE";
 const NO_DOWNLOAD: &str = "hotset does not download models: give it a GGUF file";
 const NO_SUCH_SAMPLER: &str =
     "hotset samples with --temp, --top-k, --top-p, --min-p and --repeat-penalty only; there is no such option";
@@ -48,6 +49,7 @@ const FOREIGN: &[(&[&str], &str)] = &[
     (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], FROM_THE_FILE),
     (&["--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor"], FROM_THE_FILE),
     (&["--lora", "--lora-scaled", "--control-vector", "--mmproj"], NO_ADAPTERS),
+    (&["-np", "--parallel"], "requests are answered one at a time here, so leave it out"),
     (&["-md", "--model-draft", "--draft", "--draft-max"], "hotset has no draft models yet; there is no such option"),
 ];
 
@@ -56,6 +58,13 @@ const THREADS: &str =
 
 /// Options that ask for what hotset does anyway.
 const AGREED: &[&str] = &["-no-cnv", "--no-conversation", "--no-escape", "--no-warmup"];
+
+/// Those for a conversation that the verbs which have one take, or agree to.
+const OF_CHAT: &[&str] = &["--system-prompt", "--chat-template", "--chat-template-file"];
+const AGREED_BY_CHAT: &[&str] = &["-cnv", "--conversation", "-i", "--interactive", "--jinja"];
+
+/// Verbs that are conversations.
+const TALKING: &[&str] = &["chat", "serve"];
 
 /// Verbs that take a model as an argument only.
 const POSITIONAL: &[&str] = &["inspect", "logits", "plan", "repack", "tokenize", "trace"];
@@ -87,6 +96,8 @@ pub fn translated(args: Vec<OsString>) -> Result<Vec<OsString>, String> {
             }
             "-o" | "--output" if PRINTING.contains(&verb.as_str()) => return Err(format!("{name}: {PRINTED}")),
             name if AGREED.contains(&name) => {}
+            name if OF_CHAT.contains(&name) && TALKING.contains(&verb.as_str()) => kept.push(arg),
+            name if AGREED_BY_CHAT.contains(&name) && TALKING.contains(&verb.as_str()) => {}
             name => {
                 let says = FOREIGN.iter().find(|(names, _)| names.contains(&name)).map(|(_, says)| *says);
                 match says {
@@ -125,6 +136,9 @@ mod tests {
         assert_eq!(of("hotset run -m m.gguf -no-cnv -ngl 0 --no-warmup -n 5"), Ok("hotset run -m m.gguf -n 5".into()));
         assert_eq!(of("hotset run --n-gpu-layers=0 x"), Ok("hotset run x".into()));
         assert!(of("hotset run --n-gpu-layers=9 x").is_err() && of("hotset run -ngl").is_err());
+        let chat = "hotset chat m.gguf --chat-template t.jinja --system-prompt x";
+        assert_eq!(of(&format!("{chat} -cnv --jinja")), Ok(chat.into()));
+        assert!(of("hotset run --chat-template t.jinja").unwrap_err().contains("hotset chat"));
         assert!(of("hotset bench -o json").unwrap_err().contains("--json"));
         assert!(of("hotset tokenize -m m.gguf").unwrap_err().contains("hotset tokenize FILE"));
     }

@@ -29,6 +29,8 @@ mod repack;
 mod report;
 mod run;
 mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
 mod simulate;
 mod state_notes;
 mod stats;
@@ -58,6 +60,7 @@ but for options that take lists.
 
 Environment:
   HOTSET_MODEL       the model that run, chat, serve and bench use where none is named
+  HOTSET_API_KEY     the key that clients of serve have to send
   HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HOME
                      the hub of pull, who asks, and where downloads are [default: ~/.cache/huggingface/hub]
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
@@ -75,6 +78,8 @@ Exit codes:
 enum Verb {
     Run(run::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
@@ -155,6 +160,8 @@ fn run(verb: Verb) -> Ended {
     match verb {
         Verb::Run(args) => run::run(&args),
         Verb::Chat(args) => chat::run(&args),
+        #[cfg(feature = "serve")]
+        Verb::Serve(args) => serve::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Plan(args) => plan::run(&args),

@@ -248,7 +248,7 @@ fn introduce(args: &Args, source: &Source<'_>, gguf: &Gguf) {
     }
     if !args.quiet && gguf.meta().get("tokenizer.chat_template").is_some() {
         note(format_args!(
-            "the model has a chat template, which hotset does not apply yet: the prompt is continued as plain text"
+            "the model has a chat template, which run does not apply (hotset chat does): the prompt is continued as plain text"
         ));
     }
 }

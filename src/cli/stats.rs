@@ -95,6 +95,8 @@ pub struct Stats {
     layers: Vec<Layer>,
     /// Decoding, by token.
     tokens: Series,
+    #[serde(skip)]
+    budget_set: bool,
 }
 
 /// What the verb keeps while it runs.
@@ -103,6 +105,8 @@ pub struct Record {
     model_id: String,
     /// The sampler's.
     pub seed: Option<u64>,
+    /// The budget was set while the session ran.
+    pub budget_set: bool,
     /// Tokens so far.
     pub generated: u64,
     /// Decoding so far.
@@ -112,7 +116,7 @@ pub struct Record {
 impl Record {
     /// Nothing yet, of a model.
     pub fn new(gguf: &Gguf) -> Self {
-        Self { model_id: made::model_id(gguf), seed: None, generated: 0, tokens: Series::default() }
+        Self { model_id: made::model_id(gguf), seed: None, budget_set: false, generated: 0, tokens: Series::default() }
     }
 }
 
@@ -307,6 +311,7 @@ impl Stats {
             cpu_quota: cores.quota,
             layers: session.layer_stats().iter().map(|l| Layer { hit: l.hit, late: l.late, miss: l.miss }).collect(),
             tokens: record.tokens,
+            budget_set: record.budget_set,
         })
     }
 
@@ -345,6 +350,7 @@ impl Stats {
     /// What became of a budget that follows the machine's need.
     fn given_back(&self) -> String {
         match self.budget_now_bytes {
+            n if n < self.budget_bytes && self.budget_set => format!(", now {}", human_bytes(n)),
             n if n < self.budget_bytes => {
                 format!(", now {}, because the machine is short of memory", human_bytes(n))
             }

@@ -1,6 +1,6 @@
 //! A session that remembers its tokens, so that a prompt that begins like them is not computed again.
 
-use super::{Event, Finish, Rules, Speaker, generate};
+use super::{Event, Finish, OnEvent, Rules, Speaker, generate};
 use crate::{Error, backend::Backend, sampler::Sampler, session::Session, tokenizer::Tokenizer};
 
 /// See the module.
@@ -40,6 +40,11 @@ impl<B: Backend> KeptSession<B> {
         self.session.set_memory(memory_bytes)
     }
 
+    /// The session.
+    pub fn into_session(self) -> Session<B> {
+        self.session
+    }
+
     /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted. None where a
     /// part of the model cannot go back that far.
     pub fn reusable(&self, prompt: &[u32]) -> usize {
@@ -59,7 +64,7 @@ impl<B: Backend> KeptSession<B> {
         prompt: &[u32],
         sampler: &mut Sampler,
         rules: &Rules,
-        on: &mut dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E>,
+        on: &mut OnEvent<'_, B, E>,
     ) -> Result<Answered, E> {
         let n_ctx = self.session.plan().n_ctx;
         if prompt.len() > n_ctx {

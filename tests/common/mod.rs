@@ -11,6 +11,8 @@ pub mod program;
 pub mod ref_models;
 pub mod routing;
 pub mod samples;
+#[cfg(all(target_os = "linux", feature = "serve"))]
+pub mod server;
 #[cfg(target_os = "linux")]
 pub mod terminal;
 pub mod tiny;

@@ -7,9 +7,9 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-/// A terminal's two ends: ours, and the program's.
+/// A terminal's two ends: ours, which no child gets, so that it hangs up with the test; and the program's.
 pub fn terminal(columns: u16, rows: u16) -> (File, File) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

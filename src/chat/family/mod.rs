@@ -85,6 +85,11 @@ impl Family {
         self.is_harmony() || !self.calls().is_empty()
     }
 
+    /// The marks around reasoning, if the model writes any.
+    pub fn think_marks(&self) -> Option<(&'static str, &'static str)> {
+        if self.is_harmony() { Some(("<|channel|>analysis<|message|>", "<|end|>")) } else { self.think() }
+    }
+
     /// Control tokens that are part of what the model says, by their text.
     pub fn visible(&self) -> Vec<&'static str> {
         if self.is_harmony() {

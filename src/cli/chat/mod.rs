@@ -27,7 +27,7 @@ use self::{
 };
 use super::{
     Ended, Stop,
-    args::{Engine, OrAll, asked_ctx, count_or_all, ctx, file_bytes, warn_of_budget},
+    args::{Engine, Memory, OrAll, asked_ctx, count_or_all, ctx, file_bytes, warn_of_budget},
     hot::{Start, Warm},
     interrupt::Interrupts,
     made, model_file,
@@ -45,7 +45,8 @@ use super::{
 /// only.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF; of a split set any file); without one, the small model that comes with hotset
+    /// Model file (GGUF; of a split set any file), or OWNER/REPO:QUANT of one that was downloaded; without, the small model
+    /// that comes with hotset
     #[arg(value_name = "MODEL")]
     first: Option<PathBuf>,
     /// The model file, by an option
@@ -269,11 +270,12 @@ impl Chat<'_> {
         }
     }
 
-    fn set_memory(&mut self, size: Option<super::args::Memory>) -> Result<()> {
+    fn set_memory(&mut self, size: Option<Memory>) -> Result<()> {
         if let Some(size) = size {
             let bytes = size.bytes(self.file_bytes);
             let bytes = bytes.ok_or_else(|| Error::invalid("/memory needs a size, such as 6GiB"))?;
             self.kept.set_memory(bytes)?;
+            self.record.budget_set = true;
         }
         let now = human_bytes(self.kept.session().memory_bytes());
         note(format_args!("the memory budget is {now}"));

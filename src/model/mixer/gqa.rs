@@ -129,7 +129,10 @@ impl Gqa {
             k: loader.linear(&gqa.k)?,
             v: gqa.v.as_ref().map(|v| loader.linear(v)).transpose()?,
             o: loader.linear(&gqa.o)?,
-            latent: gqa.latent.map(|latent| Latent::load(loader, &latent, gqa.heads.n_head).map(Box::new)).transpose()?,
+            latent: gqa
+                .latent
+                .map(|latent| Latent::load(loader, &latent, gqa.heads.n_head).map(Box::new))
+                .transpose()?,
             latent_cols: gqa.latent.map_or(0, |latent| Latent::cols(&latent, gqa.heads.n_head)),
             clamp: gqa.clamp,
             qk_norm,

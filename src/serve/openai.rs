@@ -1,0 +1,235 @@
+//! `/v1/chat/completions` and `/v1/completions`: requests, and replies whole or as a stream of events.
+
+use serde_json::{Value, json};
+
+use super::{
+    engine::Outcome,
+    error::ApiError,
+    fields::{Fields, wrong},
+    generation::{self, Generation, HARMLESS},
+    reply::{Form, Said},
+    state::State,
+};
+use crate::{
+    chat::{Delta, Settings},
+    generate::{Finish, Rules},
+};
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// Reads a request for `/v1/chat/completions`.
+pub fn chat(mut fields: Fields, state: &State) -> Result<Generation> {
+    let converser = &state.converser;
+    fields.string("model")?; // there is one model, and the reply names it
+    let messages = generation::messages(&mut fields)?;
+    let mut settings = Settings { unix_seconds: state.unix_seconds(), ..Settings::default() };
+    let tools = generation::tools(fields.list("tools")?, converser)?;
+    match fields.take("tool_choice") {
+        None => settings.tools.clone_from(&tools),
+        Some(Value::String(choice)) if choice == "auto" => settings.tools.clone_from(&tools),
+        Some(Value::String(choice)) if choice == "none" => {}
+        Some(_) => {
+            return Err(ApiError::field("tool_choice", "tool_choice must be auto or none: calls cannot be forced"));
+        }
+    }
+    fields.refuse_unless("parallel_tool_calls", &[Value::Bool(true)])?;
+    fields.refuse_unless("response_format", &[json!({"type": "text"})])?;
+    refuse_logprobs(&mut fields)?;
+    fields.refuse_unless("store", &[Value::Bool(false)])?;
+    fields.refuse_unless("modalities", &[json!(["text"])])?;
+    generation::thinking(&mut fields, converser, &mut settings)?;
+    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let rules = Rules {
+        max_tokens: generation::max_tokens(&mut fields, ["max_completion_tokens", "max_tokens"])?,
+        stop: generation::stops(&mut fields, "stop")?,
+        visible: converser.visible(),
+        ignore_end: false,
+    };
+    let (choices, stream, stream_usage) = generation::delivery(&mut fields)?;
+    fields.finish(HARMLESS)?;
+    let prompt = converser.prompt(&messages, &settings)?;
+    Ok(Generation {
+        prompt: prompt.tokens,
+        prompt_text: prompt.text,
+        sampling,
+        rules,
+        choices,
+        stream,
+        stream_usage,
+        tools: settings.tools,
+    })
+}
+
+/// Reads a request for `/v1/completions`.
+pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
+    let tokenizer = &state.converser.tokenizer;
+    fields.string("model")?;
+    let (prompt, prompt_text) = match fields.require("prompt")? {
+        Value::String(text) => (tokenizer.encode(&text, true, true), text),
+        Value::Array(list) => {
+            let n_vocab = tokenizer.n_vocab() as u64;
+            let token = |value: &Value| value.as_u64().filter(|id| *id < n_vocab).map(|id| id as u32);
+            let tokens: Option<Vec<_>> = list.iter().map(token).collect();
+            let expected = "a string, or a list of tokens of the vocabulary (one prompt per request)";
+            (tokens.ok_or_else(|| wrong("prompt", expected, &Value::Array(list)))?, String::new())
+        }
+        other => return Err(wrong("prompt", "a string or a list of tokens", &other)),
+    };
+    if prompt.is_empty() {
+        return Err(ApiError::field("prompt", "prompt is empty"));
+    }
+    refuse_logprobs(&mut fields)?;
+    fields.refuse_unless("best_of", &[Value::from(1)])?;
+    fields.refuse_unless("echo", &[Value::Bool(false)])?;
+    fields.refuse_unless("suffix", &[])?;
+    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let rules = Rules {
+        max_tokens: fields.integer("max_tokens", 0, u64::from(u32::MAX))?.map_or(Some(256), |n| Some(n as usize)),
+        stop: generation::stops(&mut fields, "stop")?,
+        ignore_end: fields.bool("ignore_eos")?.unwrap_or(false),
+        visible: Vec::new(),
+    };
+    let (choices, stream, stream_usage) = generation::delivery(&mut fields)?;
+    fields.finish(HARMLESS)?;
+    Ok(Generation { prompt, prompt_text, sampling, rules, choices, stream, stream_usage, tools: Vec::new() })
+}
+
+/// The sampler gives no probabilities.
+fn refuse_logprobs(fields: &mut Fields) -> Result<()> {
+    fields.refuse_unless("logprobs", &[Value::Bool(false)])?;
+    fields.refuse_unless("top_logprobs", &[Value::from(0)])
+}
+
+/// Why an answer ended, in OpenAI's words.
+fn reason(finish: Finish, calls: bool) -> &'static str {
+    match finish {
+        Finish::Length | Finish::Context => "length",
+        _ if calls => "tool_calls",
+        Finish::End(_) | Finish::Stop(_) | Finish::Cancelled => "stop",
+    }
+}
+
+fn usage(outcomes: &[Outcome]) -> Value {
+    let prompt = outcomes.first().map_or(0, |o| o.prompt);
+    let cached = outcomes.first().map_or(0, |o| o.reused);
+    let generated: usize = outcomes.iter().map(|o| o.generated).sum();
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    })
+}
+
+/// How OpenAI's clients get an answer.
+pub struct OpenAi {
+    /// Chat, or plain text.
+    pub chat: bool,
+    /// Of the reply.
+    pub id: String,
+    /// The model's name.
+    pub model: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Whether a stream ends with usage.
+    pub usage: bool,
+    /// Calls of each choice so far.
+    pub calls: Vec<usize>,
+}
+
+impl OpenAi {
+    fn envelope(&self, kind: &str, choices: Value) -> Value {
+        json!({
+            "id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices,
+            "system_fingerprint": concat!("hotset-", env!("CARGO_PKG_VERSION")),
+        })
+    }
+
+    fn chunk(&self, choice: usize, delta: Value, finish: Option<&str>) -> Value {
+        let kind = if self.chat { "chat.completion.chunk" } else { "text_completion" };
+        let choice = match self.chat {
+            true => json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}),
+            false => json!({"index": choice, "text": delta, "logprobs": null, "finish_reason": finish}),
+        };
+        self.envelope(kind, json!([choice]))
+    }
+}
+
+fn event(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+impl Form for OpenAi {
+    fn begin(&mut self, choice: usize) -> String {
+        match self.chat {
+            true => event(&self.chunk(choice, json!({"role": "assistant", "content": ""}), None)),
+            false => String::new(),
+        }
+    }
+
+    fn delta(&mut self, choice: usize, delta: Delta) -> String {
+        let delta = match delta {
+            Delta::Content(text) if self.chat => json!({"content": text}),
+            Delta::Content(text) => json!(text),
+            Delta::Reasoning(text) => json!({"reasoning_content": text}),
+            Delta::Call(call) => {
+                let index = self.calls[choice];
+                self.calls[choice] += 1;
+                let function = json!({"name": call.name, "arguments": call.arguments});
+                json!({"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": function}]})
+            }
+        };
+        event(&self.chunk(choice, delta, None))
+    }
+
+    fn end(&mut self, choice: usize, outcome: &Outcome) -> String {
+        let finish = reason(outcome.finish, self.calls[choice] > 0);
+        let mut chunk = self.chunk(choice, if self.chat { json!({}) } else { json!("") }, Some(finish));
+        chunk["timings"] = outcome.timings();
+        event(&chunk)
+    }
+
+    fn close(&mut self, outcomes: &[Outcome]) -> String {
+        let mut last = String::new();
+        if self.usage {
+            let kind = if self.chat { "chat.completion.chunk" } else { "text_completion" };
+            let mut chunk = self.envelope(kind, json!([]));
+            chunk["usage"] = usage(outcomes);
+            last = event(&chunk);
+        }
+        last + "data: [DONE]\n\n"
+    }
+
+    fn failed(&mut self, error: &ApiError) -> String {
+        event(&error.json(super::error::Dialect::OpenAi))
+    }
+
+    fn whole(&mut self, said: Vec<Said>) -> Value {
+        let outcomes: Vec<_> = said.iter().map(|said| said.outcome).collect();
+        let choices = said.into_iter().enumerate().map(|(index, said)| {
+            let finish = reason(said.outcome.finish, !said.calls.is_empty());
+            if !self.chat {
+                return json!({"index": index, "text": said.content, "logprobs": null, "finish_reason": finish});
+            }
+            let content = if said.content.is_empty() && !said.calls.is_empty() { Value::Null } else { json!(said.content) };
+            let mut message = json!({"role": "assistant", "content": content});
+            if !said.reasoning.is_empty() {
+                message["reasoning_content"] = json!(said.reasoning);
+            }
+            if !said.calls.is_empty() {
+                let call = |c: &crate::chat::ToolCall| {
+                    json!({"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}})
+                };
+                message["tool_calls"] = said.calls.iter().map(call).collect();
+            }
+            json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish})
+        });
+        let choices = choices.collect();
+        let mut reply = self.envelope(if self.chat { "chat.completion" } else { "text_completion" }, choices);
+        reply["usage"] = usage(&outcomes);
+        if let [.., last] = &outcomes[..] {
+            reply["timings"] = last.timings();
+        }
+        reply
+    }
+}

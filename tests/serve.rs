@@ -1,0 +1,275 @@
+//! `hotset serve`: what clients get is what `hotset run` prints, however they ask; nobody is lost, and the server ends cleanly.
+#![cfg(all(target_os = "linux", feature = "serve"))]
+
+mod common;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use common::{opened::Folder, program::command, server::Server};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
+const PROMPT: &str = "Once upon a time there was a king";
+
+/// What `hotset run` makes of the prompt, greedily.
+fn run(prompt: &str, tokens: &str) -> String {
+    let mut run = command(env!("CARGO_BIN_EXE_hotset"));
+    run.args(["run", MODEL, prompt, "-n", tokens, "--temp", "0", "--no-echo", "-q", "--threads", "1", "--warm", "off"]);
+    let output = run.stdin(Stdio::null()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_of((status, body): (u16, String)) -> Value {
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+/// The data of a stream's events.
+fn events((status, body): (u16, String)) -> Vec<Value> {
+    assert_eq!(status, 200, "{body}");
+    let data = body.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
+fn greedy(more: Value) -> Value {
+    let mut body = json!({"temperature": 0, "max_tokens": 24});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[test]
+fn completions_are_what_run_prints() {
+    let server = Server::start(&[]);
+    let expected = run(PROMPT, "24");
+    let reply = json_of(server.post("/v1/completions", &greedy(json!({"prompt": PROMPT})).to_string()));
+    let text = reply["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(format!("{text}\n"), if text.ends_with('\n') { format!("{expected}\n") } else { expected.clone() });
+    assert_eq!(reply["choices"][0]["finish_reason"], "length");
+    assert_eq!(reply["usage"]["completion_tokens"], 24);
+    assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let timings = &reply["timings"];
+    assert!(timings["hit"].as_u64().unwrap() + timings["miss"].as_u64().unwrap() > 0, "{timings}");
+    assert_eq!(timings["prompt_n"], reply["usage"]["prompt_tokens"]);
+
+    // The same as a stream, of a prompt that is there already.
+    let body = greedy(json!({"prompt": PROMPT, "stream": true, "stream_options": {"include_usage": true}}));
+    let chunks = events(server.post("/v1/completions", &body.to_string()));
+    let streamed: String = chunks.iter().filter_map(|c| c["choices"][0]["text"].as_str()).collect();
+    assert_eq!(streamed, text, "reuse changes nothing");
+    let usage = &chunks.last().unwrap()["usage"];
+    let (prompt, cached) = (&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]);
+    assert_eq!(prompt.as_u64().unwrap() - 1, cached.as_u64().unwrap(), "all but the token whose logits are wanted");
+
+    // A stop string, tokens as a prompt, and several answers.
+    let word = text.split(' ').nth(5).unwrap();
+    let reply = json_of(server.post("/v1/completions", &greedy(json!({"prompt": PROMPT, "stop": [word]})).to_string()));
+    let stopped = reply["choices"][0]["text"].as_str().unwrap();
+    assert_eq!((stopped, &reply["choices"][0]["finish_reason"]), (text.split_once(word).unwrap().0, &json!("stop")));
+    let body = json!({"content": PROMPT, "add_special": true}).to_string();
+    let tokens = json_of(server.post("/tokenize", &body))["tokens"].clone();
+    let reply = json_of(server.post("/v1/completions", &greedy(json!({"prompt": tokens})).to_string()));
+    assert_eq!(reply["choices"][0]["text"], text);
+    let sampled = |seed: u64| {
+        let body = json!({"prompt": PROMPT, "max_tokens": 16, "n": 2, "seed": seed}).to_string();
+        let reply = json_of(server.post("/v1/completions", &body));
+        [0, 1].map(|i| reply["choices"][i]["text"].as_str().unwrap().to_owned())
+    };
+    let (first, again, next) = (sampled(5), sampled(5), sampled(6));
+    assert_eq!((&first, &first[1]), (&again, &next[0]), "a seed for each answer");
+    assert_ne!(first[0], first[1]);
+    server.stop();
+}
+
+#[test]
+fn chats_in_every_form_say_the_same() {
+    let folder = Folder::new();
+    let template = folder.path().join("t.jinja");
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<tool_call><think></think>{% if tools %}{% endif %}";
+    // Marks stand in a comment, so that the prompt has none.
+    let source = source.replace("<tool_call><think></think>", "{# <tool_call> </think> #}assistant:");
+    std::fs::write(&template, source).unwrap();
+    let server = Server::start(&["--chat-template", template.to_str().unwrap(), "--alias", "small"]);
+    let expected = run("user: Hi\nassistant:", "12");
+    let expected = expected.strip_suffix('\n').unwrap_or(&expected);
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let body = |more: Value| {
+        let mut body = json!({"messages": messages, "temperature": 0, "max_tokens": 12});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let reply = json_of(server.post("/v1/chat/completions", &body(json!({}))));
+    let text = reply["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert_eq!((text.as_str(), &reply["model"]), (expected, &json!("small")));
+    let chunks = events(server.post("/v1/chat/completions", &body(json!({"stream": true}))));
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let streamed: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(streamed, text);
+    let tool = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
+    assert_eq!(
+        json_of(server.post("/v1/chat/completions", &body(json!({"tools": tool}))))["choices"][0]["message"]["content"],
+        text.as_str()
+    );
+
+    let reply = json_of(server.post("/v1/messages", &body(json!({}))));
+    assert_eq!((&reply["content"][0]["text"], &reply["stop_reason"]), (&json!(text), &json!("max_tokens")));
+    let tokens =
+        json_of(server.post("/v1/messages/count_tokens", &json!({"messages": messages}).to_string()))["input_tokens"]
+            .as_u64();
+    let usage = &reply["usage"];
+    assert_eq!(
+        tokens,
+        Some(usage["input_tokens"].as_u64().unwrap() + usage["cache_read_input_tokens"].as_u64().unwrap())
+    );
+    let stream = events(server.post("/v1/messages", &body(json!({"stream": true}))));
+    let kinds: Vec<_> =
+        stream.iter().map(|e| e["type"].as_str().unwrap()).filter(|kind| *kind != "content_block_delta").collect();
+    assert_eq!(kinds, ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]);
+    let streamed: String = stream.iter().filter_map(|e| e["delta"]["text"].as_str()).collect();
+    assert_eq!(streamed, text);
+
+    let ask =
+        |stream: bool| json!({"input": "Hi", "temperature": 0, "max_output_tokens": 12, "stream": stream}).to_string();
+    let reply = json_of(server.post("/v1/responses", &ask(false)));
+    assert_eq!((&reply["output"][0]["content"][0]["text"], &reply["status"]), (&json!(text), &json!("incomplete")));
+    let stream = events(server.post("/v1/responses", &ask(true)));
+    assert!(stream.iter().enumerate().all(|(i, e)| e["sequence_number"] == i), "{stream:?}");
+    let deltas = stream.iter().filter(|e| e["type"] == "response.output_text.delta");
+    assert_eq!(deltas.filter_map(|e| e["delta"].as_str()).collect::<String>(), text);
+    assert_eq!(stream.last().unwrap()["response"]["output"][0]["content"][0]["text"], text.as_str());
+    server.stop();
+}
+
+#[test]
+fn the_key_is_asked_for_and_paths_tell_what_they_are_for() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    for (headers, status) in [
+        ("", 401),
+        ("Authorization: Bearer sesam\r\n", 401),
+        ("Authorization: Bearer sesame2\r\n", 401),
+        ("Authorization: sesame\r\n", 401),
+        ("Authorization: Bearer sesame\r\n", 200),
+        ("x-api-key: sesame\r\n", 200),
+    ] {
+        assert_eq!(server.request("GET", "/v1/models", "", headers).0, status, "{headers}");
+    }
+    assert_eq!(server.get("/health").0, 200);
+    let key = "x-api-key: sesame\r\n";
+    let models: Value = serde_json::from_str(&server.request("GET", "/v1/models", "", key).1).unwrap();
+    assert_eq!(models["data"][0]["id"], "moe-s-q4_0");
+    let metrics = server.request("GET", "/metrics", "", key).1;
+    for name in [
+        "hotset_replies_total{status=\"4xx\"} 4",
+        "hotset_memory_budget_bytes ",
+        "part=\"slots\"",
+        "hotset_context_size_tokens",
+    ] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
+    server.stop();
+}
+
+/// Sends a request and does not wait for its reply.
+fn begin(server: &Server, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    stream
+}
+
+fn rest(mut stream: TcpStream) -> String {
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+/// The value of a metric.
+fn metric(server: &Server, name: &str) -> f64 {
+    let text = server.get("/metrics").1;
+    let line =
+        text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{name}: {text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// An answer of as many tokens as the context holds.
+const ENDLESS: &str = r#"{"prompt": "Once", "max_tokens": 1000000, "ignore_eos": true, "stream": true}"#;
+
+#[test]
+fn a_full_queue_says_so_and_clients_that_leave_make_room() {
+    let server = Server::start(&["--queue", "2", "-c", "1024"]);
+    let long = begin(&server, ENDLESS);
+    wait_until("the first runs", || metric(&server, "hotset_requests_running") == 1.0);
+    let waiting = [begin(&server, ENDLESS), begin(&server, ENDLESS)];
+    wait_until("two wait", || metric(&server, "hotset_requests_queued") == 2.0);
+    let full = rest(begin(&server, ENDLESS));
+    assert!(full.starts_with("HTTP/1.1 429") && full.to_lowercase().contains("retry-after: 1"), "{full}");
+    // They leave, and the next one is answered.
+    drop((long, waiting));
+    let (status, _) = server.post("/v1/completions", r#"{"prompt": "Hi", "max_tokens": 1}"#);
+    assert_eq!(status, 200);
+    assert_eq!(metric(&server, "hotset_requests_queued"), 0.0);
+    server.stop();
+}
+
+#[test]
+fn many_clients_at_once_are_all_answered_alike() {
+    let server = Server::start(&["--queue", "64", "-c", "256"]);
+    let prompts: Vec<_> = (0..4).map(|i| format!("The {} king", ["first", "second", "third", "fourth"][i])).collect();
+    let ask = |prompt: &str| {
+        let reply = json_of(
+            server.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 8, "temperature": 0}).to_string()),
+        );
+        reply["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let alone: Vec<_> = prompts.iter().map(|prompt| ask(prompt)).collect();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..32)
+            .map(|i| {
+                (
+                    i,
+                    scope.spawn({
+                        let (ask, prompts) = (&ask, &prompts);
+                        move || ask(&prompts[i % 4])
+                    }),
+                )
+            })
+            .collect();
+        for (i, client) in clients {
+            assert_eq!(client.join().unwrap(), alone[i % 4]);
+        }
+    });
+    server.stop();
+}
+
+#[test]
+fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
+    let server = Server::start(&["-c", "1024"]);
+    let short = begin(&server, r#"{"prompt": "Once", "max_tokens": 40, "ignore_eos": true}"#);
+    wait_until("it runs", || metric(&server, "hotset_requests_running") == 1.0);
+    let waits = begin(&server, r#"{"prompt": "Once", "max_tokens": 2, "ignore_eos": true}"#);
+    wait_until("the other waits", || {
+        metric(&server, "hotset_requests_queued") == 1.0 || metric(&server, "hotset_generated_tokens_total") > 0.0
+    });
+    kill_process(server.pid(), Signal::TERM).unwrap();
+    let reply = rest(short);
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":40"), "{reply}");
+    let reply = rest(waits);
+    assert!(reply.starts_with("HTTP/1.1 200") || reply.contains("shutting down"), "{reply}");
+}
