@@ -58,7 +58,8 @@ fn few_bytes(name: &str) -> u64 {
     let plan = engine(name, options(3)).plan().clone();
     let mut budgets = (6..10).map(|tenths| plan.smallest_bytes + (plan.full_bytes - plan.smallest_bytes) / 10 * tenths);
     let has_room = |bytes: &u64| {
-        let few = engine(name, Options { memory_bytes: Some(*bytes), ..options(3) });
+        // Buffers grow with the threads: no test has more.
+        let few = engine(name, Options { memory_bytes: Some(*bytes), threads: Some(3), ..options(3) });
         few.plan().n_batch == N_BATCH
     };
     budgets.find(has_room).expect("a budget has room for batches and not for all experts")

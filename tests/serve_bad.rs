@@ -39,7 +39,7 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
         (CHAT, "{\"messages\": [}".into(), 400, "no JSON"),
         (CHAT, "{'messages': 1}".into(), 400, "no JSON"),
         (CHAT, "{\"a\": 1} more".into(), 400, "no JSON"),
-        (CHAT, "{\"a\": 1e999}".into(), 400, "JSON"),
+        (CHAT, "{\"a\": 1e999}".into(), 400, "messages is missing"),
         (CHAT, format!("{{\"a\": {}{}}}", "[".repeat(500), "]".repeat(500)), 400, "nests deeper than 64"),
         (CHAT, format!("{{\"a\": [{}1]}}", "1,".repeat(110_000)), 400, "more than 100000 values"),
         (CHAT, format!("{{\"a\": \"{}\"}}", "x".repeat(5 << 20)), 413, "the body has more than"),
@@ -107,7 +107,8 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
         (CHAT, with(CHAT, "a\nb", json!(1)), 400, "is not supported"),
         (CHAT, messages(json!([{"role": "user", "content": "long ".repeat(20_000)}])), 400, "the context holds"),
         (TEXT, "{}".into(), 400, "prompt is missing"),
-        (TEXT, with(TEXT, "prompt", json!("")), 400, "prompt is empty"),
+        // A text of nothing but its beginning.
+        (TEXT, with(TEXT, "prompt", json!("")), 200, ""),
         (TEXT, with(TEXT, "prompt", json!(["a", "b"])), 400, "prompt must be a string, or a list of tokens"),
         (TEXT, with(TEXT, "prompt", json!([1, 4_000_000_000u64])), 400, "prompt must be a string, or a list of tokens"),
         (TEXT, with(TEXT, "echo", json!(true)), 400, "echo is not supported"),
@@ -174,15 +175,20 @@ fn bad_requests_get_a_sentence_and_the_server_keeps_serving() {
     let server = Server::start(&["-c", "512"]);
     let table = table();
     assert!(table.len() > 60);
+    let mut wrong = Vec::new();
     for (path, body, status, words) in &table {
         let (got, reply) = server.post(path, body);
         let shown: String = body.chars().take(200).collect();
-        assert_eq!(got, *status, "{path} {shown}: {reply}");
-        if *status != 200 {
+        if got != *status {
+            wrong.push(format!("{path} {shown}: {got} instead of {status}: {reply}"));
+        } else if got != 200 {
             let sentence = sentence(path, &reply);
-            assert!(sentence.contains(words) && !sentence.contains('\n'), "{path} {shown}: {sentence}");
+            if !sentence.contains(words) || sentence.contains('\n') {
+                wrong.push(format!("{path} {shown}: {sentence}"));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // What is no HTTP, or not as much of it as was said.
     for (bytes, expected) in [
         (b"GARBAGE\r\n\r\n".to_vec(), "400"),

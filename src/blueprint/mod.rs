@@ -233,6 +233,7 @@ impl Block {
 }
 
 /// What a block computes.
+#[expect(clippy::large_enum_variant, reason = "a model has one per layer, and only while it is planned and loaded")]
 #[derive(Clone, Debug)]
 pub enum Part {
     /// Attention.

@@ -61,6 +61,7 @@ pub struct DeltaNet {
 }
 
 /// Where rates and decays come from.
+#[expect(clippy::large_enum_variant, reason = "a model has one per layer, and only while it is planned and loaded")]
 #[derive(Clone, Copy, Debug)]
 pub enum Rates {
     /// A product of each. (n_v, n_embd)

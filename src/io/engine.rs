@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam::channel::{Receiver, Sender, bounded, never};
+
 use super::{Done, Extents, IoBuf, IoEngine, Priority, Read, ReadError, buf::Layout};
 use crate::input::patiently;
 
@@ -30,21 +32,18 @@ pub trait ReadPath: Send + Sync + 'static {
 pub struct ThreadEngine {
     path: Arc<dyn ReadPath>,
     shared: Arc<Shared>,
+    /// What is through. Bounded: channels that grow allocate now and then, and the token loop allocates nothing.
+    done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
     start: Instant,
 }
 
-#[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
-    /// What is through. Not a channel: those that grow allocate now and then, and the token loop allocates nothing.
-    done: Mutex<VecDeque<Done>>,
-    arrived: Condvar,
 }
 
-#[derive(Default)]
 struct Queue {
     demand: VecDeque<Read>,
     prefetch: VecDeque<Read>,
@@ -55,26 +54,28 @@ impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no code panics while it holds the queue")
     }
-
-    fn done(&self) -> MutexGuard<'_, VecDeque<Done>> {
-        self.done.lock().expect("no code panics while it holds what is through")
-    }
 }
 
 impl ThreadEngine {
     /// Starts `threads` threads, from one to [`MAX_DEPTH`].
     pub fn new(path: impl ReadPath, threads: usize) -> std::io::Result<Self> {
         let path: Arc<dyn ReadPath> = Arc::new(path);
-        let shared = Arc::new(Shared::default());
+        let queue = || VecDeque::with_capacity(4 * MAX_DEPTH);
+        let queue = Queue { demand: queue(), prefetch: queue(), closed: false };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), work: Condvar::new() });
         let threads = threads.clamp(1, MAX_DEPTH);
+        // A thread that finds it full waits for the engine's owner, who takes what is through before it waits for more.
+        let (sender, done) = bounded(2 * MAX_DEPTH);
+        // A thread's first wait allocates its place to wait: now, and not in the token loop.
+        let _ = done.recv_timeout(Duration::from_millis(1));
         let mut engine =
-            Self { path, shared, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
+            Self { path, shared, done, threads: Vec::with_capacity(threads), in_flight: 0, start: Instant::now() };
         for i in 0..threads {
-            let (path, shared) = (engine.path.clone(), engine.shared.clone());
+            let (path, shared, sender) = (engine.path.clone(), engine.shared.clone(), sender.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("hotset-io-{i}"))
                 .stack_size(256 << 10)
-                .spawn(move || work(&*path, &shared))?;
+                .spawn(move || work(&*path, &shared, &sender))?;
             engine.threads.push(thread);
         }
         Ok(engine)
@@ -82,7 +83,7 @@ impl ThreadEngine {
 }
 
 /// One I/O thread, until the engine is dropped.
-fn work(path: &dyn ReadPath, shared: &Shared) {
+fn work(path: &dyn ReadPath, shared: &Shared, done: &Sender<Done>) {
     loop {
         let mut queue = shared.queue();
         let mut read = loop {
@@ -102,8 +103,9 @@ fn work(path: &dyn ReadPath, shared: &Shared) {
         let result = result.unwrap_or_else(|_| {
             Err(ReadError { extent: read.extents[0], source: std::io::Error::other("the read path panicked") })
         });
-        shared.done().push_back(Done { tag: read.tag, buf: read.buf, result });
-        shared.arrived.notify_one();
+        if done.send(Done { tag: read.tag, buf: read.buf, result }).is_err() {
+            return;
+        }
     }
 }
 
@@ -137,23 +139,21 @@ impl IoEngine for ThreadEngine {
         if self.in_flight == 0 {
             return None;
         }
-        let arrived = self.shared.arrived.wait_while(self.shared.done(), |done| done.is_empty());
-        let done = arrived.expect("no code panics while it holds what is through").pop_front();
+        let done = self.done.recv().expect("an I/O thread ends only when the engine is dropped");
         self.in_flight -= 1;
-        done
+        Some(done)
     }
     fn wait_at_most(&mut self, ns: u64) -> Option<Option<Done>> {
         if self.in_flight == 0 {
             return None;
         }
-        let time = Duration::from_nanos(ns);
-        let arrived = self.shared.arrived.wait_timeout_while(self.shared.done(), time, |done| done.is_empty());
-        let done = arrived.expect("no code panics while it holds what is through").0.pop_front();
+        // Its threads end only when the engine is dropped, so that the only failure is a time that is over.
+        let done = self.done.recv_timeout(Duration::from_nanos(ns)).ok();
         self.in_flight -= usize::from(done.is_some());
         Some(done)
     }
     fn poll(&mut self) -> Option<Done> {
-        let done = self.shared.done().pop_front()?;
+        let done = self.done.try_recv().ok()?;
         self.in_flight -= 1;
         Some(done)
     }
@@ -166,6 +166,8 @@ impl Drop for ThreadEngine {
     fn drop(&mut self) {
         self.shared.queue().closed = true;
         self.shared.work.notify_all();
+        // Whoever waits to hand something over learns that nobody takes it.
+        self.done = never();
         for thread in self.threads.drain(..) {
             // A thread that panicked has already said so on stderr; dropping must not panic again.
             let _ = thread.join();

@@ -84,7 +84,7 @@ pub enum Target {
 
 impl Target {
     /// Its first `n` rows, of the three there are.
-    pub fn rows<'s>(self, [x, sum, branch]: [&'s mut Floats; 3], n: usize, n_embd: usize) -> &'s mut [f32] {
+    pub fn rows(self, [x, sum, branch]: [&mut Floats; 3], n: usize, n_embd: usize) -> &mut [f32] {
         let all = match self {
             Target::Stream => x,
             Target::Block => sum,

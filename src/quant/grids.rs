@@ -123,7 +123,7 @@ mod tests {
     fn signs_are_bits_and_seven_bits_make_an_even_number() {
         assert_eq!(NEGATIVE[0b1000_0101].to_le_bytes(), [255, 0, 255, 0, 0, 0, 0, 255]);
         assert_eq!(EVENLY_NEGATIVE[0b101], NEGATIVE[0b101]);
-        assert!((0..128).all(|i| EVENLY_NEGATIVE[i].count_ones() % 16 == 0), "an even number of bytes");
+        assert!((0..128).all(|i| EVENLY_NEGATIVE[i].count_ones().is_multiple_of(16)), "an even number of bytes");
         assert!((0..128).all(|i| EVENLY_NEGATIVE[i] << 8 == NEGATIVE[i] << 8), "the first seven as said");
     }
 }

@@ -154,7 +154,7 @@ impl Fields {
     pub fn refuse_unless(&mut self, name: &str, idle: &[Value]) -> Result<()> {
         match self.take(name) {
             Some(value)
-                if !idle.contains(&value) && !(value.as_f64() == Some(0.0) && idle.contains(&Value::from(0))) =>
+                if !(idle.contains(&value) || value.as_f64() == Some(0.0) && idle.contains(&Value::from(0))) =>
             {
                 let path = self.path(name);
                 Err(ApiError::field(&path, format!("{path} is not supported with this value: {}", short(&value))))

@@ -43,7 +43,7 @@ enum Input {
     /// What the experts see.
     Normed,
     /// The residual stream before the attention.
-    LayerInput,
+    Early,
     /// The residual stream behind it, with a norm of its own.
     Own(Norm),
 }
@@ -97,7 +97,7 @@ impl Moe {
         let (router, choice) = (loader.linear(&moe.router.w)?, moe.router.choice);
         let input = match &moe.router.input {
             RouterInput::Normed => Input::Normed,
-            RouterInput::LayerInput => Input::LayerInput,
+            RouterInput::LayerInput => Input::Early,
             RouterInput::Own(norm) => Input::Own(loader.norm(norm)?),
         };
         let (index, act, weighs_input) = (index as u16, moe.act, moe.weighs_input);
@@ -153,7 +153,7 @@ impl Moe {
 
     /// If the router sees the layer's input: scores of the rows as they are now, before the attention.
     pub fn score_early<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        if let Input::LayerInput = self.input {
+        if let Input::Early = self.input {
             cx.as_they_are();
             self.score(cx);
         }
@@ -241,7 +241,7 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
         let Part::Moe(next) = part else { break };
         match &next.input {
             Input::Normed => norm.apply(*b, x, moe.ahead.start(1)),
-            Input::LayerInput => moe.ahead.start(1).copy_from_slice(x),
+            Input::Early => moe.ahead.start(1).copy_from_slice(x),
             Input::Own(norm) => norm.apply(*b, x, moe.ahead.start(1)),
         }
         b.prepare(&mut moe.ahead);

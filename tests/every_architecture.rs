@@ -1,0 +1,250 @@
+//! Every architecture that hotset runs, by the header of a tiny model of it: whatever else a file may say is refused in one
+//! sentence, or listed as unread, or makes a blueprint; nothing panics and nothing is passed over.
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::ref_models::{Spec, specs};
+use hotset::{
+    arch,
+    blueprint::Blueprint,
+    gguf::{Array, Gguf, Value},
+};
+
+/// A model's header.
+#[derive(Clone)]
+struct Header {
+    arch: String,
+    meta: Vec<(String, Value)>,
+    /// Name and dims. All are F32.
+    tensors: Vec<(String, Vec<u64>)>,
+}
+
+impl Header {
+    fn new(spec: &Spec) -> Header {
+        let mut meta = vec![("general.architecture".to_owned(), spec.arch.as_str().into())];
+        meta.extend(spec.meta());
+        Header { arch: spec.arch.clone(), meta, tensors: spec.tensors.clone() }
+    }
+
+    fn with(&self, key: &str, value: Value) -> Header {
+        let mut header = self.clone();
+        header.meta.retain(|(k, _)| k != key);
+        header.meta.push((key.to_owned(), value));
+        header
+    }
+
+    /// As a file of GGUF version 3 has it.
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.meta.len() as u64).to_le_bytes());
+        for (key, value) in &self.meta {
+            put_str(&mut out, key);
+            put_value(&mut out, value);
+        }
+        let mut offset = 0u64;
+        for (name, dims) in &self.tensors {
+            put_str(&mut out, name);
+            out.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
+            out.extend(0u32.to_le_bytes());
+            out.extend(offset.to_le_bytes());
+            offset += (4 * dims.iter().product::<u64>()).next_multiple_of(32);
+        }
+        out
+    }
+
+    /// What the model is. Panics and errors of several lines are failures.
+    fn blueprint(&self, what: &str) -> Result<Blueprint, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), self.bytes()).unwrap();
+        let read = || Gguf::open_header(file.path()).and_then(|gguf| arch::blueprint(&gguf));
+        let result = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| panic!("{what}: a panic"));
+        result.map_err(|e| {
+            let said = e.to_string();
+            assert!(!said.contains('\n') && said.starts_with(&*file.path().to_string_lossy()), "{what}: {said}");
+            said
+        })
+    }
+
+    /// The key must be refused by name, or be one that is not read.
+    fn refuses_or_lists(&self, key: &str, what: &str) {
+        match self.blueprint(what) {
+            Err(said) => assert!(said.contains(": "), "{what}: {said}"),
+            Ok(blueprint) => assert!(blueprint.unread.iter().any(|unread| unread.name == key), "{what}: accepted"),
+        }
+    }
+}
+
+fn put_str(out: &mut Vec<u8>, s: &str) {
+    out.extend((s.len() as u64).to_le_bytes());
+    out.extend(s.as_bytes());
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    out.extend(value.type_id().to_le_bytes());
+    match value {
+        Value::U32(x) => out.extend(x.to_le_bytes()),
+        Value::F32(x) => out.extend(x.to_le_bytes()),
+        Value::Bool(x) => out.push(u8::from(*x)),
+        Value::String(x) => put_str(out, x),
+        Value::Array(array) => {
+            out.extend(array.type_id().to_le_bytes());
+            out.extend((array.len() as u64).to_le_bytes());
+            match array {
+                Array::I32(x) => x.iter().for_each(|x| out.extend(x.to_le_bytes())),
+                Array::F32(x) => x.iter().for_each(|x| out.extend(x.to_le_bytes())),
+                Array::Bool(x) => x.iter().for_each(|x| out.push(u8::from(*x))),
+                other => panic!("no array of type {}", other.type_id()),
+            }
+        }
+        other => panic!("no value of type {}", other.type_id()),
+    }
+}
+
+/// Calls `test` with every model's name and header. A model that fails does not hide what others do.
+fn each_model(test: impl Fn(&str, &Header)) {
+    let fails = |(name, spec): &(String, Spec)| {
+        let header = Header::new(spec);
+        header.blueprint(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        catch_unwind(AssertUnwindSafe(|| test(name, &header))).is_err()
+    };
+    let failed: Vec<_> = specs().into_iter().filter(fails).map(|(name, _)| name).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn what_no_one_reads_is_refused_by_name() {
+    each_model(|name, header| {
+        let arch = &header.arch;
+        for tensor in ["blk.0.mystery.weight", "blk.1.attn_norm.scale", "mystery.weight", "blk.0.ffn_gate_exps.bias"] {
+            let mut more = header.clone();
+            more.tensors.push((tensor.to_owned(), vec![64]));
+            if header.tensors.iter().any(|(known, _)| known == tensor) {
+                continue;
+            }
+            let said = more.blueprint(name).expect_err(tensor);
+            assert!(said.contains(&format!("tensor {tensor} ")), "{name}: {said}");
+        }
+        let key = format!("{arch}.mystery");
+        let said = header.with(&key, 1u32.into()).blueprint(name).expect_err(&key);
+        assert!(said.contains(&format!("key {key} ")), "{name}: {said}");
+    });
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_refused_or_not_read() {
+    each_model(|name, header| {
+        for (key, value) in &header.meta {
+            let what = |value: &dyn std::fmt::Display| format!("{name}: {key} = {value}");
+            match value {
+                Value::F32(_) => {
+                    for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e30, 1e30] {
+                        header.with(key, x.into()).refuses_or_lists(key, &what(&x));
+                    }
+                }
+                Value::U32(_) => {
+                    for x in [0u32, 1, 3, 5, 7, 1 << 20, 1 << 31, u32::MAX] {
+                        // Some of these make a model, as a smaller number of experts used does.
+                        let _ = header.with(key, x.into()).blueprint(&what(&x));
+                    }
+                }
+                Value::Array(array) => {
+                    for n in [0, array.len() - 1, array.len() + 1] {
+                        header.with(key, Value::Array(resized(array, n))).refuses_or_lists(key, &what(&n));
+                    }
+                }
+                _ => {}
+            }
+            header.with(key, Value::Array(Array::I32(vec![-1, -1]))).refuses_or_lists(key, &what(&"[-1, -1]"));
+        }
+    });
+}
+
+/// The array with another number of elements.
+fn resized(array: &Array, n: usize) -> Array {
+    fn cycled<T: Clone>(x: &[T], n: usize) -> Vec<T> {
+        x.iter().cycle().take(n).cloned().collect()
+    }
+    match array {
+        Array::I32(x) => Array::I32(cycled(x, n)),
+        Array::F32(x) => Array::F32(cycled(x, n)),
+        Array::Bool(x) => Array::Bool(cycled(x, n)),
+        other => panic!("no array of type {}", other.type_id()),
+    }
+}
+
+#[test]
+fn counts_of_zero_and_counts_that_do_not_divide_are_refused() {
+    each_model(|name, header| {
+        let arch = &header.arch;
+        for (short, values) in [
+            ("block_count", &[0u32, 1][..]),
+            ("embedding_length", &[0, 1]),
+            ("context_length", &[0]),
+            ("attention.head_count", &[0, 5]),
+            ("attention.head_count_kv", &[0, 3]),
+            ("expert_count", &[0, 1, 5]),
+            ("expert_used_count", &[0, 1 << 12]),
+            ("attention.kv_lora_rank", &[0, 7]),
+            ("attention.indexer.top_k", &[0]),
+            ("attention.sliding_window", &[0]),
+        ] {
+            let key = format!("{arch}.{short}");
+            if !header.meta.iter().any(|(known, _)| *known == key) {
+                continue;
+            }
+            for &value in values {
+                header.with(&key, value.into()).refuses_or_lists(&key, &format!("{name}: {key} = {value}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn tensors_that_are_missing_or_of_another_shape_never_panic() {
+    each_model(|name, header| {
+        for (i, (tensor, dims)) in header.tensors.iter().enumerate() {
+            let mut fewer = header.clone();
+            fewer.tensors.remove(i);
+            let missing = fewer.blueprint(&format!("{name}: without {tensor}"));
+            let may =
+                ["output.weight", "bias", "scale", "exp_probs_b", "rope_freqs", "indexer", "attn_v.weight", "nextn"];
+            let last =
+                format!("blk.{}.", header.tensors.iter().filter(|(t, _)| t.ends_with(".attn_norm.weight")).count() - 1);
+            let skipped = name.ends_with("-mtp") && tensor.starts_with(&last);
+            assert!(
+                missing.is_err() || skipped || may.iter().any(|part| tensor.contains(part)),
+                "{name}: without {tensor}"
+            );
+            for d in 0..dims.len() {
+                // The embedding decides how many tokens there are, unless another matrix has a row for each.
+                if (tensor.as_str(), d) == ("token_embd.weight", 1) {
+                    continue;
+                }
+                let mut other = header.clone();
+                other.tensors[i].1[d] += 1;
+                let got = other.blueprint(&format!("{name}: {tensor} with another length"));
+                assert!(
+                    got.is_err() || skipped || tensor.contains("indexer") || tensor.contains("nextn"),
+                    "{name}: {tensor}"
+                );
+            }
+        }
+    });
+}
+
+/// Contexts up to which attention looks at everything, and one sentence beyond.
+#[test]
+fn an_indexer_limits_the_context() {
+    let specs = specs();
+    for (name, limit) in [("glm-dsa", 64), ("deepseek32", 64), ("minimax-m3", 128)] {
+        let blueprint = Header::new(&specs[name]).blueprint(name).unwrap();
+        assert_eq!(blueprint.n_ctx_train, limit, "{name}");
+        let said = blueprint.context_error(limit + 1);
+        assert!(said.contains(&limit.to_string()) && said.contains("an indexer chooses"), "{said}");
+    }
+}
