@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Ended {
         return Err(Stop::usage("--api-key is empty: without the option, no key is asked for"));
     }
     let named = args.first.as_deref().or(args.model.as_deref());
-    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), |path| model_file::open(path))?;
+    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let template = args.chat_template.as_deref().map(|file| read_text(file, &Limit::of_texts())).transpose()?;
     let converser = Converser::new(&gguf, template.as_deref())?;
     // Before the model is loaded, which takes its time.

@@ -32,7 +32,7 @@ impl<B: Backend> KeptSession<B> {
         &self.session
     }
 
-    /// Sets another budget, see [`Session::set_memory`].
+    /// Sets another budget, see [`Engine::set_memory`](crate::engine::Engine::set_memory).
     ///
     /// # Errors
     /// As that.

@@ -1,6 +1,6 @@
 //! `hotset serve`: one model behind HTTP, in the forms that OpenAI's and Anthropic's clients speak.
 //!
-//! One thread owns the model ([`engine`]); connections live on another. Between them is a bounded queue. All that the server keeps
+//! One thread owns the model (`engine.rs`); connections live on another. Between them is a bounded queue. All that the server keeps
 //! beside the session is bounded, and counted in the budget: [`Limits::bytes`].
 
 mod anthropic;

@@ -153,7 +153,7 @@ fn seed_words(entropy: &[u32]) -> [u64; 4] {
 /// `numpy.exp` of an f32 of moderate size, as the builds for CPUs with fused multiply-add compute it: reduced to the
 /// neighbourhood of 0 in two steps, then a quotient of polynomials.
 pub fn numpy_exp(x: f32) -> f32 {
-    const NUMERATOR: [f32; 6] = [5.082_762_5e-4, 6.757_897e-3, 5.114_512e-2, 0.247_361_56, 0.725_766_5, 1.0];
+    const NUMERATOR: [f32; 6] = [5.082_763e-4, 6.757_897e-3, 5.114_512e-2, 0.247_361_54, 0.725_766_5, 1.0];
     const DENOMINATOR: [f32; 3] = [2.159_509_4e-2, -0.274_233_55, 1.0];
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let x = n.mul_add(-1.428_606_8e-6, n.mul_add(-0.693_145_75, x));

@@ -121,7 +121,7 @@ const MAX_SAVED_BYTES: u64 = 64 << 20;
 pub fn run(args: &Args) -> Ended {
     args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
     let named = args.first.as_deref().or(args.model.as_deref());
-    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), |path| model_file::open(path))?;
+    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let template = args.chat_template.as_deref().map(|file| read_text(file, &Limit::of_texts())).transpose()?;
     let converser = Converser::new(&gguf, template.as_deref())?;
     check_thinking(args, &converser)?;
