@@ -47,7 +47,7 @@ impl Case {
             let recurrence = Recurrence {
                 x: &self.x[start * cols..end * cols],
                 cols,
-                // Values first, and something that is nobody's behind them.
+                // Values come first; the elements behind them must not be read.
                 at: [heads * v + 3, heads * v + 3 + key_heads * k, 0],
                 decay: &self.decay[start * heads * each..end * heads * each],
                 rate: &self.rate[start * heads..end * heads],

@@ -60,6 +60,7 @@ const BATCH: usize = 144;
 /// # Safety
 /// As [`MatMul`].
 // Inlined so that rows are expanded by code for the CPU features of the caller.
+// SAFETY: needs what [`MatMul`] asks for.
 #[inline(always)]
 pub(super) unsafe fn matmul<B: Block, const SCALES: usize>(
     w: QMat<'_>,
