@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// All recoverable errors; broken invariants panic.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused something on a path.
     #[error("{}: cannot {action}: {source}", path.display())]
@@ -58,6 +59,14 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
         /// The rest of the sentence.
+        message: String,
+    },
+    /// The memory budget cannot hold the model's dense weights, its state and the experts of one token.
+    #[error("{message}")]
+    BudgetTooSmall {
+        /// The smallest budget that would do, in bytes.
+        least: u64,
+        /// A whole sentence that says so, and what takes how much.
         message: String,
     },
     /// The caller asked for something that cannot be: a whole sentence.
