@@ -32,6 +32,7 @@ mod run;
 mod sampling;
 #[cfg(feature = "serve")]
 mod serve;
+mod shared;
 mod simulate;
 mod state_notes;
 mod stats;
