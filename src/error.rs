@@ -3,10 +3,15 @@
 //! Most sentences are whole: [`Error::invalid`] and [`Error::file`]. Readers of binary formats compose theirs from the
 //! field, what a good file has there, and what this one has: [`Error::format`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// All recoverable errors; broken invariants panic.
-#[derive(Debug, thiserror::Error)]
+///
+/// Both ways of printing give the sentence, so that `main` may return one.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused something on a path.
@@ -84,6 +89,12 @@ pub enum Error {
     },
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -149,5 +160,6 @@ mod tests {
         let error = Error::format(path, "header", "'descr'", "\u{1b}[2J\nß");
         assert_eq!(error.to_string(), "a.npz: header: expected 'descr', got \\u{1b}[2J\\nß");
         assert_eq!(Error::file(path, "a\nb").to_string(), "a.npz: a\\nb");
+        assert_eq!(format!("{error:?}"), error.to_string());
     }
 }
