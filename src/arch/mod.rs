@@ -99,6 +99,11 @@ const ARCHS: &[Arch] = &[
     step35::ARCH,
 ];
 
+/// Their names, as `general.architecture` has them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ARCHS.iter().map(|arch| arch.name)
+}
+
 /// What the model in a file is. No key and no tensor of the file is left over that could change what it computes.
 ///
 /// # Errors
@@ -134,7 +139,7 @@ pub fn shape(gguf: &Gguf) -> Result<Shape> {
 fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
     let name = gguf.meta().require_str("general.architecture")?;
     let Some(arch) = ARCHS.iter().find(|arch| arch.name == name) else {
-        let known = ARCHS.iter().map(|arch| arch.name).collect::<Vec<_>>().join(", ");
+        let known = names().collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(
             gguf.path(),
             "the architecture",
