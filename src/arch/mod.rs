@@ -7,6 +7,7 @@
 
 mod afmoe;
 mod bailingmoe2;
+mod bailingmoe3;
 mod cohere2moe;
 mod dbrx;
 mod deepseek2;
@@ -24,6 +25,7 @@ mod granitemoe;
 mod grok;
 mod hunyuan_moe;
 mod hy_v3;
+mod kimi_linear;
 mod laguna;
 mod lfm2moe;
 mod llama;
@@ -62,6 +64,7 @@ pub struct Arch {
 const ARCHS: &[Arch] = &[
     afmoe::ARCH,
     bailingmoe2::ARCH,
+    bailingmoe3::ARCH,
     cohere2moe::ARCH,
     dbrx::ARCH,
     deepseek2::ARCH,
@@ -79,6 +82,7 @@ const ARCHS: &[Arch] = &[
     grok::ARCH,
     hunyuan_moe::ARCH,
     hy_v3::ARCH,
+    kimi_linear::ARCH,
     laguna::ARCH,
     lfm2moe::ARCH,
     llama::ARCH,
