@@ -38,6 +38,7 @@
 //! | [`io`] | engines that read extents into buffers | experts, policies |
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
+//! | [`gpu`] | the same arithmetic for experts in a graphics card's memory | files, expert ids, caches |
 //! | [`blueprint`] | what a model is, as data: parts, tensors, hyper-parameters | bytes of weights, caches, threads |
 //! | [`arch`] | one file per architecture: from a file's header to a blueprint | the same |
 //! | [`model`] | dense weights, forward pass | names of tensors, policies, engines, slots |
@@ -108,6 +109,8 @@ pub mod expert;
 pub mod generate;
 #[doc(hidden)]
 pub mod gguf;
+#[doc(hidden)]
+pub mod gpu;
 pub mod id;
 #[doc(hidden)]
 pub mod input;
