@@ -105,6 +105,8 @@ pub struct Plan {
     pub n_batch: usize,
     /// Rows of logits.
     pub n_logits: usize,
+    /// Threads that compute.
+    pub threads: usize,
     /// Slots of each pool, as [`ExpertStore::pools`] numbers them.
     pub slots: Vec<usize>,
     /// How slots are shared.
@@ -134,7 +136,7 @@ impl Plan {
         };
         let model_bytes = dense_bytes.min(u64::MAX / 64);
         let n_logits = |n_batch: usize| if needs.all_logits { n_batch } else { parallel.min(n_batch) };
-        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: n_logits(n_batch) };
+        let shape = |n_batch: usize| ScratchShape { n_batch, threads: needs.threads, n_logits: n_logits(n_batch) };
         let attention = |gqa: &Gqa| {
             let Heads { n_head, k, v, .. } = gqa.heads;
             attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
@@ -219,6 +221,7 @@ impl Plan {
             parallel,
             n_batch,
             n_logits: shape(n_batch).n_logits,
+            threads: needs.threads,
             slots,
             scope: needs.scope,
             least_slots_bytes: least_slots,
@@ -254,7 +257,7 @@ impl Plan {
 
     /// The shape of the scratch buffers.
     pub fn scratch(&self) -> ScratchShape {
-        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits }
+        ScratchShape { n_batch: self.n_batch, threads: self.threads, n_logits: self.n_logits }
     }
 }
 

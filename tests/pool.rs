@@ -59,6 +59,9 @@ mod model {
         pub fn core() -> Option<usize> {
             ONE_CORE.get().then_some(0)
         }
+
+        /// There is no other.
+        pub fn leave_core(_core: usize, _helper: usize) {}
     }
 
     pub use sync::{ONE_CORE, RESTS};

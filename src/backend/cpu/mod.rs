@@ -259,7 +259,9 @@ impl Backend for Cpu {
         assert!(n <= hidden.pairs(n_ff), "{n} pairs of width {n_ff} fit");
 
         let threads = self.pool.threads();
-        let pieces = |rows| Pieces { rows, each: piece(rows * jobs.len(), n / jobs.len(), threads) };
+        // Experts differ in tokens: many threads want finer pieces, few want long runs of memory.
+        let most = if threads > 2 { 128 } else { usize::MAX };
+        let pieces = |rows| Pieces { rows, each: piece(rows * jobs.len(), n / jobs.len(), threads).min(most) };
         let (ups, downs) = (pieces(n_ff), pieces(n_embd)); // of a job
         let chunks = n_ff.div_ceil(CHUNK); // a row's
         let up_work = Phase::new(jobs.len() * ups.count(), threads);

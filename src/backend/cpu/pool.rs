@@ -8,7 +8,8 @@
 //! pieces ([`Phase`]), so the caller alone can finish it, and closes the region then. Waiting for every thread at every
 //! region, as barriers do, made decoding 7 times slower on two cores as soon as a neighbour used one of them.
 //!
-//! A helper that the system has put on the caller's core stays out and sleeps: it could only take turns with the caller.
+//! A helper that the system has put on the caller's core goes to another one, or stays out and sleeps: it could only take turns
+//! with the caller. On 16 cores Linux put 2 to 4 of 15 helpers there, prompt after prompt.
 //! With a neighbour on the other one of two cores that is where Linux puts it 95 times in 100, and turns, 4000 a second,
 //! cost a quarter of what the caller does alone.
 //!
@@ -25,7 +26,7 @@ use std::{
 
 use super::sync::{
     Arc, AtomicBool, AtomicUsize, Builder, JoinHandle, Ordering, RANGES, RESTS, SPINS, Thread, UnsafeCell, core, fence,
-    park, spin_loop, yield_now,
+    leave_core, park, spin_loop, yield_now,
 };
 
 /// In [`Shared::state`]: the region takes helpers.
@@ -317,7 +318,11 @@ fn help(shared: &Shared, i: usize) {
     loop {
         let Some(state) = next_region(shared, i, seen, rest) else { return };
         seen = state & !(OPEN | JOINED);
-        if core().is_some_and(|core| core == shared.core.load(Ordering::Relaxed)) {
+        let shares_core = || core().is_some_and(|core| core == shared.core.load(Ordering::Relaxed));
+        if shares_core() {
+            leave_core(shared.core.load(Ordering::Relaxed), i);
+        }
+        if shares_core() {
             rest = (2 * rest).clamp(RESTS[0], RESTS[1]);
             continue;
         }

@@ -19,7 +19,7 @@ pub use std::{
 pub const SPINS: u32 = 2_000;
 
 /// Ranges of pieces that a phase has at most, a cache line each.
-pub const RANGES: usize = 16;
+pub const RANGES: usize = 32;
 
 /// Regions that a helper sleeps through which finds itself on the caller's core, at first and at most: twice as many each
 /// time. Waking it for nothing costs the caller some 5 µs.
@@ -32,6 +32,32 @@ pub fn core() -> Option<usize> {
     #[cfg(not(all(target_os = "linux", not(miri))))]
     None
 }
+
+/// Moves this thread to another core than `core`, if it may run on at least [`CORES`]: a helper's own, so that no two of them
+/// meet. The system is free to move it on.
+pub fn leave_core(core: usize, helper: usize) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let Ok(allowed) = sched_getaffinity(None) else { return };
+        let n_other = allowed.count() as usize - usize::from(allowed.is_set(core));
+        if n_other + 1 < CORES {
+            return;
+        }
+        let mut others = (0..CpuSet::MAX_CPU).filter(|&other| other != core && allowed.is_set(other));
+        let mut one = CpuSet::new();
+        one.set(others.nth(helper % n_other).expect("there are so many"));
+        // Where either is refused, the thread stays where the system has it.
+        let _ = sched_setaffinity(None, &one);
+        let _ = sched_setaffinity(None, &allowed);
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = (core, helper);
+}
+
+/// Cores from which on a helper leaves the caller's: of fewer, another one is likely to have a neighbour.
+#[cfg(all(target_os = "linux", not(miri)))]
+const CORES: usize = 4;
 
 /// An `UnsafeCell` that is reached through closures, as loom wants it to see how long an access lasts.
 pub struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
