@@ -130,30 +130,34 @@ pub fn generate<B: Backend, E: From<Error>>(
 }
 
 /// The text of one answer, token by token. For those who run a loop of their own.
-pub struct Answer<'a> {
-    rules: &'a Rules,
+pub struct Answer {
+    max_tokens: Option<usize>,
+    ignore_end: bool,
+    visible: Vec<u32>,
     decoder: StreamDecoder,
     stops: StopStrings,
     generated: usize,
 }
 
-impl<'a> Answer<'a> {
+impl Answer {
     /// An answer without a token yet.
-    pub fn new(rules: &'a Rules) -> Self {
-        Self { rules, decoder: StreamDecoder::continuing(), stops: StopStrings::new(&rules.stop), generated: 0 }
+    pub fn new(rules: &Rules) -> Self {
+        let Rules { max_tokens, ignore_end, ref visible, ref stop } = *rules;
+        let (decoder, stops) = (StreamDecoder::continuing(), StopStrings::new(stop));
+        Self { max_tokens, ignore_end, visible: visible.clone(), decoder, stops, generated: 0 }
     }
 
     /// The text that is certain once `token` has come, and whether it is the last one. A token that ends the text is none of
     /// it.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> (&str, Option<Finish>) {
-        if tokenizer.is_end_of_generation(token) && !self.rules.ignore_end {
+        if tokenizer.is_end_of_generation(token) && !self.ignore_end {
             return ("", Some(Finish::End(token)));
         }
         self.generated += 1;
-        let special = self.rules.visible.contains(&token);
+        let special = self.visible.contains(&token);
         let piece = self.decoder.push_with(tokenizer, token, special);
         let (text, stopped) = self.stops.push(piece);
-        let length = || (self.rules.max_tokens == Some(self.generated)).then_some(Finish::Length);
+        let length = || (self.max_tokens == Some(self.generated)).then_some(Finish::Length);
         (text, stopped.map(Finish::Stop).or_else(length))
     }
 
