@@ -41,8 +41,8 @@ pub struct Args {
     /// What clients have to send as their API key
     #[arg(long, value_name = "KEY", env = "HOTSET_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Requests that are answered at once, each with a context of its own; others wait [default: as many, up to 4, as take an eighth
-    /// of the budget at most]
+    /// Requests that are answered at once, each with a context of its own; others wait [default: up to 4, while those
+    /// beside the first take an eighth of the budget at most]
     #[arg(long, value_name = "N", value_parser = count::<256>)]
     parallel: Option<usize>,
     /// Requests that may wait; others get 429
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Ended {
         let limits = Limits { n_ctx, queue: args.queue, parallel };
         let kept = Scheduler::<hotset::backend::cpu::Cpu>::bytes(&arch::blueprint(&gguf)?, plain.kv, n_ctx, parallel)?;
         let beside_bytes = limits.bytes().saturating_add(kept);
-        Ok((limits, Options { parallel, beside_bytes, ..plain }))
+        Ok((limits, Options { parallel, beside_bytes, ..plain.clone() }))
     };
     let (limits, options) = beside(match args.parallel {
         Some(parallel) => parallel,
@@ -118,16 +118,19 @@ pub fn run(args: &Args) -> Ended {
 fn default_parallel(gguf: &Gguf, options: impl Fn(usize) -> hotset::Result<Options>) -> hotset::Result<usize> {
     let blueprint = arch::blueprint(gguf)?;
     let store = ExpertStore::new(gguf, blueprint.experts())?;
-    let fits = |parallel: &usize| {
-        let options = options(*parallel).ok()?;
-        let plan = make_plan(gguf, &blueprint, &store, &options, Layout::Lines).ok()?;
-        let all = plan.kv_bytes.saturating_add(options.beside_bytes);
-        (all <= plan.budget_bytes / SHARE).then_some(())
+    // (bytes of contexts and requests, budget)
+    let taken = |parallel: usize| {
+        let options = options(parallel)?;
+        let plan = make_plan(gguf, &blueprint, &store, &options, Layout::Lines)?;
+        hotset::Result::Ok((plan.kv_bytes.saturating_add(options.beside_bytes), plan.budget_bytes))
     };
-    Ok([4, 3, 2].into_iter().find(|parallel| fits(parallel).is_some()).unwrap_or(1))
+    // A budget that is too small even for one is refused when the model is opened.
+    let Ok((one, _)) = taken(1) else { return Ok(1) };
+    let fits = |parallel: &usize| taken(*parallel).is_ok_and(|(all, budget)| all - one <= budget / SHARE);
+    Ok([4, 3, 2].into_iter().find(fits).unwrap_or(1))
 }
 
-/// The part of the budget that contexts and requests take unasked.
+/// The part of the budget that requests beside the first take unasked.
 const SHARE: u64 = 8;
 
 /// A time of at least a second, with its unit.
