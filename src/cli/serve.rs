@@ -119,10 +119,10 @@ fn default_parallel(gguf: &Gguf, options: impl Fn(usize) -> hotset::Result<Optio
     let blueprint = arch::blueprint(gguf)?;
     let store = ExpertStore::new(gguf, blueprint.experts())?;
     // (bytes of contexts and requests, budget)
-    let taken = |parallel: usize| {
+    let taken = |parallel: usize| -> hotset::Result<(u64, u64)> {
         let options = options(parallel)?;
         let plan = make_plan(gguf, &blueprint, &store, &options, Layout::Lines)?;
-        hotset::Result::Ok((plan.kv_bytes.saturating_add(options.beside_bytes), plan.budget_bytes))
+        Ok((plan.kv_bytes.saturating_add(options.beside_bytes), plan.budget_bytes))
     };
     // A budget that is too small even for one is refused when the model is opened.
     let Ok((one, _)) = taken(1) else { return Ok(1) };
