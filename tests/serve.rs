@@ -177,7 +177,7 @@ fn the_key_is_asked_for_and_paths_tell_what_they_are_for() {
 /// Sends a request and does not wait for its reply.
 fn begin(server: &Server, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(&server.address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(600))).unwrap();
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -203,7 +203,7 @@ fn metric(server: &Server, name: &str) -> f64 {
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        assert!(start.elapsed() < Duration::from_secs(300), "{what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -432,7 +432,7 @@ fn slots_go_back_to_the_system_while_nobody_asks() {
 #[test]
 fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
     let server = Server::start(&["-c", "1024", "--parallel", "1"]);
-    let short = begin(&server, r#"{"prompt": "Once", "max_tokens": 20, "ignore_eos": true}"#);
+    let short = begin(&server, r#"{"prompt": "Once", "max_tokens": 8, "ignore_eos": true}"#);
     wait_until("it runs, or has", || {
         metric(&server, "hotset_requests_running") == 1.0 || metric(&server, "hotset_generated_tokens_total") > 0.0
     });
@@ -442,7 +442,7 @@ fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
     });
     kill_process(server.pid(), Signal::TERM).unwrap();
     let reply = rest(short);
-    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":20"), "{reply}");
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":8"), "{reply}");
     let reply = rest(waits);
     assert!(reply.starts_with("HTTP/1.1 200") || reply.contains("shutting down"), "{reply}");
 }
