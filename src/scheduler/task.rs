@@ -166,7 +166,7 @@ pub(super) struct Task {
     pub ended: bool,
     reused: usize,
     sampler: Sampler,
-    answer: Answer,
+    answer: Answer<Rules>,
     cost: Cost,
     max_tokens: Option<usize>,
     on: Box<OnEvent>,
@@ -186,9 +186,9 @@ impl Task {
             ended: false,
             reused: 0,
             sampler,
-            answer: Answer::new(&rules),
-            cost: Cost::default(),
             max_tokens: rules.max_tokens,
+            answer: Answer::new(rules),
+            cost: Cost::default(),
             on,
         }
     }
