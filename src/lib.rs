@@ -50,6 +50,7 @@
 //! | [`engine`] | several sequences on one model in one budget, with one expert cache | text |
 //! | [`session`] | one sequence on one model in one budget: what a program uses | text |
 //! | [`tokenizer`], [`sampler`] | text to tokens, logits to a token | models |
+//! | [`scheduler`] | several texts at once on one engine, and what is kept of them | HTTP, templates, clocks |
 //! | [`generate`], [`stop`] | the decode loop: a prompt in, text out, and when it stops | terminals, templates |
 //! | `chat` | conversations as a model reads and writes them: templates, reasoning, tool calls | models, tokens |
 //! | `converse` | a model's tokenizer and its template together | sessions |
@@ -141,6 +142,7 @@ pub mod report;
 pub mod retrieval;
 #[doc(hidden)]
 pub mod sampler;
+pub mod scheduler;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;

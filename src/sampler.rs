@@ -1,6 +1,6 @@
 //! Chooses the next token from the logits. Knows no tokenizer and no model.
 //!
-//! The steps and their order are llama.cpp's defaults: repeat penalty, top-k, top-p, min-p, temperature, then one draw
+//! The steps and their order are llama.cpp's defaults: biases, penalties, top-k, top-p, min-p, temperature, then one draw
 //! by a generator of our own, so that a seed and the same logits give the same tokens in every release. After
 //! [`Sampler::new`] nothing is allocated.
 
@@ -19,6 +19,10 @@ pub struct SamplerConfig {
     pub min_p: f32,
     /// Divides the logits of recent tokens where positive, multiplies where negative; 1: no penalty.
     pub repeat_penalty: f32,
+    /// Taken off the logits of recent tokens, once however often they came; 0: no penalty.
+    pub presence_penalty: f32,
+    /// Taken off the logits of recent tokens, once for each time; 0: no penalty.
+    pub frequency_penalty: f32,
     /// How many accepted tokens count as recent; 0: none.
     pub repeat_last_n: usize,
     /// Same seed, same logits: same tokens.
@@ -30,7 +34,17 @@ const MAX_REPEAT_LAST_N: usize = 1 << 20;
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repeat_last_n: 64,
+            seed: 0,
+        }
     }
 }
 
@@ -53,11 +67,21 @@ impl SamplerConfig {
         check((0.0..=1.0).contains(&self.min_p), "min_p", "from 0 to 1", self.min_p)?;
         let penalty = self.repeat_penalty;
         check(penalty > 0.0 && penalty <= 100.0, "repeat_penalty", "above 0 and at most 100", penalty)?;
+        for (what, got) in [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            check((-2.0..=2.0).contains(&got), what, "from -2 to 2", got)?;
+        }
         if self.repeat_last_n > MAX_REPEAT_LAST_N {
             let got = self.repeat_last_n;
             return Err(Error::invalid(format!("repeat_last_n must be from 0 to {MAX_REPEAT_LAST_N}, not {got}")));
         }
         Ok(())
+    }
+
+    /// Whether recent tokens count.
+    fn penalises(&self) -> bool {
+        let any = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        any && self.repeat_last_n > 0
     }
 }
 
@@ -77,7 +101,8 @@ pub struct Sampler {
     recent: Vec<u32>, // at most repeat_last_n
     next: usize,
     counts: Vec<u32>,           // n_vocab, or empty without a penalty: occurrences in `recent`
-    penalised: Vec<f32>,        // n_vocab, or empty without a penalty
+    bias: Vec<(u32, f32)>,      // what is added to some logits, by id
+    changed: Vec<f32>,          // n_vocab, or empty without penalty and bias
     candidates: Vec<Candidate>, // at most n_vocab
     weights: Vec<f32>,          // one for each candidate
 }
@@ -88,11 +113,35 @@ impl Sampler {
     /// # Errors
     /// As [`SamplerConfig::validate`], and for an empty vocabulary or one that ids cannot number.
     pub fn new(config: SamplerConfig, n_vocab: usize) -> Result<Self> {
+        Self::with_bias(config, n_vocab, &[])
+    }
+
+    /// Bytes that a sampler takes at most, but for its recent tokens and biases.
+    pub fn bytes(n_vocab: usize) -> u64 {
+        let each = size_of::<u32>() + size_of::<f32>() + size_of::<Candidate>() + size_of::<f32>();
+        (each as u64).saturating_mul(n_vocab as u64)
+    }
+
+    /// One that adds a number to the logits of some tokens before all else; -∞ forbids a token. Of two for a token the first counts.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`]; for a bias of a token that does not exist, or that is NaN or +∞.
+    pub fn with_bias(config: SamplerConfig, n_vocab: usize, bias: &[(u32, f32)]) -> Result<Self> {
         config.validate()?;
+        if let Some((token, bias)) =
+            bias.iter().find(|(id, b)| *id as usize >= n_vocab || b.is_nan() || *b == f32::INFINITY)
+        {
+            return Err(Error::invalid(format!(
+                "logit_bias must be of tokens below {n_vocab} and finite or -infinite, not {bias} for {token}"
+            )));
+        }
         if n_vocab == 0 || n_vocab >= u32::MAX as usize {
             return Err(Error::invalid(format!("a sampler needs a vocabulary of 1 to {} tokens", u32::MAX - 1)));
         }
-        let penalises = config.repeat_penalty != 1.0 && config.repeat_last_n > 0;
+        let mut bias = bias.to_vec();
+        bias.sort_by_key(|(id, _)| *id);
+        bias.dedup_by_key(|(id, _)| *id);
+        let penalises = config.penalises();
         let draws = config.temperature > 0.0;
         Ok(Self {
             rng: Xoshiro256::new(config.seed),
@@ -100,7 +149,8 @@ impl Sampler {
             recent: Vec::with_capacity(if penalises { config.repeat_last_n } else { 0 }),
             next: 0,
             counts: vec![0; if penalises { n_vocab } else { 0 }],
-            penalised: vec![0.0; if penalises { n_vocab } else { 0 }],
+            changed: vec![0.0; if penalises || !bias.is_empty() { n_vocab } else { 0 }],
+            bias,
             candidates: Vec::with_capacity(if draws { n_vocab } else { 0 }),
             weights: Vec::with_capacity(if draws { n_vocab } else { 0 }),
             config,
@@ -144,30 +194,40 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         assert_eq!(logits.len(), self.n_vocab, "a sampler is built for its model's vocabulary");
         // Out of `self` while it is read, so that candidates may be written.
-        let penalised = self.penalise(logits);
-        let logits = penalised.as_deref().unwrap_or(logits);
+        let changed = self.change(logits);
+        let logits = changed.as_deref().unwrap_or(logits);
         let token = if self.config.temperature == 0.0 || self.config.top_k == 1 {
             most_likely(logits)
         } else {
             self.drawn(logits)
         };
-        self.penalised = penalised.unwrap_or_default();
+        self.changed = changed.unwrap_or_default();
         token
     }
 
-    /// The logits after the repeat penalty, or `None` where there is none.
-    fn penalise(&mut self, logits: &[f32]) -> Option<Vec<f32>> {
-        if self.counts.is_empty() {
+    /// The logits with biases and penalties, or `None` where there are none.
+    fn change(&mut self, logits: &[f32]) -> Option<Vec<f32>> {
+        if self.changed.is_empty() {
             return None;
         }
-        let mut all = std::mem::take(&mut self.penalised);
+        let mut all = std::mem::take(&mut self.changed);
         all.copy_from_slice(logits);
-        let penalty = self.config.repeat_penalty;
+        for &(token, bias) in &self.bias {
+            all[token as usize] += bias;
+        }
+        let SamplerConfig { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.config;
         for &token in &self.recent {
-            let logit = logits[token as usize];
-            all[token as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+            // From what it was each time, so that a token that came twice is not penalised twice.
+            let logit = logits[token as usize] + self.bias_of(token);
+            let repeated = if logit > 0.0 { logit / repeat_penalty } else { logit * repeat_penalty };
+            let count = self.counts[token as usize] as f32;
+            all[token as usize] = repeated - (count * frequency_penalty + presence_penalty);
         }
         Some(all)
+    }
+
+    fn bias_of(&self, token: u32) -> f32 {
+        self.bias.binary_search_by_key(&token, |(id, _)| *id).map_or(0.0, |at| self.bias[at].1)
     }
 
     /// One draw from what the steps leave.
@@ -275,6 +335,25 @@ impl Sampler {
         }
         self.candidates[0].id // rounding left a crumb
     }
+}
+
+/// How likely a token is, as a logarithm, by the logits alone, without any option; and the `n` most likely tokens, best first.
+pub fn log_probs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
+    let best = logits.iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 =
+        logits.iter().map(|&x| f64::from(weight(if x.is_nan() { f32::NEG_INFINITY } else { x }, best, 1.0))).sum();
+    let of =
+        |logit: f32| if logit == best { -total.ln() as f32 } else { (f64::from(logit - best) - total.ln()) as f32 };
+    let mut top: Vec<Candidate> = Vec::with_capacity(n + 1);
+    for (id, &logit) in (0..).zip(logits) {
+        let enters = n > 0 && !logit.is_nan() && (top.len() < n || logit > top[n - 1].logit);
+        if enters {
+            let new = Candidate { logit, id };
+            top.insert(top.partition_point(|c| by_rank(c, &new).is_lt()), new);
+            top.truncate(n);
+        }
+    }
+    (of(logits[token as usize]), top.into_iter().map(|c| (c.id, of(c.logit))).collect())
 }
 
 /// Logits that are compared together.

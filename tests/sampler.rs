@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hotset::sampler::{Sampler, SamplerConfig};
+use hotset::sampler::{Sampler, SamplerConfig, log_probs};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -13,6 +13,8 @@ const PLAIN: SamplerConfig = SamplerConfig {
     top_p: 1.0,
     min_p: 0.0,
     repeat_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
     repeat_last_n: 64,
     seed: 1,
 };
@@ -22,9 +24,11 @@ fn naive(config: &SamplerConfig, logits: &[f32], recent: &[u32]) -> HashMap<u32,
     let mut all: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&logit| f64::from(logit))).collect();
     let window = &recent[recent.len().saturating_sub(config.repeat_last_n)..];
     for (id, logit) in &mut all {
-        if window.contains(id) {
+        let count = window.iter().filter(|recent| *recent == id).count();
+        if count > 0 {
             let penalty = f64::from(config.repeat_penalty);
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit -= count as f64 * f64::from(config.frequency_penalty) + f64::from(config.presence_penalty);
         }
     }
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -80,9 +84,12 @@ proptest! {
         steps in prop::collection::vec(-40i32..40, 2..30),
         (temperature, top_k, top_p, min_p) in (0.2f32..2.0, 0usize..12, 0.3f32..=1.0, 0.0f32..0.3),
         (repeat_penalty, repeat_last_n, seed) in (0.8f32..2.0, 0usize..5, any::<u64>()),
+        (presence_penalty, frequency_penalty) in (-1.0f32..1.0, -1.0f32..1.0),
         recent in prop::collection::vec(0u32..2, 0..8),
     ) {
-        let config = SamplerConfig { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed };
+        let config = SamplerConfig {
+            temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, repeat_last_n, seed,
+        };
         // Coarse steps, each a little apart, so that f32 and f64 agree on which side of a threshold a token is.
         let logits: Vec<f32> = steps.iter().enumerate().map(|(i, &s)| s as f32 * 0.25 + i as f32 * 0.0037).collect();
         let expected = naive(&config, &logits, &recent);
@@ -182,6 +189,8 @@ fn options_out_of_range_are_named() {
         (SamplerConfig { min_p: -0.1, ..PLAIN }, "min_p"),
         (SamplerConfig { repeat_penalty: 0.0, ..PLAIN }, "repeat_penalty"),
         (SamplerConfig { repeat_last_n: usize::MAX, ..PLAIN }, "repeat_last_n"),
+        (SamplerConfig { presence_penalty: 2.5, ..PLAIN }, "presence_penalty"),
+        (SamplerConfig { frequency_penalty: f32::NAN, ..PLAIN }, "frequency_penalty"),
     ];
     for (config, option) in cases {
         let error = Sampler::new(config, 10).err().expect("out of range");
@@ -204,4 +213,40 @@ fn top_k_of_a_long_vocabulary_is_the_naive_one() {
         ids
     };
     assert_eq!(sorted(&drawn), sorted(&expected));
+}
+
+#[test]
+fn biases_move_logits_before_all_else() {
+    let logits = logits(100);
+    let best =
+        |bias: &[(u32, f32)], config: SamplerConfig| Sampler::with_bias(config, 100, bias).unwrap().sample(&logits);
+    let greedy = SamplerConfig::greedy();
+    let plain = best(&[], greedy);
+    assert_ne!(best(&[(plain, f32::NEG_INFINITY)], greedy), plain);
+    assert_eq!(best(&[(70, 50.0)], greedy), 70);
+    assert_eq!(best(&[(70, 50.0), (70, -50.0)], greedy), 70, "the first of two counts");
+    // Penalised from where the bias put it.
+    let mut sampler =
+        Sampler::with_bias(SamplerConfig { repeat_penalty: 1.5, ..greedy }, 100, &[(70, 50.0), (71, 40.0)]).unwrap();
+    (0..3).for_each(|_| sampler.accept(70));
+    assert_eq!(sampler.sample(&logits), 71, "about 50 / 1.5 to 40");
+    for bias in [(100, 0.0), (1, f32::NAN), (1, f32::INFINITY)] {
+        let refused = Sampler::with_bias(greedy, 100, &[bias]).err().unwrap().to_string();
+        assert!(refused.contains("logit_bias"), "{refused}");
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_a_softmax() {
+    let mut logits = logits(1000);
+    logits[17] = f32::NAN;
+    let total: f64 = logits.iter().filter(|x| !x.is_nan()).map(|x| f64::from(*x).exp()).sum();
+    let expected = |id: u32| f64::from(logits[id as usize]) - total.ln();
+    let (own, top) = log_probs(&logits, 5, 20);
+    assert!((f64::from(own) - expected(5)).abs() < 1e-4);
+    let mut sorted: Vec<u32> = (0..1000).filter(|id| *id != 17).collect();
+    sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), sorted[..20]);
+    assert!(top.iter().all(|(id, p)| (f64::from(*p) - expected(*id)).abs() < 1e-4), "{top:?}");
+    assert_eq!(log_probs(&[1.0, 2.0], 0, 5).1.len(), 2, "no more than there are");
 }

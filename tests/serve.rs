@@ -177,7 +177,7 @@ fn the_key_is_asked_for_and_paths_tell_what_they_are_for() {
 /// Sends a request and does not wait for its reply.
 fn begin(server: &Server, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(&server.address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(600))).unwrap();
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -203,7 +203,7 @@ fn metric(server: &Server, name: &str) -> f64 {
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        assert!(start.elapsed() < Duration::from_secs(300), "{what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -213,7 +213,7 @@ const ENDLESS: &str = r#"{"prompt": "Once", "max_tokens": 1000000, "ignore_eos":
 
 #[test]
 fn a_full_queue_says_so_and_clients_that_leave_make_room() {
-    let server = Server::start(&["--queue", "2", "-c", "1024"]);
+    let server = Server::start(&["--queue", "2", "-c", "1024", "--parallel", "1"]);
     let long = begin(&server, ENDLESS);
     wait_until("the first runs", || metric(&server, "hotset_requests_running") == 1.0);
     let waiting = [begin(&server, ENDLESS), begin(&server, ENDLESS)];
@@ -231,7 +231,12 @@ fn a_full_queue_says_so_and_clients_that_leave_make_room() {
 
 #[test]
 fn many_clients_at_once_are_all_answered_alike() {
-    let server = Server::start(&["--queue", "64", "-c", "256"]);
+    for parallel in ["1", "3"] {
+        many_clients(&Server::start(&["--queue", "64", "-c", "256", "--parallel", parallel]));
+    }
+}
+
+fn many_clients(server: &Server) {
     let prompts: Vec<_> = (0..4).map(|i| format!("The {} king", ["first", "second", "third", "fourth"][i])).collect();
     let ask = |prompt: &str| {
         let reply = json_of(
@@ -256,13 +261,178 @@ fn many_clients_at_once_are_all_answered_alike() {
             assert_eq!(client.join().unwrap(), alone[i % 4]);
         }
     });
+}
+
+/// Two conversations that run at once say, turn by turn, what each says alone, and each goes on from what was kept of it.
+#[test]
+fn interleaved_conversations_are_those_alone() {
+    let server = Server::start(&["--parallel", "2", "-c", "512"]);
+    let begins = ["Once upon a time there was a king", "The sea was calm, and nobody on the ship"];
+    let turn = |text: &str| {
+        let reply = json_of(server.post("/v1/completions", &greedy(json!({"prompt": text})).to_string()));
+        (reply["choices"][0]["text"].as_str().unwrap().to_owned(), reply["usage"].clone())
+    };
+    std::thread::scope(|scope| {
+        for begin in begins {
+            scope.spawn(move || {
+                let mut text = begin.to_owned();
+                for n in 0..3 {
+                    let expected = run(&text, "24");
+                    let (said, usage) = turn(&text);
+                    assert_eq!(said.trim_end_matches('\n'), expected.trim_end_matches('\n'), "{begin}, turn {n}");
+                    let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+                    assert!(n == 0 || cached + 16 > usage["prompt_tokens"].as_u64().unwrap(), "{usage}");
+                    text = format!("{text}{said} And then the");
+                }
+            });
+        }
+    });
+    // Answers of one request: its prompt is computed once, whichever comes first.
+    let prompt = "A long time ago, in a small house at the end of a street, there lived a woman who had never seen the sea but knew all \
+                  of its songs, and taught them to every child that came by";
+    let reply = json_of(server.post("/v1/completions", &greedy(json!({"prompt": prompt, "n": 4})).to_string()));
+    let texts: Vec<_> = (0..4).map(|i| reply["choices"][i]["text"].as_str().unwrap()).collect();
+    let expected = run(prompt, "24");
+    assert!(texts.iter().all(|text| text.trim_end_matches('\n') == expected.trim_end_matches('\n')), "{texts:?}");
+    assert!(
+        metric(&server, "hotset_cached_tokens_total")
+            >= 3.0 * (reply["usage"]["prompt_tokens"].as_f64().unwrap() - 1.0)
+    );
+    server.stop();
+}
+
+#[test]
+fn probabilities_penalties_and_biases_are_those_of_the_model() {
+    let server = Server::start(&["-c", "512"]);
+    let chosen = |more: Value| json_of(server.post("/v1/completions", &greedy(more).to_string()));
+    let plain = chosen(json!({"prompt": PROMPT, "logprobs": 3}));
+    let probs = &plain["choices"][0]["logprobs"];
+    let (tokens, top) = (probs["tokens"].as_array().unwrap(), probs["top_logprobs"].as_array().unwrap());
+    assert_eq!((tokens.len(), top.len()), (24, 24));
+    for i in 0..24 {
+        let own = probs["token_logprobs"][i].as_f64().unwrap();
+        let best = top[i].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).fold(f64::MIN, f64::max);
+        assert!(own <= 0.0 && own == best, "the likeliest token is chosen: {probs}");
+        let sum: f64 = top[i].as_object().unwrap().values().map(|p| p.as_f64().unwrap().exp()).sum();
+        assert!(sum <= 1.0001, "{probs}");
+    }
+    let text: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    assert!(text.starts_with(plain["choices"][0]["text"].as_str().unwrap().trim_end()), "{text:?}");
+    assert_eq!(probs["text_offset"][1], tokens[0].as_str().unwrap().len());
+
+    // As a chat, whole and in chunks.
+    let body = |more: Value| {
+        let mut body =
+            greedy(json!({"messages": [{"role": "user", "content": "Hi"}], "logprobs": true, "top_logprobs": 2}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let whole = json_of(server.post("/v1/chat/completions", &body(json!({}))))["choices"][0]["logprobs"].clone();
+    let content = whole["content"].as_array().unwrap();
+    assert_eq!(content.len(), 24);
+    assert_eq!(content[0]["top_logprobs"][0]["token"], content[0]["token"]);
+    let chunks = events(server.post("/v1/chat/completions", &body(json!({"stream": true}))));
+    let streamed = chunks.iter().filter_map(|c| c["choices"][0]["logprobs"]["content"].as_array()).flatten();
+    assert_eq!(streamed.collect::<Vec<_>>(), content.iter().collect::<Vec<_>>());
+
+    // A token that is forbidden does not come, and one that is wanted much does.
+    let first =
+        json_of(server.post("/tokenize", &json!({"content": plain["choices"][0]["text"]}).to_string()))["tokens"][0]
+            .clone();
+    let forbidden = chosen(json!({"prompt": PROMPT, "logit_bias": {first.to_string(): -100}, "logprobs": 0}));
+    assert_ne!(forbidden["choices"][0]["logprobs"]["tokens"][0], tokens[0]);
+    let wanted = chosen(json!({"prompt": PROMPT, "logit_bias": [[first, 100]], "logprobs": 0}));
+    let wanted = wanted["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
+    assert!(wanted.iter().all(|token| *token == tokens[0]), "{wanted:?}");
+    // Penalties: what came often comes less often.
+    let repeats = |more: Value| {
+        let mut all = json!({"prompt": "la la la la la la", "max_tokens": 48, "logprobs": 0, "repeat_last_n": 256});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = chosen(all);
+        let tokens: std::collections::BTreeSet<_> = reply["choices"][0]["logprobs"]["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t.as_str().unwrap().to_owned())
+            .collect();
+        tokens.len()
+    };
+    let without = repeats(json!({}));
+    for more in [json!({"frequency_penalty": 2.0}), json!({"presence_penalty": 2.0}), json!({"repeat_penalty": 2.0})] {
+        assert!(repeats(more.clone()) > without, "{more}: {without}");
+    }
+    server.stop();
+}
+
+#[test]
+fn the_page_shows_what_the_engine_does() {
+    let server = Server::start(&["--api-key", "sesame", "--parallel", "2", "-c", "512"]);
+    let (status, page) = server.get("/");
+    assert_eq!(status, 200, "the page itself asks for no key");
+    // What the page asks for is what there is.
+    for path in ["/v1/chat/completions", "/state"] {
+        assert!(page.contains(&format!("fetch(\"{path}\"")), "{path}");
+    }
+    assert!(!page.contains("src=") && !page.contains("<link"), "nothing comes from elsewhere");
+    assert_eq!(server.get("/state").0, 401);
+    let key = "x-api-key: sesame\r\n";
+    let state = || json_of(server.request("GET", "/state", "", key));
+    let before = state();
+    // Each field that the page reads of the state is there.
+    let fields = page
+        .match_indices("state.")
+        .map(|(at, _)| page[at + 6..].split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap());
+    let mut n = 0;
+    for field in fields {
+        assert!(before.get(field).is_some(), "{field}: {before}");
+        n += 1;
+    }
+    assert!(n >= 10, "{n}");
+    let ask = greedy(json!({"prompt": PROMPT})).to_string();
+    let reply = json_of(server.request("POST", "/v1/completions", &ask, key));
+    wait_until("the answer is listed", || state()["requests"].as_array().unwrap().len() == 1);
+    let after = state();
+    assert_eq!(after["requests"][0]["prompt_tokens"], reply["usage"]["prompt_tokens"]);
+    assert_eq!(after["requests"][0]["generated_tokens"], 24);
+    let count = |state: &Value| {
+        let rows = state["residency"].as_array().unwrap();
+        rows.iter().flat_map(|row| row.as_str().unwrap().bytes()).filter(|digit| *digit != b'0').count()
+    };
+    assert!(count(&after) > count(&before), "experts came: {before} {after}");
+    let rows = after["residency"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row.as_str().unwrap().bytes().all(|digit| digit.is_ascii_digit())));
+    let parts: u64 = after["memory"].as_array().unwrap().iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
+    assert!(parts <= after["budget_bytes"].as_u64().unwrap() && parts > 0);
+    assert_eq!((&after["parallel"], &after["running"], &after["model"]), (&json!(2), &json!(0), &json!("moe-s-q4_0")));
+    server.stop();
+}
+
+#[test]
+fn slots_go_back_to_the_system_while_nobody_asks() {
+    let server = Server::start(&["--idle-release", "1s", "--parallel", "1"]);
+    let resident = || {
+        let state = json_of(server.get("/state"));
+        let rows = state["residency"].as_array().unwrap().clone();
+        rows.iter().flat_map(|row| row.as_str().unwrap().bytes()).filter(|digit| *digit != b'0').count()
+    };
+    let ask = || {
+        json_of(server.post("/v1/completions", &greedy(json!({"prompt": PROMPT})).to_string()))["choices"][0]["text"]
+            .clone()
+    };
+    let text = ask();
+    let used = resident();
+    wait_until("slots are released", || resident() < used / 2);
+    let held = metric(&server, "hotset_resident_bytes");
+    assert_eq!(ask(), text, "they come back");
+    assert!(resident() >= used / 2);
+    assert!(metric(&server, "hotset_resident_bytes") > held);
     server.stop();
 }
 
 #[test]
 fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
-    let server = Server::start(&["-c", "1024"]);
-    let short = begin(&server, r#"{"prompt": "Once", "max_tokens": 20, "ignore_eos": true}"#);
+    let server = Server::start(&["-c", "1024", "--parallel", "1"]);
+    let short = begin(&server, r#"{"prompt": "Once", "max_tokens": 8, "ignore_eos": true}"#);
     wait_until("it runs, or has", || {
         metric(&server, "hotset_requests_running") == 1.0 || metric(&server, "hotset_generated_tokens_total") > 0.0
     });
@@ -272,7 +442,7 @@ fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
     });
     kill_process(server.pid(), Signal::TERM).unwrap();
     let reply = rest(short);
-    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":20"), "{reply}");
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":8"), "{reply}");
     let reply = rest(waits);
     assert!(reply.starts_with("HTTP/1.1 200") || reply.contains("shutting down"), "{reply}");
 }

@@ -8,7 +8,7 @@ const NO_CHAT: &str =
     "this verb continues one prompt and ends: hotset chat is a conversation, with --system and --chat-template FILE";
 const NO_DOWNLOAD: &str = "hotset does not download models: give it a GGUF file";
 const NO_SUCH_SAMPLER: &str =
-    "hotset samples with --temp, --top-k, --top-p, --min-p and --repeat-penalty only; there is no such option";
+    "hotset samples with --temp, --top-k, --top-p, --min-p and penalties (see --help) only; there is no such option";
 const FROM_THE_FILE: &str = "rotary position settings come from the model's file; there is no such option";
 const NO_ADAPTERS: &str = "hotset runs models without adapters; there is no such option";
 const PRINTED: &str = "results go to standard output (> FILE keeps them); for JSON use --json";
@@ -43,13 +43,13 @@ const FOREIGN: &[(&[&str], &str)] = &[
         "a full context ends the text here; --ctx (-c) sets its size",
     ),
     (&["--mirostat", "--mirostat-lr", "--mirostat-ent", "--typical", "--typical-p", "--samplers"], NO_SUCH_SAMPLER),
-    (&["--presence-penalty", "--frequency-penalty", "--dynatemp-range", "--dynatemp-exp"], NO_SUCH_SAMPLER),
+    (&["--dynatemp-range", "--dynatemp-exp"], NO_SUCH_SAMPLER),
     (&["--xtc-probability", "--xtc-threshold", "--dry-multiplier", "--dry-base", "--top-nsigma"], NO_SUCH_SAMPLER),
     (&["--grammar", "--grammar-file", "-j", "--json-schema", "-l", "--logit-bias"], NO_SUCH_SAMPLER),
     (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], FROM_THE_FILE),
     (&["--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor"], FROM_THE_FILE),
     (&["--lora", "--lora-scaled", "--control-vector", "--mmproj"], NO_ADAPTERS),
-    (&["-np", "--parallel"], "requests are answered one at a time here, so leave it out"),
+    (&["-np", "--parallel"], "one text at a time here: hotset serve answers several requests at once"),
     (&["-md", "--model-draft", "--draft", "--draft-max"], "hotset has no draft models yet; there is no such option"),
 ];
 
@@ -96,6 +96,8 @@ pub fn translated(args: Vec<OsString>) -> Result<Vec<OsString>, String> {
             }
             "-o" | "--output" if PRINTING.contains(&verb.as_str()) => return Err(format!("{name}: {PRINTED}")),
             name if AGREED.contains(&name) => {}
+            "-np" if verb == "serve" && attached.is_none() => kept.push("--parallel".into()),
+            "--parallel" if verb == "serve" => kept.push(arg),
             name if OF_CHAT.contains(&name) && TALKING.contains(&verb.as_str()) => kept.push(arg),
             name if AGREED_BY_CHAT.contains(&name) && TALKING.contains(&verb.as_str()) => {}
             name => {
@@ -138,6 +140,8 @@ mod tests {
         assert!(of("hotset run --n-gpu-layers=9 x").is_err() && of("hotset run -ngl").is_err());
         let chat = "hotset chat m.gguf --chat-template t.jinja --system-prompt x";
         assert_eq!(of(&format!("{chat} -cnv --jinja")), Ok(chat.into()));
+        assert_eq!(of("hotset serve -np 4"), Ok("hotset serve --parallel 4".into()));
+        assert_eq!(of("hotset serve --parallel=4"), Ok("hotset serve --parallel=4".into()));
         assert!(of("hotset run --chat-template t.jinja").unwrap_err().contains("hotset chat"));
         assert!(of("hotset bench -o json").unwrap_err().contains("--json"));
         assert!(of("hotset tokenize -m m.gguf").unwrap_err().contains("hotset tokenize FILE"));

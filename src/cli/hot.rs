@@ -8,7 +8,7 @@ use std::{
 };
 
 use hotset::{
-    Result, arch, expert::HotList, gguf::Gguf, input, new_file::NewFile, retrieval::Retrieval, session::Session,
+    Result, arch, engine::Engine, expert::HotList, gguf::Gguf, input, new_file::NewFile, retrieval::Retrieval,
     trace::file::TraceReader,
 };
 
@@ -40,7 +40,7 @@ impl FromStr for Warm {
     }
 }
 
-/// What a run starts from, read before the session takes the model.
+/// What a run starts from, read before the engine takes the model.
 pub struct Start {
     pin: Option<HotList>,
     warm: Option<HotList>,
@@ -71,27 +71,27 @@ impl Start {
         Ok(Self { pin, warm, memory })
     }
 
-    /// Tells a session that has just been opened.
+    /// Tells an engine that has just been opened.
     ///
     /// # Errors
     /// More pins than there is room for.
-    pub fn apply(&self, session: &mut Session) -> Result<()> {
+    pub fn apply(&self, engine: &mut Engine) -> Result<()> {
         if let Some(list) = &self.pin {
-            session.pin(list)?;
+            engine.pin(list)?;
         }
         if let Some(list) = &self.warm {
-            session.warm(list);
+            engine.warm(list);
         }
         if let Some(path) = self.memory.as_deref().map(past_file).filter(|path| path.exists()) {
-            restore_past(&path, session);
+            restore_past(&path, engine);
         }
         Ok(())
     }
 
     /// Leaves the next warm start what this run used, and half of what those before it did. Says nothing if it cannot: the
     /// next start is a cold one then.
-    pub fn remember(&self, session: &Session) {
-        let hot = session.hot();
+    pub fn remember(&self, engine: &Engine) {
+        let hot = engine.hot();
         if let Some(path) = self.memory.as_deref().filter(|path| !hot.is_empty() && !input::is_special(path)) {
             let older = self.warm.clone().unwrap_or_default();
             let _ = path.parent().map(fs::create_dir_all);
@@ -100,7 +100,7 @@ impl Start {
                 file.publish() // not worth waiting for the drive
             };
             let _ = NewFile::create(path).and_then(written);
-            if let Some(past) = session.past() {
+            if let Some(past) = engine.past() {
                 let written = |mut file: NewFile| {
                     file.write(&past)?;
                     file.publish()
@@ -146,15 +146,15 @@ fn past_file(list: &Path) -> PathBuf {
     list.with_extension("ring")
 }
 
-/// Gives a session the last run's tokens. A file that is broken is said to be, and is no reason not to run.
-fn restore_past(path: &Path, session: &mut Session) {
-    if !session.keeps_past() {
+/// Gives an engine the last run's tokens. A file that is broken is said to be, and is no reason not to run.
+fn restore_past(path: &Path, engine: &mut Engine) {
+    if !engine.keeps_past() {
         return;
     }
-    let experts = session.blueprint();
+    let experts = engine.blueprint();
     let most = Retrieval::max_saved_bytes(experts.n_moe(), experts.n_expert);
     let told = match input::read(path, most) {
-        Ok(bytes) => session.restore_past(&bytes).err().map(|why| format!("{}: {why}", path.display())),
+        Ok(bytes) => engine.restore_past(&bytes).err().map(|why| format!("{}: {why}", path.display())),
         Err(error) => Some(error.to_string()),
     };
     if let Some(why) = told {

@@ -35,6 +35,12 @@ pub struct Sampling {
     /// Penalise recent tokens if above 1
     #[arg(long, value_name = "X", default_value_t = SamplerConfig::default().repeat_penalty, allow_negative_numbers = true)]
     repeat_penalty: f32,
+    /// Penalise tokens that came recently, once each, if above 0
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Penalise tokens as often as they came recently, if above 0
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
     /// How many tokens are recent; -1: all of the context
     #[arg(
         long,
@@ -72,6 +78,8 @@ impl Sampling {
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             repeat_last_n: self.repeat_last_n.0.unwrap_or(n_ctx),
             seed: self.seed.0.unwrap_or_else(any_seed),
         }

@@ -1,11 +1,16 @@
 //! `hotset serve`: a model behind HTTP.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use hotset::{
+    arch,
+    engine::{Engine, Options, make_plan},
+    expert::ExpertStore,
+    gguf::Gguf,
     human_bytes,
-    serve::{self, Config, Limits},
-    session::{Options, Session},
+    io::Layout,
+    scheduler::Scheduler,
+    serve::{self, Config, Limits, Log},
 };
 
 use super::{
@@ -18,9 +23,10 @@ use super::{
 
 /// Serve a model to OpenAI's and Anthropic's clients
 ///
-/// Paths: /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, /v1/models, /tokenize,
-/// /health, /metrics. Requests are answered one after the other; what a conversation computed is kept, so that its next turn
-/// costs its own tokens only. All that the server keeps is within --memory. Sampling options are what requests need not say.
+/// Paths: / (a page to chat on), /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens,
+/// /v1/models, /tokenize, /health, /metrics, /state. Up to --parallel requests are answered at once, and an expert that is read
+/// serves all of them; what a conversation computed is kept, so that its next turn costs its own tokens only. All that the server
+/// keeps is within --memory. Sampling options are what requests need not say. A line on standard error tells of each request.
 /// Ctrl-C ends the server once the requests that are being answered have ended, at the latest after ten seconds.
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,9 +41,16 @@ pub struct Args {
     /// What clients have to send as their API key
     #[arg(long, value_name = "KEY", env = "HOTSET_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// Requests that are answered at once, each with a context of its own; others wait [default: up to 4, while those
+    /// beside the first take an eighth of the budget at most]
+    #[arg(long, value_name = "N", value_parser = count::<256>)]
+    parallel: Option<usize>,
     /// Requests that may wait; others get 429
     #[arg(long, value_name = "N", default_value = "16", value_parser = count::<1024>)]
     queue: usize,
+    /// Give the memory of expert slots back to the system after so long without a request, until the next: 90s, 10m, 2h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    idle_release: Option<Duration>,
     /// Name of the model in replies; default: that of its file
     #[arg(long, value_name = "NAME")]
     alias: Option<String>,
@@ -62,25 +75,79 @@ pub fn run(args: &Args) -> Ended {
     let model = args.alias.clone().or(file_name).unwrap_or_else(|| "model".to_owned());
     let start = running.start(&gguf)?;
     let n_ctx = running.n_ctx(&gguf, DEFAULT_CTX)?;
-    let limits = Limits { n_ctx, queue: args.queue };
-    let options = Options { beside_bytes: limits.bytes(), ..running.engine.options(&gguf, n_ctx)? };
-    warn_of_budget(&gguf, &options, running.quiet);
-    let mut session = {
-        let bar = Progress::bytes("loading", running.quiet);
-        Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
+    let plain = running.engine.options(&gguf, n_ctx)?;
+    let beside = |parallel: usize| -> hotset::Result<(Limits, Options)> {
+        let limits = Limits { n_ctx, queue: args.queue, parallel };
+        let kept = Scheduler::<hotset::backend::cpu::Cpu>::bytes(&arch::blueprint(&gguf)?, plain.kv, n_ctx, parallel)?;
+        let beside_bytes = limits.bytes().saturating_add(kept);
+        Ok((limits, Options { parallel, beside_bytes, ..plain.clone() }))
     };
-    running.begin(&start, &mut session)?;
+    let (limits, options) = beside(match args.parallel {
+        Some(parallel) => parallel,
+        None => default_parallel(&gguf, |parallel| Ok(beside(parallel)?.1))?,
+    })?;
+    warn_of_budget(&gguf, &options, running.quiet);
+    let mut engine = {
+        let bar = Progress::bytes("loading", running.quiet);
+        Engine::open(gguf, &options, &mut |done, total| bar.set(done, total))?
+    };
+    running.begin(&start, &mut engine)?;
     if running.verbose {
-        note(format_args!("requests may take {} of what the program has of the budget", human_bytes(limits.bytes())));
+        note(format_args!(
+            "requests may take {} of what the program has of the budget",
+            human_bytes(options.beside_bytes)
+        ));
     }
     let interrupts = Interrupts::watch_all()?;
     let sampling = running.sampling.config(n_ctx);
-    let api_key = args.api_key.clone();
-    let config = Config { listener, converser, model, sampling, api_key, limits };
+    let (api_key, idle_release) = (args.api_key.clone(), args.idle_release);
+    let log: Arc<Log> = if running.quiet { Arc::new(|_| {}) } else { Arc::new(|line| note(line)) };
+    let config = Config { listener, converser, model, sampling, api_key, limits, idle_release, log };
     if !running.quiet {
+        let (n, kv) = (limits.parallel, human_bytes(engine.plan().kv_bytes));
+        let requests = if n == 1 { "request is answered" } else { "requests are answered" };
+        note(format_args!("{n} {requests} at once (--parallel), in contexts of {n_ctx} tokens that take {kv}"));
         note(format_args!("listening on {}", serve::url(address)));
     }
-    let session = serve::serve(session, config, move || interrupts.asked_to_stop())?;
-    start.remember(&session);
+    let engine = serve::serve(engine, config, move || interrupts.asked_to_stop())?;
+    start.remember(&engine);
     Ok(ExitCode::SUCCESS)
 }
+
+/// Requests at once where nobody says: so many as leave the rest of the budget to the model.
+fn default_parallel(gguf: &Gguf, options: impl Fn(usize) -> hotset::Result<Options>) -> hotset::Result<usize> {
+    let blueprint = arch::blueprint(gguf)?;
+    let store = ExpertStore::new(gguf, blueprint.experts())?;
+    // (bytes of contexts and requests, budget)
+    let taken = |parallel: usize| -> hotset::Result<(u64, u64)> {
+        let options = options(parallel)?;
+        let plan = make_plan(gguf, &blueprint, &store, &options, Layout::Lines)?;
+        Ok((plan.kv_bytes.saturating_add(options.beside_bytes), plan.budget_bytes))
+    };
+    // A budget that is too small even for one is refused when the model is opened.
+    let Ok((one, _)) = taken(1) else { return Ok(1) };
+    let fits = |parallel: &usize| taken(*parallel).is_ok_and(|(all, budget)| all - one <= budget / SHARE);
+    Ok([4, 3, 2].into_iter().find(fits).unwrap_or(1))
+}
+
+/// The part of the budget that requests beside the first take unasked.
+const SHARE: u64 = 8;
+
+/// A time of at least a second, with its unit.
+fn time(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let factor = match &text[split..] {
+        "s" => Some(1),
+        "m" | "min" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let seconds = factor.and_then(|factor: u64| text[..split].parse::<u64>().ok()?.checked_mul(factor));
+    let seconds = seconds.filter(|seconds| (1..=MAX_IDLE_SECONDS).contains(seconds));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a time from 1s to 8760h, such as 90s, 10m or 2h".to_owned())
+}
+
+/// A year.
+const MAX_IDLE_SECONDS: u64 = 8760 * 3600;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hotset::{Result, arch, converse::Converser, gguf::Gguf, human_bytes, session::Session};
+use hotset::{Result, arch, converse::Converser, engine, gguf::Gguf, human_bytes};
 
 use super::{
     Stop,
@@ -67,14 +67,14 @@ impl Running {
         Ok(self.ctx.map_or(default.min(most), |n| asked_ctx(n, most)))
     }
 
-    /// Tells an opened session what `start` has of it, and people how its budget is split where they want to know.
+    /// Tells an opened engine what `start` has for it, and people how its budget is split where they want to know.
     ///
     /// # Errors
     /// As [`Start::apply`].
-    pub fn begin(&self, start: &Start, session: &mut Session) -> Result<()> {
-        start.apply(session)?;
+    pub fn begin(&self, start: &Start, engine: &mut engine::Engine) -> Result<()> {
+        start.apply(engine)?;
         if self.verbose {
-            stats::print_plan(session);
+            stats::print_plan(engine);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use hotset::{
     Result,
     backend::cpu::Cpu,
+    engine,
     expert::{CacheStats, PhaseStats, Scope},
     gguf::Gguf,
     human_bytes, human_bytes_up, machine,
@@ -421,10 +422,10 @@ impl Stats {
 }
 
 /// How the budget is split, for `--verbose`.
-pub fn print_plan(session: &Session<Cpu>) {
-    let plan = session.plan();
+pub fn print_plan(engine: &engine::Engine) {
+    let plan = engine.plan();
     let b = human_bytes;
-    line(format_args!("model    {}", session.path().display()));
+    line(format_args!("model    {}", engine.path().display()));
     line(format_args!(
         "budget   {}: dense weights {}, KV cache {}, scratch {}, expert slots {}, the program {}",
         b(plan.budget_bytes),
@@ -444,11 +445,11 @@ pub fn print_plan(session: &Session<Cpu>) {
         "slots    {} ({}), of {} experts a layer in {} layers",
         slots.join(" "),
         Scope::of_slots(plan.scope.name()),
-        session.blueprint().n_expert,
-        session.blueprint().n_moe()
+        engine.blueprint().n_expert,
+        engine.blueprint().n_moe()
     ));
-    line(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, session.backend()));
-    for unread in &session.blueprint().unread {
+    line(format_args!("context  {} tokens, batches of {}; {}", plan.n_ctx, plan.n_batch, engine.backend()));
+    for unread in &engine.blueprint().unread {
         line(format_args!("not used {}: {}", unread.name, unread.reason));
     }
 }

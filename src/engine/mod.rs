@@ -28,6 +28,7 @@ use crate::{
     blueprint::Blueprint,
     expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace},
     gguf::Gguf,
+    id::ExpertId,
     io::{Files, IoEngine, IoKind},
     model::{Batch, Model, Scratch, Sequence, Span, Workspace},
     plan::Plan,
@@ -162,6 +163,28 @@ impl<B: Backend> Engine<B> {
         self.experts.resize(&slots);
         self.memory_bytes.store(memory_bytes, Relaxed);
         Ok(())
+    }
+
+    /// Gives the memory of all slots but those that a token needs back to the system, until [`Engine::reclaim_slots`]; tokens may
+    /// still come, and read more. Returns the bytes.
+    pub fn release_slots(&mut self) -> u64 {
+        let (least, now) = (self.plan.least_bytes(), self.memory_bytes());
+        self.experts.resize(&self.plan.slots_within(least).expect("the least is within the plan's limits"));
+        now.saturating_sub(least)
+    }
+
+    /// Uses all slots again that the budget has now.
+    pub fn reclaim_slots(&mut self) {
+        let slots = self.plan.slots_within(self.memory_bytes()).expect("the budget is within the plan's limits");
+        self.experts.resize(&slots);
+    }
+
+    /// Whether an expert's weights are in memory. `layer` counts MoE layers.
+    pub fn is_resident(&self, layer: usize, expert: usize) -> bool {
+        let id = ExpertId { layer: layer as u16, expert: expert as u16 };
+        layer < self.layer_stats().len()
+            && expert < self.model.blueprint.n_expert
+            && self.experts.cache().is_resident(id)
     }
 
     /// Keeps the listed experts in memory from now on, and reads them while the drive is idle; the first ones if slots have
@@ -322,6 +345,14 @@ impl<B: Backend> Engine<B> {
     /// If there is none of that number.
     pub fn sequence_mut(&mut self, seq: usize) -> &mut Sequence {
         &mut self.sequences[seq]
+    }
+    /// Two different sequences, the second to be copied to from the first.
+    ///
+    /// # Panics
+    /// If there are none of these numbers, or they are one.
+    pub fn sequence_pair(&mut self, from: usize, to: usize) -> (&Sequence, &mut Sequence) {
+        let [from, to] = self.sequences.get_disjoint_mut([from, to]).expect("two different sequences that there are");
+        (from, to)
     }
     /// The model's file.
     pub fn path(&self) -> &std::path::Path {

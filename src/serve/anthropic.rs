@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    engine::Outcome,
+    engine::timings,
     error::{ApiError, Dialect},
     fields::{Fields, wrong},
     generation::{self, Generation, text_of},
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     chat::{Delta, Message, Role, Settings, ToolCall},
     generate::{Finish, Rules},
+    scheduler::{Outcome, Request},
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -31,15 +32,14 @@ pub fn messages(mut fields: Fields, state: &State) -> Result<Generation> {
         visible: state.converser.visible(),
         ignore_end: false,
     };
-    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let (sampling, logit_bias) = generation::sampling(&mut fields, state)?;
     let stream = fields.bool("stream")?.unwrap_or(false);
     fields.finish(HARMLESS)?;
     let prompt = state.converser.prompt(&messages, &settings)?;
     Ok(Generation {
-        prompt: prompt.tokens,
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
         prompt_text: prompt.text,
-        sampling,
-        rules,
+        logprobs: None,
         choices: 1,
         stream,
         stream_usage: false,
@@ -309,7 +309,7 @@ impl Form for Messages {
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
             "stop_reason": reason, "stop_sequence": stop, "usage": self.usage(Some(&said.outcome)),
-            "timings": said.outcome.timings(),
+            "timings": timings(&said.outcome),
         })
     }
 }

@@ -6,6 +6,8 @@ use axum::{
 };
 use serde_json::{Value, json};
 
+use super::engine::SHUTTING_DOWN;
+
 /// One sentence, and the status that goes with it.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -44,7 +46,7 @@ impl ApiError {
 
     /// 503, since the server is about to end.
     pub fn shutting_down() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SHUTTING_DOWN)
     }
 
     fn kind(&self) -> &'static str {

@@ -5,12 +5,13 @@ use serde_json::Value;
 use super::{
     error::ApiError,
     fields::{Fields, wrong},
+    state::State,
 };
 use crate::{
     chat::{Message, Role, Settings, ToolCall},
     converse::Converser,
-    generate::Rules,
     sampler::SamplerConfig,
+    scheduler::Request,
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -22,19 +23,23 @@ const MAX_STOP_BYTES: usize = 1024;
 /// Answers to one request at most.
 const MAX_CHOICES: u64 = 8;
 
+/// Tokens of `logit_bias` at most.
+const MAX_BIASES: usize = 1024;
+
+/// A bias that low forbids a token, as OpenAI says of it.
+const FORBIDDEN: f32 = -100.0;
+
 /// Seeds are kept by JavaScript too.
 const MAX_SEED: u64 = (1 << 53) - 1;
 
 /// A request before it meets the queue.
 pub struct Generation {
-    /// Not empty.
-    pub prompt: Vec<u32>,
+    /// Prompt, sampling and rules. The prompt is not empty.
+    pub request: Request,
     /// The text of the prompt, whose end says whether the answer begins with reasoning.
     pub prompt_text: String,
-    /// How tokens are chosen.
-    pub sampling: SamplerConfig,
-    /// When an answer ends.
-    pub rules: Rules,
+    /// How many of the likeliest tokens are wanted beside each one, if probabilities are.
+    pub logprobs: Option<usize>,
     /// Answers.
     pub choices: u64,
     /// Whether the answer is a stream of events.
@@ -56,24 +61,61 @@ pub const HARMLESS: &[&str] = &[
     "verbosity",
 ];
 
-/// How tokens are chosen, from the fields that OpenAI's and llama-server's clients send. `defaults` come from the server's
-/// command line.
-pub fn sampling(fields: &mut Fields, defaults: SamplerConfig) -> Result<SamplerConfig> {
+/// How tokens are chosen, from the fields that OpenAI's and llama-server's clients send, and what is added to logits. `defaults` come
+/// from the server's command line.
+pub fn sampling(fields: &mut Fields, state: &State) -> Result<(SamplerConfig, Vec<(u32, f32)>)> {
+    let defaults = state.sampling;
+    let mut number =
+        |name, least, most, default| -> Result<f32> { Ok(fields.number(name, least, most)?.unwrap_or(default)) };
     let config = SamplerConfig {
-        temperature: fields.number("temperature", 0.0, 100.0)?.unwrap_or(defaults.temperature),
-        top_p: fields.number("top_p", 0.0, 1.0)?.unwrap_or(defaults.top_p),
+        temperature: number("temperature", 0.0, 100.0, defaults.temperature)?,
+        top_p: number("top_p", 0.0, 1.0, defaults.top_p)?,
+        min_p: number("min_p", 0.0, 1.0, defaults.min_p)?,
+        repeat_penalty: number("repeat_penalty", 0.0, 100.0, defaults.repeat_penalty)?,
+        presence_penalty: number("presence_penalty", -2.0, 2.0, defaults.presence_penalty)?,
+        frequency_penalty: number("frequency_penalty", -2.0, 2.0, defaults.frequency_penalty)?,
         top_k: fields.integer("top_k", 0, u64::from(u32::MAX))?.map_or(defaults.top_k, |k| k as usize),
-        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(defaults.min_p),
-        repeat_penalty: fields.number("repeat_penalty", 0.0, 100.0)?.unwrap_or(defaults.repeat_penalty),
         repeat_last_n: fields.integer("repeat_last_n", 0, 1 << 20)?.map_or(defaults.repeat_last_n, |n| n as usize),
         seed: fields.integer("seed", 0, MAX_SEED)?.unwrap_or_else(any_seed),
     };
-    let zero = [Value::from(0)];
-    fields.refuse_unless("frequency_penalty", &zero)?;
-    fields.refuse_unless("presence_penalty", &zero)?;
-    fields.refuse_unless("logit_bias", &[Value::Object(Default::default())])?;
     config.validate()?;
-    Ok(config)
+    Ok((config, logit_bias(fields, state.converser.tokenizer.n_vocab())?))
+}
+
+/// `logit_bias`: an object from ids of tokens to numbers, or llama-server's list of pairs; -100 or less, and `false`, forbid a
+/// token.
+fn logit_bias(fields: &mut Fields, n_vocab: usize) -> Result<Vec<(u32, f32)>> {
+    let path = fields.path("logit_bias");
+    let pairs: Vec<(Value, Value)> = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) => map.into_iter().map(|(id, bias)| (Value::from(id), bias)).collect(),
+        Some(Value::Array(list)) => {
+            let pair = |value: Value| match value {
+                Value::Array(pair) => <[Value; 2]>::try_from(pair).ok().map(|[id, bias]| (id, bias)),
+                _ => None,
+            };
+            let pairs: Option<Vec<_>> = list.into_iter().map(pair).collect();
+            pairs.ok_or_else(|| ApiError::field(&path, format!("{path} must be pairs of a token and a number")))?
+        }
+        Some(other) => return Err(wrong(&path, "an object of tokens and numbers", &other)),
+    };
+    if pairs.len() > MAX_BIASES {
+        return Err(ApiError::field(
+            &path,
+            format!("{path} has {} tokens, and at most {MAX_BIASES} are taken", pairs.len()),
+        ));
+    }
+    let one = |(id, bias): (Value, Value)| {
+        let token = id.as_u64().or_else(|| id.as_str()?.parse().ok()).filter(|token| *token < n_vocab as u64);
+        let token = token.ok_or_else(|| wrong(&path, "of tokens of the vocabulary, by id", &id))?;
+        let forbidden = bias == Value::Bool(false);
+        let number = bias.as_f64().filter(|bias| (-1000.0..=1000.0).contains(bias)).map(|bias| bias as f32);
+        match if forbidden { Some(FORBIDDEN) } else { number } {
+            Some(bias) => Ok((token as u32, if bias <= FORBIDDEN { f32::NEG_INFINITY } else { bias })),
+            None => Err(wrong(&path, "of numbers from -1000 to 1000, or false", &bias)),
+        }
+    };
+    pairs.into_iter().map(one).collect()
 }
 
 fn any_seed() -> u64 {

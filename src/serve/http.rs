@@ -10,7 +10,7 @@ use axum::{
     Router,
     body::{Body, Bytes, HttpBody},
     extract::{Request, State as Shared},
-    http::{HeaderMap, Method, Response, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
     middleware::{self, Next},
     routing::{get, post},
 };
@@ -32,7 +32,7 @@ use super::{
     error::{ApiError, Dialect, json_response},
     fields::{self, Fields},
     generation::Generation,
-    openai::{self, OpenAi},
+    openai::{self, OpenAi, Sent},
     reply::{self, Form},
     responses,
     state::State,
@@ -55,6 +55,16 @@ const CONNECTIONS: usize = 128;
 
 /// Bytes that one permit for bodies stands for.
 pub const BODY_GRAIN: usize = 1024;
+
+/// Paths that ask for no key: the page does itself.
+const FREE: &[&str] = &["/", "/health"];
+
+/// The page at `/`.
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do: nothing but what it brings, and ask this server.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
+                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 type Reply = Response<Body>;
 
@@ -115,6 +125,8 @@ fn router(state: Arc<State>) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/metrics", get(metrics))
         .route("/health", get(health))
+        .route("/state", get(page_state))
+        .route("/", get(page))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(state.clone(), guard))
@@ -135,7 +147,7 @@ async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     let dialect = if request.uri().path().starts_with("/v1/messages") { Dialect::Anthropic } else { Dialect::OpenAi };
     let response = if state.closing.load(Relaxed) {
         ApiError::shutting_down().response(dialect)
-    } else if request.uri().path() != "/health" && !may_ask(&state, request.headers()) {
+    } else if !FREE.contains(&request.uri().path()) && !may_ask(&state, request.headers()) {
         let sentence = "this server wants its API key (Authorization: Bearer KEY, or x-api-key: KEY)";
         ApiError::new(StatusCode::UNAUTHORIZED, sentence).response(dialect)
     } else {
@@ -214,9 +226,11 @@ type MakeForm = Box<dyn FnOnce(&Generation) -> Box<dyn Form> + Send>;
 
 fn openai_form(state: &State, id: &str, chat: bool) -> MakeForm {
     let (id, model, created) = (id.to_owned(), state.model.clone(), state.unix_seconds());
+    let converser = state.converser.clone();
     Box::new(move |generation| {
-        let calls = vec![0; generation.choices as usize];
-        Box::new(OpenAi { chat, id, model, created, usage: generation.stream_usage, calls })
+        let sent = (0..generation.choices).map(|_| Sent::default()).collect();
+        let (usage, logprobs) = (generation.stream_usage, generation.logprobs.is_some());
+        Box::new(OpenAi { chat, id, model, created, usage, converser, logprobs, sent })
     })
 }
 
@@ -239,7 +253,12 @@ async fn messages(Shared(state): Shared<Arc<State>>, request: Request) -> Reply 
     let (own, model) = (id.clone(), state.model.clone());
     let generation = parsed(&state, request, anthropic::messages).await;
     let form: MakeForm = Box::new(move |generation| {
-        Box::new(anthropic::Messages::new(own, model, generation.prompt.len(), generation.rules.stop.clone()))
+        Box::new(anthropic::Messages::new(
+            own,
+            model,
+            generation.request.prompt.len(),
+            generation.request.rules.stop.clone(),
+        ))
     });
     answered(&state, generation, id, Dialect::Anthropic, form, true).await
 }
@@ -283,13 +302,27 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Reply 
     }
 }
 
+async fn page() -> Reply {
+    let mut response = Response::new(Body::from(PAGE));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+async fn page_state(Shared(state): Shared<Arc<State>>) -> Reply {
+    json_response(StatusCode::OK, &state.metrics.state(&state.model))
+}
+
 async fn health() -> Reply {
     json_response(StatusCode::OK, &json!({"status": "ok"}))
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Reply {
     let mut response = Response::new(Body::from(Bytes::from(state.metrics.text())));
-    let kind = axum::http::HeaderValue::from_static("text/plain; version=0.0.4");
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

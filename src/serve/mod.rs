@@ -1,7 +1,7 @@
 //! `hotset serve`: one model behind HTTP, in the forms that OpenAI's and Anthropic's clients speak.
 //!
 //! One thread owns the model (`engine.rs`); connections live on another. Between them is a bounded queue. All that the server keeps
-//! beside the session is bounded, and counted in the budget: [`Limits::bytes`].
+//! beside the engine is bounded, and counted in the budget: [`Limits::bytes`].
 
 mod anthropic;
 mod engine;
@@ -9,6 +9,7 @@ mod error;
 mod fields;
 mod generation;
 mod http;
+mod logprobs;
 mod metrics;
 mod openai;
 mod reply;
@@ -27,7 +28,7 @@ use std::{
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::state::State;
-use crate::{Error, Result, converse::Converser, sampler::SamplerConfig, session::Session};
+use crate::{Error, Result, converse::Converser, engine::Engine, sampler::SamplerConfig};
 
 /// Time that requests have to end once the server has been asked to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -42,6 +43,8 @@ pub struct Limits {
     pub n_ctx: usize,
     /// Requests that wait.
     pub queue: usize,
+    /// Requests that are answered at once.
+    pub parallel: usize,
 }
 
 /// The runtime, its threads and buffers of connections.
@@ -65,10 +68,11 @@ impl Limits {
         self.n_ctx.saturating_mul(BODY_BYTES_PER_TOKEN).clamp(BODY_BYTES.0, BODY_BYTES.1)
     }
 
-    /// What the server keeps at most beside the session.
+    /// What the server keeps at most beside the engine and its scheduler.
     pub fn bytes(&self) -> u64 {
         let waiting = (self.queue as u64 + 1) * self.n_ctx as u64 * size_of::<u32>() as u64;
-        RUNTIME_BYTES + self.max_body() as u64 * (BODIES as u64 + READING) + waiting
+        let probabilities = self.parallel as u64 * logprobs::MAX_ENTRIES as u64 * size_of::<(u32, f32)>() as u64;
+        RUNTIME_BYTES + self.max_body() as u64 * (BODIES as u64 + READING) + waiting + probabilities
     }
 }
 
@@ -86,15 +90,19 @@ pub struct Config {
     pub api_key: Option<String>,
     /// As the budget was made for.
     pub limits: Limits,
+    /// Expert slots go back to the system after so long without a request.
+    pub idle_release: Option<Duration>,
+    /// Where lines about requests go.
+    pub log: Arc<Log>,
 }
 
-/// Serves on this thread and another until `stop` says so, and returns the session. Requests that are being answered then have
+/// Serves on this thread and another until `stop` says so, and returns the engine. Requests that are being answered then have
 /// ten seconds to end; the others, and what has not ended by then, get an error that says why.
 ///
 /// # Errors
 /// Where the system refuses the listener or the thread.
-pub fn serve(session: Session, config: Config, stop: impl Fn() -> bool + Send + 'static) -> Result<Session> {
-    let Config { listener, converser, model, sampling, api_key, limits } = config;
+pub fn serve(engine: Engine, config: Config, stop: impl Fn() -> bool + Send + 'static) -> Result<Engine> {
+    let Config { listener, converser, model, sampling, api_key, limits, idle_release, log } = config;
     let converser = Arc::new(converser);
     let (jobs, queue) = mpsc::channel(limits.queue);
     let metrics = Arc::new(metrics::Metrics::default());
@@ -141,9 +149,10 @@ pub fn serve(session: Session, config: Config, stop: impl Fn() -> bool + Send + 
     });
     let connections = connections.map_err(refused)?;
     // Ends when the connections' thread has, which holds the only other end of the queue.
-    let session = engine::run(session, &converser.tokenizer, queue, &metrics, &ended);
+    let shared = engine::Shared { metrics, ended, log, idle_release };
+    let engine = engine::run(engine, &converser.tokenizer, queue, &shared);
     let _ = connections.join();
-    Ok(session)
+    Ok(engine)
 }
 
 /// A listener on `host` and `port`, and where it is: port 0 is any free one.
@@ -157,4 +166,5 @@ pub fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
+pub use engine::Log;
 pub use http::url;

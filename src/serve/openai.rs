@@ -1,18 +1,23 @@
 //! `/v1/chat/completions` and `/v1/completions`: requests, and replies whole or as a stream of events.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{
-    engine::Outcome,
+    engine::{Probs, timings},
     error::ApiError,
     fields::{Fields, wrong},
     generation::{self, Generation, HARMLESS},
+    logprobs,
     reply::{Form, Said},
     state::State,
 };
 use crate::{
     chat::{Delta, Settings},
+    converse::Converser,
     generate::{Finish, Rules},
+    scheduler::{Outcome, Request},
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -34,11 +39,11 @@ pub fn chat(mut fields: Fields, state: &State) -> Result<Generation> {
     }
     fields.refuse_unless("parallel_tool_calls", &[Value::Bool(true)])?;
     fields.refuse_unless("response_format", &[json!({"type": "text"})])?;
-    refuse_logprobs(&mut fields)?;
+    let logprobs = logprobs::of_chat(&mut fields)?;
     fields.refuse_unless("store", &[Value::Bool(false)])?;
     fields.refuse_unless("modalities", &[json!(["text"])])?;
     generation::thinking(&mut fields, converser, &mut settings)?;
-    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let (sampling, logit_bias) = generation::sampling(&mut fields, state)?;
     let rules = Rules {
         max_tokens: generation::max_tokens(&mut fields, ["max_completion_tokens", "max_tokens"])?,
         stop: generation::stops(&mut fields, "stop")?,
@@ -49,10 +54,9 @@ pub fn chat(mut fields: Fields, state: &State) -> Result<Generation> {
     fields.finish(HARMLESS)?;
     let prompt = converser.prompt(&messages, &settings)?;
     Ok(Generation {
-        prompt: prompt.tokens,
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
         prompt_text: prompt.text,
-        sampling,
-        rules,
+        logprobs,
         choices,
         stream,
         stream_usage,
@@ -78,11 +82,11 @@ pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
     if prompt.is_empty() {
         return Err(ApiError::field("prompt", "prompt is empty"));
     }
-    refuse_logprobs(&mut fields)?;
+    let logprobs = logprobs::of_completion(&mut fields)?;
     fields.refuse_unless("best_of", &[Value::from(1)])?;
     fields.refuse_unless("echo", &[Value::Bool(false)])?;
     fields.refuse_unless("suffix", &[])?;
-    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let (sampling, logit_bias) = generation::sampling(&mut fields, state)?;
     let rules = Rules {
         max_tokens: fields.integer("max_tokens", 0, u64::from(u32::MAX))?.map_or(Some(256), |n| Some(n as usize)),
         stop: generation::stops(&mut fields, "stop")?,
@@ -91,13 +95,8 @@ pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
     };
     let (choices, stream, stream_usage) = generation::delivery(&mut fields)?;
     fields.finish(HARMLESS)?;
-    Ok(Generation { prompt, prompt_text, sampling, rules, choices, stream, stream_usage, tools: Vec::new() })
-}
-
-/// The sampler gives no probabilities.
-fn refuse_logprobs(fields: &mut Fields) -> Result<()> {
-    fields.refuse_unless("logprobs", &[Value::Bool(false)])?;
-    fields.refuse_unless("top_logprobs", &[Value::from(0)])
+    let request = Request { prompt, sampling, logit_bias, rules };
+    Ok(Generation { request, prompt_text, logprobs, choices, stream, stream_usage, tools: Vec::new() })
 }
 
 /// Why an answer ended, in OpenAI's words.
@@ -133,11 +132,36 @@ pub struct OpenAi {
     pub created: u64,
     /// Whether a stream ends with usage.
     pub usage: bool,
-    /// Calls of each choice so far.
-    pub calls: Vec<usize>,
+    /// Knows the tokens' texts.
+    pub converser: Arc<Converser>,
+    /// Whether probabilities are wanted.
+    pub logprobs: bool,
+    /// Of each choice.
+    pub sent: Vec<Sent>,
+}
+
+/// What was sent of a choice, and waits to be.
+#[derive(Default)]
+pub struct Sent {
+    /// Calls so far.
+    calls: usize,
+    /// For the next chunk.
+    probs: Vec<Probs>,
+    /// Bytes of the tokens so far.
+    offset: usize,
 }
 
 impl OpenAi {
+    /// `logprobs` of a choice for these tokens.
+    fn probabilities(&self, probs: &[Probs], offset: &mut usize) -> Value {
+        let tokenizer = &self.converser.tokenizer;
+        match (self.logprobs, self.chat) {
+            (false, _) => Value::Null,
+            (true, true) => logprobs::chat(probs, tokenizer),
+            (true, false) => logprobs::completion(probs, tokenizer, offset),
+        }
+    }
+
     fn envelope(&self, kind: &str, choices: Value) -> Value {
         json!({
             "id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices,
@@ -145,11 +169,18 @@ impl OpenAi {
         })
     }
 
-    fn chunk(&self, choice: usize, delta: Value, finish: Option<&str>) -> Value {
+    fn chunk(&mut self, choice: usize, delta: Value, finish: Option<&str>) -> Value {
         let kind = if self.chat { "chat.completion.chunk" } else { "text_completion" };
+        let mut sent = std::mem::take(&mut self.sent[choice]);
+        let probs = match sent.probs.is_empty() {
+            true => Value::Null,
+            false => self.probabilities(&sent.probs, &mut sent.offset),
+        };
+        sent.probs.clear();
+        self.sent[choice] = sent;
         let choice = match self.chat {
-            true => json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}),
-            false => json!({"index": choice, "text": delta, "logprobs": null, "finish_reason": finish}),
+            true => json!({"index": choice, "delta": delta, "logprobs": probs, "finish_reason": finish}),
+            false => json!({"index": choice, "text": delta, "logprobs": probs, "finish_reason": finish}),
         };
         self.envelope(kind, json!([choice]))
     }
@@ -167,14 +198,18 @@ impl Form for OpenAi {
         }
     }
 
+    fn probs(&mut self, choice: usize, probs: Probs) {
+        self.sent[choice].probs.push(probs);
+    }
+
     fn delta(&mut self, choice: usize, delta: Delta) -> String {
         let delta = match delta {
             Delta::Content(text) if self.chat => json!({"content": text}),
             Delta::Content(text) => json!(text),
             Delta::Reasoning(text) => json!({"reasoning_content": text}),
             Delta::Call(call) => {
-                let index = self.calls[choice];
-                self.calls[choice] += 1;
+                let index = self.sent[choice].calls;
+                self.sent[choice].calls += 1;
                 let function = json!({"name": call.name, "arguments": call.arguments});
                 json!({"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": function}]})
             }
@@ -183,9 +218,9 @@ impl Form for OpenAi {
     }
 
     fn end(&mut self, choice: usize, outcome: &Outcome) -> String {
-        let finish = reason(outcome.finish, self.calls[choice] > 0);
+        let finish = reason(outcome.finish, self.sent[choice].calls > 0);
         let mut chunk = self.chunk(choice, if self.chat { json!({}) } else { json!("") }, Some(finish));
-        chunk["timings"] = outcome.timings();
+        chunk["timings"] = timings(outcome);
         event(&chunk)
     }
 
@@ -208,8 +243,9 @@ impl Form for OpenAi {
         let outcomes: Vec<_> = said.iter().map(|said| said.outcome).collect();
         let choices = said.into_iter().enumerate().map(|(index, said)| {
             let finish = reason(said.outcome.finish, !said.calls.is_empty());
+            let probs = self.probabilities(&said.probs, &mut 0);
             if !self.chat {
-                return json!({"index": index, "text": said.content, "logprobs": null, "finish_reason": finish});
+                return json!({"index": index, "text": said.content, "logprobs": probs, "finish_reason": finish});
             }
             let content = if said.content.is_empty() && !said.calls.is_empty() { Value::Null } else { json!(said.content) };
             let mut message = json!({"role": "assistant", "content": content});
@@ -222,13 +258,13 @@ impl Form for OpenAi {
                 };
                 message["tool_calls"] = said.calls.iter().map(call).collect();
             }
-            json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish})
+            json!({"index": index, "message": message, "logprobs": probs, "finish_reason": finish})
         });
         let choices = choices.collect();
         let mut reply = self.envelope(if self.chat { "chat.completion" } else { "text_completion" }, choices);
         reply["usage"] = usage(&outcomes);
         if let [.., last] = &outcomes[..] {
-            reply["timings"] = last.timings();
+            reply["timings"] = timings(last);
         }
         reply
     }

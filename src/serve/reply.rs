@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -19,12 +19,16 @@ use serde_json::Value;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    engine::{Job, Outcome, Update},
+    engine::{Job, Probs, SHUTTING_DOWN, Update},
     error::{ApiError, Dialect, json_response},
     generation::Generation,
+    logprobs,
     state::State,
 };
-use crate::chat::{Delta, Parser, ToolCall, Tools};
+use crate::{
+    chat::{Delta, Parser, ToolCall, Tools},
+    scheduler::Outcome,
+};
 
 /// Between two signs of life of a stream without events.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -43,6 +47,8 @@ pub struct Said {
     pub content: String,
     /// What it called.
     pub calls: Vec<ToolCall>,
+    /// How likely its tokens were, where that was asked for.
+    pub probs: Vec<Probs>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -51,6 +57,8 @@ pub struct Said {
 pub trait Form: Send {
     /// Events before a choice's first delta.
     fn begin(&mut self, choice: usize) -> String;
+    /// How likely the next token is, before the delta that has its text.
+    fn probs(&mut self, _choice: usize, _probs: Probs) {}
     /// Events of a delta.
     fn delta(&mut self, choice: usize, delta: Delta) -> String;
     /// Events after a choice's last delta.
@@ -86,10 +94,11 @@ pub struct Asked {
 /// # Errors
 /// 429 if it is full, 400 if the prompt is too long, 503 if the server ends.
 pub fn ask(generation: &Generation, state: &State, id: &str, reads_chat: bool) -> Result<Asked, ApiError> {
-    if generation.prompt.len() > state.n_ctx {
-        let (n, n_ctx) = (generation.prompt.len(), state.n_ctx);
+    let (n, n_ctx) = (generation.request.prompt.len(), state.n_ctx);
+    if n > n_ctx {
         return Err(ApiError::bad(format!("the prompt has {n} tokens, and the context holds {n_ctx}")));
     }
+    logprobs::check(generation.logprobs, &generation.request.rules, n, n_ctx)?;
     let guard = Guard(Arc::default());
     let (mut answers, mut parsers) = (Vec::new(), Vec::new());
     let plain = crate::chat::Family::of_template("");
@@ -103,11 +112,17 @@ pub fn ask(generation: &Generation, state: &State, id: &str, reads_chat: bool) -
     })?;
     for (choice, place) in (0..).zip(places) {
         let (updates, answer) = mpsc::unbounded_channel();
-        let mut sampling = generation.sampling;
-        sampling.seed = sampling.seed.wrapping_add(choice);
-        let (prompt, rules) = (generation.prompt.clone(), generation.rules.clone());
+        let mut request = generation.request.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add(choice);
         state.metrics.enqueued();
-        place.send(Job { prompt, sampling, rules, updates, cancelled: guard.0.clone() });
+        place.send(Job {
+            id: id.to_owned(),
+            request,
+            logprobs: generation.logprobs,
+            updates,
+            cancelled: guard.0.clone(),
+            queued: Instant::now(),
+        });
         answers.push(answer);
         parsers.push(Parser::new(family, Tools::new(&generation.tools), &generation.prompt_text));
     }
@@ -121,8 +136,10 @@ fn lost() -> ApiError {
 
 /// What the engine could not do.
 fn failure(sentence: String) -> ApiError {
-    let closing = ApiError::shutting_down();
-    if sentence == closing.message { closing } else { ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, sentence) }
+    match sentence == SHUTTING_DOWN {
+        true => ApiError::shutting_down(),
+        false => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, sentence),
+    }
 }
 
 /// Gives a call an id where the model gave none.
@@ -141,7 +158,7 @@ pub async fn whole(mut asked: Asked, mut form: Box<dyn Form>, dialect: Dialect) 
     let mut all = Vec::new();
     let mut n_calls = 0;
     for (answer, parser) in asked.answers.iter_mut().zip(&mut asked.parsers) {
-        let (mut reasoning, mut content, mut calls) = (String::new(), String::new(), Vec::new());
+        let (mut reasoning, mut content, mut calls, mut probs) = (String::new(), String::new(), Vec::new(), Vec::new());
         let mut take = |deltas: Vec<Delta>| {
             for delta in deltas {
                 match with_id(delta, &asked.id, &mut n_calls) {
@@ -153,14 +170,17 @@ pub async fn whole(mut asked: Asked, mut form: Box<dyn Form>, dialect: Dialect) 
         };
         let outcome = loop {
             match answer.recv().await {
-                Some(Update::Text(text)) => take(parser.push(&text)),
+                Some(Update::Text(text, prob)) => {
+                    probs.extend(prob);
+                    take(parser.push(&text));
+                }
                 Some(Update::Done(outcome)) => break outcome,
                 Some(Update::Failed(sentence)) => return failure(sentence).response(dialect),
                 None => return lost().response(dialect),
             }
         };
         take(parser.finish());
-        all.push(Said { reasoning, content, calls, outcome });
+        all.push(Said { reasoning, content, calls, probs, outcome });
     }
     drop(asked.guard);
     json_response(StatusCode::OK, &form.whole(all))
@@ -195,7 +215,10 @@ async fn events(
         let outcome = loop {
             match timeout(KEEP_ALIVE, answer.recv()).await {
                 Err(_) => send(pieces, ": still here\n\n".to_owned()).await?,
-                Ok(Some(Update::Text(text))) => {
+                Ok(Some(Update::Text(text, probs))) => {
+                    if let Some(probs) = probs {
+                        form.probs(choice, probs);
+                    }
                     for delta in parser.push(&text) {
                         send(pieces, form.delta(choice, with_id(delta, id, &mut calls))).await?;
                     }

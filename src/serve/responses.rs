@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    engine::Outcome,
+    engine::timings,
     error::{ApiError, Dialect},
     fields::{Fields, wrong},
     generation::{self, Generation, HARMLESS, text_of},
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     chat::{Delta, Message, Role, Settings, ToolCall},
     generate::{Finish, Rules},
+    scheduler::{Outcome, Request},
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -66,7 +67,7 @@ pub fn request(mut fields: Fields, state: &State) -> Result<Generation> {
     ] {
         fields.refuse_unless(name, &[idle, json!([])])?;
     }
-    let sampling = generation::sampling(&mut fields, state.sampling)?;
+    let (sampling, logit_bias) = generation::sampling(&mut fields, state)?;
     let rules = Rules {
         max_tokens: fields.integer("max_output_tokens", 1, u64::from(u32::MAX))?.map(|n| n as usize),
         visible: converser.visible(),
@@ -76,10 +77,9 @@ pub fn request(mut fields: Fields, state: &State) -> Result<Generation> {
     fields.finish(HARMLESS)?;
     let prompt = converser.prompt(&messages, &settings)?;
     Ok(Generation {
-        prompt: prompt.tokens,
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
         prompt_text: prompt.text,
-        sampling,
-        rules,
+        logprobs: None,
         choices: 1,
         stream,
         stream_usage: false,
@@ -189,7 +189,7 @@ impl Responses {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": self.model,
             "error": null, "incomplete_details": incomplete, "instructions": null, "metadata": {}, "output": self.items,
             "parallel_tool_calls": true, "temperature": null, "tool_choice": "auto", "tools": [], "top_p": null,
-            "store": false, "usage": usage, "timings": outcome.map(Outcome::timings),
+            "store": false, "usage": usage, "timings": outcome.map(timings),
         })
     }
 

@@ -84,7 +84,8 @@ impl Drop for Server {
 /// What comes back for these bytes until the connection ends.
 pub fn raw(address: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // Long enough for an unoptimised build on a busy machine.
+    stream.set_read_timeout(Some(Duration::from_secs(600))).unwrap();
     // A server that has read enough closes before all is written.
     let _ = stream.write_all(bytes);
     let mut reply = Vec::new();

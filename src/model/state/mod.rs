@@ -159,15 +159,64 @@ impl Sequence {
     /// # Panics
     /// If it is of a sequence of another shape.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.check_restore(checkpoint)?;
         let len = checkpoint.tokens.len();
-        if self.tokens.get(..len) != Some(&*checkpoint.tokens) {
-            let message = format!("the first {len} tokens of the sequence are no longer those of its checkpoint");
-            return Err(Error::invalid(message));
-        }
         self.rows.restore(len, &checkpoint.rows);
         self.memory.restore(&checkpoint.memory);
         self.len = len;
         Ok(())
+    }
+
+    /// Whether [`Sequence::restore`] can go to a checkpoint of this sequence.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn check_restore(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let len = checkpoint.tokens.len();
+        if self.tokens.get(..len) == Some(&*checkpoint.tokens) {
+            return Ok(());
+        }
+        let message = format!("the first {len} tokens of the sequence are no longer those of its checkpoint");
+        Err(Error::invalid(message))
+    }
+
+    /// Becomes the first `len` tokens of `other`, a sequence of the same model and shape, as if they had come here.
+    ///
+    /// # Errors
+    /// As [`Sequence::check_rewind`] of `other`; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the sequences differ in shape.
+    pub fn copy_from(&mut self, other: &Sequence, len: usize) -> Result<()> {
+        other.check_rewind(len)?;
+        self.take_rows(other, len);
+        match len {
+            0 => self.clear(),
+            // Recurrent memories are only ever copied where they are.
+            _ => self.memory.restore(other.memory.now()),
+        }
+        Ok(())
+    }
+
+    /// [`Sequence::copy_from`] with a checkpoint of `other`, for what cannot be rewound.
+    ///
+    /// # Errors
+    /// As [`Sequence::restore`] of `other`; nothing has changed then.
+    ///
+    /// # Panics
+    /// If the sequences differ in shape.
+    pub fn copy_checkpoint(&mut self, other: &Sequence, checkpoint: &Checkpoint) -> Result<()> {
+        other.check_restore(checkpoint)?;
+        self.take_rows(other, checkpoint.tokens.len());
+        self.restore(checkpoint)
+    }
+
+    fn take_rows(&mut self, other: &Sequence, len: usize) {
+        assert_eq!(self.n_ctx, other.n_ctx, "sequences of one engine have one shape");
+        self.rows.copy_from(&other.rows, len);
+        self.tokens.clear();
+        self.tokens.extend_from_slice(&other.tokens[..len]);
+        self.len = len;
     }
 
     /// `n` tokens are about to come: what lies behind the sequence will be overwritten.

@@ -203,6 +203,24 @@ impl Rows {
         }
     }
 
+    /// Becomes what `other`, of the same shape, holds of its first `len` positions.
+    pub fn copy_from(&mut self, other: &Rows, len: usize) {
+        for (to, from) in self.attentions.iter_mut().zip(&other.attentions) {
+            let size = from.size;
+            // Of a window all rows, since their places say nothing of their order.
+            let n = size.behind.map_or(len.next_multiple_of(KEY_TILE).min(size.rows), |_| size.rows);
+            let mut start = from.start;
+            for row in size.row_bytes {
+                for head in 0..size.heads {
+                    let at = start + head * size.rows * row;
+                    self.memory[at..at + n * row].copy_from_slice(&other.memory[at..at + n * row]);
+                }
+                start += size.heads * size.rows * row;
+            }
+            to.first = from.first;
+        }
+    }
+
     /// Adds what would be overwritten to `to`: of what sees everything, nothing.
     pub fn save(&mut self, len: usize, to: &mut Vec<u8>) {
         self.each_piece(len, |piece| to.extend_from_slice(piece));
