@@ -5,9 +5,11 @@ use std::{fmt, str::FromStr};
 use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
-    arch,
+    Error, arch,
+    backend::cpu::kernels::{Isa, KernelChoice, Kernels},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
+    gpu::Choice,
     human_bytes,
     io::{IoKind, Layout, MAX_DEPTH},
     machine,
@@ -15,7 +17,7 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
-    session::{Options, make_plan},
+    session::{Options, Session, Vram, make_plan},
 };
 
 /// How the model runs.
@@ -52,6 +54,13 @@ pub fn warn_of_budget(gguf: &Gguf, options: &Options, quiet: bool) {
     let told = missing_memory(asked, free, || full_bytes(gguf, options).unwrap_or(asked));
     if let Some(told) = told.filter(|_| !quiet) {
         note(format_args!("{told}"));
+    }
+}
+
+/// Has it said what there is to say of `--vram`, now and while the session runs.
+pub fn say_of_vram(session: &mut Session, quiet: bool) {
+    if !quiet {
+        session.on_vram_note(|text| note(format_args!("{text}")));
     }
 }
 
@@ -110,9 +119,57 @@ pub struct Modes {
     /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that
     #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
     scope: Option<Scope>,
+    /// Graphics card's memory that holds experts, which are computed there: 6GiB, or 40% of the model's files; auto: what the
+    /// card has free, less a reserve; off: none. The text is the same, bit for bit
+    #[arg(long, value_name = "SIZE", default_value = "off")]
+    vram: VramSize,
+    /// Number of the device for --vram, as the driver lists them from 0, or any: whatever it is and however slow
+    #[arg(long, value_name = "N", requires = "vram", value_parser = device, hide = true)]
+    vram_device: Option<Choice>,
+}
+
+/// A device for `--vram`.
+fn device(text: &str) -> Result<Choice, String> {
+    let number = || text.parse().ok().map(Choice::Number);
+    (text == "any").then_some(Choice::Any).or_else(number).ok_or_else(|| "expected any or a number".to_owned())
+}
+
+/// A budget of device memory as it was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct VramSize(Option<Memory>);
+
+impl fmt::Display for VramSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => write!(f, "off"),
+            Some(memory) => write!(f, "{memory}"),
+        }
+    }
+}
+
+impl FromStr for VramSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(VramSize(None));
+        }
+        text.parse()
+            .map(|memory| VramSize(Some(memory)))
+            .map_err(|e: String| e.replace("expected auto or", "expected off, auto or"))
+    }
 }
 
 impl Modes {
+    fn vram(&self) -> Vram {
+        match self.vram.0 {
+            None => Vram::Off,
+            Some(Memory::Auto) => Vram::Auto,
+            Some(Memory::Bytes(n)) => Vram::Bytes(n),
+            Some(Memory::Percent(p)) => Vram::Percent(p),
+        }
+    }
+
     /// The library's options for a context of `n_ctx` tokens, with budget and threads left to it.
     ///
     /// # Errors
@@ -123,6 +180,7 @@ impl Modes {
             ("--prefetch", self.prefetch.is_some()),
             ("--fill", self.fill),
             ("--scope", self.scope.is_some()),
+            ("--vram", self.vram.0.is_some()),
         ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
             return Err(Stop::usage(format!("{name} means nothing with --io page-cache, which keeps no experts")));
@@ -139,14 +197,46 @@ impl Modes {
             kv: self.kv,
             io: self.io,
             io_depth: self.io_depth,
-            io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
+            io_memory: model_file::cache_folder().ok().map(|folder| folder.join("drives.json")),
             policy: self.policy.unwrap_or(default.policy),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
             fill: self.fill,
             scope: self.scope,
+            vram: self.vram(),
+            vram_device: self.vram_device.unwrap_or_default(),
             threads: None,
+            kernels: kernels()?,
         })
     }
+}
+
+/// The kernels that the environment asks for.
+///
+/// # Errors
+/// Names of none.
+pub fn kernels() -> hotset::Result<KernelChoice> {
+    let asked = |variable: &'static str| std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
+    let wrong = |variable: &str, names: &str, got: &str| {
+        Error::invalid(format!("{variable} must be one of {names}, not {got}"))
+    };
+    let (isa, interleave) = ("HOTSET_ISA", "HOTSET_INTERLEAVE");
+    let choice = KernelChoice {
+        isa: match asked(isa) {
+            None => None,
+            Some(name) => Some(*Isa::ALL.iter().find(|isa| isa.name() == name).ok_or_else(|| {
+                let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+                wrong(isa, &names.join(", "), &name)
+            })?),
+        },
+        interleave: match asked(interleave).as_deref() {
+            None => None,
+            Some("on") => Some(true),
+            Some("off") => Some(false),
+            Some(other) => return Err(wrong(interleave, "on, off", other)),
+        },
+    };
+    Kernels::choose(choice).map_err(|e| Error::invalid(format!("{isa}, {interleave}: {e}")))?;
+    Ok(choice)
 }
 
 /// Read paths that can be asked for.

@@ -8,8 +8,6 @@ use std::{
 
 use hotset::{
     Error, Result, arch,
-    backend::cpu::Cpu,
-    machine,
     npy::NpyWriter,
     session::{Options, Session},
     trace::{LayerEvent, TraceSink},
@@ -17,7 +15,7 @@ use hotset::{
 
 use super::{
     Ended,
-    args::{Engine, warn_of_budget},
+    args::{Engine, say_of_vram, warn_of_budget},
     model_file,
     out::Progress,
     outputs::{Force, Outputs},
@@ -79,11 +77,12 @@ pub fn run(args: &Args) -> Ended {
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };
     warn_of_budget(&gguf, &options, false);
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
-    let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
+    let backend = options.cpu()?;
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::with_backend(gguf, &options, backend, trace, &mut |done, total| bar.set(done, total))?
     };
+    say_of_vram(&mut session, false);
     let bar = Progress::tokens("logits", false);
     for batch in tokens.chunks(session.plan().n_batch) {
         for row in session.feed_all(batch)?.chunks_exact(vocab) {

@@ -14,7 +14,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count, warn_of_budget},
+    args::{Engine, count, say_of_vram, warn_of_budget},
     model_file,
     out::{Out, Progress, notes},
     stats::{Record, Stats},
@@ -77,13 +77,15 @@ pub fn run(args: &Args) -> Ended {
 
     let options = args.engine.options(&gguf, args.ctx)?;
     let half = args.ctx.div_ceil(2);
-    let options = Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options };
+    let options =
+        Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options.clone() };
     let record = Record::new(&gguf);
     warn_of_budget(&gguf, &options, false);
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
+    say_of_vram(&mut session, false);
     let mut out = Out::new();
     let mut loss = Loss::default();
     for (i, window) in tokens.chunks_exact_mut(args.ctx).enumerate() {

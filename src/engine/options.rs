@@ -1,12 +1,14 @@
 //! How to run, and the split of the budget that follows.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::{
     Error, Result,
+    backend::cpu::{Cpu, kernels::KernelChoice},
     blueprint::Blueprint,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
+    gpu::Choice,
     io::{IoKind, Layout},
     machine,
     plan::{Needs, Plan, process_bytes},
@@ -16,7 +18,7 @@ use crate::{
 };
 
 /// How to run. [`Options::default`] is what the program does without flags.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The budget in bytes. `None`: four fifths of what the machine has free, at most what the model can use; and
     /// while it runs, slots are given back when the machine is short of memory, and taken again when it no longer is.
@@ -42,7 +44,7 @@ pub struct Options {
     /// Reads in flight, each on a thread where the read path has threads; `None`: what suits the read path.
     pub io_depth: Option<usize>,
     /// File in which the drive's figures are kept where [`Options::io`] is `None`; without one they are found anew.
-    pub io_memory: Option<&'static Path>,
+    pub io_memory: Option<PathBuf>,
     /// Eviction policy.
     pub policy: PolicyKind,
     /// Prefetcher.
@@ -53,6 +55,26 @@ pub struct Options {
     pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
     pub threads: Option<usize>,
+    /// Kernels that they compute with.
+    pub kernels: KernelChoice,
+    /// How much of a graphics card's memory holds experts.
+    pub vram: Vram,
+    /// Which one. A device that is not left open is used whatever it is and however slow.
+    pub vram_device: Choice,
+}
+
+/// A budget of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub enum Vram {
+    /// No device is looked for.
+    #[default]
+    Off,
+    /// What the device has free, less a reserve.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the model's files.
+    Percent(f64),
 }
 
 impl Default for Options {
@@ -74,7 +96,20 @@ impl Default for Options {
             fill: false,
             scope: None,
             threads: None,
+            kernels: KernelChoice::default(),
+            vram: Vram::Off,
+            vram_device: Choice::Best,
         }
+    }
+}
+
+impl Options {
+    /// The threads and kernels that they ask for.
+    ///
+    /// # Errors
+    /// Kernels that the CPU lacks; a thread that the system refuses.
+    pub fn cpu(&self) -> Result<Cpu> {
+        Cpu::with(self.kernels, self.threads.unwrap_or_else(|| machine::cores().threads()))
     }
 }
 
@@ -82,14 +117,14 @@ impl Default for Options {
 /// that one pool serves all layers, there is nothing to evict by, and no room for what is not wanted yet.
 pub(super) fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
-        return *options;
+        return options.clone();
     }
     Options {
         scope: Some(Scope::Global),
         policy: PolicyKind::Lru,
         prefetch: PrefetchKind::Off,
         fill: false,
-        ..*options
+        ..options.clone()
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod dice;
 pub mod hub;
+pub mod isa;
 pub mod mutate;
 pub mod npz;
 pub mod numpy_rng;

@@ -15,7 +15,7 @@ mod sync;
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use kernels::Kernels;
+use kernels::{KernelChoice, Kernels};
 use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
@@ -60,16 +60,29 @@ impl<T> Out<T> {
 }
 
 impl Cpu {
-    /// `threads` threads with the best kernels that the CPU has, or those that `HOTSET_ISA` names.
+    /// `threads` threads with the best kernels that the CPU has.
     ///
     /// # Errors
-    /// `HOTSET_ISA` names what is not there; or the system refuses a thread.
+    /// The system refuses a thread.
     pub fn new(threads: usize) -> Result<Self> {
-        let kernels = Kernels::detect()?;
+        Self::with(KernelChoice::default(), threads)
+    }
+
+    /// `threads` threads with these kernels.
+    ///
+    /// # Errors
+    /// The CPU lacks them; or the system refuses a thread.
+    pub fn with(choice: KernelChoice, threads: usize) -> Result<Self> {
+        let kernels = Kernels::choose(choice)?;
         let pool =
             Pool::new(threads).map_err(|e| Error::invalid(format!("cannot start {threads} compute threads: {e}")))?;
         let attention = attention::Scratch::new(pool.threads());
         Ok(Self { kernels, pool, attention })
+    }
+
+    /// The kernels, for people.
+    pub fn isa(&self) -> String {
+        self.kernels.name()
     }
 
     /// Threads that compute.
@@ -151,6 +164,10 @@ impl Backend for Cpu {
     fn describe(&self) -> String {
         let n = self.threads();
         format!("{}, {n} thread{}", self.kernels.name(), if n == 1 { "" } else { "s" })
+    }
+
+    fn is_cpu(&self) -> bool {
+        true
     }
 
     fn prepare(&mut self, rows: &mut Rows) {
