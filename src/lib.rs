@@ -109,6 +109,7 @@ pub mod expert;
 pub mod generate;
 #[doc(hidden)]
 pub mod gguf;
+#[doc(hidden)]
 pub mod gpu;
 pub mod id;
 #[doc(hidden)]

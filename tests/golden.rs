@@ -82,6 +82,8 @@ const MORE_MODELS: &[&str] = &[
     "mistral4",
     "deepseek32",
     "glm-dsa",
+    "kimi-linear",
+    "bailingmoe3",
 ];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;

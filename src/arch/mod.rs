@@ -7,6 +7,7 @@
 
 mod afmoe;
 mod bailingmoe2;
+mod bailingmoe3;
 mod cohere2moe;
 mod dbrx;
 mod deepseek2;
@@ -24,6 +25,7 @@ mod granitemoe;
 mod grok;
 mod hunyuan_moe;
 mod hy_v3;
+mod kimi_linear;
 mod laguna;
 mod lfm2moe;
 mod llama;
@@ -62,6 +64,7 @@ pub struct Arch {
 const ARCHS: &[Arch] = &[
     afmoe::ARCH,
     bailingmoe2::ARCH,
+    bailingmoe3::ARCH,
     cohere2moe::ARCH,
     dbrx::ARCH,
     deepseek2::ARCH,
@@ -79,6 +82,7 @@ const ARCHS: &[Arch] = &[
     grok::ARCH,
     hunyuan_moe::ARCH,
     hy_v3::ARCH,
+    kimi_linear::ARCH,
     laguna::ARCH,
     lfm2moe::ARCH,
     llama::ARCH,
@@ -98,6 +102,11 @@ const ARCHS: &[Arch] = &[
     smallthinker::ARCH,
     step35::ARCH,
 ];
+
+/// Their names, as `general.architecture` has them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ARCHS.iter().map(|arch| arch.name)
+}
 
 /// What the model in a file is. No key and no tensor of the file is left over that could change what it computes.
 ///
@@ -134,7 +143,7 @@ pub fn shape(gguf: &Gguf) -> Result<Shape> {
 fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
     let name = gguf.meta().require_str("general.architecture")?;
     let Some(arch) = ARCHS.iter().find(|arch| arch.name == name) else {
-        let known = ARCHS.iter().map(|arch| arch.name).collect::<Vec<_>>().join(", ");
+        let known = names().collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(
             gguf.path(),
             "the architecture",

@@ -12,6 +12,7 @@ mod attention;
 mod experts;
 mod ffn;
 mod heads;
+mod kda;
 mod layer;
 mod reader;
 mod recurrent;
@@ -27,7 +28,7 @@ pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score
 pub use heads::{FullLayers, LatentSizes};
 pub use layer::LayerReader;
 pub use reader::Reader;
-pub use recurrent::{Conv, DeltaNet, KeyHeads, Mamba2, Rates, ShortConv};
+pub use recurrent::{Conv, Decay, DeltaNet, KeyHeads, LowRank, Mamba2, Rates, ShortConv};
 pub use role::Role;
 pub use shape::{Shape, elements};
 pub use state::State;

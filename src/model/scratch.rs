@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch, Gqa, Part},
+    blueprint::{Block, Blueprint, Branch, Part},
     id::ExpertId,
     quant::block::CHUNK,
     trace::Routed,
@@ -40,7 +40,7 @@ pub struct Scratch {
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * v)
     pub(super) attended: Rows,
-    /// Short rows of latent attention. (n_batch, [`Latent::low_cols`])
+    /// Short rows of latent attention, and between two matrices of one product. (n_batch, [`low_cols`])
     pub(super) low: Rows,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
@@ -148,8 +148,12 @@ fn attended_cols(m: &Blueprint) -> usize {
 }
 
 fn low_cols(m: &Blueprint) -> usize {
-    let of = |gqa: &Gqa| gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head));
-    m.attentions().map(of).max().unwrap_or(0)
+    let of = |part: &Part| match part {
+        Part::Gqa(gqa) => gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head)),
+        Part::DeltaNet(net) => net.rank(),
+        Part::Mamba2(_) | Part::ShortConv(_) | Part::Dense(_) | Part::Moe(_) => 0,
+    };
+    m.parts().map(of).max().unwrap_or(0)
 }
 
 fn max_pairs(m: &Blueprint, n_batch: usize) -> usize {

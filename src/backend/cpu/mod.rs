@@ -20,7 +20,8 @@ use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
 use super::{
-    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, Rotation, Rows,
+    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product, Recurrence, Rotation,
+    Rows,
 };
 use crate::{
     Error, Result,
@@ -29,9 +30,6 @@ use crate::{
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
 const TOKENS: usize = 144;
-
-/// Products that share an input: query, key and value.
-const MAX_PRODUCTS: usize = 4;
 
 /// Floats of a piece of rows that are quantised, more or less.
 const ACT_FLOATS: usize = 8 << 10;
