@@ -261,6 +261,13 @@ impl Plan {
     }
 }
 
+/// Slots of a device's memory for each MoE layer, whose experts take `slot_bytes[i]` there: as many for every layer as fit into
+/// `bytes`, at most `n_expert`.
+pub fn device_slots(slot_bytes: &[u64], n_expert: usize, bytes: u64) -> Vec<usize> {
+    let pool = |&slot_bytes: &u64| Pool { slot_bytes, least: 0, most: n_expert, layers: 1 };
+    deal(&slot_bytes.iter().map(pool).collect::<Vec<_>>(), bytes)
+}
+
 /// A pool of slots.
 #[derive(Clone, Copy, Debug)]
 struct Pool {

@@ -10,12 +10,13 @@ use crate::{
     backend::{Backend, cpu::Cpu},
     engine::Engine,
     gguf::Gguf,
+    gpu::Device,
     io::{Files, IoEngine},
     model::{Batch, Sequence, Span, Want},
     trace::{Phase, TraceSink},
 };
 
-pub use crate::engine::{Options, PlainReads, Timing, make_plan, plain_reads};
+pub use crate::engine::{Options, PlainReads, Timing, Vram, make_plan, plain_reads};
 
 /// See the module. Generic over the arithmetic, so that tests can run the reference beside the fast one.
 pub struct Session<B: Backend = Cpu>(Engine<B>);
@@ -61,6 +62,20 @@ impl<B: Backend> Session<B> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         Engine::with_backend(gguf, &one(options), backend, trace, progress).map(Self)
+    }
+
+    /// [`Session::open`] with arithmetic of the caller's choice, and a device where [`Options::vram`] asks for one.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn with_device(
+        gguf: Gguf,
+        options: &Options,
+        backend: B,
+        device: Box<dyn Device>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        Engine::with_device(gguf, &one(options), backend, device, progress).map(Self)
     }
 
     /// [`Session::with_backend`] with a read engine of the caller's choice, made on the model's files.

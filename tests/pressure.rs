@@ -78,7 +78,7 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
     for (phase, tokens) in batches.chain(rest.chunks(1).map(|tokens| (Phase::Decode, tokens))) {
         let first_pos = sequence[0].len() as u32;
         let spans = [Span { seq: 0, first_pos, rows: 0..tokens.len(), phase, want: Want::All }];
-        let workspace = Workspace { backend: &mut backend, experts: &mut experts, scratch: &mut scratch };
+        let workspace = Workspace { backend: &mut backend, experts: &mut experts, tier: None, scratch: &mut scratch };
         model.forward(workspace, &Batch { tokens, spans: &spans }, &mut sequence).unwrap();
         all.extend(scratch.logits()[..tokens.len() * model.blueprint.n_vocab].iter().map(|x| x.to_bits()));
         if phase == Phase::Decode {

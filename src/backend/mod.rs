@@ -343,6 +343,10 @@ impl Recurrence<'_> {
 pub trait Backend: Send {
     /// What runs, for people: "avx512vnni, 2 threads".
     fn describe(&self) -> String;
+    /// Whether it gives the CPU's bits, which devices beside it give too.
+    fn is_cpu(&self) -> bool {
+        false
+    }
     /// Makes written rows ready for products.
     fn prepare(&mut self, rows: &mut Rows);
     /// Brings whole tiles of a matrix that is used again and again into the order with which products are fastest, and says

@@ -7,8 +7,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
     Error, arch,
     backend::cpu::kernels::{Isa, KernelChoice, Kernels},
+    engine,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
+    gpu::Choice,
     human_bytes,
     io::{IoKind, Layout, MAX_DEPTH},
     machine,
@@ -16,7 +18,7 @@ use hotset::{
     policy::PolicyKind,
     prefetch::PrefetchKind,
     quant::GgmlType,
-    session::{Options, make_plan},
+    session::{Options, Vram, make_plan},
 };
 
 /// How the model runs.
@@ -53,6 +55,13 @@ pub fn warn_of_budget(gguf: &Gguf, options: &Options, quiet: bool) {
     let told = missing_memory(asked, free, || full_bytes(gguf, options).unwrap_or(asked));
     if let Some(told) = told.filter(|_| !quiet) {
         note(format_args!("{told}"));
+    }
+}
+
+/// Has it said what there is to say of `--vram`, now and while the session runs.
+pub fn say_of_vram(session: &mut engine::Engine, quiet: bool) {
+    if !quiet {
+        session.on_vram_note(|text| note(format_args!("{text}")));
     }
 }
 
@@ -111,9 +120,57 @@ pub struct Modes {
     /// Slots: a pool for each layer, or one for all; default: layer, or global where the budget is too small for that
     #[arg(long, value_name = "SCOPE", value_parser = named(SCOPES, Scope::name))]
     scope: Option<Scope>,
+    /// Graphics card's memory that holds experts, which are computed there: 6GiB, or 40% of the model's files; auto: what the
+    /// card has free, less a reserve; off: none. The text is the same, bit for bit
+    #[arg(long, value_name = "SIZE", default_value = "off")]
+    vram: VramSize,
+    /// Number of the device for --vram, as the driver lists them from 0, or any: whatever it is and however slow
+    #[arg(long, value_name = "N", requires = "vram", value_parser = device, hide = true)]
+    vram_device: Option<Choice>,
+}
+
+/// A device for `--vram`.
+fn device(text: &str) -> Result<Choice, String> {
+    let number = || text.parse().ok().map(Choice::Number);
+    (text == "any").then_some(Choice::Any).or_else(number).ok_or_else(|| "expected any or a number".to_owned())
+}
+
+/// A budget of device memory as it was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct VramSize(Option<Memory>);
+
+impl fmt::Display for VramSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => write!(f, "off"),
+            Some(memory) => write!(f, "{memory}"),
+        }
+    }
+}
+
+impl FromStr for VramSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(VramSize(None));
+        }
+        text.parse()
+            .map(|memory| VramSize(Some(memory)))
+            .map_err(|e: String| e.replace("expected auto or", "expected off, auto or"))
+    }
 }
 
 impl Modes {
+    fn vram(&self) -> Vram {
+        match self.vram.0 {
+            None => Vram::Off,
+            Some(Memory::Auto) => Vram::Auto,
+            Some(Memory::Bytes(n)) => Vram::Bytes(n),
+            Some(Memory::Percent(p)) => Vram::Percent(p),
+        }
+    }
+
     /// The library's options for a context of `n_ctx` tokens, with budget and threads left to it.
     ///
     /// # Errors
@@ -124,6 +181,7 @@ impl Modes {
             ("--prefetch", self.prefetch.is_some()),
             ("--fill", self.fill),
             ("--scope", self.scope.is_some()),
+            ("--vram", self.vram.0.is_some()),
         ];
         if let (Some(IoKind::PageCache), Some((name, _))) = (self.io, of_a_cache.iter().find(|(_, given)| *given)) {
             return Err(Stop::usage(format!("{name} means nothing with --io page-cache, which keeps no experts")));
@@ -145,6 +203,8 @@ impl Modes {
             prefetch: self.prefetch.unwrap_or(default.prefetch),
             fill: self.fill,
             scope: self.scope,
+            vram: self.vram(),
+            vram_device: self.vram_device.unwrap_or_default(),
             threads: None,
             kernels: kernels()?,
         })

@@ -24,10 +24,11 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Memory, Modes, count, file_bytes, kv_name, warn_of_budget},
+    args::{Memory, Modes, count, file_bytes, kv_name, say_of_vram, warn_of_budget},
     model_file,
     out::{Out, Progress, note},
     profile::Profile,
+    stats::Device,
     text::{Limit, read_text},
 };
 
@@ -322,6 +323,7 @@ fn setup(
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
+    say_of_vram(&mut session, false);
     if args.warmup_prompt > 0 {
         session.feed(&tokens.take(args.warmup_prompt), &mut |_| {})?;
     }
@@ -451,6 +453,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
     let (plan, blueprint) = (session.plan(), session.blueprint());
     let (io, policy, prefetch) = session.modes();
     let rates = Rates::new(&sums.tok_s);
+    let vram = Device::of(session);
     let requests = sums.hit + sums.late + sums.miss;
     let share = |n: u64| (requests > 0).then(|| n as f64 / requests as f64);
     let profile = Profile::of(&sums.pace, test.name(), session.io_depth());
@@ -484,6 +487,10 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         policy,
         prefetch,
         prefetch_share: session.prefetch_share(),
+        vram_slots: vram.as_ref().map(|v| v.slots),
+        vram_hit_rate: vram.as_ref().and_then(|v| v.hit_rate),
+        vram_upload_bytes: vram.as_ref().map(|v| v.upload_bytes),
+        vram_device: vram.map(|v| v.device),
         scope: plan.scope.name(),
         n_batch: plan.n_batch,
         n_ctx: plan.n_ctx,

@@ -15,7 +15,7 @@ use hotset::{
 
 use super::{
     Ended,
-    args::{Engine, warn_of_budget},
+    args::{Engine, say_of_vram, warn_of_budget},
     model_file,
     out::Progress,
     outputs::{Force, Outputs},
@@ -82,6 +82,7 @@ pub fn run(args: &Args) -> Ended {
         let bar = Progress::bytes("loading", false);
         Session::with_backend(gguf, &options, backend, trace, &mut |done, total| bar.set(done, total))?
     };
+    say_of_vram(&mut session, false);
     let bar = Progress::tokens("logits", false);
     for batch in tokens.chunks(session.plan().n_batch) {
         for row in session.feed_all(batch)?.chunks_exact(vocab) {

@@ -14,7 +14,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, count, warn_of_budget},
+    args::{Engine, count, say_of_vram, warn_of_budget},
     model_file,
     out::{Out, Progress, notes},
     stats::{Record, Stats},
@@ -85,6 +85,7 @@ pub fn run(args: &Args) -> Ended {
         let bar = Progress::bytes("loading", false);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
+    say_of_vram(&mut session, false);
     let mut out = Out::new();
     let mut loss = Loss::default();
     for (i, window) in tokens.chunks_exact_mut(args.ctx).enumerate() {

@@ -6,7 +6,7 @@ use hotset::{Result, arch, converse::Converser, engine, gguf::Gguf, human_bytes}
 
 use super::{
     Stop,
-    args::{Engine, asked_ctx, ctx, file_bytes},
+    args::{Engine, asked_ctx, ctx, file_bytes, say_of_vram},
     hot::{Start, Warm},
     model_file,
     out::{note, notes},
@@ -72,6 +72,7 @@ impl Running {
     /// # Errors
     /// As [`Start::apply`].
     pub fn begin(&self, start: &Start, engine: &mut engine::Engine) -> Result<()> {
+        say_of_vram(engine, self.quiet);
         start.apply(engine)?;
         if self.verbose {
             stats::print_plan(engine);

@@ -8,7 +8,7 @@ use hotset::{
     Result,
     backend::cpu::Cpu,
     engine,
-    expert::{CacheStats, PhaseStats, Scope},
+    expert::{CacheStats, PhaseStats, Scope, VramStats},
     gguf::Gguf,
     human_bytes, human_bytes_up, machine,
     plan::Plan,
@@ -92,12 +92,43 @@ pub struct Stats {
     cores_allowed: usize,
     /// CPUs' worth of time that the cgroup gives.
     cpu_quota: Option<f64>,
+    /// Experts in a device's memory; none without one.
+    vram: Option<Device>,
     /// Decoding, by MoE layer.
     layers: Vec<Layer>,
     /// Decoding, by token.
     tokens: Series,
     #[serde(skip)]
     budget_set: bool,
+}
+
+/// The experts in a device's memory. The fields are the JSON's keys.
+#[derive(Serialize)]
+pub struct Device {
+    /// Its name.
+    pub device: String,
+    /// Slots of all layers.
+    pub slots: usize,
+    pub slots_bytes: u64,
+    /// Experts that were computed there, and others in events of few enough tokens.
+    pub hit: u64,
+    pub miss: u64,
+    pub hit_rate: Option<f64>,
+    /// Experts that were copied there.
+    pub uploads: u64,
+    pub upload_bytes: u64,
+    pub evictions: u64,
+}
+
+impl Device {
+    /// Of a session that uses one.
+    pub fn of(session: &Session<Cpu>) -> Option<Self> {
+        let (slots, (device, slots_bytes, upload_bytes)) = (session.vram()?, session.vram_device()?);
+        let &VramStats { hit, miss, uploads, evictions } = slots.stats();
+        let hit_rate = (hit + miss > 0).then(|| hit as f64 / (hit + miss) as f64);
+        let slots = slots.n_slot();
+        Some(Self { device, slots, slots_bytes, hit, miss, hit_rate, uploads, upload_bytes, evictions })
+    }
 }
 
 /// What the verb keeps while it runs.
@@ -310,6 +341,7 @@ impl Stats {
             threads: session.threads(),
             cores_allowed: cores.allowed,
             cpu_quota: cores.quota,
+            vram: Device::of(session),
             layers: session.layer_stats().iter().map(|l| Layer { hit: l.hit, late: l.late, miss: l.miss }).collect(),
             tokens: record.tokens,
             budget_set: record.budget_set,
@@ -387,6 +419,18 @@ impl Stats {
                 self.fill_reads,
                 human_bytes(self.fill_bytes),
                 self.fill_used,
+            ));
+        }
+        if let Some(vram) = &self.vram {
+            line(format_args!(
+                "vram     {}: {} slots ({}), {} of {} experts computed there, {} ({}) copied up",
+                vram.device,
+                vram.slots,
+                human_bytes(vram.slots_bytes),
+                vram.hit,
+                vram.hit + vram.miss,
+                vram.uploads,
+                human_bytes(vram.upload_bytes),
             ));
         }
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), human_bytes);

@@ -27,7 +27,7 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, Memory, asked_ctx, count, ctx, warn_of_budget},
+    args::{Engine, Memory, asked_ctx, count, ctx, say_of_vram, warn_of_budget},
     hot, json, made, model_file,
     out::{Out, Progress, note, notes, printable},
     outputs::{Force, Outputs},
@@ -233,7 +233,10 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
 fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
     let backend = options.cpu()?;
     let bar = Progress::bytes("loading", false);
-    Session::with_backend(gguf, options, backend, Box::new(recorder), &mut |done, total| bar.set(done, total))
+    let progress = &mut |done, total| bar.set(done, total);
+    let mut session = Session::with_backend(gguf, options, backend, Box::new(recorder), progress)?;
+    say_of_vram(&mut session, false);
+    Ok(session)
 }
 
 /// Reads a prompt and continues it greedily.

@@ -7,8 +7,9 @@ mod follow;
 mod options;
 mod read_path;
 mod timing;
+mod vram;
 
-pub use options::{Options, make_plan};
+pub use options::{Options, Vram, make_plan};
 pub use read_path::{PlainReads, plain_reads};
 pub use timing::Timing;
 
@@ -26,11 +27,12 @@ use crate::{
     Error, Result, arch,
     backend::{Backend, cpu::Cpu},
     blueprint::Blueprint,
-    expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace},
+    expert::{Allowance, CacheStats, DeviceSlots, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace},
     gguf::Gguf,
+    gpu::{self, Choice, Device},
     id::ExpertId,
     io::{Files, IoEngine, IoKind},
-    model::{Batch, Model, Scratch, Sequence, Span, Workspace},
+    model::{Batch, Model, Scratch, Sequence, Span, Tier, Workspace},
     plan::Plan,
     trace::TraceSink,
 };
@@ -41,6 +43,10 @@ pub struct Engine<B: Backend = Cpu> {
     model: Model,
     backend: B,
     experts: Experts,
+    tier: Option<Tier>,
+    /// What there is to say of the tier, and who is told.
+    vram_note: Option<String>,
+    vram_listener: Option<Box<dyn FnMut(&str) + Send>>,
     /// (parallel)
     sequences: Vec<Sequence>,
     scratch: Scratch,
@@ -91,7 +97,22 @@ impl<B: Backend> Engine<B> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let engine = |gguf: &_, blueprint: &_, store: &_| read_path::choose(gguf, blueprint, store, options);
-        Self::start(gguf, options, backend, trace, engine, progress)
+        Self::start(gguf, options, backend, trace, engine, gpu::open, progress)
+    }
+
+    /// [`Engine::with_backend`] without a trace, with a device of the caller's choice where [`Options::vram`] asks for one.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn with_device(
+        gguf: Gguf,
+        options: &Options,
+        backend: B,
+        device: Box<dyn Device>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let engine = |gguf: &_, blueprint: &_, store: &_| read_path::choose(gguf, blueprint, store, options);
+        Self::start(gguf, options, backend, Box::new(()), engine, |_| Ok(device), progress)
     }
 
     /// [`Engine::with_backend`] with a read engine of the caller's choice, made on the model's files.
@@ -110,7 +131,7 @@ impl<B: Backend> Engine<B> {
             let engine = engine(store.files().clone())?;
             Ok(Chosen { engine, reason: None })
         };
-        Self::start(gguf, options, backend, trace, engine, progress)
+        Self::start(gguf, options, backend, trace, engine, gpu::open, progress)
     }
 
     fn start(
@@ -119,6 +140,7 @@ impl<B: Backend> Engine<B> {
         mut backend: B,
         trace: Box<dyn TraceSink>,
         engine: impl FnOnce(&Gguf, &Blueprint, &ExpertStore) -> Result<Chosen>,
+        device: impl FnOnce(Choice) -> Result<Box<dyn Device>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let options = &settled(options);
@@ -136,6 +158,11 @@ impl<B: Backend> Engine<B> {
         })?;
         model.interleave(&mut backend);
         let blueprint = &model.blueprint;
+        let opened = match options.vram {
+            Vram::Off => None,
+            _ if !backend.is_cpu() => Some(Err(Error::invalid("--vram: only beside the CPU's own arithmetic"))),
+            _ => Some(device(options.vram_device).and_then(|d| vram::open(d, options, blueprint, &store, &plan))),
+        };
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
         let prefetcher = options.prefetch.build(blueprint.n_expert, blueprint.n_expert_used());
         let sequence = |_| Sequence::new(blueprint, options.kv, plan.n_ctx, plan.n_batch);
@@ -143,12 +170,34 @@ impl<B: Backend> Engine<B> {
         let scratch = Scratch::new(blueprint, plan.scratch());
         let mut experts = Experts::new(cache, prefetcher, trace);
         experts.fill_free_slots(options.fill);
+        let (tier, vram_note) = match opened {
+            None => (None, None),
+            Some(Err(e)) => (None, Some(format!("{e}; --vram is off"))),
+            Some(Ok(vram::Opened { tier, slots, note })) => {
+                experts.use_vram(slots);
+                (Some(tier), note)
+            }
+        };
         let (timing, memory_bytes) = (Timing::default(), Arc::new(AtomicU64::new(plan.budget_bytes)));
         if options.memory_bytes.is_none() {
             let follow = Follow::new(plan.clone(), memory_bytes.clone());
             experts.follow(follow.map(|follow| Box::new(follow) as Box<dyn Allowance>));
         }
-        Ok(Self { path, model, backend, experts, sequences, scratch, plan, io_reason, timing, memory_bytes })
+        Ok(Self {
+            path,
+            model,
+            backend,
+            experts,
+            tier,
+            vram_note,
+            vram_listener: None,
+            sequences,
+            scratch,
+            plan,
+            io_reason,
+            timing,
+            memory_bytes,
+        })
     }
 
     /// Sets another budget for the running engine, from [`Plan::least_bytes`] to the one that it was opened with. Slots
@@ -247,8 +296,15 @@ impl<B: Backend> Engine<B> {
     pub fn step(&mut self, batch: &Batch<'_>) -> Result<()> {
         self.check(batch)?;
         let start = Instant::now();
-        let Self { model, backend, experts, scratch, sequences, .. } = self;
-        model.forward(Workspace { backend, experts, scratch }, batch, sequences)?;
+        let Self { model, backend, experts, tier, scratch, sequences, .. } = self;
+        let tier = tier.as_mut();
+        let done = model.forward(Workspace { backend, experts, tier, scratch }, batch, sequences);
+        if let Some(why) = self.tier.as_ref().and_then(Tier::off) {
+            self.vram_note = Some(why.to_owned());
+            self.tier = None;
+            self.say_vram_note();
+        }
+        done?;
         self.timing.add(batch.spans, start.elapsed());
         Ok(())
     }
@@ -369,6 +425,26 @@ impl<B: Backend> Engine<B> {
     /// What the cache counted.
     pub fn stats(&self) -> &CacheStats {
         self.experts.stats()
+    }
+    /// The slots in a device's memory, if experts are kept there.
+    pub fn vram(&self) -> Option<&DeviceSlots> {
+        self.experts.vram()
+    }
+    /// The device, and bytes of its slots, and bytes that were copied to them.
+    pub fn vram_device(&self) -> Option<(String, u64, u64)> {
+        self.tier.as_ref().map(|tier| (tier.describe(), tier.slots_bytes(), tier.uploaded_bytes()))
+    }
+    /// From now on, `listener` is told what there is to say of [`Options::vram`]: that there is no device, or that it is used no
+    /// longer, and why. A sentence each time.
+    pub fn on_vram_note(&mut self, listener: impl FnMut(&str) + Send + 'static) {
+        self.vram_listener = Some(Box::new(listener));
+        self.say_vram_note();
+    }
+    fn say_vram_note(&mut self) {
+        if let (Some(listener), Some(note)) = (&mut self.vram_listener, &self.vram_note) {
+            listener(note);
+            self.vram_note = None;
+        }
     }
     /// Where decoding's time went.
     pub fn pace(&self) -> &Pace {

@@ -8,6 +8,7 @@ use crate::{
     blueprint::Blueprint,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
+    gpu::Choice,
     io::{IoKind, Layout},
     machine,
     plan::{Needs, Plan, process_bytes},
@@ -56,6 +57,24 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Kernels that they compute with.
     pub kernels: KernelChoice,
+    /// How much of a graphics card's memory holds experts.
+    pub vram: Vram,
+    /// Which one. A device that is not left open is used whatever it is and however slow.
+    pub vram_device: Choice,
+}
+
+/// A budget of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub enum Vram {
+    /// No device is looked for.
+    #[default]
+    Off,
+    /// What the device has free, less a reserve.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the model's files.
+    Percent(f64),
 }
 
 impl Default for Options {
@@ -78,6 +97,8 @@ impl Default for Options {
             scope: None,
             threads: None,
             kernels: KernelChoice::default(),
+            vram: Vram::Off,
+            vram_device: Choice::Best,
         }
     }
 }

@@ -8,13 +8,14 @@
 //! Must not know: what the bytes mean, models, arithmetic.
 
 mod allowance;
+mod elsewhere;
 mod fill;
 mod kept;
 mod rolling;
 mod victim;
 
 pub use self::allowance::Allowance;
-use self::{fill::Fill, kept::Kept, rolling::Rolling};
+use self::{elsewhere::Elsewhere, fill::Fill, kept::Kept, rolling::Rolling};
 use super::{
     stats::{CacheStats, LayerHits},
     store::ExpertStore,
@@ -197,6 +198,7 @@ pub struct ExpertCache {
     rolling: Rolling,
     kept: Kept,
     fill: Fill,
+    elsewhere: Elsewhere,
     /// Residents of each layer, those on their way included. (n_moe_layer)
     held: Vec<usize>,
     /// Layers that hold more than their share. (up to n_moe_layer)
@@ -269,6 +271,7 @@ impl ExpertCache {
             rich: Vec::with_capacity(n_layer),
             kept: Kept::new(n_layer * n_expert),
             fill: Fill::default(),
+            elsewhere: Elsewhere::new(n_layer * n_expert),
             uses: vec![0; n_layer * n_expert],
             tenants: vec![None; all.len()],
             slots: all,
@@ -348,7 +351,8 @@ impl ExpertCache {
     pub fn holds_layer(&self, layer: u16) -> bool {
         let n = self.store.n_expert();
         let first = usize::from(layer) * n;
-        self.index.get(first..first + n).is_some_and(|slots| !slots.contains(&NONE))
+        let held = |at: usize| self.index[at] != NONE || self.elsewhere.is(at);
+        first + n <= self.index.len() && (first..first + n).all(held)
     }
 
     /// Has pages made for the slots that come after a pool's first `n`.
@@ -404,29 +408,6 @@ impl ExpertCache {
             }
         }
         self.issue();
-    }
-
-    /// Fills `wanted` with the distinct experts of the event: in routing order when decoding; for a prompt those at hand
-    /// first, then the others by the number of rows, fewest first, so that the ones that the prompt used most are the
-    /// youngest residents when decoding starts.
-    fn collect(&mut self, event: LayerEvent<'_>) {
-        self.wanted.clear();
-        self.rows.fill(0);
-        for r in event.routed {
-            self.uses[r.id.layer as usize * self.store.n_expert() + r.id.expert as usize] += 1;
-            let n = &mut self.rows[r.id.expert as usize];
-            if *n == 0 {
-                self.wanted.push((*r, Want::Queued));
-            }
-            *n += 1;
-        }
-        if event.phase == Phase::Prompt {
-            let (rows, index, n_expert) = (&self.rows, &self.index, self.store.n_expert());
-            self.wanted.sort_unstable_by_key(|(Routed { id, .. }, _)| {
-                let absent = index[id.layer as usize * n_expert + id.expert as usize] == NONE;
-                (absent, rows[id.expert as usize], id.expert)
-            });
-        }
     }
 
     /// Somebody asks for what is in, or on its way to, `slot`.

@@ -9,12 +9,14 @@ mod hot;
 mod pace;
 mod stats;
 mod store;
+mod vram;
 
 pub use cache::{Allowance, ExpertCache, Scope};
 pub use hot::{Hot, HotList};
 pub use pace::{Line, Pace, Times};
 pub use stats::{CacheStats, LayerHits, PhaseStats};
 pub use store::{BLOCK_BYTES, ExpertStore, LayerStore, Matrix, REPACK_KEY, REPACK_VERSION, repack_version};
+pub use vram::{DeviceSlots, VramStats};
 
 use self::pace::Pacer;
 use crate::{
@@ -31,6 +33,7 @@ pub struct Experts {
     prefetcher: Box<dyn Prefetcher>,
     trace: Box<dyn TraceSink>,
     guesses: Vec<ExpertId>,
+    vram: Option<DeviceSlots>,
     /// The decoded token that runs, and when it began.
     token: Option<(u32, u64)>,
     pacer: Pacer,
@@ -46,7 +49,7 @@ impl Experts {
             cache.retrieve();
         }
         let (guesses, pacer) = (Vec::with_capacity(256), Pacer::new());
-        Self { cache, prefetcher, trace, guesses, token: None, pacer }
+        Self { cache, prefetcher, trace, guesses, vram: None, token: None, pacer }
     }
 
     /// See [`ExpertCache::follow`].
@@ -65,16 +68,61 @@ impl Experts {
         self.cache.obey();
         self.tell_time(event);
         let late = self.cache.stats().decode.late;
-        self.cache.request(event);
+        match &mut self.vram {
+            None => self.cache.request(event),
+            Some(vram) => {
+                vram.find(event);
+                self.cache.request_but_for(event, vram.hits());
+                vram.choose(event, &mut self.cache);
+            }
+        }
         self.guesses.clear();
         let reads = self.prefetcher.observe(event, self.cache.retrieval(), &mut self.guesses);
         let store = self.cache.store();
         let (n_layer, n_expert) = (store.layers().len(), store.n_expert());
         self.guesses.retain(|id| usize::from(id.layer) < n_layer && usize::from(id.expert) < n_expert);
+        if let Some(vram) = &self.vram {
+            self.guesses.retain(|&id| vram.slot(id).is_none());
+        }
         self.cache.prefetch(&self.guesses, reads);
         let alone = !self.cache.reads_beside() && self.cache.stats().decode.late == late;
         self.pacer.requested(event, alone.then(|| self.cache.absent_bytes()), self.cache.io().now_ns());
         self.trace.record(event);
+    }
+
+    /// Keeps experts in a device's slots too from now on.
+    pub fn use_vram(&mut self, slots: DeviceSlots) {
+        self.vram = Some(slots);
+    }
+
+    /// No longer does, and wants what it still has to compute of the event from memory: all experts but those in `done`.
+    pub fn leave_vram(&mut self, event: LayerEvent<'_>, done: &[ExpertId]) {
+        self.vram = None;
+        self.cache.nowhere_else();
+        self.cache.request_but_for(event, done);
+    }
+
+    /// The same between two events.
+    pub fn stop_vram(&mut self) {
+        self.vram = None;
+        self.cache.nowhere_else();
+    }
+
+    /// The device's slots, if there are any.
+    pub fn vram(&self) -> Option<&DeviceSlots> {
+        self.vram.as_ref()
+    }
+
+    /// The slot that an expert which was just handed out is to be copied to, if the last request chose it: once.
+    pub fn promote(&mut self, id: ExpertId) -> Option<u32> {
+        let slot = self.vram.as_mut()?.take_promotion(id)?;
+        self.cache.set_elsewhere(id, true);
+        Some(slot)
+    }
+
+    /// The clock of everything here, in nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.cache.io().now_ns()
     }
 
     /// Tells the prefetcher how long a token took when the next one begins.

@@ -31,10 +31,10 @@ pub fn check(mut device: Box<dyn Device>, shapes: &[Shape], limits: Limits) -> R
     let types: Vec<_> = shapes.iter().flat_map(|shape| shape.types).collect();
     let mut wrong = String::new();
     for soft in [false, true] {
-        let kernels = Kernels::build(&mut *device, &types, soft)?;
-        match compare(&mut *device, &kernels)? {
+        match compare(&mut *device, soft)? {
             Some(what) => wrong = what,
             None => {
+                let kernels = Kernels::build(&mut *device, &types, soft)?;
                 let mut ffns = Ffns::new(device, kernels, limits)?;
                 match compare_ffns(&mut ffns, shapes)? {
                     Some(what) => wrong = what,
@@ -99,7 +99,8 @@ fn same(a: f32, b: f32) -> bool {
 }
 
 /// What the basic operations of a device give otherwise than the CPU's, if anything.
-fn compare(device: &mut dyn Device, kernels: &Kernels) -> Result<Option<String>> {
+fn compare(device: &mut dyn Device, soft: bool) -> Result<Option<String>> {
+    let kernel = Kernels::arithmetic(device, soft)?;
     let mut dice = Dice(1);
     let operands: Vec<f32> = (0..3 * N).map(|_| dice.operand()).collect();
     let bytes: Vec<u8> = operands.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -108,7 +109,7 @@ fn compare(device: &mut dyn Device, kernels: &Kernels) -> Result<Option<String>>
     let mut push = [0; PUSH_WORDS];
     let words = [from.address, to.address].into_iter().flat_map(|a| [a as u32, (a >> 32) as u32]).chain([N as u32]);
     push.iter_mut().zip(words).for_each(|(push, word)| *push = word);
-    device.submit(&[Step::Run { kernel: kernels.arithmetic, groups: [N.div_ceil(64) as u32, 1, 1], push }])?;
+    device.submit(&[Step::Run { kernel, groups: [N.div_ceil(64) as u32, 1, 1], push }])?;
     device.wait()?;
     let mut bytes = vec![0; 20 * N];
     device.read(to, 0, &mut bytes);

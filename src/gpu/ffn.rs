@@ -214,15 +214,21 @@ impl Ffns {
         rows <= self.limits.rows
     }
 
-    /// Starts `jobs` of experts of one shape; [`Ffns::finish`] waits for them. Does nothing without jobs.
+    /// Starts `jobs` of experts of one shape; [`Ffns::finish`] waits for them. What was started before and never finished is
+    /// thrown away.
     ///
     /// # Errors
     /// If the device fails.
     ///
     /// # Panics
-    /// If the batch is beyond the limits, or one runs already.
+    /// If the batch is beyond the limits.
     pub fn start(&mut self, shape: &Shape, rows: &Rows, jobs: &[Job<'_>]) -> Result<()> {
-        assert!(self.outs.is_empty() && rows.len() <= self.limits.rows, "one batch at a time that fits");
+        assert!(rows.len() <= self.limits.rows, "rows that fit");
+        if !self.outs.is_empty() {
+            // Of an event that failed before its end.
+            self.outs.clear();
+            self.device.wait()?;
+        }
         self.outs.extend(jobs.iter().flat_map(|job| job.pairs.iter().map(|pair| pair.out)));
         let n = self.outs.len();
         assert!(n <= self.limits.pairs() && shape.n_ff <= self.limits.n_ff, "pairs that fit");

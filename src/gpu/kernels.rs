@@ -44,7 +44,6 @@ pub struct Kernels {
     /// By type.
     products: Vec<(GgmlType, Kernel)>,
     pub(super) activate: Kernel,
-    pub(super) arithmetic: Kernel,
     /// The vectors that weights of IQ types name.
     pub(super) grids: Buffer,
     /// Whether they do arithmetic in whole numbers.
@@ -67,11 +66,16 @@ impl Kernels {
                 products.push((ty, device.kernel(code, soft)?));
             }
         }
-        let (activate, arithmetic) = (device.kernel(ACTIVATE, soft)?, device.kernel(ARITHMETIC, soft)?);
+        let activate = device.kernel(ACTIVATE, soft)?;
         let bytes: Vec<u8> = grids::words().flat_map(u32::to_le_bytes).collect();
         let grids = device.allocate(bytes.len() as u64, Place::Input)?;
         device.write(grids, 0, &bytes);
-        Ok(Self { products, activate, arithmetic, grids, soft })
+        Ok(Self { products, activate, grids, soft })
+    }
+
+    /// The one that does nothing but the basic operations of the others.
+    pub(super) fn arithmetic(device: &mut dyn Device, soft: bool) -> Result<Kernel> {
+        device.kernel(ARITHMETIC, soft)
     }
 
     /// The one for `ty`.

@@ -4,6 +4,7 @@ use super::{Batch, Scratch, Sequence, Span, Want, finite::first_broken_row, load
 use crate::{
     backend::{Backend, Floats},
     expert::Experts,
+    model::Tier,
     trace::Phase,
 };
 
@@ -13,6 +14,8 @@ pub struct Workspace<'a, B> {
     pub backend: &'a mut B,
     /// The door to the routed experts.
     pub experts: &'a mut Experts,
+    /// A device that holds experts too, if there is one.
+    pub tier: Option<&'a mut Tier>,
     /// The buffers.
     pub scratch: &'a mut Scratch,
 }
@@ -22,6 +25,9 @@ pub struct Cx<'a, B> {
     pub b: &'a mut B,
     pub seqs: &'a mut [Sequence],
     pub experts: &'a mut Experts,
+    pub tier: Option<&'a mut Tier>,
+    /// What the device has cost the present event so far, in nanoseconds.
+    pub device_ns: u64,
     pub s: &'a mut Scratch,
     /// Width of the residual stream.
     pub n_embd: usize,
@@ -99,7 +105,7 @@ impl<'a, B: Backend> Cx<'a, B> {
     /// If the spans are not one after another the batch's tokens, each of a sequence of its own, where that ends; if the batch
     /// is empty, or larger than scratch or a context.
     pub fn new(workspace: Workspace<'a, B>, batch: &Batch<'_>, seqs: &'a mut [Sequence], n_embd: usize) -> Self {
-        let (n, Workspace { backend, experts, scratch }) = (batch.tokens.len(), workspace);
+        let (n, Workspace { backend, experts, tier, scratch }) = (batch.tokens.len(), workspace);
         assert!(n > 0 && n <= scratch.n_batch(), "{n} tokens fit");
         scratch.runs.clear();
         let mut end = 0;
@@ -113,7 +119,18 @@ impl<'a, B: Backend> Cx<'a, B> {
             scratch.runs.push(Run::new(span));
         }
         assert_eq!(end, n, "spans hold all tokens");
-        Self { b: backend, seqs, experts, s: scratch, n_embd, target: Target::Stream, n, only_wanted: false }
+        Self {
+            b: backend,
+            seqs,
+            experts,
+            tier,
+            device_ns: 0,
+            s: scratch,
+            n_embd,
+            target: Target::Stream,
+            n,
+            only_wanted: false,
+        }
     }
 
     /// Rows that are computed.

@@ -12,6 +12,7 @@ mod mixer;
 mod rope;
 mod scratch;
 mod state;
+mod tier;
 
 use std::{ops::Range, path::PathBuf};
 
@@ -19,6 +20,7 @@ pub use cx::Workspace;
 pub use missing::{missing_data, refuse_missing};
 pub use scratch::{Scratch, ScratchShape};
 pub use state::{Checkpoint, KV_TYPES, Sequence};
+pub use tier::Tier;
 
 use crate::{
     Error, Result,

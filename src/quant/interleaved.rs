@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use super::GgmlType;
 use super::block::CHUNK;
+use super::{GgmlType, QMat};
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 16;
@@ -148,6 +148,35 @@ pub fn interleave(ty: GgmlType, rows: &[u8], out: &mut [u8], turn: Turn) {
     }
 }
 
+/// The bytes of a matrix row after row, as in a file.
+pub fn restore(w: &QMat<'_>) -> Vec<u8> {
+    let mut out = w.data.to_vec();
+    if !w.interleaved {
+        return out;
+    }
+    let (ty, row_bytes) = (w.ty, w.row_bytes());
+    let (chunk, n) = (chunk_bytes(ty), row_bytes / chunk_bytes(ty));
+    let left = chunk - word_bytes(ty);
+    let tiles = w.data.chunks_exact(TILE_ROWS * row_bytes).zip(out.chunks_exact_mut(TILE_ROWS * row_bytes));
+    for (tile, out) in tiles {
+        for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
+            for at in 0..ty.block_bytes() {
+                let to = place(ty, block, at);
+                let (first, apart) = if to < word_bytes(ty) {
+                    (words(ty, c, n).start + to / WORD * TILE_ROWS * WORD + to % WORD, WORD)
+                } else {
+                    (rest(ty, c).start + to - word_bytes(ty), left)
+                };
+                let from = c * chunk + block * ty.block_bytes() + at;
+                for row in 0..TILE_ROWS {
+                    out[row * row_bytes + from] = tile[first + row * apart];
+                }
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,11 +190,15 @@ mod tests {
             let rows: Vec<u16> =
                 (0..TILE_ROWS as u16).flat_map(|r| (0..row_bytes as u16).map(move |b| r << 10 | b)).collect();
             let parts = [0, 8].map(|shift| rows.iter().map(|b| (b >> shift) as u8).collect::<Vec<_>>());
-            let [low, high] = parts.map(|rows| {
+            let [low, high] = parts.each_ref().map(|rows| {
                 let mut out = vec![0; rows.len()];
-                interleave(ty, &rows, &mut out, turn);
+                interleave(ty, rows, &mut out, turn);
                 out
             });
+            for (low, plain) in [(&low, &parts[0]), (&high, &parts[1])] {
+                let w = QMat { ty, rows: TILE_ROWS, cols: n * CHUNK, data: low, interleaved: true };
+                assert!(restore(&w) == *plain, "{ty}: {n} chunks come back");
+            }
             let got: Vec<u16> = low.iter().zip(&high).map(|(&low, &high)| u16::from_le_bytes([low, high])).collect();
             for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
                 for (r, at) in (0..TILE_ROWS).flat_map(|r| (0..ty.block_bytes()).map(move |at| (r, at))) {

@@ -164,6 +164,10 @@ impl Backend for Cpu {
         format!("{}, {n} thread{}", self.kernels.name(), if n == 1 { "" } else { "s" })
     }
 
+    fn is_cpu(&self) -> bool {
+        true
+    }
+
     fn prepare(&mut self, rows: &mut Rows) {
         let (n, cols) = (rows.n, rows.cols);
         let acts = rows.acts.reset(n, cols);

@@ -65,7 +65,7 @@ impl ExpertCache {
         for expert in 0..self.shape.n_expert as u16 {
             let id = ExpertId { layer, expert };
             let at = self.at(id);
-            if self.index[at] != NONE {
+            if self.index[at] != NONE || self.elsewhere.is(at) {
                 continue;
             }
             let (value, uses) = (self.policy.value(id), self.uses[at]);

@@ -65,11 +65,15 @@ impl ExpertCache {
         slot
     }
 
-    /// The slot of the policy's victim among the layers.
+    /// The slot of the policy's victim among the layers: one that another memory holds too, if there is one.
     pub(super) fn evict(&mut self, layers: &[u16], also_keep: &[ExpertId]) -> Option<usize> {
         let pinned = &self.kept.pinned;
         let keep = super::keep(&self.slots, &self.index, &self.wanted, pinned, self.shape.n_expert, also_keep);
-        let victim = self.policy.evict(layers, &keep);
+        let elsewhere = &self.elsewhere;
+        let (policy, shape) = (&mut self.policy, &self.shape);
+        let double = |id: ExpertId| elsewhere.is(shape.key(id)) && !keep(id);
+        let twice_held = if elsewhere.any() { policy.evict(layers, &|id| !double(id)) } else { None };
+        let victim = twice_held.or_else(|| policy.evict(layers, &keep));
         drop(keep);
         let victim = victim?;
         self.stats.evictions += 1;

@@ -1,6 +1,7 @@
 //! Feed-forward parts: each token for itself.
 
 mod dense;
+mod device;
 mod moe;
 mod router;
 

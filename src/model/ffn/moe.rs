@@ -21,7 +21,7 @@ use crate::{
 /// See the module.
 pub struct Moe {
     /// Number among the MoE layers.
-    index: u16,
+    pub(super) index: u16,
     choice: Choice,
     /// (n_expert, n_embd)
     router: Linear,
@@ -118,6 +118,9 @@ impl Moe {
         }
         self.route(cx);
         self.request(cx, ahead);
+        let sort = |moe: &mut MoeScratch| moe.sort_pairs(self.choice.n_expert_used, self.weighs_input);
+        sort(&mut cx.s.moe);
+        self.start_on_device(cx);
         if let Some(shared) = &self.shared {
             // Computes while the disk works.
             everyone(&shared.ffn, cx);
@@ -125,23 +128,41 @@ impl Moe {
                 let y = &mut cx.s.moe.shared_gate[..cx.s.norm.len()];
                 cx.b.matmul(&cx.s.norm, &mut [Product { w: gate.view(), y }]);
             }
+            // It has had pairs of its own in their place.
+            sort(&mut cx.s.moe);
         }
-        cx.s.moe.sort_pairs(self.choice.n_expert_used, self.weighs_input);
         loop {
-            cx.experts.next_ready(&mut cx.s.moe.ready)?;
-            if cx.s.moe.ready.is_empty() {
+            self.compute_ready(cx)?;
+            if self.finish_on_device(cx) {
                 break;
             }
-            let Cx { b, s, experts, .. } = cx;
-            experts.reorder_kept(&s.moe.ready, |w| b.interleave(w));
-            s.moe.compute(*b, &s.norm, experts, |expert| self.extras(expert));
         }
         self.sum(cx);
         Ok(())
     }
 
+    /// Computes the experts that come from memory, until all have.
+    fn compute_ready<B: Backend>(&self, cx: &mut Cx<'_, B>) -> Result<()> {
+        loop {
+            cx.experts.next_ready(&mut cx.s.moe.ready)?;
+            if cx.s.moe.ready.is_empty() {
+                return Ok(());
+            }
+            self.upload(cx);
+            let Cx { b, s, experts, tier, .. } = cx;
+            experts.reorder_kept(&s.moe.ready, |w| b.interleave(w));
+            let began = experts.now_ns();
+            s.moe.compute(*b, &s.norm, experts, |expert| self.extras(expert));
+            if let Some(tier) = tier
+                && s.norm.len() == 1
+            {
+                tier.cpu_took(s.moe.ready.len(), experts.now_ns() - began);
+            }
+        }
+    }
+
     /// What lies between the matrices of one expert.
-    fn extras(&self, expert: usize) -> FfnExtras<'_> {
+    pub(super) fn extras(&self, expert: usize) -> FfnExtras<'_> {
         let n_expert = self.router.w.view().rows;
         let rows = |x: &Vec<f32>| x.len() / n_expert;
         FfnExtras {

@@ -1,0 +1,107 @@
+//! The tier of experts in a device's memory: what of a model can go there, and how many slots its budget gives.
+
+use super::{Options, options::Vram};
+use crate::{
+    Error, Result,
+    blueprint::Blueprint,
+    expert::{DeviceSlots, ExpertStore},
+    gpu::{self, Choice, Device, Ffns, Limits, MAX_ROWS, Shape},
+    human_bytes,
+    model::Tier,
+    plan::{Plan, device_slots},
+};
+
+/// What `auto` leaves of a device's free memory to others: a tenth, and at least this.
+const RESERVE: u64 = 256 << 20;
+
+/// Tries with ever fewer slots where a device has less memory than it said.
+const TRIES: usize = 8;
+
+/// A tier, its slots, and what there is to say of it.
+pub struct Opened {
+    pub tier: Tier,
+    pub slots: DeviceSlots,
+    /// Slots that its budget would have had but the device did not.
+    pub note: Option<String>,
+}
+
+/// The tier that `options` ask for.
+///
+/// # Errors
+/// Why there is none; the model runs without it.
+pub fn open(
+    device: Box<dyn Device>,
+    options: &Options,
+    m: &Blueprint,
+    store: &ExpertStore,
+    plan: &Plan,
+) -> Result<Opened> {
+    let shapes: Vec<_> = shapes(m, store);
+    if shapes.is_empty() {
+        return Err(Error::invalid("--vram: the model has no experts"));
+    }
+    let free = device.free_bytes();
+    let budget = match options.vram {
+        Vram::Bytes(bytes) => bytes,
+        Vram::Percent(percent) => (file_bytes(store) as f64 * percent / 100.0) as u64,
+        Vram::Auto | Vram::Off => free - RESERVE.max(free / 10).min(free),
+    };
+    let limits = Limits {
+        rows: MAX_ROWS.min(plan.n_batch),
+        n_expert_used: m.n_expert_used(),
+        n_embd: m.n_embd,
+        n_ff: m.experts().map(|set| set.n_ff).max().unwrap_or(0),
+    };
+    let mut ffns = gpu::check(device, &shapes, limits)?;
+    // What the driver takes for itself and for kernels counts, where it tells; buffers that are allocated already are in it.
+    let taken = match ffns.device().used_bytes() {
+        Some(now) if !ffns.device().shares_memory() => now.max(limits.scratch_bytes()),
+        _ => limits.scratch_bytes(),
+    };
+    let sizes: Vec<_> = shapes.iter().map(Shape::slot_bytes).collect();
+    let wanted = device_slots(&sizes, store.n_expert(), budget.saturating_sub(taken));
+    let n_wanted: usize = wanted.iter().sum();
+    if n_wanted == 0 {
+        let least = taken + sizes.iter().min().copied().unwrap_or(0);
+        return Err(Error::invalid(format!(
+            "--vram: {} hold no expert beside what the device needs itself: that takes {least} bytes",
+            human_bytes(budget)
+        )));
+    }
+    let stays = options.vram_device != Choice::Best;
+    let (tier, slots) = allocate(ffns, &shapes, wanted, stays)?;
+    let n: usize = slots.iter().sum();
+    let note = (n < n_wanted).then(|| format!("{} has room for {n} experts, not {n_wanted}", tier.describe()));
+    let slots = DeviceSlots::new(&slots, store.n_expert(), options.policy, limits.rows);
+    Ok(Opened { tier, slots, note })
+}
+
+/// Bytes of the model's files.
+fn file_bytes(store: &ExpertStore) -> u64 {
+    store.files().iter().map(|(_, file)| file.metadata().map_or(0, |m| m.len())).sum()
+}
+
+/// As many of the slots as the device has memory for.
+fn allocate(mut ffns: Ffns, shapes: &[Shape], mut slots: Vec<usize>, stays: bool) -> Result<(Tier, Vec<usize>)> {
+    for tried in 0.. {
+        match Tier::new(ffns, shapes, &slots, stays) {
+            Ok(tier) => return Ok((tier, slots)),
+            Err((e, _)) if tried + 1 == TRIES => return Err(e),
+            Err((_, rest)) => ffns = rest,
+        }
+        slots.iter_mut().for_each(|n| *n -= n.div_ceil(8));
+    }
+    unreachable!("tries end")
+}
+
+/// What the experts of each MoE layer are.
+fn shapes(m: &Blueprint, store: &ExpertStore) -> Vec<Shape> {
+    let shape = |(moe, layer): (&crate::blueprint::Moe, &crate::expert::LayerStore)| Shape {
+        types: layer.types(),
+        n_embd: m.n_embd,
+        n_ff: moe.experts.n_ff,
+        act: moe.act,
+        biased: moe.biases.each_ref().map(Option::is_some),
+    };
+    m.moe().zip(store.layers()).map(shape).collect()
+}
