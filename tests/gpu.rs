@@ -6,7 +6,7 @@ mod common;
 use common::dice::Dice;
 use hotset::{
     backend::{Act, Backend, FfnExtras, FfnJob, Hidden, Pair, Rows, cpu::Cpu},
-    gpu::{self, Choice, Device, Ffns, Job, Limits, Place, Shape},
+    gpu::{self, Arithmetic, Choice, Device, Ffns, Job, Limits, Place, Shape},
     quant::{FfnMats, GgmlType, QMat, dequantize_row},
 };
 
@@ -133,6 +133,17 @@ fn compare(ffns: &mut Ffns, shape: &Shape, n_rows: usize, dice: &mut Dice) {
         );
     }
     assert!(expected.iter().any(|x| *x != 0.0 && x.is_finite()), "{shape:?}: something was computed");
+}
+
+/// What a device does itself is as it may be; in whole numbers every operation is exact.
+#[test]
+fn whole_numbers_are_exact_on_any_device() {
+    let Some(mut device) = device() else { return };
+    for arithmetic in Arithmetic::ALL {
+        let differences = gpu::differences(&mut *device, arithmetic).unwrap();
+        eprintln!("{}, {arithmetic:?}: {}", device.name(), differences.as_deref().unwrap_or("exact"));
+        assert!(arithmetic != Arithmetic::Whole || differences.is_none(), "{differences:?}");
+    }
 }
 
 #[test]

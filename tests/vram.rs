@@ -13,7 +13,7 @@ use hotset::{
     Error, Result,
     expert::VramStats,
     gguf::Gguf,
-    gpu::{self, Buffer, Choice, Device, Kernel, Place, Step},
+    gpu::{self, Arithmetic, Buffer, Choice, Device, Kernel, Place, Step},
     policy::PolicyKind,
     quant::GgmlType,
     session::{Options, Session, Vram},
@@ -39,7 +39,7 @@ struct Shared {
 
 struct Opened {
     device: Box<dyn Device>,
-    kernels: Vec<(Vec<u8>, bool, Kernel)>,
+    kernels: Vec<(Vec<u8>, Arithmetic, Kernel)>,
 }
 
 fn opened() -> Option<&'static Arc<Mutex<Opened>>> {
@@ -99,13 +99,13 @@ impl Device for Shared {
     fn used_bytes(&self) -> Option<u64> {
         lock().device.used_bytes()
     }
-    fn kernel(&mut self, code: &[u8], soft: bool) -> Result<Kernel> {
+    fn kernel(&mut self, code: &[u8], arithmetic: Arithmetic) -> Result<Kernel> {
         let Opened { device, kernels } = &mut *lock();
-        if let Some((.., kernel)) = kernels.iter().find(|(known, s, _)| known == code && *s == soft) {
+        if let Some((.., kernel)) = kernels.iter().find(|(known, s, _)| known == code && *s == arithmetic) {
             return Ok(*kernel);
         }
-        let kernel = device.kernel(code, soft)?;
-        kernels.push((code.to_vec(), soft, kernel));
+        let kernel = device.kernel(code, arithmetic)?;
+        kernels.push((code.to_vec(), arithmetic, kernel));
         Ok(kernel)
     }
     fn allocate(&mut self, bytes: u64, place: Place) -> Result<Buffer> {

@@ -37,6 +37,9 @@ use crate::{
     trace::TraceSink,
 };
 
+/// Is told what there is to say of a device.
+type VramListener = Box<dyn FnMut(&str) + Send>;
+
 /// See the module. Generic over the arithmetic, so that tests can run the reference beside the fast one.
 pub struct Engine<B: Backend = Cpu> {
     path: PathBuf,
@@ -46,7 +49,7 @@ pub struct Engine<B: Backend = Cpu> {
     tier: Option<Tier>,
     /// What there is to say of the tier, and who is told.
     vram_note: Option<String>,
-    vram_listener: Option<Box<dyn FnMut(&str) + Send>>,
+    vram_listener: Option<VramListener>,
     /// (parallel)
     sequences: Vec<Sequence>,
     scratch: Scratch,
@@ -148,6 +151,9 @@ impl<B: Backend> Engine<B> {
         let blueprint = arch::blueprint(&gguf)?;
         let store = ExpertStore::new(&gguf, blueprint.experts())?;
         let Chosen { engine: io, reason: io_reason } = engine(&gguf, &blueprint, &store)?;
+        let prepared = vram::prepare(options, backend.is_cpu(), device, &blueprint, &store);
+        let staging_bytes = if let Some(Ok(_)) = prepared { vram::staging_bytes(&blueprint, &store) } else { 0 };
+        let options = &Options { beside_bytes: options.beside_bytes.saturating_add(staging_bytes), ..options.clone() };
         let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
@@ -158,11 +164,7 @@ impl<B: Backend> Engine<B> {
         })?;
         model.interleave(&mut backend);
         let blueprint = &model.blueprint;
-        let opened = match options.vram {
-            Vram::Off => None,
-            _ if !backend.is_cpu() => Some(Err(Error::invalid("--vram: only beside the CPU's own arithmetic"))),
-            _ => Some(device(options.vram_device).and_then(|d| vram::open(d, options, blueprint, &store, &plan))),
-        };
+        let opened = prepared.map(|ffns| ffns.and_then(|ffns| vram::open(ffns, options, blueprint, &store)));
         let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
         let prefetcher = options.prefetch.build(blueprint.n_expert, blueprint.n_expert_used());
         let sequence = |_| Sequence::new(blueprint, options.kv, plan.n_ctx, plan.n_batch);

@@ -8,7 +8,7 @@ use crate::{
     gpu::{self, Choice, Device, Ffns, Limits, MAX_ROWS, Shape},
     human_bytes,
     model::Tier,
-    plan::{Plan, device_slots},
+    plan::device_slots,
 };
 
 /// What `auto` leaves of a device's free memory to others: a tenth, and at least this.
@@ -25,40 +25,54 @@ pub struct Opened {
     pub note: Option<String>,
 }
 
+/// The device that `options` ask for, ready for the model's experts: before the budget of RAM is split, since its driver takes of
+/// that too. Or why there is none; the model runs without it.
+pub fn prepare(
+    options: &Options,
+    is_cpu: bool,
+    device: impl FnOnce(Choice) -> Result<Box<dyn Device>>,
+    m: &Blueprint,
+    store: &ExpertStore,
+) -> Option<Result<Ffns>> {
+    let shapes = shapes(m, store);
+    match options.vram {
+        Vram::Off => None,
+        _ if !is_cpu => Some(Err(Error::invalid("--vram: only beside the CPU's own arithmetic"))),
+        _ if shapes.is_empty() => Some(Err(Error::invalid("--vram: the model has no experts"))),
+        _ => Some(device(options.vram_device).and_then(|device| gpu::check(device, &shapes, limits(m)))),
+    }
+}
+
+fn limits(m: &Blueprint) -> Limits {
+    let n_ff = m.experts().map(|set| set.n_ff).max().unwrap_or(0);
+    Limits { rows: MAX_ROWS, n_expert_used: m.n_expert_used(), n_embd: m.n_embd, n_ff }
+}
+
+/// Bytes of RAM that experts are copied from.
+pub fn staging_bytes(m: &Blueprint, store: &ExpertStore) -> u64 {
+    Tier::staging_bytes(&shapes(m, store))
+}
+
 /// The tier that `options` ask for.
 ///
 /// # Errors
-/// Why there is none; the model runs without it.
-pub fn open(
-    device: Box<dyn Device>,
-    options: &Options,
-    m: &Blueprint,
-    store: &ExpertStore,
-    plan: &Plan,
-) -> Result<Opened> {
-    let shapes: Vec<_> = shapes(m, store);
-    if shapes.is_empty() {
-        return Err(Error::invalid("--vram: the model has no experts"));
-    }
-    let free = device.free_bytes();
+/// A budget or a device with too little memory; the model runs without it.
+pub fn open(mut ffns: Ffns, options: &Options, m: &Blueprint, store: &ExpertStore) -> Result<Opened> {
+    let (shapes, limits) = (shapes(m, store), limits(m));
+    let free = ffns.device().free_bytes();
     let budget = match options.vram {
         Vram::Bytes(bytes) => bytes,
         Vram::Percent(percent) => (file_bytes(store) as f64 * percent / 100.0) as u64,
         Vram::Auto | Vram::Off => free - RESERVE.max(free / 10).min(free),
     };
-    let limits = Limits {
-        rows: MAX_ROWS.min(plan.n_batch),
-        n_expert_used: m.n_expert_used(),
-        n_embd: m.n_embd,
-        n_ff: m.experts().map(|set| set.n_ff).max().unwrap_or(0),
-    };
-    let mut ffns = gpu::check(device, &shapes, limits)?;
     // What the driver takes for itself and for kernels counts, where it tells; buffers that are allocated already are in it.
     let taken = match ffns.device().used_bytes() {
         Some(now) if !ffns.device().shares_memory() => now.max(limits.scratch_bytes()),
         _ => limits.scratch_bytes(),
     };
     let sizes: Vec<_> = shapes.iter().map(Shape::slot_bytes).collect();
+    // Of a budget that is what is free now, nothing has been taken yet.
+    let taken = if options.vram == Vram::Auto { 0 } else { taken };
     let wanted = device_slots(&sizes, store.n_expert(), budget.saturating_sub(taken));
     let n_wanted: usize = wanted.iter().sum();
     if n_wanted == 0 {
@@ -86,8 +100,8 @@ fn allocate(mut ffns: Ffns, shapes: &[Shape], mut slots: Vec<usize>, stays: bool
     for tried in 0.. {
         match Tier::new(ffns, shapes, &slots, stays) {
             Ok(tier) => return Ok((tier, slots)),
-            Err((e, _)) if tried + 1 == TRIES => return Err(e),
-            Err((_, rest)) => ffns = rest,
+            Err(failed) if tried + 1 == TRIES => return Err(failed.0),
+            Err(failed) => ffns = failed.1,
         }
         slots.iter_mut().for_each(|n| *n -= n.div_ceil(8));
     }

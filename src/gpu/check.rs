@@ -1,6 +1,6 @@
 //! Whether a device's arithmetic is the CPU's, bit for bit, before it takes part in anything.
 
-use super::{Device, Ffns, Job, Kernels, Limits, PUSH_WORDS, Place, Shape, Step, fault};
+use super::{Arithmetic, Device, Ffns, Job, Kernels, Limits, PUSH_WORDS, Place, Shape, Step, fault};
 use crate::{
     Error, Result,
     backend::{
@@ -30,11 +30,11 @@ pub fn check(mut device: Box<dyn Device>, shapes: &[Shape], limits: Limits) -> R
     }
     let types: Vec<_> = shapes.iter().flat_map(|shape| shape.types).collect();
     let mut wrong = String::new();
-    for soft in [false, true] {
-        match compare(&mut *device, soft)? {
+    for arithmetic in Arithmetic::ALL {
+        match differences(&mut *device, arithmetic)? {
             Some(what) => wrong = what,
             None => {
-                let kernels = Kernels::build(&mut *device, &types, soft)?;
+                let kernels = Kernels::build(&mut *device, &types, arithmetic)?;
                 let mut ffns = Ffns::new(device, kernels, limits)?;
                 match compare_ffns(&mut ffns, shapes)? {
                     Some(what) => wrong = what,
@@ -86,7 +86,7 @@ impl Dice {
             // Any exponent, subnormal numbers too.
             1 | 2 => f32::from_bits((bits >> 32) as u32),
             // Few bits, so that halves of a last place come up.
-            3 => (bits >> 50) as f32 * f32::from_bits(((bits >> 8) as u32 & 15) + 120 << 23),
+            3 => (bits >> 50) as f32 * f32::from_bits((((bits >> 8) as u32 & 15) + 120) << 23),
             4 => self.float() * 40.0,
             _ => self.float(),
         }
@@ -98,9 +98,12 @@ fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-/// What the basic operations of a device give otherwise than the CPU's, if anything.
-fn compare(device: &mut dyn Device, soft: bool) -> Result<Option<String>> {
-    let kernel = Kernels::arithmetic(device, soft)?;
+/// What the basic operations of a device give otherwise than the CPU's, if anything: of each, how often, and the first case.
+///
+/// # Errors
+/// If the device fails.
+pub fn differences(device: &mut dyn Device, arithmetic: Arithmetic) -> Result<Option<String>> {
+    let kernel = Kernels::basic(device, arithmetic)?;
     let mut dice = Dice(1);
     let operands: Vec<f32> = (0..3 * N).map(|_| dice.operand()).collect();
     let bytes: Vec<u8> = operands.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -117,19 +120,26 @@ fn compare(device: &mut dyn Device, soft: bool) -> Result<Option<String>> {
     device.free(to);
     let results: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let cpu = Cpus::for_isa(Isa::Scalar)?;
+    let names = ["fused multiply-add", "product", "sum", "quotient", "exponential"];
+    // Of each operation: how many differ, and the first that does.
+    let mut wrong = names.map(|_| (0, String::new()));
     for (operands, results) in operands.as_chunks::<3>().0.iter().zip(results.as_chunks::<5>().0) {
         let &[a, b, c] = operands;
         let mut power = [a];
         cpu.exp_sum(&mut power, 0.0);
         let expected = [a.mul_add(b, c), a * b, a + b, a / b, power[0]];
-        let names = ["fused multiply-add", "product", "sum", "quotient", "exponential"];
-        for ((expected, got), name) in expected.into_iter().zip(*results).zip(names) {
+        for ((expected, got), (count, first)) in expected.into_iter().zip(*results).zip(&mut wrong) {
             if !same(expected, got) {
-                return Ok(Some(format!("a {name} of {a:e}, {b:e}, {c:e} is {got:e}, not {expected:e}")));
+                if *count == 0 {
+                    *first = format!("of {a:e}, {b:e}, {c:e} is {got:e}, not {expected:e}");
+                }
+                *count += 1;
             }
         }
     }
-    Ok(None)
+    let told = wrong.iter().zip(names).filter(|((count, _), _)| *count > 0);
+    let told: Vec<_> = told.map(|((count, first), name)| format!("{count} of {N}: a {name} {first}")).collect();
+    Ok((!told.is_empty()).then(|| told.join("; ")))
 }
 
 /// What experts of these shapes, made narrow, give otherwise than on the CPU, if anything.

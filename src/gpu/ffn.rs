@@ -3,7 +3,7 @@
 //! A batch is three steps, with nothing of the host between them: gate and up, the activation with the quantiser, and down.
 //! Every row has the bits that [`Backend::ffn`](crate::backend::Backend::ffn) of the CPU gives it.
 
-use super::{Buffer, Device, Kernels, PUSH_WORDS, Place, Step, computes};
+use super::{Arithmetic, Buffer, Device, Kernels, PUSH_WORDS, Place, Step, computes};
 use crate::{
     Result,
     backend::{Act, Pair, Rows},
@@ -205,8 +205,8 @@ impl Ffns {
 
     /// Its name, and whether its arithmetic is done in whole numbers.
     pub fn describe(&self) -> String {
-        let soft = if self.kernels.soft { ", its arithmetic in whole numbers" } else { "" };
-        format!("{}{soft}", self.device.name())
+        let how = if self.kernels.arithmetic == Arithmetic::Whole { ", its arithmetic in whole numbers" } else { "" };
+        format!("{}{how}", self.device.name())
     }
 
     /// Whether a batch of so many rows fits.

@@ -2,7 +2,7 @@
 //!
 //! Their sources are in `shaders/`; `tools/shaders` compiles them, and `tests/gpu.rs` holds the compiled to their sources.
 
-use super::{Buffer, Device, Kernel, Place};
+use super::{Arithmetic, Buffer, Device, Kernel, Place};
 use crate::{
     Result,
     quant::{GgmlType, grids},
@@ -46,36 +46,35 @@ pub struct Kernels {
     pub(super) activate: Kernel,
     /// The vectors that weights of IQ types name.
     pub(super) grids: Buffer,
-    /// Whether they do arithmetic in whole numbers.
-    pub(super) soft: bool,
+    pub(super) arithmetic: Arithmetic,
 }
 
 impl Kernels {
-    /// Builds those for `types`. `soft`: their arithmetic is done in whole numbers, which is slow and right on any device.
+    /// Builds those for `types`.
     ///
     /// # Errors
     /// If the device refuses something.
     ///
     /// # Panics
     /// If there is none for a type, see [`computes`].
-    pub fn build(device: &mut dyn Device, types: &[GgmlType], soft: bool) -> Result<Self> {
+    pub fn build(device: &mut dyn Device, types: &[GgmlType], arithmetic: Arithmetic) -> Result<Self> {
         let mut products: Vec<(GgmlType, Kernel)> = Vec::new();
         for &ty in types {
             if products.iter().all(|(built, _)| *built != ty) {
                 let code = product(ty).expect("the caller asked whether there is a kernel");
-                products.push((ty, device.kernel(code, soft)?));
+                products.push((ty, device.kernel(code, arithmetic)?));
             }
         }
-        let activate = device.kernel(ACTIVATE, soft)?;
+        let activate = device.kernel(ACTIVATE, arithmetic)?;
         let bytes: Vec<u8> = grids::words().flat_map(u32::to_le_bytes).collect();
         let grids = device.allocate(bytes.len() as u64, Place::Input)?;
         device.write(grids, 0, &bytes);
-        Ok(Self { products, activate, grids, soft })
+        Ok(Self { products, activate, grids, arithmetic })
     }
 
     /// The one that does nothing but the basic operations of the others.
-    pub(super) fn arithmetic(device: &mut dyn Device, soft: bool) -> Result<Kernel> {
-        device.kernel(ARITHMETIC, soft)
+    pub(super) fn basic(device: &mut dyn Device, arithmetic: Arithmetic) -> Result<Kernel> {
+        device.kernel(ARITHMETIC, arithmetic)
     }
 
     /// The one for `ty`.

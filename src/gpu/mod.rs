@@ -12,7 +12,7 @@ mod kernels;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
-pub use check::check;
+pub use check::{check, differences};
 pub use ffn::{Ffns, Job, Limits, MAX_ROWS, Shape};
 pub use kernels::{Kernels, computes};
 
@@ -49,6 +49,22 @@ pub struct Kernel(usize);
 /// Words that a kernel is given beside its buffers.
 pub const PUSH_WORDS: usize = 20;
 
+/// How kernels do arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// By the device's operations, told to keep subnormal numbers, NaN and signs and to round to nearest, as far as it can be told.
+    Strict,
+    /// By the device's operations as they are.
+    Plain,
+    /// In whole numbers, which is slow and right on any device.
+    Whole,
+}
+
+impl Arithmetic {
+    /// All, the fastest first.
+    pub const ALL: [Arithmetic; 3] = [Arithmetic::Strict, Arithmetic::Plain, Arithmetic::Whole];
+}
+
 /// One step of a submission.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
@@ -78,11 +94,11 @@ pub trait Device: Send {
     fn free_bytes(&self) -> u64;
     /// Bytes of its own memory that this process has taken, all in all, where the driver tells.
     fn used_bytes(&self) -> Option<u64>;
-    /// Builds a kernel from SPIR-V; `soft` sets its first constant.
+    /// Builds a kernel from SPIR-V. Its first constant says whether it computes in whole numbers.
     ///
     /// # Errors
     /// If the driver refuses it.
-    fn kernel(&mut self, code: &[u8], soft: bool) -> Result<Kernel>;
+    fn kernel(&mut self, code: &[u8], arithmetic: Arithmetic) -> Result<Kernel>;
     /// Allocates memory. What it holds is unspecified.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char};
 
 use ash::{Entry, Instance, vk};
 
-use super::{Buffer, Choice, Device, Kernel, LANES, PUSH_WORDS, Place, Step, fault};
+use super::{Arithmetic, Buffer, Choice, Device, Kernel, LANES, PUSH_WORDS, Place, Step, fault};
 use crate::{Error, Result};
 
 /// How long is waited for the device: a kernel takes some microseconds, a copy some milliseconds.
@@ -484,11 +484,11 @@ impl Device for Vulkan {
         self.budget().map(|(used, _)| used)
     }
 
-    fn kernel(&mut self, code: &[u8], soft: bool) -> Result<Kernel> {
+    fn kernel(&mut self, code: &[u8], arithmetic: Arithmetic) -> Result<Kernel> {
         let words: Vec<u32> = code.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let pipeline = self
-            .build(&self.strict(&words), soft)
-            .map_err(|e| fault(&self.name, format_args!("cannot build a kernel: {e}")))?;
+        let words = if arithmetic == Arithmetic::Strict { self.strict(&words) } else { words };
+        let built = self.build(&words, arithmetic == Arithmetic::Whole);
+        let pipeline = built.map_err(|e| fault(&self.name, format_args!("cannot build a kernel: {e}")))?;
         self.pipelines.push(pipeline);
         Ok(Kernel(self.pipelines.len() - 1))
     }

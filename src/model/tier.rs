@@ -57,7 +57,12 @@ impl Tier {
     ///
     /// # Errors
     /// The device's refusal, and the rest of it to try again with fewer: all that was allocated is given back.
-    pub fn new(mut ffns: Ffns, shapes: &[Shape], slots: &[usize], stays: bool) -> Result<Self, (crate::Error, Ffns)> {
+    pub fn new(
+        mut ffns: Ffns,
+        shapes: &[Shape],
+        slots: &[usize],
+        stays: bool,
+    ) -> Result<Self, Box<(crate::Error, Ffns)>> {
         let mut layers: Vec<Slots> = Vec::with_capacity(shapes.len());
         let mut staging = Vec::with_capacity(LANES);
         let largest = shapes.iter().map(Shape::slot_bytes).max().unwrap_or(1);
@@ -81,7 +86,7 @@ impl Tier {
         if let Err(e) = allocated {
             let slots = layers.into_iter().flat_map(|layer| layer.buffers);
             staging.into_iter().chain(slots).for_each(|buffer| ffns.device().free(buffer));
-            return Err((e, ffns));
+            return Err(Box::new((e, ffns)));
         }
         Ok(Self {
             ffns,
@@ -94,6 +99,11 @@ impl Tier {
             stays,
             off: None,
         })
+    }
+
+    /// Bytes of RAM that experts of these shapes are copied from.
+    pub fn staging_bytes(shapes: &[Shape]) -> u64 {
+        LANES as u64 * shapes.iter().map(Shape::slot_bytes).max().unwrap_or(0)
     }
 
     /// The device, for people.

@@ -180,6 +180,10 @@ float from_half(uint bits) {
 // e^x as the CPU's kernels compute it, step by step.
 float f_exp(float x) {
     const float LOWEST = -87.33654, HIGHEST = 88.37626;
+    if ((floatBitsToUint(x) & ~SIGN) > INFINITE) {
+        // Apart: compilers make minimum and maximum of the lines below, which drop a NaN.
+        return x;
+    }
     float clamped = HIGHEST < x ? HIGHEST : x;
     clamped = LOWEST > clamped ? LOWEST : clamped;
     float n = roundEven(f_mul(clamped, uintBitsToFloat(0x3fb8aa3bu)));
