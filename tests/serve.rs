@@ -409,7 +409,7 @@ fn the_page_shows_what_the_engine_does() {
 
 #[test]
 fn slots_go_back_to_the_system_while_nobody_asks() {
-    let server = Server::start(&["--idle-release", "1s", "--parallel", "1"]);
+    let server = Server::start(&["--idle-release", "3s", "--parallel", "1"]);
     let resident = || {
         let state = json_of(server.get("/state"));
         let rows = state["residency"].as_array().unwrap().clone();
@@ -422,9 +422,9 @@ fn slots_go_back_to_the_system_while_nobody_asks() {
     let text = ask();
     let used = resident();
     wait_until("slots are released", || resident() < used / 2);
-    let held = metric(&server, "hotset_resident_bytes");
-    assert_eq!(ask(), text, "they come back");
-    assert!(resident() >= used / 2);
+    let (left, held) = (resident(), metric(&server, "hotset_resident_bytes"));
+    assert_eq!(ask(), text, "an answer is the same");
+    assert!(resident() > 2 * left, "slots come back: {used}, {left}");
     assert!(metric(&server, "hotset_resident_bytes") > held);
     server.stop();
 }
