@@ -424,6 +424,7 @@ fn slots_go_back_to_the_system_while_nobody_asks() {
             .clone()
     };
     let text = ask();
+    wait_until("experts are in memory", || resident() > 0);
     let used = resident();
     wait_until("slots are released", || resident() < used / 2);
     let (left, held) = (resident(), metric(&server, "hotset_resident_bytes"));

@@ -86,7 +86,7 @@ impl Dice {
             // Any exponent, subnormal numbers too.
             1 | 2 => f32::from_bits((bits >> 32) as u32),
             // Few bits, so that halves of a last place come up.
-            3 => (bits >> 50) as f32 * f32::from_bits(((bits >> 8) as u32 & 15) + 120 << 23),
+            3 => (bits >> 50) as f32 * f32::from_bits((((bits >> 8) as u32 & 15) + 120) << 23),
             4 => self.float() * 40.0,
             _ => self.float(),
         }
