@@ -95,10 +95,10 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
         (CHAT, with(CHAT, "top_logprobs", json!(21)), 400, "top_logprobs must be a whole number from 0 to 20"),
         (TEXT, with(TEXT, "logprobs", json!(6)), 400, "logprobs must be a whole number from 0 to 5"),
         (
-            TEXT,
-            json!({"prompt": "Hi", "logprobs": 5, "max_tokens": 4000}).to_string(),
+            CHAT,
+            json!({"messages": [{"role": "user", "content": "Hi"}], "logprobs": true, "top_logprobs": 20}).to_string(),
             400,
-            "with logprobs of 5 more tokens each, an answer has at most 1365 tokens",
+            "with logprobs of 20 more tokens each, an answer has at most 390 tokens",
         ),
         (CHAT, with(CHAT, "frequency_penalty", json!(2.5)), 400, "frequency_penalty must be a number from -2 to 2"),
         (CHAT, with(CHAT, "presence_penalty", json!("x")), 400, "presence_penalty must be a number from -2 to 2"),

@@ -42,7 +42,6 @@ pub struct Job {
 }
 
 /// What comes of a job.
-#[expect(clippy::large_enum_variant, reason = "a request has one end, and boxing it saves nothing")]
 #[derive(Debug)]
 pub enum Update {
     /// A piece of the answer, which may be empty, and how likely its token was where that was asked for.
