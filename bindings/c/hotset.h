@@ -1,3 +1,23 @@
+/* hotset for C. `example.c` shows all of it in use.
+ *
+ * Ownership: the caller owns what it passes in, and the library keeps no pointer to it after the call. A session is freed by
+ * hotset_close, an error by hotset_error_free. What is written into the caller's memory is a copy.
+ *
+ * Errors: a function that can fail returns a code. Where its last argument is not NULL, that is set to an error with a code and a
+ * sentence, or to NULL if all went well. Nothing is kept between calls: no "last error", no globals, no thread-local state.
+ *
+ * NULL is an error where a value is needed, never a crash. Wild pointers are the caller's.
+ *
+ * Panics do not cross: a broken invariant is HOTSET_CODE_PANIC, and the session that it broke answers nothing else from then on, but
+ * can be closed.
+ *
+ * Threads: a process may hold several sessions, of the same model or of others, each used by one thread at a time, by any thread. Two
+ * calls at once on one session, or a call from inside its callback, are refused with HOTSET_CODE_BUSY.
+ *
+ * Growth: structs begin with their size, which the caller sets: hotset_options options = {.size = sizeof options}; Zeros are the
+ * defaults, and a field that is added later is zero for those who do not know it. */
+
+
 #ifndef HOTSET_H
 #define HOTSET_H
 
