@@ -44,6 +44,7 @@
 //! | [`model`] | dense weights, forward pass | names of tensors, policies, engines, slots |
 //! | [`repack`] | a model rewritten so that an expert is one read | caches, arithmetic |
 //! | [`outlook`] | how fast a model should decode in a budget | files, clocks |
+//! | [`budget`] | a budget as people write it | what it is split into |
 //! | [`plan`], [`pressure`] | how a budget is split; how it follows a machine that is short of memory | |
 //! | [`simulate`] | a trace through the live cache on a simulated drive | models, arithmetic |
 //! | [`report`] | traces and runs as curves, heat maps and timelines | sessions, clocks, terminals |
@@ -99,6 +100,7 @@ pub mod arch;
 pub mod backend;
 #[doc(hidden)]
 pub mod blueprint;
+pub mod budget;
 #[cfg(feature = "chat")]
 pub mod chat;
 #[cfg(feature = "chat")]

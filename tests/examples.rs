@@ -1,4 +1,5 @@
 //! The programs under `examples/` run and print what they are there to show.
+#![allow(clippy::print_stdout, reason = "what was not tested is said")]
 
 use std::{path::PathBuf, process::Command};
 

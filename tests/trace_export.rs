@@ -10,7 +10,13 @@ use common::{
 };
 use hotset::{
     id::ExpertId,
-    trace::{Phase, Routed, export::export, file::Header, file::TraceReader, import::import},
+    trace::{
+        Phase, Routed,
+        export::{arrays, export},
+        file::Header,
+        file::TraceReader,
+        import::import,
+    },
 };
 
 const SHAPE: Shape = Shape { layers: 3, experts: 12, used: 2, tokens: 40 };
@@ -168,4 +174,19 @@ fn half_a_token_is_left_out_and_nothing_is_replaced() {
     write(&at("torn.trace"), weighted(), &torn);
     let error = export(&at("torn.trace"), &at("torn.csv")).unwrap_err().to_string();
     assert!(error.contains("layer 1") && error.contains("layer 2") && !at("torn.csv").exists(), "{error}");
+}
+
+#[test]
+fn arrays_in_memory_are_those_of_the_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("a.trace");
+    write(&trace, weighted(), &events());
+    let all = arrays(&trace).unwrap();
+    let experts: Vec<u16> = choices(&trace).into_iter().flatten().map(|id| id.expert).collect();
+    assert_eq!(all.experts, experts);
+    assert_eq!(all.weights.len(), experts.len());
+    assert_eq!(all.phase.len(), 2 * (4 + SHAPE.tokens));
+    assert_eq!(all.prompt_start, [0, 4 + SHAPE.tokens as i64]);
+    assert_eq!((all.batch[3], all.batch[4], all.position[5], all.phase[4]), (0, 1, 5, 1));
+    assert_eq!((all.weights[0], all.weights[4 * SHAPE.layers * SHAPE.used]), (0.5, 0.25));
 }

@@ -13,7 +13,6 @@ use hotset::{
     Error, Result,
     expert::{LayerHits, Scope},
     machine,
-    policy::PolicyKind,
     prefetch::PrefetchKind,
     simulate::{
         self, Compute, Conditions, Detail, Drive, Row, Setting, SimPolicy, SlotSpec,
@@ -117,9 +116,6 @@ impl Effort {
     }
 }
 
-/// Shares of a layer's experts, in percent, that most papers give; those that a model cannot run with are left out.
-const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];
-
 impl Sweep {
     /// The file of `--profile`.
     pub fn profile(&self) -> Option<&Path> {
@@ -131,7 +127,8 @@ impl Sweep {
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
     pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort), Stop> {
-        let jobs = self.jobs(header, &policies(&self.policy)?)?;
+        let jobs =
+            self.jobs(header, &SimPolicy::choose(&self.policy).map_err(|e| Stop::usage(format!("--policy {e}")))?)?;
         let (runs, effort) = work(trace, header, conditions, &jobs)?;
         let (mut rows, layers): (Vec<Row>, Vec<_>) = runs.into_iter().map(|(row, detail)| (row, detail.layers)).unzip();
         simulate::compare(&mut rows);
@@ -162,7 +159,7 @@ impl Sweep {
         let measured = profile.as_ref().map_or(Compute::default(), Profile::compute);
         let drive = match (self.drive, profile) {
             (Some(drive), _) => drive,
-            (None, None) => NVME,
+            (None, None) => Drive::NVME,
             (None, Some(profile)) => profile.drive().ok_or_else(|| {
                 let file = self.profile.as_deref().unwrap_or(Path::new(""));
                 Error::file(
@@ -208,7 +205,7 @@ impl Sweep {
     fn counts(&self, header: &Header) -> Result<Vec<usize>> {
         let (used, n_expert) = (header.n_expert_used, header.n_expert);
         if self.slots.is_empty() {
-            return Ok(default_counts(used, n_expert));
+            return Ok(simulate::default_slots(used, n_expert));
         }
         let mut counts: Vec<usize> = self.slots.iter().map(|s| s.count(n_expert)).collect();
         counts.sort_unstable();
@@ -275,29 +272,10 @@ fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> 
     Ok((all, effort))
 }
 
-/// [`SHARES`] and the fewest slots that run, and as many more, each halving the widest gap, as make twelve; fewer only
-/// where a layer has fewer experts.
-fn default_counts(used: usize, n_expert: usize) -> Vec<usize> {
-    let mut counts: Vec<usize> = SHARES.iter().map(|&p| SlotSpec::Percent(p).count(n_expert)).collect();
-    counts.retain(|n| *n > used);
-    counts.push(used);
-    counts.sort_unstable();
-    counts.dedup();
-    while counts.len() < SHARES.len() {
-        let widest = (1..counts.len()).max_by_key(|&i| (counts[i] - counts[i - 1], std::cmp::Reverse(i)));
-        let Some(i) = widest.filter(|&i| counts[i] - counts[i - 1] > 1) else { break };
-        counts.insert(i, (counts[i - 1] + counts[i]) / 2);
-    }
-    counts
-}
-
-/// The drive where nobody names one.
-const NVME: Drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
-
 /// What good drives of the kind give to reads of an expert's size.
 pub fn drive(text: &str) -> Result<Drive, String> {
     let (latency_us, bytes_per_us, depth) = match text {
-        "nvme" => return Ok(NVME),
+        "nvme" => return Ok(Drive::NVME),
         "ufs4" => (120, 2800, 1),
         "sata" => (120, 520, 1),
         _ => {
@@ -318,44 +296,4 @@ pub fn drive(text: &str) -> Result<Drive, String> {
 fn micros(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|n| (0.0..=1e9).contains(n));
     number.ok_or_else(|| "expected microseconds, 0 or more".to_owned())
-}
-
-fn policies(names: &[String]) -> Result<Vec<SimPolicy>, Stop> {
-    let all = SimPolicy::all();
-    let mut chosen = Vec::new();
-    for name in names {
-        match name.as_str() {
-            "all" => chosen.extend(&all),
-            "default" => chosen.push(SimPolicy::Live(PolicyKind::default())),
-            name => match all.iter().find(|p| p.name() == name) {
-                Some(&policy) => chosen.push(policy),
-                None => {
-                    let known: Vec<_> = all.iter().map(|p| p.name()).collect();
-                    let known = known.join(", ");
-                    return Err(Stop::usage(format!("--policy {name}: the policies are all, default, {known}")));
-                }
-            },
-        }
-    }
-    let mut unique = Vec::new();
-    chosen.into_iter().for_each(|p| {
-        if !unique.contains(&p) {
-            unique.push(p)
-        }
-    });
-    Ok(unique)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::default_counts;
-
-    #[test]
-    fn twelve_sizes_from_the_smallest_that_runs_to_all() {
-        assert_eq!(default_counts(8, 128), [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]);
-        assert_eq!(default_counts(6, 48), [6, 9, 12, 15, 18, 21, 24, 27, 30, 36, 42, 48]);
-        assert_eq!(default_counts(2, 8).len(), 7, "2 to 8");
-        assert_eq!(default_counts(1, 1), [1]);
-        assert_eq!(default_counts(60, 64), [60, 61, 62, 63, 64]);
-    }
 }

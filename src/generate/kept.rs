@@ -42,6 +42,12 @@ impl<B: Backend> KeptSession<B> {
         self.session.set_memory(memory_bytes)
     }
 
+    /// Forgets all tokens; the experts stay where they are.
+    pub fn reset(&mut self) {
+        self.tokens.clear();
+        self.session.reset();
+    }
+
     /// The session.
     pub fn into_session(self) -> Session<B> {
         self.session

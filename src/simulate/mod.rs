@@ -29,6 +29,9 @@ pub mod bounds;
 pub mod decompose;
 pub mod quality;
 pub mod reuse;
+mod sizes;
+
+pub use sizes::{SlotSpec, default_slots};
 
 use self::{
     quality::{Quality, Recall},
@@ -72,6 +75,33 @@ impl SimPolicy {
             SimPolicy::Random => "random",
         }
     }
+    /// The policies of these names, each once: those of [`SimPolicy::name`], `default`, or `all`.
+    ///
+    /// # Errors
+    /// A name that is none of them, and the names that are.
+    pub fn choose(names: &[String]) -> Result<Vec<SimPolicy>, String> {
+        let all = SimPolicy::all();
+        let mut chosen: Vec<SimPolicy> = Vec::new();
+        for name in names {
+            let named = match name.as_str() {
+                "all" => &all[..],
+                "default" => &all[..1],
+                name => match all.iter().position(|p| p.name() == name) {
+                    Some(i) => &all[i..=i],
+                    None => {
+                        let known: Vec<_> = all.iter().map(|p| p.name()).collect();
+                        return Err(format!("{name}: the policies are all, default, {}", known.join(", ")));
+                    }
+                },
+            };
+            named.iter().for_each(|policy| {
+                if !chosen.contains(policy) {
+                    chosen.push(*policy);
+                }
+            });
+        }
+        Ok(chosen)
+    }
     /// Whether it has to see the trace before it runs.
     pub fn needs_future(self) -> bool {
         !matches!(self, SimPolicy::Live(_) | SimPolicy::Random)
@@ -87,6 +117,11 @@ pub struct Drive {
     pub bytes_per_us: u64,
     /// Requests whose latencies run side by side.
     pub depth: usize,
+}
+
+impl Drive {
+    /// The drive where nobody names one: what a good NVMe drive gives to reads of an expert's size.
+    pub const NVME: Drive = Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 };
 }
 
 /// What computing takes.
@@ -360,40 +395,6 @@ pub fn slots(scope: Scope, per_layer: usize, header: &Header) -> Vec<usize> {
 
 fn store(header: &Header) -> ExpertStore {
     ExpertStore::unfiled(&header.expert_bytes, header.n_expert)
-}
-
-/// How many slots a layer has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum SlotSpec {
-    /// So many.
-    Count(usize),
-    /// So many percent of the layer's experts, rounded to the nearest number.
-    Percent(f64),
-}
-
-impl SlotSpec {
-    /// The number for a layer of `n_expert` experts.
-    pub fn count(self, n_expert: usize) -> usize {
-        match self {
-            SlotSpec::Count(n) => n.min(n_expert),
-            SlotSpec::Percent(p) => ((n_expert as f64 * p / 100.0).round() as usize).min(n_expert),
-        }
-    }
-}
-
-impl std::str::FromStr for SlotSpec {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::request("slots", "a number of experts a layer, or a share such as 25%", text);
-        match text.strip_suffix('%') {
-            Some(share) => {
-                let share: f64 = share.parse().map_err(|_| wrong())?;
-                (0.0..=100.0).contains(&share).then_some(SlotSpec::Percent(share)).ok_or_else(wrong)
-            }
-            None => text.parse().ok().filter(|n| *n > 0).map(SlotSpec::Count).ok_or_else(wrong),
-        }
-    }
 }
 
 /// A row of results. The fields are the JSON's keys.

@@ -56,6 +56,15 @@ impl Batch {
         // Only imported tokens, which come one by one, can have fewer.
         if self.n_token == 1 { all } else { &all[token * k..(token + 1) * k] }
     }
+
+    /// A token's choices in all layers, `k` each: `None` where it has fewer.
+    fn padded(&self, token: usize, k: usize) -> impl Iterator<Item = Option<&Routed>> {
+        let of_layer = move |layer| {
+            let there = self.choices(layer, token, k).iter().map(Some);
+            there.chain(std::iter::repeat(None)).take(k)
+        };
+        (0..self.layers.len()).flat_map(of_layer)
+    }
 }
 
 /// The `ranks` best experts, best first.
@@ -108,6 +117,55 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
         }
     }
     Ok(done)
+}
+
+/// A whole trace in memory, as the `.npz` has it, without lookahead.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrays {
+    /// What the trace says of itself.
+    pub header: Header,
+    /// 65535: no entry. (token, MoE layer, k)
+    pub experts: Vec<u16>,
+    /// Of the same shape; empty if the trace has none.
+    pub weights: Vec<f32>,
+    /// 0: prompt, 1: decode. (token)
+    pub phase: Vec<u8>,
+    /// The same number for those that ran together. (token)
+    pub batch: Vec<i64>,
+    /// In its text. (token)
+    pub position: Vec<i64>,
+    /// First token of each text. (prompt)
+    pub prompt_start: Vec<i64>,
+}
+
+/// Reads a whole trace: two bytes a choice, and four more with weights.
+///
+/// # Errors
+/// A trace that cannot be read.
+pub fn arrays(from: &Path) -> Result<Arrays> {
+    let header = TraceReader::open(from)?.header().clone();
+    let (experts, weights, phase) = (Vec::new(), Vec::new(), Vec::new());
+    let (batch, position, prompt_start) = (Vec::new(), Vec::new(), Vec::new());
+    let mut all = Arrays { header, experts, weights, phase, batch, position, prompt_start };
+    let mut number = 0;
+    batches(from, |header, batch| {
+        if batch.first_token == 0 {
+            all.prompt_start.push(all.phase.len() as i64);
+        }
+        for i in 0..batch.n_token {
+            let choices = || batch.padded(i, header.n_expert_used);
+            all.experts.extend(choices().map(|r| r.map_or(NONE, |r| r.id.expert)));
+            if header.weights {
+                all.weights.extend(choices().map(|r| r.map_or(0.0, |r| r.weight)));
+            }
+            all.phase.push(u8::from(batch.phase == Phase::Decode));
+            all.batch.push(number);
+            all.position.push(i64::from(batch.first_token) + i as i64);
+        }
+        number += 1;
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// Writes the trace `from` as a new file `to`: see [`export_to`].
@@ -228,18 +286,12 @@ impl Archive<'_> {
 
     fn routing(&mut self, header: &Header) -> Result<()> {
         let (n_layer, k) = (header.n_layer, header.n_expert_used);
-        let choices = |batch: &Batch, i: usize, each: &mut dyn FnMut(Option<&Routed>)| {
-            for layer in 0..n_layer {
-                let there = batch.choices(layer, i, k).iter().map(Some);
-                there.chain(std::iter::repeat(None)).take(k).for_each(&mut *each);
-            }
-        };
         self.array("experts", "<u2", &[n_layer, k], |batch, i, out| {
-            choices(batch, i, &mut |r| out.extend(r.map_or(NONE, |r| r.id.expert).to_le_bytes()));
+            batch.padded(i, k).for_each(|r| out.extend(r.map_or(NONE, |r| r.id.expert).to_le_bytes()));
         })?;
         if header.weights {
             self.array("weights", "<f4", &[n_layer, k], |batch, i, out| {
-                choices(batch, i, &mut |r| out.extend(r.map_or(0.0, |r| r.weight).to_le_bytes()));
+                batch.padded(i, k).for_each(|r| out.extend(r.map_or(0.0, |r| r.weight).to_le_bytes()));
             })?;
         }
         Ok(())
