@@ -37,7 +37,8 @@ fn its_commands_and_options_exist() {
     let commands = commands();
     assert!(commands.len() > 10, "{commands:?}");
     for words in commands {
-        let verb = if words[1] == "trace" && ["stats", "hot"].contains(&words[2]) { &words[1..3] } else { &words[1..2] };
+        let verb =
+            if words[1] == "trace" && ["stats", "hot"].contains(&words[2]) { &words[1..3] } else { &words[1..2] };
         let help = hotset(&[verb, &["--help"]].concat());
         for option in words.iter().filter(|word| word.starts_with('-')) {
             let there = help.split(|c: char| c.is_whitespace() || c == ',').any(|word| word == *option);

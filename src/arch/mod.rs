@@ -15,6 +15,7 @@ mod deepseek32;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
+mod family;
 mod gemma4;
 mod glm4moe;
 mod glm_dsa;
@@ -35,6 +36,7 @@ mod mimo2;
 mod minimax_m2;
 mod minimax_m3;
 mod mistral4;
+mod nemotron_h_moe;
 mod olmoe;
 mod phimoe;
 mod qwen2moe;
@@ -50,6 +52,8 @@ use crate::{
     blueprint::{Blueprint, Reader, Shape},
     gguf::Gguf,
 };
+
+pub use family::family;
 
 /// One architecture.
 pub struct Arch {
@@ -92,6 +96,7 @@ const ARCHS: &[Arch] = &[
     minimax_m2::ARCH,
     minimax_m3::ARCH,
     mistral4::ARCH,
+    nemotron_h_moe::ARCH,
     olmoe::ARCH,
     phimoe::ARCH,
     qwen2moe::ARCH,

@@ -12,26 +12,31 @@ mod attention;
 mod experts;
 mod ffn;
 mod heads;
+mod indexer;
 mod kda;
+mod kind;
 mod layer;
 mod reader;
 mod recurrent;
 mod role;
 mod shape;
 mod state;
+mod ungated;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, Latent, Rope, Temperature, Up, Yarn};
+pub use attention::{Gate, GateAct, Gqa, Heads, IndexScores, Indexer, Latent, LongRope, Rope, Temperature, Up, Yarn};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use heads::{FullLayers, LatentSizes};
+pub use indexer::IndexerSizes;
+pub use kind::Kind;
 pub use layer::LayerReader;
 pub use reader::Reader;
 pub use recurrent::{Conv, Decay, DeltaNet, KeyHeads, LowRank, Mamba2, Rates, ShortConv};
 pub use role::Role;
 pub use shape::{Shape, elements};
-pub use state::State;
+pub use state::{IndexRows, State};
 pub use unread::Unread;
 
 use crate::quant::GgmlType;
@@ -314,6 +319,20 @@ impl Blueprint {
     pub fn context_error(&self, n: usize) -> String {
         let said = format!("context length {n} exceeds the model's maximum of {}", self.n_ctx_train);
         if self.context_limit.is_empty() { said } else { format!("{said}: {}", self.context_limit) }
+    }
+
+    /// The same model for sequences of up to `n_ctx` tokens: some rotate by other divisors in long ones.
+    pub fn for_context(mut self, n_ctx: usize) -> Self {
+        for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
+            if let Part::Gqa(gqa) = &mut branch.part
+                && let Some(rope) = &mut gqa.rope
+                && let Some(long) = rope.long.take()
+                && n_ctx > long.n_ctx
+            {
+                rope.divisors = Some(long.divisors);
+            }
+        }
+        self
     }
 
     /// The different rotations of its attentions.

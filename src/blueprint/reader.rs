@@ -37,6 +37,8 @@ pub struct Reader<'a> {
     norms: Cell<NormKind>,
     /// Whether norms may have biases.
     norm_biases: Cell<bool>,
+    /// Whether RMS norms may go by the key that layer norms have.
+    either_eps: Cell<bool>,
     /// Tokens of context up to which the blueprint is right, and why.
     limit: Cell<Option<(usize, &'static str)>>,
     ignored: RefCell<Vec<Unread>>,
@@ -50,9 +52,10 @@ impl<'a> Reader<'a> {
     pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
         let (norms, norm_biases, ignored) = (Cell::new(NormKind::Rms), Cell::default(), RefCell::default());
-        let limit = Cell::default();
+        let (limit, either_eps) = (Cell::default(), Cell::default());
+        let (n_block, n_layer, n_embd, n_expert) = (0, 0, 0, 0);
         let mut m =
-            Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, limit, ignored };
+            Self { file, arch, n_block, n_layer, n_embd, n_expert, norms, norm_biases, either_eps, limit, ignored };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
         m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
@@ -72,6 +75,11 @@ impl<'a> Reader<'a> {
     /// From here on, norms may have biases.
     pub fn use_norm_biases(&self) {
         self.norm_biases.set(true);
+    }
+
+    /// From here on, RMS norms go by the key that layer norms have where their own is missing.
+    pub fn use_either_epsilon(&self) {
+        self.either_eps.set(true);
     }
 
     /// How many layers at the end are prediction heads, which guess a token after the next one: nothing that decoding needs.
@@ -164,7 +172,10 @@ impl<'a> Reader<'a> {
     }
 
     /// The longest context that the model was trained for, in tokens.
-    pub(super) fn n_ctx_train(&self) -> Result<usize> {
+    ///
+    /// # Errors
+    /// If the key is missing or does not make sense.
+    pub fn n_ctx_train(&self) -> Result<usize> {
         self.count("context_length", u32::MAX as usize)
     }
 
@@ -267,6 +278,44 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// A key that does not make sense, or asks for other scores.
     pub fn choice_by_keys(&self, score: Score, renormalise: bool) -> Result<Choice> {
+        self.choice_of(score, renormalise, self.count("expert_used_count", self.n_expert)?)
+    }
+
+    /// [`Reader::choice_by_keys`] of each layer, where the file may say of each how many experts it uses. `None`: it has
+    /// none. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn choices_by_layer(&self, score: Score, renormalise: bool) -> Result<Vec<Option<Choice>>> {
+        let used = self.experts_used_by_layer()?.into_iter();
+        let choice = |n| if n > 0 { self.choice_of(score, renormalise, n).map(Some) } else { Ok(None) };
+        used.map(choice).collect()
+    }
+
+    /// That of a layer with experts, among [`Reader::choices_by_layer`].
+    ///
+    /// # Errors
+    /// If the file says that a token uses none.
+    pub fn choice_in(&self, choices: &[Option<Choice>], layer: usize) -> Result<Choice> {
+        let wrong = || {
+            let expected = format!("at least 1 in layer {layer}, which has experts");
+            Error::format(self.gguf().path(), self.key("expert_used_count"), expected, 0)
+        };
+        choices[layer].ok_or_else(wrong)
+    }
+
+    /// Experts that a token uses in each layer; 0 where there are none. (n_layer)
+    ///
+    /// # Errors
+    /// If they are more than there are, or the key is missing or a list of another length.
+    pub(super) fn experts_used_by_layer(&self) -> Result<Vec<usize>> {
+        let key = self.key("expert_used_count");
+        let used = self.gguf().meta().require_u32_or_array(&key, self.n_block)?;
+        let check = |&n: &u32| if n == 0 { Ok(0) } else { self.within(&key, n as usize, self.n_expert) };
+        used[..self.n_layer].iter().map(check).collect()
+    }
+
+    fn choice_of(&self, score: Score, renormalise: bool, n_expert_used: usize) -> Result<Choice> {
         let key = self.key("expert_gating_func");
         let score = match self.gguf().meta().u32(&key)? {
             None | Some(0) => score,
@@ -279,8 +328,7 @@ impl<'a> Reader<'a> {
         let renormalise = self.gguf().meta().bool(&self.key("expert_weights_norm"))?.unwrap_or(renormalise);
         // Files without a scale have 0.
         let scale = self.factor("expert_weights_scale")?.unwrap_or(1.0);
-        let choice = self.choice(score, renormalise)?;
-        Ok(Choice { scale, groups: self.groups(choice.n_expert_used)?, ..choice })
+        Ok(Choice { score, n_expert_used, renormalise, scale, groups: self.groups(n_expert_used)? })
     }
 
     fn groups(&self, n_expert_used: usize) -> Result<Option<Groups>> {
@@ -438,15 +486,24 @@ impl<'a> Reader<'a> {
         Ok(Norm { weight, bias, ..self.plain_norm(cols)? })
     }
 
+    /// What layer norms add to the variance, if the file says so.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub(super) fn layer_norm_eps(&self) -> Result<Option<f32>> {
+        self.number("attention.layer_norm_epsilon", (f32::MIN_POSITIVE, MAX_EPS))
+    }
+
     /// A norm of the model's kind without weights.
     ///
     /// # Errors
     /// Without the key that says what is added to mean squares.
     pub fn plain_norm(&self, cols: usize) -> Result<Norm> {
         let kind = self.norms.get();
+        let (rms, layer) = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
         let short = match kind {
-            NormKind::Rms => "attention.layer_norm_rms_epsilon",
-            NormKind::Layer => "attention.layer_norm_epsilon",
+            NormKind::Rms if !self.either_eps.get() || self.has_key(rms) => rms,
+            _ => layer,
         };
         self.gguf().meta().require_f32(&self.key(short))?;
         let eps = self.number(short, (f32::MIN_POSITIVE, MAX_EPS))?.expect("it is there");

@@ -15,6 +15,8 @@ pub enum State {
         v: usize,
         /// How many positions a token sees at most, its own among them; `None`: all.
         window: Option<usize>,
+        /// Beside them, for an indexer.
+        index: Option<IndexRows>,
     },
     /// What all tokens so far have left in so many floats.
     Recurrent {
@@ -23,13 +25,23 @@ pub enum State {
     },
 }
 
+/// A key of each token for an indexer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexRows {
+    /// Elements of a key.
+    pub k: usize,
+    /// A context of no more tokens needs none of them: everything is chosen.
+    pub top_k: usize,
+}
+
 impl Part {
     /// What it keeps of a sequence; `None`: it takes each token for itself.
     pub fn state(&self) -> Option<State> {
         match self {
             Part::Gqa(gqa) => {
                 let heads = gqa.heads;
-                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window })
+                let index = gqa.indexer.and_then(|i| Some(IndexRows { k: i.own?.k, top_k: i.top_k }));
+                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window, index })
             }
             Part::DeltaNet(net) => Some(State::Recurrent { floats: net.floats() }),
             Part::Mamba2(mamba) => Some(State::Recurrent { floats: mamba.floats() }),

@@ -126,6 +126,7 @@ impl<B: Backend> Engine<B> {
         let store = ExpertStore::new(&gguf, blueprint.experts())?;
         let Chosen { engine: io, reason: io_reason } = engine(&gguf, &blueprint, &store)?;
         let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
+        let blueprint = blueprint.for_context(plan.n_ctx);
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;

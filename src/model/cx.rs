@@ -231,6 +231,8 @@ impl<'a, B: Backend> Cx<'a, B> {
                     }
                 }
                 shift(&mut s.moe.scores, scores);
+                let words = s.index.chosen.len() / s.n_batch;
+                s.index.chosen.copy_within(from.start * words..from.end * words, to * words);
                 for turns in &mut s.turns {
                     let width = turns.len() / s.n_batch;
                     shift(turns, width);

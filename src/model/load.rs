@@ -113,18 +113,21 @@ fn layer_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
 }
 
-/// A gated feed-forward network.
+/// A feed-forward network.
 pub struct Gated {
     pub act: Act,
-    /// Gate, up and down.
-    pub mats: [Mat; 3],
+    /// Gate, if there is one, up and down.
+    pub mats: Vec<Mat>,
 }
 
 impl Gated {
     /// For the backend.
     pub fn view(&self) -> FfnMats<'_> {
-        let [gate, up, down] = self.mats.each_ref().map(Mat::view);
-        FfnMats { gate, up, down }
+        match &self.mats[..] {
+            [gate, up, down] => FfnMats { gate: Some(gate.view()), up: up.view(), down: down.view() },
+            [up, down] => FfnMats { gate: None, up: up.view(), down: down.view() },
+            _ => unreachable!("a network has two matrices or three"),
+        }
     }
 }
 
@@ -212,6 +215,7 @@ impl Loader<'_> {
     }
 
     pub fn gated(&mut self, ffn: &blueprint::Gated) -> Result<Gated> {
-        Ok(Gated { act: ffn.act, mats: [self.mat(&ffn.gate)?, self.mat(&ffn.up)?, self.mat(&ffn.down)?] })
+        let mats = ffn.gate.iter().chain([&ffn.up, &ffn.down]).map(|t| self.mat(t)).collect::<Result<_>>()?;
+        Ok(Gated { act: ffn.act, mats })
     }
 }

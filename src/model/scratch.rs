@@ -3,7 +3,7 @@
 use super::{
     cx::Run,
     ffn::MoeScratch,
-    mixer::{AttentionRows, DeltaNet, Latent, Mamba2, ShortConv},
+    mixer::{AttentionRows, DeltaNet, IndexScratch, Latent, Mamba2, ShortConv},
 };
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
@@ -23,6 +23,8 @@ pub struct ScratchShape {
     pub n_batch: usize,
     /// Rows of logits.
     pub n_logits: usize,
+    /// Tokens of a sequence.
+    pub n_ctx: usize,
 }
 
 /// See the module. Lengths beside the fields are maxima; a batch uses the front.
@@ -42,6 +44,8 @@ pub struct Scratch {
     pub(super) attended: Rows,
     /// Short rows of latent attention, and between two matrices of one product. (n_batch, [`low_cols`])
     pub(super) low: Rows,
+    /// Of indexers.
+    pub(super) index: IndexScratch,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
     /// One row of the token embedding.
@@ -64,6 +68,7 @@ impl Scratch {
             norm: Rows::new(n, m.n_embd),
             attended: Rows::new(n, attended_cols(m)),
             low: Rows::new(n, low_cols(m)),
+            index: IndexScratch::new(m, n, shape.n_ctx),
             turns: m.ropes().iter().map(|rope| vec![0.0; n * rope.n_rot]).collect(),
             embd: vec![0; m.n_embd * 4],
             moe: MoeScratch {
@@ -97,6 +102,7 @@ impl Scratch {
             + Rows::bytes(n, attended_cols(m))
             + Rows::bytes(n, low_cols(m))
             + Rows::bytes(1, m.n_embd)
+            + IndexScratch::bytes(m, n, shape.n_ctx)
             + Hidden::bytes(max_pairs(m, n), m.n_ff());
         let lists = n * size_of::<Run>()
             + n * n_used * (size_of::<Routed>() + size_of::<Pair>())
@@ -128,7 +134,8 @@ fn wide(m: &Blueprint) -> usize {
         Part::ShortConv(_) => ShortConv::cols(m.n_embd),
         Part::Dense(_) | Part::Moe(_) => 0,
     });
-    mixer.max().unwrap_or(0).max(m.n_expert_used() * m.n_embd)
+    let experts = m.moe().map(|moe| moe.router.choice.n_expert_used * moe.width(m.n_embd).max(m.n_embd));
+    mixer.max().unwrap_or(0).max(experts.max().unwrap_or(0))
 }
 
 /// Floats per token of what heads give. Heads of latent attention are rows of their own, in whole chunks.
@@ -151,7 +158,8 @@ fn low_cols(m: &Blueprint) -> usize {
     let of = |part: &Part| match part {
         Part::Gqa(gqa) => gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head)),
         Part::DeltaNet(net) => net.rank(),
-        Part::Mamba2(_) | Part::ShortConv(_) | Part::Dense(_) | Part::Moe(_) => 0,
+        Part::Moe(moe) => moe.latent.map_or(0, |[down, _]| down.w.rows),
+        Part::Mamba2(_) | Part::ShortConv(_) | Part::Dense(_) => 0,
     };
     m.parts().map(of).max().unwrap_or(0)
 }

@@ -29,6 +29,8 @@ pub struct Moe {
     /// (n_expert), or empty.
     select_bias: Vec<f32>,
     act: Act,
+    /// To the width of the experts, and back.
+    latent: Option<[Linear; 2]>,
     /// Whether weights multiply what experts see, not what they give.
     weighs_input: bool,
     /// Of gate, up and down. (n_expert), or empty.
@@ -100,14 +102,19 @@ impl Moe {
             RouterInput::LayerInput => Input::Early,
             RouterInput::Own(norm) => Input::Own(loader.norm(norm)?),
         };
+        let latent = match &moe.latent {
+            Some([down, up]) => Some([loader.linear(down)?, loader.linear(up)?]),
+            None => None,
+        };
         let (index, act, weighs_input) = (index as u16, moe.act, moe.weighs_input);
-        Ok(Self { index, choice, router, input, select_bias, act, weighs_input, scales, biases, shared })
+        Ok(Self { index, choice, router, input, select_bias, act, latent, weighs_input, scales, biases, shared })
     }
 
     /// All but a shared expert's gate, which is a single row.
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let shared = self.shared.iter_mut().flat_map(|shared| &mut shared.ffn.mats);
-        shared.chain([&mut self.router.w])
+        let latent = self.latent.iter_mut().flatten().map(|linear| &mut linear.w);
+        shared.chain([&mut self.router.w]).chain(latent)
     }
 
     /// `x += Σ weight · expert(norm(x)) + shared(norm(x))`, where the rows have been normed already. `ahead`: the blocks
@@ -127,6 +134,7 @@ impl Moe {
             }
         }
         cx.s.moe.sort_pairs(self.choice.n_expert_used, self.weighs_input);
+        self.narrow(cx);
         loop {
             cx.experts.next_ready(&mut cx.s.moe.ready)?;
             if cx.s.moe.ready.is_empty() {
@@ -134,7 +142,8 @@ impl Moe {
             }
             let Cx { b, s, experts, .. } = cx;
             experts.reorder_kept(&s.moe.ready, |w| b.interleave(w));
-            s.moe.compute(*b, &s.norm, experts, |expert| self.extras(expert));
+            let rows = if self.latent.is_some() { &s.low } else { &s.norm };
+            s.moe.compute(*b, rows, experts, |expert| self.extras(expert));
         }
         self.sum(cx);
         Ok(())
@@ -214,14 +223,37 @@ impl Moe {
         cx.experts.request(event);
     }
 
+    /// What the experts read, where that is not what the router does: in [`Scratch::low`].
+    fn narrow<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let Some([down, _]) = &self.latent else { return };
+        let Cx { b, s, .. } = cx;
+        let (w, n) = (down.w.view(), s.norm.len());
+        let y = s.low.start_wide(n, w.rows);
+        b.matmul(&s.norm, &mut [Product { w, y }]);
+        down.finish(*b, y);
+        b.prepare(&mut s.low);
+    }
+
     /// Adds up in routing order, whatever the order of arrival.
     fn sum<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, .. } = &mut **s;
-        let (x, moe) = (target.rows([x, sum, branch], n, n_embd), &*moe);
+        let Scratch { x, sum, branch, moe, low, .. } = &mut **s;
+        let x = target.rows([x, sum, branch], n, n_embd);
         let weight = |r: usize| if self.weighs_input { 1.0 } else { moe.routed[r].weight };
-        b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
+        if let Some([_, up]) = &self.latent {
+            let w = up.w.view();
+            let sums = low.start_wide(n, w.cols);
+            sums.fill(0.0);
+            b.add_weighted(sums, w.cols, &moe.out[..moe.routed.len() * w.cols], weight);
+            b.prepare(low);
+            let y = &mut moe.out[..n * n_embd];
+            b.matmul(low, &mut [Product { w, y }]);
+            up.finish(*b, y);
+            b.add_weighted(x, n_embd, y, |_| 1.0);
+        } else {
+            b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
+        }
         if let Some(shared) = &self.shared {
             let gate = |i: usize| if shared.gate.is_some() { sigmoid(moe.shared_gate[i]) } else { 1.0 };
             b.add_weighted(x, n_embd, &moe.shared[..n * n_embd], gate);

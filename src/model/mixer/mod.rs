@@ -3,6 +3,7 @@
 mod conv;
 mod delta_net;
 mod gqa;
+mod indexer;
 mod latent;
 mod low_rank;
 mod mamba2;
@@ -14,6 +15,7 @@ use self::{
 };
 pub use delta_net::DeltaNet;
 pub use gqa::{AttentionRows, Gqa};
+pub use indexer::IndexScratch;
 pub use latent::Latent;
 pub use mamba2::Mamba2;
 pub use short_conv::ShortConv;
