@@ -7,7 +7,7 @@
 use crate::{
     Error, Result,
     backend::cpu::attention_bytes,
-    blueprint::{Blueprint, Gqa, Heads},
+    blueprint::{Blueprint, Compressed, Gqa, Heads},
     expert::{ExpertStore, Scope},
     human_bytes, human_bytes_up,
     io::Layout,
@@ -134,12 +134,16 @@ impl Plan {
         };
         let model_bytes = dense_bytes.min(u64::MAX / 64);
         let n_logits = |n_batch: usize| if needs.all_logits { n_batch } else { parallel.min(n_batch) };
-        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: n_logits(n_batch) };
+        let n_ctx = needs.n_ctx;
+        let shape = |n_batch: usize| ScratchShape { n_batch, n_logits: n_logits(n_batch), n_ctx };
         let attention = |gqa: &Gqa| {
             let Heads { n_head, k, v, .. } = gqa.heads;
             attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
         };
-        let attention = m.attentions().map(attention).max().unwrap_or(0);
+        let compressed = |part: &Compressed| {
+            attention_bytes(needs.threads, part.n_head, part.head, part.head, part.most_rows(needs.n_ctx))
+        };
+        let attention = m.attentions().map(attention).chain(m.compressed().map(compressed)).max().unwrap_or(0);
         // Which tokens the sequences hold, and how one of them was before a prompt that needs several batches.
         let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);
         let kept =
@@ -251,7 +255,7 @@ impl Plan {
 
     /// The shape of the scratch buffers.
     pub fn scratch(&self) -> ScratchShape {
-        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits }
+        ScratchShape { n_batch: self.n_batch, n_logits: self.n_logits, n_ctx: self.n_ctx }
     }
 }
 

@@ -49,6 +49,7 @@ const MORE_MODELS: &[&str] = &[
     "qwen35moe",
     "qwen35moe-fused",
     "qwen35moe-mtp",
+    "qwen4exp",
     "lfm2moe",
     "granitehybrid",
     "granitehybrid-rope",
@@ -81,6 +82,7 @@ const MORE_MODELS: &[&str] = &[
     "deepseek2-lite-oldkvb",
     "mistral4",
     "deepseek32",
+    "deepseek4",
     "glm-dsa",
 ];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.

@@ -11,6 +11,7 @@ mod cohere2moe;
 mod dbrx;
 mod deepseek2;
 mod deepseek32;
+mod deepseek4;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
@@ -40,6 +41,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vlmoe;
+mod qwen4exp;
 mod smallthinker;
 mod step35;
 
@@ -66,6 +68,7 @@ const ARCHS: &[Arch] = &[
     dbrx::ARCH,
     deepseek2::ARCH,
     deepseek32::ARCH,
+    deepseek4::ARCH,
     dots1::ARCH,
     ernie4_5_moe::ARCH,
     exaone_moe::ARCH,
@@ -95,6 +98,7 @@ const ARCHS: &[Arch] = &[
     qwen3moe::ARCH,
     qwen3next::ARCH,
     qwen3vlmoe::ARCH,
+    qwen4exp::ARCH,
     smallthinker::ARCH,
     step35::ARCH,
 ];

@@ -50,6 +50,8 @@ pub struct Router {
     pub input: RouterInput,
     /// Added to scores where experts are compared, not where they are weighted. (n_expert)
     pub select_bias: Option<Tensor>,
+    /// The experts of each token of the vocabulary, whatever their scores: numbers. (n_vocab, n_expert_used)
+    pub by_token: Option<Tensor>,
     /// How it chooses.
     pub choice: Choice,
 }
@@ -100,6 +102,8 @@ pub enum Score {
     Softmax,
     /// Sigmoid of each.
     Sigmoid,
+    /// Root of `ln(1 + exp(x))` of each.
+    SqrtSoftplus,
     /// The outputs themselves; weights are a softmax over those chosen.
     SoftmaxOfChosen,
 }
@@ -126,6 +130,7 @@ impl Moe {
             norm.tensors(all);
         }
         all.extend(self.router.select_bias);
+        all.extend(self.router.by_token);
         all.extend(self.scales.iter().chain(&self.biases).flatten());
         if let Some(shared) = &self.shared {
             shared.ffn.tensors(all);

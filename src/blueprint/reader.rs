@@ -5,12 +5,13 @@
 use std::cell::{Cell, RefCell};
 
 use super::{
-    Block, Blueprint, Choice, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape, Tensor,
-    Unread, unread,
+    Block, Blueprint, Choice, Connection, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape,
+    Tensor, Unread, unread,
 };
 use crate::{
     Error, Result,
     gguf::{self, Gguf, Value},
+    quant::GgmlType,
 };
 
 /// Limits on what a file may claim: an order of magnitude above any model known, far below anything that overflows.
@@ -272,8 +273,14 @@ impl<'a> Reader<'a> {
             None | Some(0) => score,
             Some(1) => Score::Softmax,
             Some(2) => Score::Sigmoid,
+            Some(4) => Score::SqrtSoftplus,
             Some(other) => {
-                return Err(Error::unsupported(self.gguf().path(), key, "1 (softmax) or 2 (sigmoid)", other));
+                return Err(Error::unsupported(
+                    self.gguf().path(),
+                    key,
+                    "1 (softmax), 2 (sigmoid) or 4 (root of softplus)",
+                    other,
+                ));
             }
         };
         let renormalise = self.gguf().meta().bool(&self.key("expert_weights_norm"))?.unwrap_or(renormalise);
@@ -307,11 +314,38 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// If it is not a number below that of the layers.
     pub fn leading_dense(&self) -> Result<usize> {
-        let key = self.key("leading_dense_block_count");
+        self.count_from_zero("leading_dense_block_count", self.n_layer - 1)
+    }
+
+    /// A whole number up to `max`; 0 where the file has none.
+    ///
+    /// # Errors
+    /// If it is another.
+    pub fn count_from_zero(&self, short: &str, max: usize) -> Result<usize> {
+        let key = self.key(short);
         match self.gguf().meta().u32(&key)?.unwrap_or(0) as usize {
-            n if n < self.n_layer => Ok(n),
-            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", self.n_layer), n)),
+            n if n <= max => Ok(n),
+            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", max + 1), n)),
         }
+    }
+
+    /// Limits of the activations of each layer's routed experts and of what every token takes, for [`Act::clamped`]. (n_layer)
+    ///
+    /// # Errors
+    /// Numbers that do not make sense.
+    pub fn clamps(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        let routed = self.numbers_by_layer("swiglu_clamp_exp")?;
+        let short = "swiglu_clamp_shexp";
+        let shared = if self.has_key(short) { self.numbers_by_layer(short)? } else { routed.clone() };
+        Ok((routed, shared))
+    }
+
+    /// `output_norm`.
+    ///
+    /// # Errors
+    /// If it is missing or does not fit.
+    pub fn final_norm(&self) -> Result<Norm> {
+        self.norm("output_norm", self.n_embd)
     }
 
     /// Which layers have experts, by how many at the beginning have none and how often others do. (n_layer)
@@ -327,9 +361,9 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// What `layer` says; a key or tensor of embedding or head that is missing or does not fit.
-    pub fn model<const N: usize>(
+    pub fn model<L: IntoIterator<Item = Block>>(
         &self,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         self.model_with_final_norm("output_norm", layer)
     }
@@ -338,14 +372,29 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::model`].
-    pub fn model_with_final_norm<const N: usize>(
+    pub fn model_with_final_norm<L: IntoIterator<Item = Block>>(
         &self,
         norm: &str,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
+    ) -> Result<Blueprint> {
+        let blueprint = self.model_of_streams(1, Connection::Mean, layer)?;
+        let norm = Some(self.norm(norm, self.n_embd)?);
+        Ok(Blueprint { head: Head { connection: None, norm, ..blueprint.head }, ..blueprint })
+    }
+
+    /// [`Reader::model`] of several residual streams, of which the output reads `connection` without a norm.
+    ///
+    /// # Errors
+    /// As [`Reader::model`].
+    pub fn model_of_streams<L: IntoIterator<Item = Block>>(
+        &self,
+        n_stream: usize,
+        connection: Connection,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         let n_vocab = self.n_vocab()?;
         let embed = self.matrix("token_embd.weight", self.n_embd, n_vocab)?;
-        let mut blocks = Vec::with_capacity(N * self.n_layer);
+        let mut blocks = Vec::new();
         for il in 0..self.n_layer {
             blocks.extend(layer(&self.layer(il))?);
         }
@@ -356,14 +405,16 @@ impl<'a> Reader<'a> {
             arch: self.arch,
             n_layer: self.n_layer,
             n_embd: self.n_embd,
+            n_stream,
             n_vocab,
             n_ctx_train: self.limit.get().map_or(usize::MAX, |(n_ctx, _)| n_ctx).min(self.n_ctx_train()?),
             context_limit: self.limit.get().map_or("", |(_, reason)| reason),
             n_expert: self.n_expert,
             embed,
             embed_scale: 1.0,
+            ngrams: None,
             blocks,
-            head: Head { norm: self.norm(norm, self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
+            head: Head { connection: Some(connection), norm: None, output, scale: 1.0, soft_cap: None, tied },
             unread: Vec::new(),
         })
     }
@@ -404,6 +455,21 @@ impl<'a> Reader<'a> {
         let index = self.gguf().index_of(name).expect("it was required above");
         let rows = dims.get(1).copied().unwrap_or(1);
         Ok(Tensor { index, start: 0, ty, rows, cols: dims[0], bytes, groups: None })
+    }
+
+    /// Takes a tensor of whole numbers of this shape.
+    pub(super) fn numbers(&self, name: &str, [cols, rows]: &[usize; 2]) -> Result<Tensor> {
+        let info = self.file.require(name)?;
+        let (path, what) = (self.gguf().path_of(info), format!("tensor {name}"));
+        if info.dims != [*cols as u64, *rows as u64] {
+            return Err(Error::format(path, what, format!("shape {:?}", [cols, rows]), format!("{:?}", info.dims)));
+        }
+        let ty = info.ggml_type(path)?;
+        if ty != GgmlType::I32 {
+            return Err(Error::unsupported(path, format!("the type of {what}"), GgmlType::I32, ty));
+        }
+        let (index, bytes) = (self.gguf().index_of(name).expect("it was required above"), info.require_bytes(path)?);
+        Ok(Tensor { index, start: 0, ty, rows: *rows, cols: *cols, bytes, groups: None })
     }
 
     /// A matrix. A single row may be stored as a vector.

@@ -20,7 +20,7 @@ pub struct Shape {
     pub n_ctx_train: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row.
+    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row, of n-grams a few.
     pub active_parameters: u64,
 }
 
@@ -33,7 +33,8 @@ impl Shape {
         let tied = gguf.tensors().iter().all(|t| Role::of(&t.name) != Role::Output);
         let (experts, rows) = (elements(gguf, Role::is_routed_expert), elements(gguf, |role| role == Role::Embedding));
         let used = (u128::from(experts) * n_expert_used as u128 / m.n_expert as u128) as u64;
-        let unused = experts.saturating_add(if tied { 0 } else { rows });
+        let n_grams = elements(gguf, |role| role == Role::NGrams);
+        let unused = experts.saturating_add(if tied { 0 } else { rows }).saturating_add(n_grams);
         Ok(Self {
             n_layer: m.n_layer,
             n_moe: (0..m.n_layer).filter(|&layer| m.layer(layer).is_moe()).count(),

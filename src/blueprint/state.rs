@@ -1,6 +1,6 @@
 //! What a part keeps of a sequence.
 
-use super::{Blueprint, Part};
+use super::{Blueprint, Compressor, Part};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum State {
         v: usize,
         /// How many positions a token sees at most, its own among them; `None`: all.
         window: Option<usize>,
+        /// Tokens of a row: 1 but for rows of blocks.
+        each: usize,
     },
     /// What all tokens so far have left in so many floats.
     Recurrent {
@@ -24,17 +26,28 @@ pub enum State {
 }
 
 impl Part {
-    /// What it keeps of a sequence; `None`: it takes each token for itself.
-    pub fn state(&self) -> Option<State> {
+    /// What it keeps of a sequence; nothing where it takes each token for itself.
+    pub fn states(&self) -> Vec<State> {
         match self {
             Part::Gqa(gqa) => {
                 let heads = gqa.heads;
-                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window })
+                vec![State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window, each: 1 }]
             }
-            Part::DeltaNet(net) => Some(State::Recurrent { floats: net.floats() }),
-            Part::Mamba2(mamba) => Some(State::Recurrent { floats: mamba.floats() }),
-            Part::ShortConv(conv) => Some(State::Recurrent { floats: conv.conv.floats() }),
-            Part::Dense(_) | Part::Moe(_) => None,
+            Part::Compressed(part) => {
+                let rows = |v, window, each| State::Rows { heads: 1, k: 0, v, window, each };
+                let mut states = vec![rows(part.head, Some(part.window), 1)];
+                if let Some(blocks) = &part.blocks {
+                    states.extend(blocks.compressors().map(|compressor| rows(compressor.dim, None, blocks.each)));
+                    let floats = blocks.compressors().map(Compressor::floats).fold(0, usize::saturating_add);
+                    states.push(State::Recurrent { floats });
+                }
+                states
+            }
+            Part::DeltaNet(net) => vec![State::Recurrent { floats: net.floats() }],
+            Part::Mamba2(mamba) => vec![State::Recurrent { floats: mamba.floats() }],
+            Part::ShortConv(conv) => vec![State::Recurrent { floats: conv.conv.floats() }],
+            Part::NGram(ngram) => vec![State::Recurrent { floats: ngram.floats() }],
+            Part::Dense(_) | Part::Moe(_) => Vec::new(),
         }
     }
 }
@@ -42,7 +55,7 @@ impl Part {
 impl Blueprint {
     /// What its parts keep of a sequence, in the order of the blocks.
     pub fn states(&self) -> impl Iterator<Item = State> {
-        self.blocks.iter().flat_map(|block| &block.branches).filter_map(|branch| branch.part.state())
+        self.blocks.iter().flat_map(|block| &block.branches).flat_map(|branch| branch.part.states())
     }
 
     /// Layers that see a window and their largest window, in tokens. `None` where every layer sees everything.

@@ -5,7 +5,7 @@ use super::{Conv, Inputs, multiply, silu, softplus};
 use crate::{
     Result,
     backend::{Backend, Product, Recurrence, Rows},
-    blueprint::{self, KeyHeads},
+    blueprint::{self, KeyHeads, OutputGate},
     model::{
         Scratch,
         cx::Cx,
@@ -32,6 +32,7 @@ pub struct DeltaNet {
     a: Vec<f32>,
     norm: Norm,
     gate: Linear,
+    gate_act: OutputGate,
     o: Linear,
 }
 
@@ -80,6 +81,7 @@ impl DeltaNet {
             a: loader.vector(&net.a)?,
             norm: loader.norm(&net.norm)?,
             gate: loader.linear(&net.gate)?,
+            gate_act: net.gate_act,
             o: loader.linear(&net.o)?,
         })
     }
@@ -153,7 +155,11 @@ impl DeltaNet {
         }
         self.norm.apply_onto(*b, heads);
         b.each_row(heads, inner, 8 * inner, |i, row| {
-            row.iter_mut().zip(&gate[i * inner..]).for_each(|(x, gate)| *x *= silu(*gate));
+            let gated = row.iter_mut().zip(&gate[i * inner..]);
+            match self.gate_act {
+                OutputGate::Silu => gated.for_each(|(x, gate)| *x *= silu(*gate)),
+                OutputGate::Sigmoid => gated.for_each(|(x, gate)| *x *= sigmoid(*gate)),
+            }
         });
         b.prepare(attended);
         b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
