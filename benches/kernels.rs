@@ -89,7 +89,7 @@ fn time(f: impl FnOnce()) -> Duration {
 #[expect(clippy::print_stdout, reason = "a line more among criterion's")]
 fn memory(c: &mut Criterion) {
     let mut group = c.benchmark_group("memory");
-    let best = Kernels::detect().expect("HOTSET_ISA is sound");
+    let best = Kernels::detect().expect("scalar code runs everywhere");
     let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
     best.quantize(&x, 1, COLS, &mut acts);
@@ -138,7 +138,7 @@ fn cache(c: &mut Criterion) {
     let mut group = c.benchmark_group("cache");
     let x: Vec<f32> = (0..64 * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut acts = Acts::default();
-    Kernels::detect().expect("HOTSET_ISA is sound").quantize(&x, 64, COLS, &mut acts);
+    Kernels::detect().expect("scalar code runs everywhere").quantize(&x, 64, COLS, &mut acts);
     group.throughput(Throughput::Bytes(CACHE_BYTES as u64));
     group.bench_function("read", |b| {
         let bytes = vec![1u8; CACHE_BYTES];
@@ -167,7 +167,7 @@ fn cache(c: &mut Criterion) {
 
 fn prompt(c: &mut Criterion) {
     let mut group = c.benchmark_group("prompt");
-    let best = Kernels::detect().expect("HOTSET_ISA is sound");
+    let best = Kernels::detect().expect("scalar code runs everywhere");
     const TOKENS: [usize; 5] = [4, 8, 16, 32, 64];
     let n = TOKENS[TOKENS.len() - 1];
     let x: Vec<f32> = (0..n * COLS).map(|i| (i % 17) as f32 - 8.0).collect();

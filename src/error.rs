@@ -3,10 +3,16 @@
 //! Most sentences are whole: [`Error::invalid`] and [`Error::file`]. Readers of binary formats compose theirs from the
 //! field, what a good file has there, and what this one has: [`Error::format`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// All recoverable errors; broken invariants panic.
-#[derive(Debug, thiserror::Error)]
+///
+/// Both ways of printing give the sentence, so that `main` may return one.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused something on a path.
     #[error("{}: cannot {action}: {source}", path.display())]
@@ -60,6 +66,14 @@ pub enum Error {
         /// The rest of the sentence.
         message: String,
     },
+    /// The memory budget cannot hold the model's dense weights, its state and the experts of one token.
+    #[error("{message}")]
+    BudgetTooSmall {
+        /// The smallest budget that would do, in bytes.
+        least: u64,
+        /// A whole sentence that says so, and what takes how much.
+        message: String,
+    },
     /// The caller asked for something that cannot be: a whole sentence.
     #[error("{0}")]
     Invalid(String),
@@ -73,6 +87,12 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// `std::result::Result` with this crate's [`Error`].
@@ -140,5 +160,6 @@ mod tests {
         let error = Error::format(path, "header", "'descr'", "\u{1b}[2J\nß");
         assert_eq!(error.to_string(), "a.npz: header: expected 'descr', got \\u{1b}[2J\\nß");
         assert_eq!(Error::file(path, "a\nb").to_string(), "a.npz: a\\nb");
+        assert_eq!(format!("{error:?}"), error.to_string());
     }
 }

@@ -38,6 +38,7 @@
 //! | [`io`] | engines that read extents into buffers | experts, policies |
 //! | [`expert`] | expert index, slots, the cache; [`expert::Experts`] is the door | models, arithmetic |
 //! | [`backend`] | the arithmetic of a token, kernels, threads | files, expert ids |
+//! | [`gpu`] | the same arithmetic for experts in a graphics card's memory | files, expert ids, caches |
 //! | [`blueprint`] | what a model is, as data: parts, tensors, hyper-parameters | bytes of weights, caches, threads |
 //! | [`arch`] | one file per architecture: from a file's header to a blueprint | the same |
 //! | [`model`] | dense weights, forward pass | names of tensors, policies, engines, slots |
@@ -76,7 +77,7 @@
 //! # Use
 //!
 //! ```no_run
-//! use hotset::{gguf::Gguf, session::{Options, Session}, tokenizer::Tokenizer};
+//! use hotset::{Gguf, Options, Session, Tokenizer};
 //!
 //! let gguf = Gguf::open("model.gguf".as_ref())?;
 //! let tokenizer = Tokenizer::from_gguf(&gguf)?;
@@ -86,45 +87,76 @@
 //! # let _ = logits;
 //! # Ok::<(), hotset::Error>(())
 //! ```
+//!
+//! `examples/` has whole programs: a text, a budget that changes while the model runs, two texts at once, a policy of one's own.
+//! Modules that this page does not list are the program's: public, so that it and its tests can use them, without a promise
+//! that they stay as they are.
 
+#[doc(hidden)]
 pub mod arch;
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod blueprint;
 #[cfg(feature = "chat")]
 pub mod chat;
 #[cfg(feature = "chat")]
 pub mod converse;
 pub mod engine;
+#[doc(hidden)]
 pub mod error;
 pub mod expert;
 pub mod generate;
+#[doc(hidden)]
 pub mod gguf;
+#[doc(hidden)]
+pub mod gpu;
 pub mod id;
+#[doc(hidden)]
 pub mod input;
+#[doc(hidden)]
 pub mod io;
+#[doc(hidden)]
 pub mod machine;
 pub mod model;
+#[doc(hidden)]
 pub mod new_file;
+#[doc(hidden)]
 pub mod npy;
+#[doc(hidden)]
 pub mod outlook;
+#[doc(hidden)]
 pub mod plan;
 pub mod policy;
 pub mod prefetch;
+#[doc(hidden)]
 pub mod pressure;
+#[doc(hidden)]
 pub mod quant;
+#[doc(hidden)]
 pub mod repack;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod retrieval;
+#[doc(hidden)]
 pub mod sampler;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
 pub mod simulate;
+#[doc(hidden)]
 pub mod stop;
+#[doc(hidden)]
 pub mod tokenizer;
 pub mod trace;
 
+pub use engine::{Engine, Options};
 pub use error::{Error, Result};
+pub use gguf::Gguf;
+pub use sampler::{Sampler, SamplerConfig};
+pub use session::Session;
+pub use tokenizer::Tokenizer;
 
 /// Bytes for people, in binary units: `15.2 MiB`.
 pub fn human_bytes(bytes: u64) -> String {

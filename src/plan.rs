@@ -171,27 +171,30 @@ impl Plan {
         let full_bytes = fixed + kv(full_batch) + scratch(full_batch) + all(&|max| max);
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
-            return Err(Error::invalid(format!(
-                "the memory budget of {} is too small: {} takes at least {smallest_bytes} bytes ({}: dense \
+            return Err(Error::BudgetTooSmall {
+                least: smallest_bytes,
+                message: format!(
+                    "the memory budget of {} is too small: {} takes at least {smallest_bytes} bytes ({}: dense \
                  weights {}, KV cache {}, scratch {}, {} slots {} {}, the program {})",
-                human_bytes(budget),
-                match parallel {
-                    1 => format!("a context of {} tokens", needs.n_ctx),
-                    n => format!("a context of {} tokens for each of {n} sequences", needs.n_ctx),
-                },
-                human_bytes_up(smallest_bytes),
-                human_bytes(dense_bytes),
-                human_bytes(kv(least_batch)),
-                human_bytes(scratch(least_batch)),
-                m.n_expert_used(),
-                match needs.scope {
-                    Scope::Layer => "per layer",
-                    Scope::Size => "per size of experts",
-                    Scope::Global => "in all",
-                },
-                human_bytes(least_slots),
-                human_bytes(needs.process_bytes),
-            )));
+                    human_bytes(budget),
+                    match parallel {
+                        1 => format!("a context of {} tokens", needs.n_ctx),
+                        n => format!("a context of {} tokens for each of {n} sequences", needs.n_ctx),
+                    },
+                    human_bytes_up(smallest_bytes),
+                    human_bytes(dense_bytes),
+                    human_bytes(kv(least_batch)),
+                    human_bytes(scratch(least_batch)),
+                    m.n_expert_used(),
+                    match needs.scope {
+                        Scope::Layer => "per layer",
+                        Scope::Size => "per size of experts",
+                        Scope::Global => "in all",
+                    },
+                    human_bytes(least_slots),
+                    human_bytes(needs.process_bytes),
+                ),
+            });
         }
         let fits = |n: &usize| {
             // Beside what one token at a time takes anyway.

@@ -35,7 +35,7 @@ impl<B: Backend> DerefMut for Session<B> {
 }
 
 fn one(options: &Options) -> Options {
-    Options { parallel: 1, ..*options }
+    Options { parallel: 1, ..options.clone() }
 }
 
 impl Session<Cpu> {

@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &["id", "retrieval", "trace"]),
     ("prefetch", &["id", "retrieval", "trace"]),
     ("backend", &["error", "quant"]),
+    ("gpu", &["backend", "error", "quant"]),
     ("blueprint", &["backend", "error", "gguf", "quant"]),
     ("arch", &["blueprint", "error", "gguf"]),
     ("expert", &["blueprint", "error", "gguf", "id", "io", "policy", "prefetch", "quant", "retrieval", "trace"]),
@@ -83,6 +84,7 @@ const MUST_NOT_SEE: &[(&str, &[&str])] = &[
     ("arch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("blueprint", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("backend", &["fs", "net", "path", "process"]),
+    ("gpu", &["env", "fs", "net", "path", "process", "sync", "thread"]),
     ("model", &["env", "fs", "io", "net", "process", "sync", "thread", "time"]),
     ("expert", &["env", "fs", "net", "process", "sync", "thread", "time"]),
     ("quant", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
@@ -101,6 +103,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/backend/cpu/recurrent.rs",
     "src/backend/cpu/rows.rs",
     "src/backend/cpu/kernels/",
+    "src/gpu/vulkan.rs",
 ];
 
 /// Lines of a file at most.

@@ -5,10 +5,7 @@ use half::f16;
 use hotset::{
     backend::{
         Attention, Backend, CacheWrite, Reference, Rows, TurnedKey,
-        cpu::{
-            Cpu,
-            kernels::{Isa, Kernels, TILE},
-        },
+        cpu::kernels::{Isa, Kernels, TILE},
     },
     quant::{GgmlType, QMat, dequantize_row},
 };
@@ -108,13 +105,13 @@ impl Case {
         what += &format!(" {:?} {}", self.window, self.sinks.len());
         // Of a long context the end: it takes long.
         let from = if self.n_ctx > 300 { self.n_ctx - 60 } else { 0 };
-        let all = self.attend(&mut Cpu::new(1).unwrap(), from..self.n_ctx);
+        let all = self.attend(&mut common::isa::cpu(1), from..self.n_ctx);
         let truth = self.attend(&mut Reference, from..self.n_ctx);
         for (i, (got, want)) in all.iter().zip(&truth).enumerate() {
             assert!((got - want).abs() <= 2e-5, "{what}: {i}: {got} is not {want}");
         }
         for threads in 1..=3 {
-            let mut cpu = Cpu::new(threads).unwrap();
+            let mut cpu = common::isa::cpu(threads);
             let (mut at, mut cut) = (from, Vec::new());
             while at < self.n_ctx {
                 let most = if dice.below(2) == 0 { 3 } else { 150 };
@@ -238,7 +235,7 @@ fn each_head_has_a_matrix_of_its_own() {
         };
         let truth = multiply(&mut |rows, y| Reference.matmul_per_head(rows, n_head, w, y), 0, n);
         for threads in 1..=3 {
-            let mut cpu = Cpu::new(threads).unwrap();
+            let mut cpu = common::isa::cpu(threads);
             let mut by_cpu = |rows: &mut Rows, y: &mut [f32]| {
                 cpu.prepare(rows);
                 cpu.matmul_per_head(rows, n_head, w, y);
@@ -264,7 +261,7 @@ fn keys_and_values_go_where_the_reference_has_them() {
         let x = floats(n_ctx * heads * dim, dice);
         let row_bytes = dim / ty.block_len() * ty.block_bytes();
         for (threads, keys) in [(1, true), (2, true), (2, false)] {
-            let (mut cpu, mut reference) = (Cpu::new(threads).unwrap(), Reference);
+            let (mut cpu, mut reference) = (common::isa::cpu(threads), Reference);
             let (mut got, mut want) = (vec![0xaa; heads * n_ctx * row_bytes], vec![0xaa; heads * n_ctx * row_bytes]);
             let end = n_ctx - 2;
             let mut first = 0;
@@ -287,7 +284,7 @@ fn keys_and_values_go_where_the_reference_has_them() {
 fn rows_behind_the_context_are_refused() {
     let mut case = Case::new(GgmlType::F16, (2, 1), (16, 16), 4, &mut Dice(4));
     case.q.extend_from_within(..32);
-    case.attend(&mut Cpu::new(2).unwrap(), 3..5);
+    case.attend(&mut common::isa::cpu(2), 3..5);
 }
 
 /// A value that a row must not see may be anything.
@@ -295,7 +292,7 @@ fn rows_behind_the_context_are_refused() {
 fn what_lies_ahead_does_not_matter() {
     let dice = &mut Dice(2);
     let mut case = Case::new(GgmlType::F32, (4, 2), (32, 32), 80, dice);
-    let cpu = &mut Cpu::new(2).unwrap();
+    let cpu = &mut common::isa::cpu(2);
     let want = case.attend(cpu, 0..40);
     for head in 0..2 {
         for side in [&mut case.keys, &mut case.values] {

@@ -46,12 +46,12 @@ const COUNTED: usize = 20;
 /// What so many decoded tokens allocate, in a budget that has experts read for them.
 fn allocations(name: &str, options: Options) -> u64 {
     let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
-    let options = Options { n_ctx: Some(128), process_bytes: Some(0), threads: Some(2), ..options };
+    let options = Options { n_ctx: Some(128), process_bytes: Some(0), threads: Some(2), ..options.clone() };
     let open =
         |options: &Options| Session::open(Gguf::open(&ref_model(name)).unwrap(), options, &mut |_, _| {}).unwrap();
     let plan = open(&options).plan().clone();
     let few = plan.smallest_bytes + (plan.full_bytes - plan.smallest_bytes) / 4;
-    let mut session = open(&Options { memory_bytes: Some(few), ..options });
+    let mut session = open(&Options { memory_bytes: Some(few), ..options.clone() });
     let mut decode = |i: usize| {
         session.decode(tokens[i * 7 % tokens.len()]).unwrap();
         session.stats().decode.miss
@@ -70,24 +70,24 @@ fn allocations(name: &str, options: Options) -> u64 {
 fn twenty_decoded_tokens_allocate_nothing() {
     let base = Options { io: Some(IoKind::Pread), prefetch: PrefetchKind::Lookahead, ..Options::default() };
     for name in MODELS {
-        assert_eq!(allocations(name, base), 0, "{name}");
+        assert_eq!(allocations(name, base.clone()), 0, "{name}");
     }
     let name = MODELS[0];
     for &policy in PolicyKind::ALL.iter().filter(|&&policy| policy != PolicyKind::Lru) {
-        assert_eq!(allocations(name, Options { policy, ..base }), 0, "{}", policy.name());
+        assert_eq!(allocations(name, Options { policy, ..base.clone() }), 0, "{}", policy.name());
     }
     // Those that choose by the clock may meet a mode for the first time while it is counted.
     let by_clock = [PrefetchKind::Auto, PrefetchKind::AutoVotes];
     for &prefetch in PrefetchKind::ALL.iter().filter(|kind| !by_clock.contains(kind)) {
-        assert_eq!(allocations(name, Options { prefetch, ..base }), 0, "{}", prefetch.name());
+        assert_eq!(allocations(name, Options { prefetch, ..base.clone() }), 0, "{}", prefetch.name());
     }
     for kv in [GgmlType::F32, GgmlType::Q8_0] {
-        assert_eq!(allocations(name, Options { kv, ..base }), 0, "{kv}");
+        assert_eq!(allocations(name, Options { kv, ..base.clone() }), 0, "{kv}");
     }
     // Each read of `mapped` is a mapping of its own, which something has to stand for; `page-cache` keeps nothing at all.
     let keeps = |io: &&IoKind| !matches!(io, IoKind::Mapped | IoKind::PageCache);
     for &io in common::read_paths().iter().filter(keeps) {
-        assert_eq!(allocations(name, Options { io: Some(io), ..base }), 0, "{}", io.name());
+        assert_eq!(allocations(name, Options { io: Some(io), ..base.clone() }), 0, "{}", io.name());
     }
     COUNTS.store(true, Relaxed);
     drop(vec![0u8; 100]);
@@ -96,4 +96,4 @@ fn twenty_decoded_tokens_allocate_nothing() {
 }
 
 /// One with each kind of state.
-const MODELS: [&str; 4] = ["gpt-oss", "qwen35moe", "lfm2moe", "granitehybrid"];
+const MODELS: [&str; 6] = ["gpt-oss", "qwen35moe", "lfm2moe", "granitehybrid", "qwen4exp", "deepseek4"];

@@ -18,7 +18,6 @@ use common::{
 };
 use hotset::{
     Error,
-    backend::cpu::Cpu,
     expert::Scope,
     gguf::Gguf,
     io::{
@@ -284,7 +283,7 @@ fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result
     let slot = plan.slots_bytes / plan.slots.iter().sum::<usize>() as u64;
     // Mostly room for a batch of one: prompts go through in small pieces, which are more events.
     options.memory_bytes = Some(plan.smallest_bytes + slot * N_LAYER as u64);
-    let cpu = Cpu::new(1).unwrap();
+    let cpu = common::isa::cpu(1);
     let session = Session::with_engine(open(), &options, cpu, Box::new(()), engine, &mut |_, _| {}).unwrap();
     assert!(session.plan().slots.iter().sum::<usize>() <= (N_USED + 2) * N_LAYER, "{:?}", session.plan());
     session

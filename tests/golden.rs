@@ -83,7 +83,10 @@ const MORE_MODELS: &[&str] = &[
     "mistral4",
     "deepseek32",
     "deepseek4",
+    "glm5-next",
     "glm-dsa",
+    "kimi-linear",
+    "bailingmoe3",
 ];
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 32;
@@ -100,7 +103,7 @@ struct Run {
 fn run(name: &str, options: Options, backend: impl Backend) -> Run {
     let tokens: Vec<u32> = golden(name, "tokens").i32s().unwrap().iter().map(|&t| t as u32).collect();
     let routing = Routing::default();
-    let options = Options { kv: GgmlType::F32, all_logits: true, process_bytes: Some(0), ..options };
+    let options = Options { kv: GgmlType::F32, all_logits: true, process_bytes: Some(0), ..options.clone() };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
     let mut session =
         Session::with_backend(gguf, &options, backend, Box::new(routing.clone()), &mut |_, _| {}).unwrap();
@@ -121,7 +124,7 @@ fn run(name: &str, options: Options, backend: impl Backend) -> Run {
 }
 
 fn cpu(threads: usize) -> Cpu {
-    Cpu::new(threads).unwrap()
+    common::isa::cpu(threads)
 }
 
 /// Greedy choice: the first largest.
@@ -179,8 +182,13 @@ fn a_factor_of_rotated_queries_and_keys_matches_llama_cpp() {
 
 /// The smallest budget that works, as the error for a budget of nothing names it.
 fn smallest(name: &str, options: Options) -> u64 {
-    let options =
-        Options { kv: GgmlType::F32, all_logits: true, process_bytes: Some(0), memory_bytes: Some(0), ..options };
+    let options = Options {
+        kv: GgmlType::F32,
+        all_logits: true,
+        process_bytes: Some(0),
+        memory_bytes: Some(0),
+        ..options.clone()
+    };
     let gguf = Gguf::open(&ref_model(name)).unwrap();
     let error = Session::open(gguf, &options, &mut |_, _| {}).err().expect("nothing is too little").to_string();
     let digits = error.split("at least ").nth(1).expect("names the smallest").split(' ').next().unwrap();
@@ -191,27 +199,28 @@ fn smallest(name: &str, options: Options) -> u64 {
 fn offloading_never_changes_a_bit() {
     for name in MODELS {
         let base = Options { n_ctx: Some(64), process_bytes: Some(0), ..Options::default() };
-        let all = run(name, base, cpu(2));
+        let all = run(name, base.clone(), cpu(2));
         let same = |what: &str, options: Options, threads: usize| {
             let run = run(name, options, cpu(threads));
             let equal = run.logits.iter().zip(&all.logits).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(equal, "{name}: {what} changed the logits");
             run
         };
-        let least = smallest(name, base);
+        let least = smallest(name, base.clone());
         let full = {
             let gguf = Gguf::open(&ref_model(name)).unwrap();
-            let session = Session::open(gguf, &Options { kv: GgmlType::F32, all_logits: true, ..base }, &mut |_, _| {});
+            let session =
+                Session::open(gguf, &Options { kv: GgmlType::F32, all_logits: true, ..base.clone() }, &mut |_, _| {});
             session.unwrap().plan().full_bytes
         };
         for io in common::read_paths() {
             for &prefetch in PrefetchKind::ALL {
                 for scope in [Scope::Layer, Scope::Global] {
-                    let mode = Options { io: Some(*io), prefetch, scope: Some(scope), ..base };
-                    let least = smallest(name, mode).max(least);
+                    let mode = Options { io: Some(*io), prefetch, scope: Some(scope), ..base.clone() };
+                    let least = smallest(name, mode.clone()).max(least);
                     for percent in [0, 25, 50] {
                         let budget = least + (full - least) * percent / 100;
-                        let options = Options { memory_bytes: Some(budget), ..mode };
+                        let options = Options { memory_bytes: Some(budget), ..mode.clone() };
                         let what = format!("{} {} {} {percent}%", io.name(), prefetch.name(), scope.name());
                         let run = same(&what, options, 2);
                         assert!(run.misses > all.misses, "{name}: {what}: a smaller cache misses more");
@@ -221,13 +230,13 @@ fn offloading_never_changes_a_bit() {
         }
         for &policy in PolicyKind::ALL {
             let budget = least + (full - least) / 4;
-            same(policy.name(), Options { policy, memory_bytes: Some(budget), ..base }, 2);
+            same(policy.name(), Options { policy, memory_bytes: Some(budget), ..base.clone() }, 2);
         }
         assert!(all.hits > 0, "{name}: an expert is used again");
-        same("one thread", base, 1);
-        same("three threads", base, 3);
-        same("batches of 5", Options { n_batch: Some(5), ..base }, 2);
-        same("batches of 1", Options { n_batch: Some(1), ..base }, 2);
+        same("one thread", base.clone(), 1);
+        same("three threads", base.clone(), 3);
+        same("batches of 5", Options { n_batch: Some(5), ..base.clone() }, 2);
+        same("batches of 1", Options { n_batch: Some(1), ..base.clone() }, 2);
     }
 }
 
@@ -236,12 +245,12 @@ fn offloading_never_changes_a_bit() {
 fn offloading_changes_no_bit_of_any_architecture() {
     for &name in MORE_MODELS {
         let base = Options { n_ctx: Some(64), process_bytes: Some(0), ..Options::default() };
-        let all = run(name, base, cpu(2));
-        let least = smallest(name, base);
+        let all = run(name, base.clone(), cpu(2));
+        let least = smallest(name, base.clone());
         for (percent, threads, n_batch) in [(0, 1, 5), (25, 2, 32), (50, 3, 1), (100, 1, 32)] {
             let most = least + ref_model(name).metadata().unwrap().len();
             let memory_bytes = Some(least + (most - least) * percent / 100);
-            let run = run(name, Options { memory_bytes, n_batch: Some(n_batch), ..base }, cpu(threads));
+            let run = run(name, Options { memory_bytes, n_batch: Some(n_batch), ..base.clone() }, cpu(threads));
             let equal = run.logits.iter().zip(&all.logits).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(equal, "{name}: {percent} %, {threads} threads, batches of {n_batch}");
             assert!(percent > 0 || run.misses > all.misses, "{name}: a smaller cache misses more");

@@ -263,3 +263,25 @@ fn a_budget_is_what_the_process_stays_within() {
         }
     }
 }
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let script = text(&["completions", "bash"]);
+    assert!(script.contains("--memory") && script.contains("simulate"), "{script}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    text(&["man", path]);
+    let page = fs::read_to_string(folder.path().join("hotset-run.1")).unwrap();
+    assert!(page.contains(".TH hotset-run 1") && page.contains("\\-\\-memory"), "{page}");
+    assert!(folder.path().join("hotset.1").is_file());
+    let again = hotset(&["man", path]);
+    assert_eq!(again.status.code(), Some(1), "nothing is replaced without --force");
+    text(&["man", path, "--force"]);
+}
+
+#[test]
+fn the_long_version_names_the_cpu_s_instruction_sets() {
+    let long = text(&["--version"]);
+    assert!(long.starts_with(concat!("hotset ", env!("CARGO_PKG_VERSION"))) && long.contains("scalar"), "{long}");
+    assert_eq!(text(&["-V"]), concat!("hotset ", env!("CARGO_PKG_VERSION"), "\n"));
+}

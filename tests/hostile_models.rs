@@ -329,9 +329,9 @@ fn every_layout_of_the_same_experts_gives_the_same_bits() {
             for &io in common::read_paths() {
                 for scope in [Scope::Layer, Scope::Global] {
                     let options = Options { io: Some(io), scope: Some(scope), ..options() };
-                    let least = open_with(path, options).unwrap().plan().smallest_bytes;
+                    let least = open_with(path, options.clone()).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
-                        let session = open_with(path, Options { memory_bytes, ..options }).unwrap();
+                        let session = open_with(path, Options { memory_bytes, ..options.clone() }).unwrap();
                         let what = format!("{} {} {}", path.display(), io.name(), scope.name());
                         assert!(logits(session).unwrap() == expected, "{arch}: {what}");
                     }

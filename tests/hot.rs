@@ -205,7 +205,7 @@ fn no_bit_of_the_output_changes() {
     let (least, full) = (cold.plan().smallest_bytes, cold.plan().full_bytes);
     for memory in [least, least + (full - least) / 3, full] {
         for pins in [0, 1, 2] {
-            let mut session = open(&Options { memory_bytes: Some(memory), ..base });
+            let mut session = open(&Options { memory_bytes: Some(memory), ..base.clone() });
             let pinned = session.pin(&hot.clone().top(pins));
             let room = session.plan().slots[0] - session.blueprint().n_expert_used();
             assert_eq!(pinned.is_ok(), pins <= room || memory == full, "{pins} pins beside {room}");

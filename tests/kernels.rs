@@ -4,7 +4,7 @@
 //! `quant::dot` states. Only NaNs may differ, in their payload.
 
 use half::f16;
-use hotset::backend::cpu::kernels::{Isa, Kernels};
+use hotset::backend::cpu::kernels::{Isa, KernelChoice, Kernels};
 use hotset::quant::act::{ActChunk, TINY, quantize_row};
 use hotset::quant::interleaved::{self, TILE_ROWS};
 use hotset::quant::{ActRow, Acts, GgmlType, QMat, dequantize_row, dot};
@@ -456,13 +456,14 @@ fn a_batch_is_quantised_row_by_row() {
 }
 
 #[test]
-fn instruction_sets_are_chosen_by_name() {
-    assert_eq!(Kernels::by_name("scalar").unwrap().isa(), Isa::Scalar);
-    let error = Kernels::by_name("mmx").err().expect("no such kernels").to_string();
-    assert!(error.contains("HOTSET_ISA") && error.contains("scalar") && error.contains("mmx"), "{error}");
+fn instruction_sets_that_the_cpu_lacks_are_refused() {
+    let choose = |isa, interleave| Kernels::choose(KernelChoice { isa: Some(isa), interleave });
+    assert_eq!(choose(Isa::Scalar, None).unwrap().isa(), Isa::Scalar);
+    let error = choose(Isa::Scalar, Some(true)).err().expect("scalar code interleaves nothing").to_string();
+    assert!(error.contains("scalar") && error.contains("interleave"), "{error}");
     for isa in Isa::ALL.iter().filter(|isa| !isa.is_available()) {
-        let error = Kernels::by_name(isa.name()).err().expect("the CPU lacks it").to_string();
-        assert!(error.contains("this CPU"), "{error}");
+        let error = choose(*isa, None).err().expect("the CPU lacks it").to_string();
+        assert!(error.contains("this CPU") && error.contains("scalar"), "{error}");
     }
 }
 

@@ -11,7 +11,7 @@ use hotset::{
 };
 
 /// Models whose state a short text does not exercise.
-const MODELS: &[&str] = &["qwen4exp", "deepseek4"];
+const MODELS: &[&str] = &["qwen4exp", "deepseek4", "glm5-next"];
 
 /// Prompt tokens in the reference runs; the rest is decoded one by one.
 const PROMPT: usize = 160;

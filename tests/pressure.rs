@@ -11,7 +11,6 @@ use common::{
 };
 use hotset::{
     arch,
-    backend::cpu::Cpu,
     expert::{Allowance, ExpertCache, ExpertStore, Experts, Scope},
     gguf::Gguf,
     io::IoKind,
@@ -58,7 +57,7 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
         Scope::Layer => vec![blueprint.n_expert - 2; n_layer],
         Scope::Size | Scope::Global => vec![blueprint.n_expert * n_layer / 2],
     };
-    let mut backend = Cpu::new(2).unwrap();
+    let mut backend = common::isa::cpu(2);
     let mut model = Model::load(&gguf, blueprint, &mut |_| {}).unwrap();
     model.interleave(&mut backend);
     let blueprint = &model.blueprint;

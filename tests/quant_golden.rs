@@ -12,7 +12,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use hotset::{
-    backend::{Backend, Reference, cpu::Cpu},
+    backend::{Backend, Reference},
     gguf::Gguf,
     npy::Npy,
     quant::GgmlType,
@@ -48,7 +48,7 @@ impl Case {
         let (exact, theirs) = (self.npy("exact.logits"), self.npy("logits"));
         let (exact, theirs) = (exact.f32s().unwrap(), theirs.f32s().unwrap());
         let n_vocab = exact.len() / self.npy("tokens").i32s().unwrap().len();
-        let ours = median_distance(&self.run(Cpu::new(2).unwrap()), exact, n_vocab);
+        let ours = median_distance(&self.run(common::isa::cpu(2)), exact, n_vocab);
         let llama_cpp = median_distance(theirs, exact, n_vocab);
         // The reference backend keeps F32 activations, so it must meet exact itself, as F32 models do.
         let reference = self.run(Reference);

@@ -4,7 +4,7 @@
 mod common;
 
 use common::dice::Dice;
-use hotset::backend::{Backend, Recurrence, Reference, cpu::Cpu};
+use hotset::backend::{Backend, Recurrence, Reference};
 
 /// Heads, key heads, elements of keys and values, rows.
 const SHAPES: [(usize, usize, usize, usize, usize); 5] =
@@ -71,14 +71,14 @@ fn heads_remember_the_same_in_every_batch_and_on_any_number_of_threads() {
     for (shape, seed) in SHAPES.into_iter().flat_map(|shape| (0..8).map(move |seed| (shape, seed))) {
         let (case, n) = (Case::new(shape, seed), shape.4);
         let expected = case.run(&mut Reference, &[n]);
-        let all = case.run(&mut Cpu::new(2).unwrap(), &[n]);
+        let all = case.run(&mut common::isa::cpu(2), &[n]);
         for (got, expected) in [(&all.0, &expected.0), (&all.1, &expected.1)] {
             let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{shape:?}, seed {seed}: {worst}");
         }
         let ones: Vec<usize> = (1..=n).collect();
         for (threads, ends) in [(1, vec![n]), (3, vec![1, n]), (2, ones.clone()), (1, ones)] {
-            let got = case.run(&mut Cpu::new(threads).unwrap(), &ends);
+            let got = case.run(&mut common::isa::cpu(threads), &ends);
             let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(
                 same(&got.0, &all.0) && same(&got.1, &all.1),

@@ -122,9 +122,9 @@ fn a_repacked_model_gives_the_same_bits_on_every_read_path() {
             for &io in common::read_paths() {
                 for scope in [Scope::Layer, Scope::Global] {
                     let options = Options { io: Some(io), scope: Some(scope), ..options() };
-                    let least = open(&out, options).unwrap().plan().smallest_bytes;
+                    let least = open(&out, options.clone()).unwrap().plan().smallest_bytes;
                     for memory_bytes in [None, Some(least + (1 << 20))] {
-                        let session = open(&out, Options { memory_bytes, ..options }).unwrap();
+                        let session = open(&out, Options { memory_bytes, ..options.clone() }).unwrap();
                         let what = format!("{} {} {}", source.display(), io.name(), scope.name());
                         assert!(bits(session) == expected, "{arch}: {what}");
                     }
@@ -142,7 +142,11 @@ fn real_shapes_give_the_same_bits_too() {
         let out = folder.path().join(i.to_string());
         repacked(&source, &out);
         let options = Options { n_ctx: Some(64), ..options() };
-        assert!(bits(open(&out, options).unwrap()) == bits(open(&source, options).unwrap()), "{}", source.display());
+        assert!(
+            bits(open(&out, options.clone()).unwrap()) == bits(open(&source, options).unwrap()),
+            "{}",
+            source.display()
+        );
     }
 }
 

@@ -20,7 +20,7 @@ use common::{
 };
 use hotset::{
     arch,
-    backend::{Backend, Reference, cpu::Cpu},
+    backend::{Backend, Reference},
     expert::{CacheStats, ExpertStore, LayerHits, Scope},
     gguf::Gguf,
     io::{Done, Extents, Files, IoEngine, Layout, Read, SimClock, SimIo},
@@ -185,7 +185,7 @@ fn live(
 /// Budgets in which every policy and prefetcher has room for what it learns.
 fn budgets(model: &Path, options: Options) -> [u64; 3] {
     let plans = PrefetchKind::ALL.iter().map(|&prefetch| {
-        let options = Options { prefetch, policy: PolicyKind::Echo, ..options };
+        let options = Options { prefetch, policy: PolicyKind::Echo, ..options.clone() };
         let session = Session::open(Gguf::open(model).unwrap(), &options, &mut |_, _| {}).unwrap();
         (session.plan().smallest_bytes, session.plan().full_bytes)
     });
@@ -206,7 +206,7 @@ impl Seen {
     /// Runs on the model in the options' way and replays what was recorded: all counters and times are equal.
     fn check(&mut self, backend: impl Backend, folder: &Path, drive: Drive, options: Options) {
         let trace = folder.join("run.trace");
-        let (stats, lived, slots, end_ns) = live(backend, &folder.join("m.gguf"), &trace, drive, options);
+        let (stats, lived, slots, end_ns) = live(backend, &folder.join("m.gguf"), &trace, drive, options.clone());
         let (policy, prefetch) = (SimPolicy::Live(options.policy), options.prefetch);
         let scope = options.scope.expect("a replay is told of it");
         let setting = Setting {
@@ -304,6 +304,6 @@ fn a_replay_finds_the_past_tokens_that_the_live_run_found() {
     }
     let [memory, ..] = budgets(&folder.path().join("m.gguf"), base(Scope::Layer));
     let options = Options { memory_bytes: Some(memory), policy: PolicyKind::Echo, ..base(Scope::Layer) };
-    seen.check(Cpu::new(1).unwrap(), folder.path(), DRIVES[0], options);
+    seen.check(common::isa::cpu(1), folder.path(), DRIVES[0], options);
     seen.happened();
 }

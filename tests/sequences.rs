@@ -14,7 +14,6 @@ use std::{
 use common::ref_models::{golden, ref_model};
 use hotset::{
     arch,
-    backend::cpu::Cpu,
     engine::{Engine, Options},
     gguf::Gguf,
     io::{Extents, IoBuf, Layout, Pread, ReadError, ReadPath, ThreadEngine},
@@ -25,7 +24,7 @@ use hotset::{
 };
 
 /// One of each kind of part that keeps something of a sequence.
-const MODELS: [&str; 4] = ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid"];
+const MODELS: [&str; 6] = ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid", "qwen4exp", "deepseek4"];
 
 /// Tokens of a batch: few, so that windows have fewer rows than contexts have positions.
 const N_BATCH: usize = 12;
@@ -199,7 +198,7 @@ fn a_read_that_fails_within_a_batch_leaves_every_sequence_as_it_was() {
         let mut engine = Engine::with_engine(
             gguf(name),
             &options,
-            Cpu::new(2).unwrap(),
+            common::isa::cpu(2),
             Box::new(()) as Box<dyn TraceSink>,
             |files| Ok(Box::new(ThreadEngine::new(path(files), 2).unwrap())),
             &mut |_, _| {},
@@ -252,7 +251,8 @@ fn fed(session: &mut Session, text: &[u32]) -> Vec<Vec<u32>> {
 fn rows_of_a_window_give_the_bits_of_rows_for_everything() {
     let (name, text) = ("gpt-oss", long_text("gpt-oss"));
     for kv in [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0] {
-        let open = |options: Options| Session::open(gguf(name), &Options { kv, ..options }, &mut |_, _| {}).unwrap();
+        let open =
+            |options: Options| Session::open(gguf(name), &Options { kv, ..options.clone() }, &mut |_, _| {}).unwrap();
         let mut few = open(options(1));
         // So long a batch needs all positions.
         let mut all = open(Options { n_batch: Some(N_CTX), memory_bytes: Some(1 << 30), ..options(1) });

@@ -9,16 +9,13 @@ use crate::{
 
 pub const ARCH: Arch = Arch { name: "deepseek2", predicts: true, blueprint };
 
-/// Elements of a head that rotate, at most: models have 64.
-const MAX_ROT: usize = 1 << 16;
-
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     latent(m, true)
 }
 
 /// `cancels`: see [`Reader::latent_yarn`].
 pub fn latent(m: &Reader<'_>, cancels: bool) -> Result<Blueprint> {
-    let sizes = m.latent_sizes(m.count("rope.dimension_count", MAX_ROT)?)?;
+    let sizes = m.latent_sizes(m.rotating_length()?)?;
     let rope = m.rope(RopeKind::Interleaved, sizes.rot)?;
     let (rope, factor) = m.latent_yarn(rope, cancels)?;
     let temperature = match m.factor("attention.temperature_scale")? {

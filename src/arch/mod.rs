@@ -7,6 +7,7 @@
 
 mod afmoe;
 mod bailingmoe2;
+mod bailingmoe3;
 mod cohere2moe;
 mod dbrx;
 mod deepseek2;
@@ -17,6 +18,7 @@ mod ernie4_5_moe;
 mod exaone_moe;
 mod gemma4;
 mod glm4moe;
+mod glm5_next;
 mod glm_dsa;
 mod gpt_oss;
 mod granite_swa;
@@ -25,6 +27,7 @@ mod granitemoe;
 mod grok;
 mod hunyuan_moe;
 mod hy_v3;
+mod kimi_linear;
 mod laguna;
 mod lfm2moe;
 mod llama;
@@ -64,6 +67,7 @@ pub struct Arch {
 const ARCHS: &[Arch] = &[
     afmoe::ARCH,
     bailingmoe2::ARCH,
+    bailingmoe3::ARCH,
     cohere2moe::ARCH,
     dbrx::ARCH,
     deepseek2::ARCH,
@@ -74,6 +78,8 @@ const ARCHS: &[Arch] = &[
     exaone_moe::ARCH,
     gemma4::ARCH,
     glm4moe::ARCH,
+    glm5_next::ARCH,
+    glm5_next::EARLY,
     glm_dsa::ARCH,
     gpt_oss::ARCH,
     granite_swa::ARCH,
@@ -82,6 +88,7 @@ const ARCHS: &[Arch] = &[
     grok::ARCH,
     hunyuan_moe::ARCH,
     hy_v3::ARCH,
+    kimi_linear::ARCH,
     laguna::ARCH,
     lfm2moe::ARCH,
     llama::ARCH,
@@ -102,6 +109,11 @@ const ARCHS: &[Arch] = &[
     smallthinker::ARCH,
     step35::ARCH,
 ];
+
+/// Their names, as `general.architecture` has them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ARCHS.iter().map(|arch| arch.name)
+}
 
 /// What the model in a file is. No key and no tensor of the file is left over that could change what it computes.
 ///
@@ -138,7 +150,7 @@ pub fn shape(gguf: &Gguf) -> Result<Shape> {
 fn reader(gguf: &Gguf) -> Result<(&'static Arch, Reader<'_>)> {
     let name = gguf.meta().require_str("general.architecture")?;
     let Some(arch) = ARCHS.iter().find(|arch| arch.name == name) else {
-        let known = ARCHS.iter().map(|arch| arch.name).collect::<Vec<_>>().join(", ");
+        let known = names().collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(
             gguf.path(),
             "the architecture",

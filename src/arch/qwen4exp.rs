@@ -4,7 +4,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, KeyHeads, Moe, OutputGate, Part, Reader, RopeKind, Score},
+    blueprint::{Blueprint, GateAct, KeyHeads, Moe, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "qwen4exp", predicts: true, blueprint };
@@ -28,7 +28,7 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
             blocks.push(l.plain_block(l.ngram(&table, n_stream)?));
         }
         let mixer = if recurrent[l.layer] {
-            l.delta_net(KeyHeads::InTurn, OutputGate::Sigmoid)?
+            l.delta_net(KeyHeads::InTurn, GateAct::Sigmoid)?
         } else {
             Part::gqa(l.gqa_with_gated_queries(heads, rope)?)
         };

@@ -75,6 +75,9 @@ impl Rows {
     }
 }
 
+/// Products that may share an input at once, at most: query, key, value and gate.
+pub const MAX_PRODUCTS: usize = 4;
+
 /// One of the products that share their input.
 pub struct Product<'a> {
     /// The matrix.
@@ -361,7 +364,7 @@ pub trait Backend: Send {
     fn interleave(&mut self, _w: QMatMut<'_>) -> bool {
         false
     }
-    /// `y = rows · wᵀ` for each product.
+    /// `y = rows · wᵀ` for each product, of which there are at most [`MAX_PRODUCTS`].
     fn matmul(&mut self, rows: &Rows, products: &mut [Product<'_>]);
     /// `y = rows · wᵀ` of each head with a matrix of its own: row h of `rows` in each `n_head` of them goes with the h-th part
     /// of the rows of `w`. y: (rows / n_head, w.rows)

@@ -135,6 +135,8 @@ pub enum GateAct {
     Sigmoid,
     /// `ln(1 + exp(x))`.
     Softplus,
+    /// `x` times its logistic function.
+    Silu,
 }
 
 /// Heads of an attention.

@@ -9,6 +9,9 @@ use crate::{Error, Result, gguf::Value};
 /// A limit on what a file may claim: bases in use reach some 5e10.
 const MAX_FREQ_BASE: f32 = 1e15;
 
+/// Another one: models have 64 elements of a head that rotate.
+const MAX_ROT: usize = 1 << 16;
+
 /// Sizes of latent attention, as its tensors have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentSizes {
@@ -35,6 +38,13 @@ pub enum FullLayers {
     EachLast(usize),
     /// Those that the file lists.
     Listed,
+}
+
+impl LatentSizes {
+    /// What comes out, as heads of their own.
+    pub fn of_values(&self) -> Heads {
+        Heads { n_head: self.n_head, n_head_kv: self.n_head, k: self.nope + self.rot, v: self.v }
+    }
 }
 
 impl Reader<'_> {
@@ -180,6 +190,23 @@ impl Reader<'_> {
         })
     }
 
+    /// Which layers have no key/value heads, and so something else than attention. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn layers_without_heads(&self) -> Result<Vec<bool>> {
+        let counts = self.gguf().meta().require_u32_or_array(&self.key("attention.head_count_kv"), self.n_block)?;
+        Ok(counts.iter().take(self.n_layer).map(|&n| n == 0).collect())
+    }
+
+    /// Elements of a head of latent attention that rotate, if any do.
+    ///
+    /// # Errors
+    /// A key that is missing or does not make sense.
+    pub fn rotating_length(&self) -> Result<usize> {
+        self.count("rope.dimension_count", MAX_ROT)
+    }
+
     /// Sizes of latent attention. `rot`: elements of a head that rotate.
     ///
     /// # Errors
@@ -207,9 +234,11 @@ impl Reader<'_> {
         };
         let (k, v, kv_heads) = (k?, v?, self.key("attention.head_count_kv"));
         let expected = if absorbed { 1 } else { n_head };
-        match self.gguf().meta().u32(&kv_heads)?.map_or(expected, |n| n as usize) {
-            n if n == expected => {}
-            n => return Err(Error::format(self.gguf().path(), kv_heads, expected, n)),
+        let counts = self.gguf().meta().u32_or_array(&kv_heads, self.n_block)?.unwrap_or_default();
+        // Layers that are something else than attention have none, but not all of them are.
+        let none = counts.iter().all(|&n| n == 0);
+        if let Some(n) = counts.iter().find(|&&n| none || n != 0 && n as usize != expected) {
+            return Err(Error::format(self.gguf().path(), kv_heads, expected, n));
         }
         if k <= rot {
             let short = sizes[0].to_owned() + if absorbed { "_mla" } else { "" };

@@ -128,6 +128,13 @@ impl Reader<'_> {
         if let Some(layer) = listed.iter().find(|&&layer| layer as usize >= self.n_layer) {
             return Err(meta.wrong(&key, format!("numbers below {}", self.n_layer), layer));
         }
+        if !listed.is_sorted_by(|a, b| a < b) {
+            return Err(meta.wrong(
+                &key,
+                "layers in order, each once",
+                meta.get(&key).map_or(String::new(), Value::kind),
+            ));
+        }
         Ok((0..self.n_layer).map(|layer| listed.contains(&(layer as u32))).collect())
     }
 

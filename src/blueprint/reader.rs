@@ -149,6 +149,17 @@ impl<'a> Reader<'a> {
         Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
     }
 
+    /// Refuses a file that says no, or nothing.
+    ///
+    /// # Errors
+    /// If it does.
+    pub fn require_flag(&self, short: &str) -> Result<()> {
+        if self.flag(short, false)? {
+            return Ok(());
+        }
+        Err(Error::unsupported(self.gguf().path(), self.key(short), "true", false))
+    }
+
     /// What the file says of its figures, whether it runs or not.
     ///
     /// # Errors
@@ -178,7 +189,7 @@ impl<'a> Reader<'a> {
     pub fn limit_to_indexed(&self, n_ctx: usize) {
         let reason = "beyond that, an indexer chooses what attention looks at, which hotset does not compute";
         self.limit_context(n_ctx, reason);
-        for short in ["head_count", "key_length", "local_blocks", "types"] {
+        for short in ["head_count", "key_length", "local_blocks", "types", "kpool", "kpool_select_tail"] {
             self.ignore(
                 &format!("attention.indexer.{short}"),
                 "the context is short enough for all of it to be looked at",
@@ -186,11 +197,11 @@ impl<'a> Reader<'a> {
         }
         let mut any = false;
         for tensor in self.file.tensors_left() {
-            any |= tensor.name.contains(".indexer.") && self.file.tensor(&tensor.name).is_some();
+            any |= tensor.name.contains(".indexer") && self.file.tensor(&tensor.name).is_some();
         }
         if any {
             let reason = "the indexer: the context is short enough for all of it to be looked at";
-            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer.*".to_owned(), reason });
+            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer*".to_owned(), reason });
         }
     }
 
@@ -327,17 +338,6 @@ impl<'a> Reader<'a> {
             n if n <= max => Ok(n),
             n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", max + 1), n)),
         }
-    }
-
-    /// Limits of the activations of each layer's routed experts and of what every token takes, for [`Act::clamped`]. (n_layer)
-    ///
-    /// # Errors
-    /// Numbers that do not make sense.
-    pub fn clamps(&self) -> Result<(Vec<f32>, Vec<f32>)> {
-        let routed = self.numbers_by_layer("swiglu_clamp_exp")?;
-        let short = "swiglu_clamp_shexp";
-        let shared = if self.has_key(short) { self.numbers_by_layer(short)? } else { routed.clone() };
-        Ok((routed, shared))
     }
 
     /// `output_norm`.

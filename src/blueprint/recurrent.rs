@@ -8,7 +8,7 @@ use crate::{
 
 /// Limits on what a file may claim.
 const MAX_WIDTH: usize = 1 << 20;
-const MAX_KERNEL: usize = 256;
+pub(super) const MAX_KERNEL: usize = 256;
 
 /// A causal convolution of each channel for itself: of its present input and some of the last ones.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,8 @@ pub enum KeyHeads {
 }
 
 /// A gated delta rule (arXiv 2412.06464). Each value head has a memory S (k, v), and a token does `S = decay · S`, then
-/// `S += k ⊗ rate · (v − Sᵀk)`, and gives `Sᵀq / √k`, of queries and keys of length 1.
+/// `S += k ⊗ rate · (v − Sᵀk)`, and gives `Sᵀq / √k`, of queries and keys of length 1. Where each element of a key has a decay
+/// of its own (arXiv 2510.26692), that is the decay of a row of S.
 #[derive(Clone, Debug)]
 pub struct DeltaNet {
     /// Query and key heads.
@@ -44,41 +45,81 @@ pub struct DeltaNet {
     pub v: usize,
     /// Which key head a value head reads.
     pub key_heads: KeyHeads,
-    /// Queries, keys, then values. (2 * n_k * k + n_v * v, n_embd)
-    pub qkv: Linear,
-    /// Of queries, keys and values; its outputs go through SiLU.
-    pub conv: Conv,
+    /// Queries, keys and values, of one product or of one each. (2 * n_k * k + n_v * v, n_embd) in all
+    pub qkv: Vec<Linear>,
+    /// Of each of these; their outputs go through SiLU.
+    pub convs: Vec<Conv>,
     /// Rate and decay of each value head, before what becomes of them.
     pub rates: Rates,
-    /// Added to the decay, before softplus. (n_v)
+    /// Added to the decay. As many as there are decays of a token.
     pub dt_bias: Tensor,
-    /// Multiplies softplus, before the exponential that is the decay. (n_v)
+    /// Of each value head: the `a` of [`Decay`]. (n_v elements)
     pub a: Tensor,
+    /// What makes decays of these.
+    pub decay: Decay,
+    /// Added to the square of a query's or key's length.
+    pub eps: f32,
     /// Of each head's output, as wide as a value.
     pub norm: Norm,
-    /// What multiplies the normed outputs. (n_v * v, n_embd)
-    pub gate: Linear,
-    /// Through which function.
-    pub gate_act: OutputGate,
+    /// What the normed outputs are multiplied by. (n_v * v, n_embd)
+    pub gate: LowRank,
+    /// What that goes through first.
+    pub gate_act: GateAct,
     /// (n_embd, n_v * v)
     pub o: Linear,
 }
 
-/// What the gate of a delta rule's outputs goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputGate {
-    /// `x * sigmoid(x)`
-    Silu,
-    /// Logistic function.
-    Sigmoid,
+/// A product with one matrix, or with two, one after another.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank {
+    /// (rank, inputs)
+    pub down: Option<Linear>,
+    /// (outputs, inputs or rank)
+    pub up: Linear,
+}
+
+impl LowRank {
+    /// Width between the two.
+    pub fn rank(&self) -> usize {
+        self.down.map_or(0, |down| down.w.rows)
+    }
+
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        self.down.iter().chain([&self.up]).for_each(|linear| linear.tensors(all));
+    }
+}
+
+impl From<Linear> for LowRank {
+    fn from(up: Linear) -> Self {
+        Self { down: None, up }
+    }
+}
+
+/// What a memory is multiplied by, from the product `x` for it, its bias added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decay {
+    /// `exp(a * softplus(x))`
+    Softplus,
+    /// `exp(bound * sigmoid(sign * a * x))`: no less than `exp(bound)`.
+    Bounded {
+        /// Below 0.
+        bound: f32,
+        /// 1, or -1 where a file has `a` below 0.
+        sign: f32,
+    },
 }
 
 /// Where rates and decays come from.
 #[expect(clippy::large_enum_variant, reason = "a model has one per layer, and only while it is planned and loaded")]
 #[derive(Clone, Copy, Debug)]
 pub enum Rates {
-    /// A product of each. (n_v, n_embd)
-    Apart([Linear; 2]),
+    /// A product of each.
+    Apart {
+        /// (n_v, n_embd)
+        rate: Linear,
+        /// One for each value head, or for each element of its keys. (n_v or n_v * k, n_embd)
+        decay: LowRank,
+    },
     /// Of each key head, the rates of its value heads, then their decays. (2 * n_v, n_embd)
     Together(Linear),
 }
@@ -144,16 +185,40 @@ impl Conv {
 impl DeltaNet {
     /// Floats of a sequence's memory.
     pub fn floats(&self) -> usize {
-        self.conv.floats().saturating_add(self.n_v.saturating_mul(self.k).saturating_mul(self.v))
+        let inputs = self.convs.iter().map(Conv::floats).fold(0, usize::saturating_add);
+        inputs.saturating_add(self.n_v.saturating_mul(self.k).saturating_mul(self.v))
+    }
+
+    /// Queries, keys and values of a token: elements of all.
+    pub fn channels(&self) -> usize {
+        self.convs.iter().map(Conv::channels).sum()
+    }
+
+    /// Decays of a token: one for each value head, or for each element of its keys.
+    pub fn decays(&self) -> usize {
+        match &self.rates {
+            Rates::Apart { decay, .. } => decay.up.w.rows,
+            Rates::Together(_) => self.n_v,
+        }
+    }
+
+    /// The widest row between the two matrices of a product.
+    pub fn rank(&self) -> usize {
+        let decay = if let Rates::Apart { decay, .. } = &self.rates { decay.rank() } else { 0 };
+        decay.max(self.gate.rank())
     }
 
     pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
-        [&self.qkv, &self.gate, &self.o].into_iter().for_each(|linear| linear.tensors(all));
+        self.qkv.iter().chain([&self.o]).for_each(|linear| linear.tensors(all));
+        self.gate.tensors(all);
         match &self.rates {
-            Rates::Apart(linears) => linears.iter().for_each(|linear| linear.tensors(all)),
+            Rates::Apart { rate, decay } => {
+                rate.tensors(all);
+                decay.tensors(all);
+            }
             Rates::Together(linear) => linear.tensors(all),
         }
-        self.conv.tensors(all);
+        self.convs.iter().for_each(|conv| conv.tensors(all));
         self.norm.tensors(all);
         all.extend([self.dt_bias, self.a]);
     }
@@ -219,7 +284,12 @@ impl LayerReader<'_, '_> {
     /// A convolution by `NAME.weight`, and `NAME.bias` if there is one.
     pub(super) fn conv(&self, name: &str, kernel: usize, channels: usize) -> Result<Conv> {
         let name = self.name(name);
-        let w = self.m.take(&format!("{name}.weight"), &[kernel, channels])?;
+        let (weight, shape) = (format!("{name}.weight"), [kernel, 1, channels, 1]);
+        // Some files have its matrix with dimensions of 1.
+        let w = match self.m.gguf().require(&weight)?.dims.len() {
+            n @ (3 | 4) => Tensor { rows: channels, ..self.m.take(&weight, &shape[..n])? },
+            _ => self.m.take(&weight, &[kernel, channels])?,
+        };
         Ok(Conv { w, bias: self.m.vector_if_there(&format!("{name}.bias"), channels)?, dilation: 1 })
     }
 
@@ -228,7 +298,7 @@ impl LayerReader<'_, '_> {
     ///
     /// # Errors
     /// A key that does not make sense; a tensor that is missing or does not fit.
-    pub fn delta_net(&self, key_heads: KeyHeads, gate_act: OutputGate) -> Result<Part> {
+    pub fn delta_net(&self, key_heads: KeyHeads, gate_act: GateAct) -> Result<Part> {
         let (m, n_embd) = (self.m, self.m.n_embd);
         let n_k = m.count("ssm.group_count", MAX_WIDTH)?;
         let n_v = m.multiple("ssm.time_step_rank", n_k)?;
@@ -238,22 +308,26 @@ impl LayerReader<'_, '_> {
         let rates = if self.has("ssm_ba.weight") {
             Rates::Together(self.linear("ssm_ba", n_embd, 2 * n_v)?)
         } else {
-            Rates::Apart(self.both(["ssm_beta", "ssm_alpha"], "ssm_beta_alpha", [n_v, n_v])?)
+            let [rate, decay] = self.both(["ssm_beta", "ssm_alpha"], "ssm_beta_alpha", [n_v, n_v])?;
+            Rates::Apart { rate, decay: decay.into() }
         };
         let [qkv, gate] = self.both(["attn_qkv", "attn_gate"], "attn_qkv_gate", [channels, inner])?;
+        let norm = m.norm(&self.name("ssm_norm"), inner / n_v)?;
         Ok(Part::DeltaNet(DeltaNet {
             n_k,
             n_v,
             k,
             v: inner / n_v,
             key_heads,
-            qkv,
-            conv: self.conv("ssm_conv1d", kernel, channels)?,
+            qkv: vec![qkv],
+            convs: vec![self.conv("ssm_conv1d", kernel, channels)?],
             rates,
             dt_bias: m.vector(&self.name("ssm_dt.bias"), n_v)?,
             a: m.vector(&self.name("ssm_a"), n_v)?,
-            norm: m.norm(&self.name("ssm_norm"), inner / n_v)?,
-            gate,
+            decay: Decay::Softplus,
+            eps: norm.eps,
+            norm,
+            gate: gate.into(),
             gate_act,
             o: self.linear("ssm_out", inner, n_embd)?,
         }))

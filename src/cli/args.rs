@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hotset::{
-    arch,
+    Error, arch,
+    backend::cpu::kernels::{Isa, KernelChoice, Kernels},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
     human_bytes,
@@ -139,14 +140,44 @@ impl Modes {
             kv: self.kv,
             io: self.io,
             io_depth: self.io_depth,
-            io_memory: model_file::cache_folder().ok().map(|folder| &*Box::leak(folder.join("drives.json").into())),
+            io_memory: model_file::cache_folder().ok().map(|folder| folder.join("drives.json")),
             policy: self.policy.unwrap_or(default.policy),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
             fill: self.fill,
             scope: self.scope,
             threads: None,
+            kernels: kernels()?,
         })
     }
+}
+
+/// The kernels that the environment asks for.
+///
+/// # Errors
+/// Names of none.
+pub fn kernels() -> hotset::Result<KernelChoice> {
+    let asked = |variable: &'static str| std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
+    let wrong = |variable: &str, names: &str, got: &str| {
+        Error::invalid(format!("{variable} must be one of {names}, not {got}"))
+    };
+    let (isa, interleave) = ("HOTSET_ISA", "HOTSET_INTERLEAVE");
+    let choice = KernelChoice {
+        isa: match asked(isa) {
+            None => None,
+            Some(name) => Some(*Isa::ALL.iter().find(|isa| isa.name() == name).ok_or_else(|| {
+                let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+                wrong(isa, &names.join(", "), &name)
+            })?),
+        },
+        interleave: match asked(interleave).as_deref() {
+            None => None,
+            Some("on") => Some(true),
+            Some("off") => Some(false),
+            Some(other) => return Err(wrong(interleave, "on, off", other)),
+        },
+    };
+    Kernels::choose(choice).map_err(|e| Error::invalid(format!("{isa}, {interleave}: {e}")))?;
+    Ok(choice)
 }
 
 /// Read paths that can be asked for.

@@ -12,7 +12,6 @@ use std::{
 
 use hotset::{
     Result, arch,
-    backend::cpu::kernels::Kernels,
     blueprint::{Blueprint, ExpertSet},
     expert::{CacheStats, ExpertStore, Pace},
     gguf::Gguf,
@@ -477,7 +476,7 @@ fn row(args: &Args, test: Test, session: &Session, facts: &Facts, mut sums: Sums
         slots: plan.slots.iter().sum(),
         experts: blueprint.n_expert * blueprint.n_moe(),
         threads: session.threads(),
-        isa: Kernels::detect()?.name(),
+        isa: session.isa(),
         kv: kv_name(args.modes.kv),
         io,
         io_depth: session.io_depth(),

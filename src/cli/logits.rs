@@ -8,8 +8,6 @@ use std::{
 
 use hotset::{
     Error, Result, arch,
-    backend::cpu::Cpu,
-    machine,
     npy::NpyWriter,
     session::{Options, Session},
     trace::{LayerEvent, TraceSink},
@@ -79,7 +77,7 @@ pub fn run(args: &Args) -> Ended {
     let options = Options { all_logits: true, ..args.engine.options(&gguf, tokens.len())? };
     warn_of_budget(&gguf, &options, false);
     let trace: Box<dyn TraceSink> = if experts.is_some() { Box::new(routing.clone()) } else { Box::new(()) };
-    let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
+    let backend = options.cpu()?;
     let mut session = {
         let bar = Progress::bytes("loading", false);
         Session::with_backend(gguf, &options, backend, trace, &mut |done, total| bar.set(done, total))?

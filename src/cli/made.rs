@@ -1,11 +1,24 @@
 //! Which program made a figure, on what machine and when: what every figure has to carry.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::LazyLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use hotset::{chat::strftime, gguf::Gguf, human_bytes, machine, trace::file::fnv1a};
+use hotset::{backend::cpu::kernels::Isa, chat::strftime, gguf::Gguf, human_bytes, machine, trace::file::fnv1a};
 
 /// Of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that the program was built from, where whoever built it says so, as releases do.
+const COMMIT: Option<&str> = option_env!("HOTSET_COMMIT");
+
+/// Version, commit, and what this CPU computes with.
+pub static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = COMMIT.map_or(String::new(), |commit| format!(" ({commit})"));
+    let sets: Vec<_> = Isa::ALL.iter().rev().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
+    format!("{VERSION}{commit}\ninstruction sets of this CPU, best first: {}", sets.join(", "))
+});
 
 /// What tells a model from others of its name: FNV-1a of its tensor table.
 pub fn model_id(gguf: &Gguf) -> String {

@@ -17,6 +17,7 @@ mod list;
 mod live;
 mod logits;
 mod made;
+mod manual;
 mod model_file;
 mod out;
 mod outputs;
@@ -31,6 +32,7 @@ mod run;
 mod sampling;
 #[cfg(feature = "serve")]
 mod serve;
+mod shared;
 mod simulate;
 mod state_notes;
 mod stats;
@@ -42,12 +44,12 @@ mod width;
 
 use std::{io::ErrorKind, path::Path, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hotset::{Error, new_file::STDOUT};
 
 /// Runs Mixture-of-Experts models (GGUF) inside a memory budget, reading experts from disk as they are needed.
 #[derive(Parser)]
-#[command(name = "hotset", version, max_term_width = 100, args_override_self = true, after_help = AFTER_HELP)]
+#[command(name = "hotset", version, long_version = made::LONG_VERSION.as_str(), max_term_width = 100, args_override_self = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -93,6 +95,8 @@ enum Verb {
     Trace(trace::Args),
     Simulate(simulate::Args),
     Report(report::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Why a verb ended before its end.
@@ -175,6 +179,8 @@ fn run(verb: Verb) -> Ended {
         Verb::Trace(args) => trace::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Report(args) => report::run(&args),
+        Verb::Completions(args) => manual::completions(&args, &mut Cli::command()),
+        Verb::Man(args) => manual::man(&args, Cli::command()),
     }
 }
 

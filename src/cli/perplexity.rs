@@ -77,7 +77,8 @@ pub fn run(args: &Args) -> Ended {
 
     let options = args.engine.options(&gguf, args.ctx)?;
     let half = args.ctx.div_ceil(2);
-    let options = Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options };
+    let options =
+        Options { all_logits: true, n_batch: Some(options.n_batch.unwrap_or(half).min(half)), ..options.clone() };
     let record = Record::new(&gguf);
     warn_of_budget(&gguf, &options, false);
     let mut session = {

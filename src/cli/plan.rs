@@ -31,7 +31,7 @@ use serde::Serialize;
 
 use super::{
     Ended,
-    args::{asked_ctx, ctx},
+    args::{asked_ctx, ctx, kernels},
     json, model_file,
     out::{Out, Progress},
     state_notes::state_notes,
@@ -506,7 +506,7 @@ fn page_cache(store: &ExpertStore, reads: &[Extents]) -> Option<Drive> {
 /// Bytes a second of a mixture of types, and how that came about.
 fn weights_rate(mut types: Vec<Touched>, threads: usize) -> Result<(f64, String)> {
     let free = machine::available_bytes().unwrap_or(u64::MAX);
-    let (mut cpu, Some(mut rate)) = (Cpu::new(threads)?, WeightRate::new(free)) else {
+    let (mut cpu, Some(mut rate)) = (Cpu::with(kernels()?, threads)?, WeightRate::new(free)) else {
         let why = format!("a guess: {} free are too few to measure with; --memory-rate sets it", human_bytes(free));
         return Ok((USUAL_RATE, why));
     };

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use hotset::{
-    Error, Result, arch,
+    Error, Result,
     backend::cpu::Cpu,
     generate::{self, Event, Finish, Rules, Speaker},
     gguf::Gguf,
@@ -16,8 +16,8 @@ use hotset::{
 
 use super::{
     Ended, Stop,
-    args::{Engine, OrAll, asked_ctx, count_or_all, ctx, file_bytes, warn_of_budget},
-    hot::{self, Start, Warm},
+    args::{OrAll, count_or_all, file_bytes, warn_of_budget},
+    hot::{self, Warm},
     interrupt::{INTERRUPTED, Interrupts},
     json,
     live::{self, Live},
@@ -25,8 +25,8 @@ use super::{
     out::{Out, Progress, note, notes},
     outputs::{Force, Outputs},
     prompt::{Given, Source, stdin_has_text},
-    sampling::Sampling,
-    stats::{self, Record, Snapshot, Stats},
+    shared::Running,
+    stats::{Record, Snapshot, Stats},
     text::Limit,
 };
 
@@ -71,10 +71,6 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     max_tokens: OrAll,
-    /// Tokens of context; 0: as many as the model was trained for. Default: what prompt and --max-tokens need (with -1 of
-    /// these, 4096 beside the prompt), at most what the model was trained for
-    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
-    ctx: Option<usize>,
     /// Go on after the model has ended its text
     #[arg(long)]
     ignore_eos: bool,
@@ -88,23 +84,8 @@ pub struct Args {
     /// it is too small, in a line a second
     #[arg(long, conflicts_with = "quiet")]
     stats_live: bool,
-    /// Print how the budget is split, and all statistics
-    #[arg(short, long)]
-    verbose: bool,
-    /// Print nothing but the text (and that the bundled model took an only word for its prompt)
-    #[arg(short, long, conflicts_with = "verbose")]
-    quiet: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    engine: Engine,
-    /// Keep the experts that this file lists in memory: lines of MoE layer (from 0) and expert
-    #[arg(long, value_name = "FILE", help_heading = "Memory and speed")]
-    pin: Option<PathBuf>,
-    /// Read the experts that the last run of this model used most before they are asked for, while the drive is idle
-    /// (auto), those of a file as --pin has it, or none (off)
-    #[arg(long, value_name = "auto|off|FILE", default_value = "auto", help_heading = "Memory and speed")]
-    warm: Warm,
+    running: Running,
     /// Write how often each expert was used to this new file, the most used first, as --pin and --warm read it
     #[arg(long, value_name = "FILE")]
     save_hot: Option<PathBuf>,
@@ -143,34 +124,31 @@ impl End {
 /// The verb.
 pub fn run(args: &Args) -> Ended {
     // Before anything is read.
-    args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
+    args.running.check()?;
     let source = args.given().source(stdin_has_text)?;
     let panel = args.stats_live && live::has_panel();
     let gguf = source.model.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
     let (json, save_hot) = outputs(args, &gguf)?;
-    let ctx = args.ctx.filter(|n| *n > 0);
+    let ctx = args.running.ctx.filter(|n| *n > 0);
     let prompt = source.prompt.text(&Limit::of_prompt(&gguf, ctx)?, args.escape)?;
     introduce(args, &source, &gguf);
     let mut record = Record::new(&gguf);
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let tokens = tokenizer.encode(&prompt, true, true);
-    if !args.quiet {
+    if !args.running.quiet {
         notes(tokenizer.notes());
         notes(&tokenizer.prompt_notes(&prompt, &tokens));
     }
-    let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
-    let options = args.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
-    let config = args.sampling.config(options.n_ctx.unwrap_or(0));
+    let start = args.running.start(&gguf)?;
+    let options = args.running.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
+    let config = args.running.sampling.config(options.n_ctx.unwrap_or(0));
     record.seed = Some(config.seed);
-    warn_of_budget(&gguf, &options, args.quiet);
+    warn_of_budget(&gguf, &options, args.running.quiet);
     let mut session = {
-        let bar = Progress::bytes("loading", args.quiet);
+        let bar = Progress::bytes("loading", args.running.quiet);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
-    start.apply(&mut session)?;
-    if args.verbose {
-        stats::print_plan(&session);
-    }
+    args.running.begin(&start, &mut session)?;
     let mut watch = Watch::new(args, panel, &session)?;
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
@@ -189,13 +167,13 @@ pub fn run(args: &Args) -> Ended {
         }
     };
     drop(watch); // before anything is printed below the text
-    let stats = Stats::new(&session, &args.engine, record, end.name())?;
+    let stats = Stats::new(&session, &args.running.engine, record, end.name())?;
     start.remember(&session);
-    if end == End::Context && !args.quiet {
+    if end == End::Context && !args.running.quiet {
         note(format_args!("the context of {} tokens is full: the text stops here", session.plan().n_ctx));
     }
-    if !args.quiet {
-        stats.print(args.verbose);
+    if !args.running.quiet {
+        stats.print(args.running.verbose);
     }
     if let Some(mut file) = json {
         file.write(json::document(&stats).as_bytes())?;
@@ -212,8 +190,8 @@ fn outputs(args: &Args, gguf: &Gguf) -> Result<(Option<NewFile>, Option<NewFile>
     let mut outputs = Outputs::new(&args.force);
     outputs.reads_model(gguf);
     args.prompt_file.iter().for_each(|file| outputs.reads("the prompt", file));
-    args.pin.iter().for_each(|file| outputs.reads("the list of --pin", file));
-    if let Warm::File(file) = &args.warm {
+    args.running.pin.iter().for_each(|file| outputs.reads("the list of --pin", file));
+    if let Warm::File(file) = &args.running.warm {
         outputs.reads("the list of --warm", file);
     }
     outputs.prints("the text");
@@ -243,10 +221,10 @@ fn introduce(args: &Args, source: &Source<'_>, gguf: &Gguf) {
             "there is no file \"{only}\", so it is the prompt, and the bundled model answers ({}, {size})",
             gguf.path().display()
         ));
-    } else if source.model.is_none() && !args.quiet {
+    } else if source.model.is_none() && !args.running.quiet {
         note(format_args!("the bundled model answers ({}, {size})", gguf.path().display()));
     }
-    if !args.quiet && gguf.meta().get("tokenizer.chat_template").is_some() {
+    if !args.running.quiet && gguf.meta().get("tokenizer.chat_template").is_some() {
         note(format_args!(
             "the model has a chat template, which run does not apply (hotset chat does): the prompt is continued as plain text"
         ));
@@ -258,12 +236,14 @@ const ENDLESS_TOKENS: usize = 4096;
 
 /// Tokens of context: as asked for, or as many as the run needs and the model can.
 fn context(args: &Args, gguf: &Gguf, n_prompt: usize) -> Result<usize> {
-    let most = arch::blueprint(gguf)?.n_ctx_train;
     let beside = args.max_tokens.0.unwrap_or(ENDLESS_TOKENS);
-    let n_ctx = args.ctx.map_or(n_prompt.saturating_add(beside).min(most), |n| asked_ctx(n, most));
+    let n_ctx = args.running.n_ctx(gguf, n_prompt.saturating_add(beside))?;
     if n_prompt > n_ctx {
-        let which =
-            if args.ctx.is_some() { "the context (--ctx)" } else { "the context that the model was trained for" };
+        let which = if args.running.ctx.is_some() {
+            "the context (--ctx)"
+        } else {
+            "the context that the model was trained for"
+        };
         return Err(Error::invalid(format!("the prompt has {n_prompt} tokens, and {which} holds {n_ctx}")));
     }
     Ok(n_ctx)
@@ -282,7 +262,7 @@ fn generate(
     let plan = speaker.session.plan();
     // The last token that there is room for needs no room for another.
     let expected = args.max_tokens.0.unwrap_or(usize::MAX).min(plan.n_ctx + 1 - prompt.len());
-    let bar = Progress::tokens("prompt", args.quiet || args.stats_live || prompt.len() <= plan.n_batch);
+    let bar = Progress::tokens("prompt", args.running.quiet || args.stats_live || prompt.len() <= plan.n_batch);
     let mut before = None;
     let finish = generate::generate(speaker, prompt, &rules, &mut |session, event| {
         match event {

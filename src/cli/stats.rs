@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use hotset::{
     Result,
-    backend::cpu::{Cpu, kernels::Kernels},
+    backend::cpu::Cpu,
     expert::{CacheStats, PhaseStats, Scope},
     gguf::Gguf,
     human_bytes, human_bytes_up, machine,
@@ -305,7 +305,7 @@ impl Stats {
             prefetch_share: session.prefetch_share(),
             prefetch_modes: session.prefetch_modes().into_iter().collect(),
             scope: plan.scope.name(),
-            isa: Kernels::detect()?.name(),
+            isa: session.isa(),
             threads: session.threads(),
             cores_allowed: cores.allowed,
             cpu_quota: cores.quota,

@@ -9,11 +9,9 @@ use std::{
 use clap::Subcommand;
 use hotset::{
     Error, Result, arch,
-    backend::cpu::Cpu,
     blueprint::Blueprint,
     expert::ExpertStore,
     gguf::Gguf,
-    machine,
     new_file::NewFile,
     sampler::{Sampler, SamplerConfig},
     session::{Options, Session},
@@ -233,7 +231,7 @@ fn record(args: &Args, model: &Path, out: &Path) -> Ended {
 }
 
 fn open(gguf: Gguf, options: &Options, recorder: Recorder) -> Result<Session> {
-    let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
+    let backend = options.cpu()?;
     let bar = Progress::bytes("loading", false);
     Session::with_backend(gguf, options, backend, Box::new(recorder), &mut |done, total| bar.set(done, total))
 }

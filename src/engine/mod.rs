@@ -29,7 +29,6 @@ use crate::{
     expert::{Allowance, CacheStats, ExpertCache, ExpertStore, Experts, HotList, LayerHits, Pace},
     gguf::Gguf,
     io::{Files, IoEngine, IoKind},
-    machine,
     model::{Batch, Model, Scratch, Sequence, Span, Workspace},
     plan::Plan,
     trace::TraceSink,
@@ -57,8 +56,13 @@ impl Engine<Cpu> {
     /// # Errors
     /// Whatever is wrong with the file, the budget or the options, in one sentence.
     pub fn open(gguf: Gguf, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let backend = Cpu::new(options.threads.unwrap_or_else(|| machine::cores().threads()))?;
+        let backend = options.cpu()?;
         Self::with_backend(gguf, options, backend, Box::new(()), progress)
+    }
+
+    /// The kernels that they compute with, for people.
+    pub fn isa(&self) -> String {
+        self.backend.isa()
     }
 
     /// Threads that compute.

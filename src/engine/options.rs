@@ -1,9 +1,10 @@
 //! How to run, and the split of the budget that follows.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::{
     Error, Result,
+    backend::cpu::{Cpu, kernels::KernelChoice},
     blueprint::Blueprint,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// How to run. [`Options::default`] is what the program does without flags.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The budget in bytes. `None`: four fifths of what the machine has free, at most what the model can use; and
     /// while it runs, slots are given back when the machine is short of memory, and taken again when it no longer is.
@@ -42,7 +43,7 @@ pub struct Options {
     /// Reads in flight, each on a thread where the read path has threads; `None`: what suits the read path.
     pub io_depth: Option<usize>,
     /// File in which the drive's figures are kept where [`Options::io`] is `None`; without one they are found anew.
-    pub io_memory: Option<&'static Path>,
+    pub io_memory: Option<PathBuf>,
     /// Eviction policy.
     pub policy: PolicyKind,
     /// Prefetcher.
@@ -53,6 +54,8 @@ pub struct Options {
     pub scope: Option<Scope>,
     /// Threads that compute; `None`: as many as [`machine::Cores::threads`].
     pub threads: Option<usize>,
+    /// Kernels that they compute with.
+    pub kernels: KernelChoice,
 }
 
 impl Default for Options {
@@ -74,7 +77,18 @@ impl Default for Options {
             fill: false,
             scope: None,
             threads: None,
+            kernels: KernelChoice::default(),
         }
+    }
+}
+
+impl Options {
+    /// The threads and kernels that they ask for.
+    ///
+    /// # Errors
+    /// Kernels that the CPU lacks; a thread that the system refuses.
+    pub fn cpu(&self) -> Result<Cpu> {
+        Cpu::with(self.kernels, self.threads.unwrap_or_else(|| machine::cores().threads()))
     }
 }
 
@@ -82,14 +96,14 @@ impl Default for Options {
 /// that one pool serves all layers, there is nothing to evict by, and no room for what is not wanted yet.
 pub(super) fn settled(options: &Options) -> Options {
     if options.io != Some(IoKind::PageCache) {
-        return *options;
+        return options.clone();
     }
     Options {
         scope: Some(Scope::Global),
         policy: PolicyKind::Lru,
         prefetch: PrefetchKind::Off,
         fill: false,
-        ..*options
+        ..options.clone()
     }
 }
 

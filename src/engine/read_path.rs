@@ -90,7 +90,7 @@ pub fn choose(gguf: &Gguf, blueprint: &Blueprint, store: &ExpertStore, options: 
     if let Some(plainly) = plain_reads(&plan, store) {
         return Ok(Chosen { engine: plain, reason: Some(plainly.reason().to_owned()) });
     }
-    let (rates, how) = rates(store, expert_bytes(store), options.io_memory);
+    let (rates, how) = rates(store, expert_bytes(store), options.io_memory.as_deref());
     let mut reason = format!("{how} {rates}");
     match rates.best().filter(|&(kind, _)| kind != IoKind::Pread).map(start) {
         // Whole blocks take a little more.

@@ -87,7 +87,7 @@ impl NGram {
             norms: [loader.vector(key)?, loader.vector(query)?, loader.vector(conv)?],
             ones: vec![1.0; ngram.norm.cols],
             eps: ngram.norm.eps,
-            conv: Conv::load(loader, &ngram.conv)?,
+            conv: Conv::load(loader, &[ngram.conv])?,
         })
     }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{self, Block, Blueprint, Branch, Gqa, NGramTable, Part},
+    blueprint::{self, Block, Blueprint, Branch, NGramTable, Part},
     id::ExpertId,
     quant::block::CHUNK,
     trace::Routed,
@@ -52,7 +52,7 @@ pub struct Scratch {
     pub(super) norm: Rows,
     /// What attention gives, before its last product. (n_batch, n_head * v)
     pub(super) attended: Rows,
-    /// Short rows of latent attention. (n_batch, [`Latent::low_cols`])
+    /// Short rows of latent attention, and between two matrices of one product. (n_batch, [`low_cols`])
     pub(super) low: Rows,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
@@ -188,14 +188,18 @@ fn attended_cols(m: &Blueprint) -> usize {
 }
 
 fn low_cols(m: &Blueprint) -> usize {
-    let of = |gqa: &Gqa| gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head));
+    let of = |part: &Part| match part {
+        Part::Gqa(gqa) => gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head)),
+        Part::Compressed(part) => Compressed::low_cols(part),
+        Part::DeltaNet(net) => net.rank(),
+        _ => 0,
+    };
     let connections = m.blocks.iter().filter_map(|block| block.connection.as_ref()).chain(&m.head.connection);
     let rank = connections.map(|connection| match connection {
         blueprint::Connection::Gated(gated) => gated.down.rows,
         blueprint::Connection::Mixed(_) | blueprint::Connection::Mean => 0,
     });
-    let compressed = m.compressed().map(Compressed::low_cols);
-    m.attentions().map(of).chain(compressed).chain(rank).max().unwrap_or(0)
+    m.parts().map(of).chain(rank).max().unwrap_or(0)
 }
 
 /// Floats of a token's residual streams, if there are several.

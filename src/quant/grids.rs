@@ -28,6 +28,19 @@ pub static IQ3_S: [u32; 512] = four(2048, [1, 3, 5, 7, 9, 11, 13, 15]);
 /// IQ1_S's and IQ1_M's: 8 for an element of 0, 0 for -1, 16 for 1.
 pub static IQ1: [u64; 2048] = eight(2560, IQ1_STEPS);
 
+/// All grids as words, one after another: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1; a vector of eight elements is two words,
+/// the first four elements first.
+pub(crate) fn words() -> impl Iterator<Item = u32> {
+    let eight = |grid: &'static [u64]| grid.iter().flat_map(|v| [*v as u32, (*v >> 32) as u32]);
+    let four = |grid: &'static [u32]| grid.iter().copied();
+    eight(&IQ2_XXS)
+        .chain(eight(&IQ2_XS))
+        .chain(eight(&IQ2_S))
+        .chain(four(&IQ3_XXS))
+        .chain(four(&IQ3_S))
+        .chain(eight(&IQ1))
+}
+
 /// For eight elements, all bits of those that are negative, by eight bits.
 pub static NEGATIVE: [u64; 256] = {
     let (mut masks, mut bits) = ([0; 256], 0);

@@ -9,7 +9,7 @@ mod encode;
 pub mod expanded;
 mod ffn;
 mod foreign;
-mod grids;
+pub(crate) mod grids;
 pub mod interleaved;
 
 pub use act::{ActChunk, ActRow, Acts};

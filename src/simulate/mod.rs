@@ -233,8 +233,6 @@ pub fn replay_in_detail(
     future: Option<&Arc<Future>>,
 ) -> Result<(Outcome, Detail)> {
     let mut trace = TraceReader::open(trace)?;
-    let header = trace.header();
-    let store = store(header);
     let no_cache = |outcome| (outcome, Detail::default());
     match setting.policy {
         SimPolicy::BeladyBypass => {
@@ -245,11 +243,6 @@ pub fn replay_in_detail(
         }
         SimPolicy::Live(_) | SimPolicy::Belady | SimPolicy::Window(_) | SimPolicy::Random => {}
     }
-    let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
-    let (mut quality, mut reuse) = (Quality::new(header), Reuse::new(header.n_layer, header.n_expert));
-    let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
-    let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
-    let clock = io.clock();
     let build = |shape: &CacheShape| -> Box<dyn CachePolicy> {
         match setting.policy {
             SimPolicy::Live(kind) => kind.build(shape),
@@ -258,6 +251,34 @@ pub fn replay_in_detail(
             _ => Box::new(Belady::new(shape, known(future).clone())),
         }
     };
+    through_cache(&mut trace, setting, build)
+}
+
+/// [`replay`] with a policy of the caller's in the place of [`Setting::policy`].
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_with(
+    trace: &Path,
+    setting: &Setting<'_>,
+    build: impl FnOnce(&CacheShape) -> Box<dyn CachePolicy>,
+) -> Result<Outcome> {
+    through_cache(&mut TraceReader::open(trace)?, setting, build).map(|(outcome, _)| outcome)
+}
+
+/// The live cache with this policy, event after event.
+fn through_cache(
+    trace: &mut TraceReader,
+    setting: &Setting<'_>,
+    build: impl FnOnce(&CacheShape) -> Box<dyn CachePolicy>,
+) -> Result<(Outcome, Detail)> {
+    let header = trace.header();
+    let store = store(header);
+    let prefetcher = setting.prefetch.build(header.n_expert, header.n_expert_used);
+    let (mut quality, mut reuse) = (Quality::new(header), Reuse::new(header.n_layer, header.n_expert));
+    let Conditions { drive: Drive { latency_ns, bytes_per_us, depth }, compute, warmup } = setting.conditions;
+    let io = SimIo::new(latency_ns, bytes_per_us).with_depth(depth);
+    let clock = io.clock();
     let cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
     experts.fill_free_slots(setting.fill);

@@ -4,6 +4,7 @@
 pub mod dice;
 pub mod header;
 pub mod hub;
+pub mod isa;
 pub mod mutate;
 pub mod npz;
 pub mod numpy_rng;

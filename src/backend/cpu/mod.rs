@@ -15,12 +15,13 @@ mod sync;
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use kernels::Kernels;
+use kernels::{KernelChoice, Kernels};
 use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
 use super::{
-    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, Rotation, Rows,
+    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product, Recurrence, Rotation,
+    Rows,
 };
 use crate::{
     Error, Result,
@@ -29,9 +30,6 @@ use crate::{
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
 const TOKENS: usize = 144;
-
-/// Products that share an input: query, key and value.
-const MAX_PRODUCTS: usize = 4;
 
 /// Floats of a piece of rows that are quantised, more or less.
 const ACT_FLOATS: usize = 8 << 10;
@@ -60,16 +58,29 @@ impl<T> Out<T> {
 }
 
 impl Cpu {
-    /// `threads` threads with the best kernels that the CPU has, or those that `HOTSET_ISA` names.
+    /// `threads` threads with the best kernels that the CPU has.
     ///
     /// # Errors
-    /// `HOTSET_ISA` names what is not there; or the system refuses a thread.
+    /// The system refuses a thread.
     pub fn new(threads: usize) -> Result<Self> {
-        let kernels = Kernels::detect()?;
+        Self::with(KernelChoice::default(), threads)
+    }
+
+    /// `threads` threads with these kernels.
+    ///
+    /// # Errors
+    /// The CPU lacks them; or the system refuses a thread.
+    pub fn with(choice: KernelChoice, threads: usize) -> Result<Self> {
+        let kernels = Kernels::choose(choice)?;
         let pool =
             Pool::new(threads).map_err(|e| Error::invalid(format!("cannot start {threads} compute threads: {e}")))?;
         let attention = attention::Scratch::new(pool.threads());
         Ok(Self { kernels, pool, attention })
+    }
+
+    /// The kernels, for people.
+    pub fn isa(&self) -> String {
+        self.kernels.name()
     }
 
     /// Threads that compute.

@@ -3,18 +3,14 @@
 mod command;
 mod lines;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::Path, process::ExitCode};
 
 use hotset::{
-    Error, Result, arch,
+    Error, Result,
     backend::cpu::Cpu,
     chat::{Delta, Message, Parser, Role, Settings, Tools},
     converse::Converser,
     generate::{Answered, Event, Finish, KeptSession, Rules},
-    gguf::Gguf,
     human_bytes, input,
     new_file::NewFile,
     sampler::Sampler,
@@ -27,14 +23,12 @@ use self::{
 };
 use super::{
     Ended, Stop,
-    args::{Engine, Memory, OrAll, asked_ctx, count_or_all, ctx, file_bytes, warn_of_budget},
-    hot::{Start, Warm},
+    args::{Memory, OrAll, count_or_all, file_bytes, warn_of_budget},
     interrupt::Interrupts,
-    made, model_file,
-    out::{Out, Progress, note, notes},
-    sampling::Sampling,
-    stats::{self, Record, Stats},
-    text::{Limit, read_text},
+    made,
+    out::{Out, Progress, note},
+    shared::{DEFAULT_CTX, Running, Talker},
+    stats::{Record, Stats},
 };
 
 /// Talk with a model
@@ -45,13 +39,8 @@ use super::{
 /// only.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file (GGUF; of a split set any file), or OWNER/REPO:QUANT of one that was downloaded; without, the small model
-    /// that comes with hotset
-    #[arg(value_name = "MODEL")]
-    first: Option<PathBuf>,
-    /// The model file, by an option
-    #[arg(short, long, value_name = "FILE", conflicts_with = "first")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    talker: Talker,
     /// Instructions for the model
     #[arg(
         long,
@@ -61,9 +50,6 @@ pub struct Args {
         allow_hyphen_values = true
     )]
     system: Option<String>,
-    /// Read the chat template (Jinja) from this file instead of the model's
-    #[arg(long, visible_alias = "chat-template-file", value_name = "FILE")]
-    chat_template: Option<PathBuf>,
     /// Whether the model thinks before it answers, where its template has a switch for that; default: as the template has it
     #[arg(long, value_name = "on|off", value_parser = on_or_off)]
     think: Option<bool>,
@@ -81,26 +67,8 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     max_tokens: OrAll,
-    /// Tokens of context; 0: as many as the model was trained for. Default: 4096, at most what the model was trained for
-    #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", value_parser = ctx)]
-    ctx: Option<usize>,
-    /// Print how the budget is split, what of a conversation was computed, and all statistics
-    #[arg(short, long)]
-    verbose: bool,
-    /// Print nothing but answers and errors
-    #[arg(short, long, conflicts_with = "verbose")]
-    quiet: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    engine: Engine,
-    /// Keep the experts that this file lists in memory: lines of MoE layer (from 0) and expert
-    #[arg(long, value_name = "FILE", help_heading = "Memory and speed")]
-    pin: Option<PathBuf>,
-    /// Read the experts that the last run of this model used most before they are asked for, while the drive is idle
-    /// (auto), those of a file as --pin has it, or none (off)
-    #[arg(long, value_name = "auto|off|FILE", default_value = "auto", help_heading = "Memory and speed")]
-    warm: Warm,
+    running: Running,
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -111,35 +79,28 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Tokens of context where nobody says.
-const DEFAULT_CTX: usize = 4096;
-
 /// A saved conversation has at most so many bytes.
 const MAX_SAVED_BYTES: u64 = 64 << 20;
 
 /// The verb.
 pub fn run(args: &Args) -> Ended {
-    args.sampling.config(0).validate().map_err(|e| Stop::usage(e.to_string()))?;
-    let named = args.first.as_deref().or(args.model.as_deref());
-    let gguf = named.map_or_else(|| model_file::open(&model_file::find()?), model_file::open)?;
-    let template = args.chat_template.as_deref().map(|file| read_text(file, &Limit::of_texts())).transpose()?;
-    let converser = Converser::new(&gguf, template.as_deref())?;
+    let running = &args.running;
+    running.check()?;
+    let (gguf, converser) = args.talker.open()?;
     check_thinking(args, &converser)?;
-    introduce(args, named.is_none(), &gguf, &converser);
-    let start = Start::read(&gguf, args.pin.as_deref(), &args.warm)?;
-    let most = arch::blueprint(&gguf)?.n_ctx_train;
-    let options = args.engine.options(&gguf, args.ctx.map_or(DEFAULT_CTX.min(most), |n| asked_ctx(n, most)))?;
+    if !running.quiet {
+        args.talker.introduce(&gguf, &converser);
+    }
+    let start = running.start(&gguf)?;
+    let options = running.engine.options(&gguf, running.n_ctx(&gguf, DEFAULT_CTX)?)?;
     let (mut record, bytes) = (Record::new(&gguf), file_bytes(&gguf));
-    warn_of_budget(&gguf, &options, args.quiet);
+    warn_of_budget(&gguf, &options, running.quiet);
     let mut session = {
-        let bar = Progress::bytes("loading", args.quiet);
+        let bar = Progress::bytes("loading", running.quiet);
         Session::open(gguf, &options, &mut |done, total| bar.set(done, total))?
     };
-    start.apply(&mut session)?;
-    if args.verbose {
-        stats::print_plan(&session);
-    }
-    record.seed = Some(args.sampling.config(0).seed);
+    running.begin(&start, &mut session)?;
+    record.seed = Some(running.sampling.config(0).seed);
     let mut chat = Chat {
         args,
         rules: Rules { max_tokens: args.max_tokens.0, visible: converser.visible(), ..Rules::default() },
@@ -171,21 +132,6 @@ fn check_thinking(args: &Args, converser: &Converser) -> Result<(), Stop> {
         return refused("--reasoning-effort", "reasoning_effort");
     }
     Ok(())
-}
-
-/// Says what answers, and what is odd about it.
-fn introduce(args: &Args, bundled: bool, gguf: &Gguf, converser: &Converser) {
-    if args.quiet {
-        return;
-    }
-    if bundled {
-        let (path, size) = (gguf.path().display(), human_bytes(file_bytes(gguf)));
-        note(format_args!("the bundled model answers ({path}, {size}): a small one, to try things with"));
-    }
-    if converser.template.is_plain() {
-        note(format_args!("the model has no chat template: what you say is continued as plain lines of text"));
-    }
-    notes(converser.tokenizer.notes());
 }
 
 /// See the module.
@@ -234,7 +180,8 @@ impl Chat<'_> {
             Line::Say(text) => return self.say(text),
             Line::Stats => {
                 let session = self.kept.session();
-                Stats::new(session, &self.args.engine, self.record.clone(), "chat")?.print(self.args.verbose);
+                Stats::new(session, &self.args.running.engine, self.record.clone(), "chat")?
+                    .print(self.args.running.verbose);
                 note(format_args!("{} of {} tokens of context are in use", session.n_past(), session.plan().n_ctx));
             }
             Line::Memory(size) => self.set_memory(size)?,
@@ -308,7 +255,7 @@ impl Chat<'_> {
                     "the context of {n_ctx} tokens is full: the answer stops here (/undo, /reset, or --ctx)"
                 ));
             }
-            Finish::Length if !self.args.quiet => note(format_args!("the answer stops at --max-tokens")),
+            Finish::Length if !self.args.running.quiet => note(format_args!("the answer stops at --max-tokens")),
             Finish::Cancelled => note(format_args!("stopped")),
             Finish::Length | Finish::End(_) | Finish::Stop(_) => {}
         }
@@ -324,7 +271,7 @@ impl Chat<'_> {
         };
         let prompt = self.converser.prompt(&self.messages, &settings)?;
         let session = self.kept.session();
-        let mut config = self.args.sampling.config(session.plan().n_ctx);
+        let mut config = self.args.running.sampling.config(session.plan().n_ctx);
         // Another one for each turn, and the same conversation again for the same seed.
         config.seed = self.record.seed.unwrap_or(config.seed).wrapping_add(self.messages.len() as u64);
         let mut sampler = Sampler::new(config, session.blueprint().n_vocab)?;
@@ -333,7 +280,7 @@ impl Chat<'_> {
         let interrupts = &self.interrupts;
         interrupts.forget();
         let n_fresh = prompt.tokens.len() - self.kept.reusable(&prompt.tokens);
-        let bar = Progress::tokens("prompt", self.args.quiet || n_fresh <= session.plan().n_batch);
+        let bar = Progress::tokens("prompt", self.args.running.quiet || n_fresh <= session.plan().n_batch);
         let tokenizer = &self.converser.tokenizer;
         let answered = self.kept.answer(tokenizer, &prompt.tokens, &mut sampler, &self.rules, &mut |_, event| {
             match event {
@@ -346,7 +293,7 @@ impl Chat<'_> {
         view.show(parser.finish())?;
         view.finish()?;
         let answered = answered?;
-        if self.args.verbose {
+        if self.args.running.verbose {
             note(format_args!("{} of {} prompt tokens were there already", answered.reused, prompt.tokens.len()));
         }
         Ok(answered)

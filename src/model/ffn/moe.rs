@@ -217,10 +217,15 @@ impl Moe {
 
     /// The experts of each row's token, not weighted yet.
     fn look_up(&self, tokens: &[u32], routed: &mut Vec<Routed>) {
-        let (n, weight) = (self.choice.n_expert_used, 1.0 / self.choice.n_expert_used as f32);
-        let experts = tokens.iter().flat_map(|&token| &self.by_token[token as usize * n..(token as usize + 1) * n]);
+        let weight = 1.0 / self.choice.n_expert_used as f32;
+        let experts = tokens.iter().flat_map(|&token| self.experts_of(token));
         routed.clear();
         routed.extend(experts.map(|&expert| Routed { id: ExpertId { layer: self.index, expert }, weight }));
+    }
+
+    fn experts_of(&self, token: u32) -> &[u16] {
+        let (n, token) = (self.choice.n_expert_used, token as usize);
+        &self.by_token[token * n..(token + 1) * n]
     }
 
     /// Asks for the experts before the layer's mixer runs, where they are known by then: from the layer's input or from the
@@ -285,12 +290,19 @@ impl Moe {
 fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> usize {
     let n_x = cx.n_x();
     let Cx { b, s, .. } = cx;
-    let Scratch { x, streams, low, weights, moe, .. } = &mut **s;
+    let Scratch { tokens, x, streams, low, weights, moe, .. } = &mut **s;
     let x = &x[..n_x];
     let mut scored = 0;
     let ahead = ahead.iter().filter_map(|block| Some((block.feed_forward()?, &block.connection)));
     for (((part, norm), connection), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
         let Part::Moe(next) = part else { break };
+        scored += 1;
+        if !next.by_token.is_empty() {
+            // No estimate: these are its experts.
+            scores.fill(0.0);
+            next.experts_of(tokens[0]).iter().for_each(|&expert| scores[usize::from(expert)] = 1.0);
+            continue;
+        }
         let row = moe.ahead.start(1);
         match connection {
             Some(connection) => {
@@ -309,7 +321,6 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
         b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
         next.router.finish(*b, scores);
         selection_scores(&next.choice, &next.select_bias, scores);
-        scored += 1;
     }
     scored
 }

@@ -24,11 +24,22 @@ pub struct Inputs<'a> {
 }
 
 impl Conv {
-    pub fn load(loader: &mut Loader<'_>, conv: &blueprint::Conv) -> Result<Self> {
-        let (rows, channels, inputs) = (loader.vector(&conv.w)?, conv.channels(), conv.w.cols);
+    /// Of the channels of `convs` one after another, which see equally many inputs.
+    pub fn load(loader: &mut Loader<'_>, convs: &[blueprint::Conv]) -> Result<Self> {
+        let (mut rows, mut bias, inputs) = (Vec::new(), Vec::new(), convs[0].w.cols);
+        let biased = convs.iter().any(|conv| conv.bias.is_some());
+        for conv in convs {
+            rows.extend(loader.vector(&conv.w)?);
+            match &conv.bias {
+                Some(of_conv) => bias.extend(loader.vector(of_conv)?),
+                None if biased => bias.extend(vec![0.0; conv.channels()]),
+                None => {}
+            }
+        }
+        let channels = rows.len() / inputs;
         let w =
             (0..inputs).flat_map(|j| (0..channels).map(move |c| (c, j))).map(|(c, j)| rows[c * inputs + j]).collect();
-        Ok(Self { channels, w, bias: loader.optional(conv.bias.as_ref())?, dilation: conv.dilation })
+        Ok(Self { channels, w, bias, dilation: convs[0].dilation })
     }
 
     /// Floats that a sequence keeps: the last inputs of all channels.

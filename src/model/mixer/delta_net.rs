@@ -1,11 +1,11 @@
 //! A gated delta rule (arXiv 2412.06464): each head keeps a matrix that maps keys to values, and a token corrects what it maps
 //! its own key to.
 
-use super::{Conv, Inputs, multiply, silu, softplus};
+use super::{Conv, Inputs, LowRank, multiply, open, silu, softplus};
 use crate::{
     Result,
     backend::{Backend, Product, Recurrence, Rows},
-    blueprint::{self, KeyHeads, OutputGate},
+    blueprint::{self, Decay, GateAct, KeyHeads},
     model::{
         Scratch,
         cx::Cx,
@@ -25,19 +25,24 @@ pub struct DeltaNet {
     k: usize,
     v: usize,
     key_heads: KeyHeads,
-    qkv: Linear,
+    /// Of queries, keys and values together, or of each.
+    qkv: Vec<Linear>,
     conv: Conv,
     rates: Rates,
+    /// (decays of a token)
     dt_bias: Vec<f32>,
+    /// (n_v)
     a: Vec<f32>,
+    decay: Decay,
+    eps: f32,
     norm: Norm,
-    gate: Linear,
-    gate_act: OutputGate,
+    gate: LowRank,
+    gate_act: GateAct,
     o: Linear,
 }
 
 enum Rates {
-    Apart([Linear; 2]),
+    Apart { rate: Linear, decay: LowRank },
     Together(Linear),
 }
 
@@ -49,11 +54,11 @@ struct DeltaRows<'a> {
     mixed: &'a mut [f32],
     /// (n, n_v * v)
     gate: &'a mut [f32],
-    /// As products give them. (2 * n * n_v)
-    raw: [&'a mut [f32]; 2],
+    /// Rates and decays as one product gives them, or empty. (n, 2 * n_v)
+    raw: &'a mut [f32],
     /// (n, n_v)
     rate: &'a mut [f32],
-    /// (n, n_v)
+    /// (n, n_v) or (n, n_v * k)
     decay: &'a mut [f32],
     /// (n, n_embd)
     out: &'a mut [f32],
@@ -63,7 +68,9 @@ impl DeltaNet {
     /// The recurrent part number `index`.
     pub fn load(loader: &mut Loader<'_>, net: &blueprint::DeltaNet, index: usize, is_last: bool) -> Result<Self> {
         let rates = match &net.rates {
-            blueprint::Rates::Apart([rate, decay]) => Rates::Apart([loader.linear(rate)?, loader.linear(decay)?]),
+            blueprint::Rates::Apart { rate, decay } => {
+                Rates::Apart { rate: loader.linear(rate)?, decay: LowRank::load(loader, decay)? }
+            }
             blueprint::Rates::Together(both) => Rates::Together(loader.linear(both)?),
         };
         Ok(Self {
@@ -74,13 +81,15 @@ impl DeltaNet {
             k: net.k,
             v: net.v,
             key_heads: net.key_heads,
-            qkv: loader.linear(&net.qkv)?,
-            conv: Conv::load(loader, &net.conv)?,
+            qkv: net.qkv.iter().map(|linear| loader.linear(linear)).collect::<Result<_>>()?,
+            conv: Conv::load(loader, &net.convs)?,
             rates,
             dt_bias: loader.vector(&net.dt_bias)?,
             a: loader.vector(&net.a)?,
+            decay: net.decay,
+            eps: net.eps,
             norm: loader.norm(&net.norm)?,
-            gate: loader.linear(&net.gate)?,
+            gate: LowRank::load(loader, &net.gate)?,
             gate_act: net.gate_act,
             o: loader.linear(&net.o)?,
         })
@@ -88,43 +97,47 @@ impl DeltaNet {
 
     /// Floats per token of its rows.
     pub fn cols(net: &blueprint::DeltaNet, n_embd: usize) -> usize {
-        2 * net.conv.channels() + net.n_v * net.v + 4 * net.n_v + n_embd
+        let raw = if matches!(net.rates, blueprint::Rates::Together(_)) { 2 * net.n_v } else { 0 };
+        2 * net.channels() + net.n_v * net.v + raw + net.n_v + net.decays() + n_embd
     }
 
     pub fn mats(&self) -> impl Iterator<Item = &Mat> {
-        [&self.qkv.w, &self.gate.w, &self.o.w].into_iter()
+        self.qkv.iter().chain([&self.o]).map(|linear| &linear.w).chain(self.gate.mats())
     }
 
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
-        let rates = match &mut self.rates {
-            Rates::Apart(linears) => linears.as_mut_slice(),
-            Rates::Together(linear) => std::slice::from_mut(linear),
+        let (rates, decays) = match &mut self.rates {
+            Rates::Apart { rate, decay } => (rate, Some(decay)),
+            Rates::Together(linear) => (linear, None),
         };
-        [&mut self.qkv, &mut self.gate, &mut self.o].into_iter().chain(rates).map(|linear| &mut linear.w)
+        let low = decays.into_iter().chain([&mut self.gate]).flat_map(LowRank::mats_mut);
+        self.qkv.iter_mut().chain([&mut self.o, rates]).map(|linear| &mut linear.w).chain(low)
+    }
+
+    /// Queries, keys and values of a token: elements of all.
+    fn channels(&self) -> usize {
+        self.qkv.iter().map(|linear| linear.w.view().rows).sum()
     }
 
     fn rows<'m>(&self, n_embd: usize, n: usize, memory: &'m mut [f32]) -> DeltaRows<'m> {
-        let (channels, inner) = (self.qkv.w.view().rows, self.n_v * self.v);
+        let (channels, inner) = (self.channels(), self.n_v * self.v);
+        let raw = if matches!(self.rates, Rates::Together(_)) { 2 * self.n_v } else { 0 };
         let (qkv, rest) = memory.split_at_mut(n * channels);
         let (mixed, rest) = rest.split_at_mut(n * channels);
         let (gate, rest) = rest.split_at_mut(n * inner);
-        let (raw, rest) = rest.split_at_mut(2 * n * self.n_v);
+        let (raw, rest) = rest.split_at_mut(n * raw);
         let (rate, rest) = rest.split_at_mut(n * self.n_v);
-        let (decay, rest) = rest.split_at_mut(n * self.n_v);
-        let raw = match self.rates {
-            Rates::Apart(_) => raw.split_at_mut(n * self.n_v).into(),
-            Rates::Together(_) => [raw, &mut []],
-        };
+        let (decay, rest) = rest.split_at_mut(n * self.dt_bias.len());
         DeltaRows { qkv, mixed, gate, raw, rate, decay, out: &mut rest[..n * n_embd] }
     }
 
     /// `x += o · heads(norm(x))`, where the rows have been normed already.
     pub fn add<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let (n, n_embd, inner, channels) = (cx.len(), cx.n_embd, self.n_v * self.v, self.qkv.w.view().rows);
+        let (n, n_embd, inner, channels) = (cx.len(), cx.n_embd, self.n_v * self.v, self.channels());
         let Cx { b, s, seqs, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, runs, norm, .. } = &mut **s;
+        let Scratch { x, sum, branch, moe, attended, low, runs, norm, .. } = &mut **s;
         let mut rows = self.rows(n_embd, n, &mut moe.out);
-        self.project(*b, norm, &mut rows);
+        self.project(*b, norm, low, &mut rows);
         let DeltaRows { qkv, mixed, gate, rate, decay, out, .. } = rows;
         experts.meanwhile();
         let heads = attended.start_wide(n, inner);
@@ -140,7 +153,7 @@ impl DeltaNet {
                 x: mixed,
                 cols: channels,
                 at: [0, self.n_k * self.k, 2 * self.n_k * self.k],
-                decay: run.of(decay, self.n_v),
+                decay: run.of(decay, self.dt_bias.len()),
                 rate: run.of(rate, self.n_v),
                 heads: self.n_v,
                 key_heads: self.n_k,
@@ -155,11 +168,7 @@ impl DeltaNet {
         }
         self.norm.apply_onto(*b, heads);
         b.each_row(heads, inner, 8 * inner, |i, row| {
-            let gated = row.iter_mut().zip(&gate[i * inner..]);
-            match self.gate_act {
-                OutputGate::Silu => gated.for_each(|(x, gate)| *x *= silu(*gate)),
-                OutputGate::Sigmoid => gated.for_each(|(x, gate)| *x *= sigmoid(*gate)),
-            }
+            row.iter_mut().zip(&gate[i * inner..]).for_each(|(x, gate)| *x *= open(self.gate_act, *gate));
         });
         b.prepare(attended);
         b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
@@ -171,44 +180,86 @@ impl DeltaNet {
     }
 
     /// All products with the input, and what becomes of rates and decays.
-    fn project(&self, b: &mut impl Backend, norm: &Rows, rows: &mut DeltaRows<'_>) {
-        let DeltaRows { qkv, gate, raw: [first, second], rate, decay, .. } = rows;
+    fn project(&self, b: &mut impl Backend, norm: &Rows, low: &mut Rows, rows: &mut DeltaRows<'_>) {
+        let DeltaRows { qkv, mixed, gate, raw, rate, decay, .. } = rows;
         let [rate_y, decay_y] = match &self.rates {
-            Rates::Apart([rate, decay]) => [product(rate, first), product(decay, second)],
-            Rates::Together(both) => [product(both, first), None],
+            Rates::Apart { rate: linear, decay: product } => [Some(of(linear, rate)), product.only(decay)],
+            Rates::Together(both) => [Some(of(both, raw)), None],
         };
-        multiply(b, norm, [product(&self.qkv, qkv), product(&self.gate, gate), rate_y, decay_y]);
-        self.qkv.finish(b, qkv);
-        self.gate.finish(b, gate);
-        match &self.rates {
-            Rates::Apart([rate, decay]) => {
-                rate.finish(b, first);
-                decay.finish(b, second);
-            }
-            Rates::Together(both) => both.finish(b, first),
+        let mut products = [None, None, None, self.gate.only(gate), rate_y, decay_y];
+        let mut rest = if self.qkv.len() == 1 { &mut qkv[..] } else { &mut mixed[..] };
+        for (linear, product) in self.qkv.iter().zip(&mut products) {
+            let (y, after) = rest.split_at_mut(norm.len() * linear.w.view().rows);
+            (*product, rest) = (Some(of(linear, y)), after);
         }
-        let (n_v, each, raw) = (self.n_v, self.n_v / self.n_k, [&**first, &**second]);
-        // Rate (0) or decay (1) of a row's head.
-        let of = |i: usize, which: usize, h: usize| match self.rates {
-            Rates::Apart(_) => raw[which][i * n_v + h],
-            Rates::Together(_) => raw[0][i * 2 * n_v + (2 * (h / each) + which) * each + h % each],
-        };
-        b.each_row(&mut rate[..], n_v, 16 * n_v, |i, row| {
-            row.iter_mut().enumerate().for_each(|(h, rate)| *rate = sigmoid(of(i, 0, h)));
-        });
-        b.each_row(&mut decay[..], n_v, 32 * n_v, |i, row| {
-            for (h, decay) in row.iter_mut().enumerate() {
-                *decay = (self.a[h] * softplus(of(i, 1, h) + self.dt_bias[h])).exp();
+        multiply(b, norm, products);
+        self.finish_qkv(b, qkv, mixed);
+        self.gate.finish(b, norm, low, gate);
+        match &self.rates {
+            Rates::Apart { rate: linear, decay: product } => {
+                linear.finish(b, rate);
+                product.finish(b, norm, low, decay);
+            }
+            Rates::Together(both) => {
+                both.finish(b, raw);
+                self.take_apart(b, raw, [rate, decay]);
+            }
+        }
+        let (n_v, decays) = (self.n_v, self.dt_bias.len());
+        b.each_row(rate, n_v, 16 * n_v, |_, row| row.iter_mut().for_each(|rate| *rate = sigmoid(*rate)));
+        b.each_row(decay, decays, 32 * decays, |_, row| {
+            for (i, (decay, bias)) in row.iter_mut().zip(&self.dt_bias).enumerate() {
+                let (a, x) = (self.a[i * n_v / decays], *decay + bias);
+                *decay = match self.decay {
+                    Decay::Softplus => a * softplus(x),
+                    Decay::Bounded { bound, sign } => bound * sigmoid(sign * a * x),
+                }
+                .exp();
             }
         });
     }
 
+    /// Finishes the products for queries, keys and values, which are in `apart` one after another unless they are one; then
+    /// a token's stand beside each other in `qkv`.
+    fn finish_qkv(&self, b: &mut impl Backend, qkv: &mut [f32], apart: &mut [f32]) {
+        if let [all] = &self.qkv[..] {
+            return all.finish(b, qkv);
+        }
+        let (channels, mut start) = (self.channels(), 0);
+        let n = qkv.len() / channels;
+        for linear in &self.qkv {
+            let end = start + n * linear.w.view().rows;
+            linear.finish(b, &mut apart[start..end]);
+            start = end;
+        }
+        let apart = &*apart;
+        b.each_row(qkv, channels, channels, |i, row| {
+            let (mut at, mut start) = (0, 0);
+            for cols in self.qkv.iter().map(|linear| linear.w.view().rows) {
+                row[at..at + cols].copy_from_slice(&apart[start + i * cols..][..cols]);
+                (at, start) = (at + cols, start + n * cols);
+            }
+        });
+    }
+
+    /// Rates and decays, where one product gives both of each key head's value heads.
+    fn take_apart(&self, b: &mut impl Backend, raw: &[f32], to: [&mut [f32]; 2]) {
+        let (n_v, each) = (self.n_v, self.n_v / self.n_k);
+        for (which, to) in to.into_iter().enumerate() {
+            b.each_row(to, n_v, n_v, |i, row| {
+                for (h, y) in row.iter_mut().enumerate() {
+                    *y = raw[i * 2 * n_v + (2 * (h / each) + which) * each + h % each];
+                }
+            });
+        }
+    }
+
     /// Queries and keys of length 1; queries also by the root of their number of elements.
     fn to_unit_length(&self, b: &mut impl Backend, mixed: &mut [f32]) {
-        let (channels, queries) = (self.qkv.w.view().rows, self.n_k * self.k);
+        let (channels, queries) = (self.channels(), self.n_k * self.k);
         b.each_row(mixed, channels, 2 * channels, |_, row| {
             for (i, head) in row[..2 * queries].chunks_exact_mut(self.k).enumerate() {
-                let square = head.iter().map(|x| x * x).sum::<f32>() + self.norm.eps;
+                let square = head.iter().map(|x| x * x).sum::<f32>() + self.eps;
                 let scale = 1.0 / if i < self.n_k { square * self.k as f32 } else { square }.sqrt();
                 head.iter_mut().for_each(|x| *x *= scale);
             }
@@ -216,6 +267,6 @@ impl DeltaNet {
     }
 }
 
-fn product<'a>(linear: &'a Linear, y: &'a mut [f32]) -> Option<Product<'a>> {
-    Some(Product { w: linear.w.view(), y })
+fn of<'a>(linear: &'a Linear, y: &'a mut [f32]) -> Product<'a> {
+    Product { w: linear.w.view(), y }
 }

@@ -1,6 +1,6 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
-use super::{latent::Latent, multiply, softplus};
+use super::{latent::Latent, multiply, open};
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
@@ -8,7 +8,6 @@ use crate::{
     model::{
         Scratch,
         cx::Cx,
-        ffn::sigmoid,
         load::{Linear, Loader, Mat, Norm},
         state::KvView,
     },
@@ -380,10 +379,7 @@ impl Gate {
         b.each_row(rows, cols, 8 * cols, |i, row| {
             let y = &y[i * each..(i + 1) * each];
             for (head, y) in row.chunks_exact_mut(cols / each).zip(y) {
-                let open = match self.act {
-                    GateAct::Sigmoid => sigmoid(*y),
-                    GateAct::Softplus => softplus(*y),
-                };
+                let open = open(self.act, *y);
                 head.iter_mut().for_each(|x| *x *= open);
             }
         });

@@ -45,7 +45,7 @@ impl Mamba2 {
             state: mamba.state,
             groups: mamba.groups,
             input: loader.linear(&mamba.input)?,
-            conv: Conv::load(loader, &mamba.conv)?,
+            conv: Conv::load(loader, &[mamba.conv])?,
             dt_bias: loader.vector(&mamba.dt_bias)?,
             a: loader.vector(&mamba.a)?,
             d: loader.vector(&mamba.d)?,

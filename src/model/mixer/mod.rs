@@ -6,6 +6,7 @@ mod conv;
 mod delta_net;
 mod gqa;
 mod latent;
+mod low_rank;
 mod mamba2;
 mod short_conv;
 
@@ -14,14 +15,25 @@ pub use conv::{Conv, Inputs};
 pub use delta_net::DeltaNet;
 pub use gqa::{AttentionRows, Gqa};
 pub use latent::Latent;
+use low_rank::LowRank;
 pub use mamba2::Mamba2;
 pub use short_conv::ShortConv;
 
 use super::ffn::{sigmoid, softplus};
 use crate::{
-    backend::{Backend, Product, Rows},
+    backend::{Backend, MAX_PRODUCTS, Product, Rows},
+    blueprint::GateAct,
     quant::{GgmlType, QMat},
 };
+
+/// What a gate multiplies by.
+fn open(act: GateAct, x: f32) -> f32 {
+    match act {
+        GateAct::Sigmoid => sigmoid(x),
+        GateAct::Softplus => softplus(x),
+        GateAct::Silu => silu(x),
+    }
+}
 
 /// `x * sigmoid(x)`.
 pub fn silu(x: f32) -> f32 {
@@ -29,12 +41,12 @@ pub fn silu(x: f32) -> f32 {
 }
 
 /// The products that there are, of one input.
-fn multiply<B: Backend>(b: &mut B, rows: &Rows, products: [Option<Product<'_>>; 4]) {
+fn multiply<B: Backend, const N: usize>(b: &mut B, rows: &Rows, products: [Option<Product<'_>>; N]) {
     let none = || Product { w: QMat::new(GgmlType::F32, 0, 0, &[]), y: &mut [] };
-    let (mut there, mut n) = ([none(), none(), none(), none()], 0);
+    let (mut there, mut n) = ([const { None }; N].map(|_: Option<()>| none()), 0);
     for product in products.into_iter().flatten() {
         there[n] = product;
         n += 1;
     }
-    b.matmul(rows, &mut there[..n]);
+    there[..n].chunks_mut(MAX_PRODUCTS).for_each(|products| b.matmul(rows, products));
 }

@@ -28,7 +28,7 @@ impl ShortConv {
     /// The recurrent part number `index`.
     pub fn load(loader: &mut Loader<'_>, conv: &blueprint::ShortConv, index: usize, is_last: bool) -> Result<Self> {
         let (input, o) = (loader.linear(&conv.input)?, loader.linear(&conv.o)?);
-        Ok(Self { index, is_last, input, conv: Conv::load(loader, &conv.conv)?, o })
+        Ok(Self { index, is_last, input, conv: Conv::load(loader, &[conv.conv])?, o })
     }
 
     /// Floats per token of its rows.

@@ -92,7 +92,7 @@ impl Isa {
         Isa::I8mm,
     ];
 
-    /// The name in `HOTSET_ISA`.
+    /// For people.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -140,11 +140,14 @@ impl Isa {
     }
 }
 
-/// The environment variable that forces an instruction set.
-pub const ISA_VARIABLE: &str = "HOTSET_ISA";
-
-/// The environment variable that says whether rows are interleaved: `on` or `off`; otherwise it depends on the CPU.
-pub const INTERLEAVE_VARIABLE: &str = "HOTSET_INTERLEAVE";
+/// Which kernels; by default the best for this CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// Of this instruction set; `None`: the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// Whether rows are interleaved in memory; `None`: where the CPU is faster with it.
+    pub interleave: Option<bool>,
+}
 
 /// One past the largest number of a type.
 const N_TYPE: usize = GgmlType::ALL[GgmlType::ALL.len() - 1] as usize + 1;
@@ -173,38 +176,29 @@ impl Kernels {
         Kernels { isa, interleaves: None, wants_interleaved: false, matmul, ops }
     }
 
-    /// The best for this CPU, or what `HOTSET_ISA` and `HOTSET_INTERLEAVE` ask for.
+    /// The best for this CPU.
+    ///
+    /// # Errors
+    /// Never, as scalar code runs everywhere.
     pub fn detect() -> Result<Kernels> {
-        let best = match std::env::var_os(ISA_VARIABLE) {
-            Some(name) => Kernels::by_name(&name.to_string_lossy())?,
-            None => {
-                let best = Isa::ALL.iter().rev().find(|isa| isa.is_available());
-                Kernels::for_isa(*best.expect("scalar code runs everywhere"))?
-            }
-        };
-        let interleaves = match std::env::var_os(INTERLEAVE_VARIABLE) {
-            None => best.interleaves.is_some() && maker::halves_registers(),
-            Some(it) if it == "off" => false,
-            Some(it) if it == "on" && best.interleaves.is_some() => true,
-            Some(it) if it == "on" => {
-                let isa = best.isa.name();
-                return Err(Error::invalid(format!("{INTERLEAVE_VARIABLE}=on does not work with the {isa} kernels")));
-            }
-            Some(it) => {
-                let it = it.to_string_lossy();
-                return Err(Error::invalid(format!("{INTERLEAVE_VARIABLE} must be on or off, not {it}")));
-            }
-        };
-        Ok(Kernels { wants_interleaved: interleaves, ..best })
+        Kernels::choose(KernelChoice::default())
     }
 
-    /// The kernels of the instruction set with this name.
-    pub fn by_name(name: &str) -> Result<Kernels> {
-        let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
-        match Isa::ALL.iter().find(|isa| isa.name() == name) {
-            Some(isa) => Kernels::for_isa(*isa),
-            None => Err(Error::invalid(format!("{ISA_VARIABLE} must be one of {}, not {name}", names.join(", ")))),
-        }
+    /// Those that `choice` asks for.
+    ///
+    /// # Errors
+    /// An instruction set that the CPU lacks, or whose kernels cannot interleave where that is asked for.
+    pub fn choose(choice: KernelChoice) -> Result<Kernels> {
+        let best = || *Isa::ALL.iter().rev().find(|isa| isa.is_available()).expect("scalar code runs everywhere");
+        let kernels = Kernels::for_isa(choice.isa.unwrap_or_else(best))?;
+        let wants_interleaved = match choice.interleave {
+            None => kernels.interleaves.is_some() && maker::halves_registers(),
+            Some(true) if kernels.interleaves.is_none() => {
+                return Err(Error::invalid(format!("the {} kernels cannot interleave rows", kernels.isa.name())));
+            }
+            Some(it) => it,
+        };
+        Ok(Kernels { wants_interleaved, ..kernels })
     }
 
     /// The kernels of one instruction set.
@@ -212,7 +206,7 @@ impl Kernels {
         if !isa.is_available() {
             let names: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
             let (isa, names) = (isa.name(), names.join(", "));
-            return Err(Error::invalid(format!("this CPU does not have {isa}; {ISA_VARIABLE} may be {names}")));
+            return Err(Error::invalid(format!("this CPU does not have {isa}, but has {names}")));
         }
         Ok(match isa {
             Isa::Scalar => scalar::KERNELS,
