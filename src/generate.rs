@@ -4,8 +4,12 @@
 //! Must not know: terminals, templates, who reads the text.
 
 mod kept;
+mod steps;
+
+use std::borrow::Borrow;
 
 pub use kept::{Answered, KeptSession};
+pub use steps::Generation;
 
 use crate::{
     Error,
@@ -67,6 +71,13 @@ pub enum Event<'a> {
     Rest(&'a str),
 }
 
+impl Event<'_> {
+    /// Whether the text can still be ended where this is told.
+    fn may_end(&self) -> bool {
+        matches!(self, Event::Prompt { .. } | Event::Token { .. })
+    }
+}
+
 /// What is called at each [`Event`]; it answers whether to go on.
 pub type OnEvent<'a, B, E> = dyn FnMut(&Session<B>, Event<'_>) -> Result<bool, E> + 'a;
 
@@ -86,75 +97,54 @@ pub struct Speaker<'a, B: Backend> {
 /// # Errors
 /// What the session or the callback says. An empty prompt.
 pub fn generate<B: Backend, E: From<Error>>(
-    speaker: Speaker<'_, B>,
+    mut speaker: Speaker<'_, B>,
     prompt: &[u32],
     rules: &Rules,
     on: &mut OnEvent<'_, B, E>,
 ) -> Result<Finish, E> {
-    let Speaker { session, tokenizer, sampler } = speaker;
-    prompt.iter().for_each(|&token| sampler.accept(token));
-    let n_batch = session.plan().n_batch;
-    let last = prompt.len().saturating_sub(1) / n_batch * n_batch;
-    for (i, batch) in prompt[..last].chunks(n_batch).enumerate() {
-        session.fill(batch)?;
-        if !on(session, Event::Prompt { done: (i + 1) * n_batch, of: prompt.len() })? {
-            return Ok(Finish::Cancelled);
+    let mut generation = Generation::new(prompt.to_vec(), rules);
+    while let Some(event) = generation.step(&mut speaker)? {
+        let may_end = event.may_end();
+        if !on(speaker.session, event)? && may_end {
+            generation.cancel();
         }
     }
-    session.feed(&prompt[last..], &mut |_| {})?;
-    let mut answer = Answer::new(rules);
-    if rules.max_tokens == Some(0) {
-        return Ok(Finish::Length);
-    }
-    let finish = loop {
-        let token = sampler.sample(session.logits());
-        let (text, finish) = answer.push(tokenizer, token);
-        if let Some(finish @ Finish::End(_)) = finish {
-            break finish;
-        }
-        sampler.accept(token);
-        if !on(session, Event::Token { token, text })? {
-            break Finish::Cancelled;
-        }
-        if let Some(finish) = finish {
-            break finish;
-        }
-        if session.n_past() == session.plan().n_ctx {
-            break Finish::Context;
-        }
-        session.decode(token)?;
-        on(session, Event::Decoded)?;
-    };
-    on(session, Event::Rest(answer.finish()))?;
-    Ok(finish)
+    Ok(generation.finish().expect("the last step gives the reason"))
 }
 
 /// The text of one answer, token by token. For those who run a loop of their own.
-pub struct Answer<'a> {
-    rules: &'a Rules,
+pub struct Answer<R: Borrow<Rules>> {
+    rules: R,
     decoder: StreamDecoder,
     stops: StopStrings,
     generated: usize,
 }
 
-impl<'a> Answer<'a> {
+impl<R: Borrow<Rules>> Answer<R> {
     /// An answer without a token yet.
-    pub fn new(rules: &'a Rules) -> Self {
-        Self { rules, decoder: StreamDecoder::continuing(), stops: StopStrings::new(&rules.stop), generated: 0 }
+    pub fn new(rules: R) -> Self {
+        let stops = StopStrings::new(&rules.borrow().stop);
+        Self { rules, decoder: StreamDecoder::continuing(), stops, generated: 0 }
     }
 
     /// The text that is certain once `token` has come, and whether it is the last one. A token that ends the text is none of
     /// it.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> (&str, Option<Finish>) {
-        if tokenizer.is_end_of_generation(token) && !self.rules.ignore_end {
+        if self.ends_with(tokenizer, token) {
             return ("", Some(Finish::End(token)));
         }
+        let rules = self.rules.borrow();
         self.generated += 1;
-        let special = self.rules.visible.contains(&token);
+        let special = rules.visible.contains(&token);
         let piece = self.decoder.push_with(tokenizer, token, special);
         let (text, stopped) = self.stops.push(piece);
-        let length = || (self.rules.max_tokens == Some(self.generated)).then_some(Finish::Length);
+        let length = || (rules.max_tokens == Some(self.generated)).then_some(Finish::Length);
         (text, stopped.map(Finish::Stop).or_else(length))
+    }
+
+    /// Whether this token ends the text.
+    pub fn ends_with(&self, tokenizer: &Tokenizer, token: u32) -> bool {
+        tokenizer.is_end_of_generation(token) && !self.rules.borrow().ignore_end
     }
 
     /// Tokens of the text.

@@ -1,13 +1,10 @@
 //! Rows as comma-separated values (RFC 4180): a header line, then a line a row. A list is one cell with spaces between its
 //! items; what is unknown is an empty cell.
 
-use std::fmt;
-
 use hotset::simulate::{
     Row,
     quality::{AHEAD, Recall, Source},
 };
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 /// The rows of a simulation: the JSON's keys in their order, and of each source of guesses what its ranks recall.
@@ -24,9 +21,8 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 fn cells(row: &Row) -> Vec<(String, Value)> {
-    let json = serde_json::to_string(row).expect("rows are plain numbers");
-    let Fields(mut cells) = serde_json::from_str(&json).expect("a row is an object");
-    cells.retain(|(key, _)| key != "foresight");
+    let Value::Object(row_fields) = json!(row) else { unreachable!("a row is an object") };
+    let mut cells: Vec<_> = row_fields.into_iter().filter(|(key, _)| key != "foresight").collect();
     let sources = [Source::Scores, Source::Prefetch].into_iter().flat_map(|by| (1..=AHEAD).map(move |n| (by, n)));
     for (by, horizon) in std::iter::once((Source::Own, 0)).chain(sources) {
         let found = row.foresight.iter().find(|r| (r.by, r.horizon) == (by, horizon));
@@ -42,38 +38,13 @@ fn cells(row: &Row) -> Vec<(String, Value)> {
 pub fn line(values: &[Value]) -> String {
     let cell = |value: &Value| match value {
         Value::Null => String::new(),
-        Value::String(text) if text.contains([',', '"', '\n', '\r']) => format!("\"{}\"", text.replace('"', "\"\"")),
         Value::String(text) => text.clone(),
         Value::Array(list) => list.iter().map(Value::to_string).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
     };
-    values.iter().map(cell).collect::<Vec<_>>().join(",") + "\n"
-}
-
-/// An object's fields in the order in which they stand.
-struct Fields(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-struct InOrder;
-
-impl<'de> Visitor<'de> for InOrder {
-    type Value = Fields;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(Fields(fields))
-    }
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(values.iter().map(cell)).expect("memory takes it");
+    String::from_utf8(writer.into_inner().expect("memory takes it")).expect("cells are text")
 }
 
 #[cfg(test)]

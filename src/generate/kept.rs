@@ -1,12 +1,14 @@
 //! A session that remembers its tokens, so that a prompt that begins like them is not computed again.
 
-use super::{Event, Finish, OnEvent, Rules, Speaker, generate};
+use std::borrow::Borrow;
+
+use super::{Event, Finish, Generation, OnEvent, Rules, Speaker};
 use crate::{Error, backend::Backend, sampler::Sampler, session::Session, tokenizer::Tokenizer};
 
 /// See the module.
 pub struct KeptSession<B: Backend> {
     session: Session<B>,
-    /// What the session holds.
+    /// What the session holds, then what is left of a prompt that is not through.
     tokens: Vec<u32>,
 }
 
@@ -48,7 +50,8 @@ impl<B: Backend> KeptSession<B> {
     /// Tokens at the beginning of `prompt` that need not be computed again. The last one is: its logits are wanted. None where a
     /// part of the model cannot go back that far.
     pub fn reusable(&self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let held = &self.tokens[..self.session.n_past().min(self.tokens.len())];
+        let common = held.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let common = common.min(prompt.len().saturating_sub(1));
         if self.session.sequence().check_rewind(common).is_ok() { common } else { 0 }
     }
@@ -66,28 +69,54 @@ impl<B: Backend> KeptSession<B> {
         rules: &Rules,
         on: &mut OnEvent<'_, B, E>,
     ) -> Result<Answered, E> {
+        let (mut generation, reused) = self.begin(prompt, sampler, rules)?;
+        while let Some(event) = self.step(&mut generation, tokenizer, sampler)? {
+            let may_end = event.may_end();
+            if !on(&self.session, event)? && may_end {
+                generation.cancel();
+            }
+        }
+        let finish = generation.finish().expect("the last step gives the reason");
+        Ok(Answered { finish, reused, generated: generation.generated() })
+    }
+
+    /// Goes back to where `prompt` and what the session holds part, for an answer step by step. Also gives how many tokens of
+    /// the prompt are there already.
+    ///
+    /// # Errors
+    /// A prompt that leaves no room in the context.
+    pub fn begin<R: Borrow<Rules>>(
+        &mut self,
+        prompt: &[u32],
+        sampler: &mut Sampler,
+        rules: R,
+    ) -> crate::Result<(Generation<R>, usize)> {
         let n_ctx = self.session.plan().n_ctx;
         if prompt.len() > n_ctx {
             let sentence = format!("the prompt has {} tokens, and the context holds {n_ctx}", prompt.len());
-            return Err(Error::invalid(sentence).into());
+            return Err(Error::invalid(sentence));
         }
         let reused = self.reusable(prompt);
         self.session.truncate(reused)?;
         self.tokens.truncate(reused);
         self.tokens.extend_from_slice(&prompt[reused..]);
         prompt[..reused].iter().for_each(|&token| sampler.accept(token));
-        let (tokens, mut last, mut generated) = (&mut self.tokens, 0, 0);
-        let speaker = Speaker { session: &mut self.session, tokenizer, sampler };
-        let finish = generate(speaker, &prompt[reused..], rules, &mut |session, event| {
-            match event {
-                Event::Token { token, .. } => (last, generated) = (token, generated + 1),
-                Event::Decoded => tokens.push(last),
-                Event::Prompt { .. } | Event::Rest(_) => {}
-            }
-            on(session, event)
-        });
-        // Of a prompt that was interrupted or failed only a part is there.
-        self.tokens.truncate(self.session.n_past());
-        Ok(Answered { finish: finish?, reused, generated })
+        Ok((Generation::new(prompt[reused..].to_vec(), rules), reused))
+    }
+
+    /// The next step of an answer that [`KeptSession::begin`] began, unless another was begun since; see [`Generation::step`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn step<'g, R: Borrow<Rules>>(
+        &mut self,
+        generation: &'g mut Generation<R>,
+        tokenizer: &Tokenizer,
+        sampler: &mut Sampler,
+    ) -> crate::Result<Option<Event<'g>>> {
+        let chosen = generation.chosen();
+        let event = generation.step(&mut Speaker { session: &mut self.session, tokenizer, sampler })?;
+        self.tokens.extend(chosen);
+        Ok(event)
     }
 }
