@@ -7,7 +7,7 @@
 use crate::{
     Error, Result,
     backend::cpu::attention_bytes,
-    blueprint::{Blueprint, Gqa, Heads},
+    blueprint::{Blueprint, Compressed, Gqa, Heads},
     expert::{ExpertStore, Scope},
     human_bytes, human_bytes_up,
     io::Layout,
@@ -141,7 +141,10 @@ impl<'a> Costs<'a> {
             let Heads { n_head, k, v, .. } = gqa.heads;
             attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
         };
-        let attention = m.attentions().map(attention).max().unwrap_or(0);
+        let compressed = |part: &Compressed| {
+            attention_bytes(needs.threads, part.n_head, part.head, part.head, part.most_rows(needs.n_ctx))
+        };
+        let attention = m.attentions().map(attention).chain(m.compressed().map(compressed)).max().unwrap_or(0);
         let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);
         let tokens =
             ((parallel as u64 + 1) * size_of::<u32>() as u64).saturating_mul(needs.n_ctx as u64).min(u64::MAX / 64);

@@ -12,12 +12,14 @@ mod cohere2moe;
 mod dbrx;
 mod deepseek2;
 mod deepseek32;
+mod deepseek4;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
 mod family;
 mod gemma4;
 mod glm4moe;
+mod glm5_next;
 mod glm_dsa;
 mod gpt_oss;
 mod granite_swa;
@@ -44,6 +46,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vlmoe;
+mod qwen4exp;
 mod smallthinker;
 mod step35;
 
@@ -73,11 +76,14 @@ const ARCHS: &[Arch] = &[
     dbrx::ARCH,
     deepseek2::ARCH,
     deepseek32::ARCH,
+    deepseek4::ARCH,
     dots1::ARCH,
     ernie4_5_moe::ARCH,
     exaone_moe::ARCH,
     gemma4::ARCH,
     glm4moe::ARCH,
+    glm5_next::ARCH,
+    glm5_next::EARLY,
     glm_dsa::ARCH,
     gpt_oss::ARCH,
     granite_swa::ARCH,
@@ -104,6 +110,7 @@ const ARCHS: &[Arch] = &[
     qwen3moe::ARCH,
     qwen3next::ARCH,
     qwen3vlmoe::ARCH,
+    qwen4exp::ARCH,
     smallthinker::ARCH,
     step35::ARCH,
 ];

@@ -114,6 +114,11 @@ pub enum Act {
         /// Limit of both.
         limit: f32,
     },
+    /// `silu(min(gate, limit)) * up`, with up within ± `limit`.
+    ClampedSilu {
+        /// Limit of both.
+        limit: f32,
+    },
     /// gpt-oss's: `g * sigmoid(alpha * g) * (u + 1)`, with g at most `limit` and u within ± `limit`.
     SwigluOai {
         /// Steepness of the sigmoid.
@@ -124,6 +129,11 @@ pub enum Act {
 }
 
 impl Act {
+    /// [`Act::ClampedSilu`], of which a limit of 0 means none.
+    pub fn clamped(limit: f32) -> Act {
+        if limit > 0.0 { Act::ClampedSilu { limit } } else { Act::Silu }
+    }
+
     /// `gate = act(gate) * up`, element by element.
     pub fn apply(self, gate: &mut [f32], up: &[f32]) {
         let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
@@ -136,6 +146,10 @@ impl Act {
             Act::SiluClamped { limit } => {
                 each.for_each(|(g, u)| *g = (*g * sigmoid(*g)).min(limit) * u.clamp(-limit, limit));
             }
+            Act::ClampedSilu { limit } => each.for_each(|(g, u)| {
+                let low = g.min(limit);
+                *g = low * sigmoid(low) * u.clamp(-limit, limit);
+            }),
             Act::SwigluOai { alpha, limit } => each.for_each(|(g, u)| {
                 let (low, u) = (g.min(limit), u.clamp(-limit, limit));
                 *g = low * sigmoid(alpha * low) * (u + 1.0);

@@ -53,6 +53,8 @@ pub struct Router {
     pub input: RouterInput,
     /// Added to scores where experts are compared, not where they are weighted. (n_expert)
     pub select_bias: Option<Tensor>,
+    /// The experts of each token of the vocabulary, whatever their scores: numbers. (n_vocab, n_expert_used)
+    pub by_token: Option<Tensor>,
     /// How it chooses.
     pub choice: Choice,
 }
@@ -103,6 +105,8 @@ pub enum Score {
     Softmax,
     /// Sigmoid of each.
     Sigmoid,
+    /// Root of `ln(1 + exp(x))` of each.
+    SqrtSoftplus,
     /// The outputs themselves; weights are a softmax over those chosen.
     SoftmaxOfChosen,
 }
@@ -136,6 +140,7 @@ impl Moe {
         }
         all.extend(self.router.select_bias);
         self.latent.iter().flatten().for_each(|linear| linear.tensors(all));
+        all.extend(self.router.by_token);
         all.extend(self.scales.iter().chain(&self.biases).flatten());
         if let Some(shared) = &self.shared {
             shared.ffn.tensors(all);

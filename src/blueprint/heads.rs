@@ -127,7 +127,7 @@ impl Reader<'_> {
     pub fn rope(&self, kind: RopeKind, head: usize) -> Result<Rope> {
         let n_rot = self.count_or("rope.dimension_count", head, head)?;
         self.even("rope.dimension_count", n_rot)?;
-        let base = self.number("rope.freq_base", (1.0, MAX_FREQ_BASE))?.unwrap_or(10_000.0);
+        let base = self.freq_base("rope.freq_base")?.unwrap_or(10_000.0);
         let (ty, legacy) = (self.key("rope.scaling.type"), self.number("rope.scale_linear", FACTORS)?);
         let factor = self.number("rope.scaling.factor", FACTORS)?.or(legacy).unwrap_or(1.0);
         let magnitude = self.number("rope.scaling.attn_factor", FACTORS)?.unwrap_or(1.0);
@@ -170,6 +170,14 @@ impl Reader<'_> {
         self.count_or("rope.scaling.original_context_length", self.n_ctx_train()?, u32::MAX as usize)
     }
 
+    /// Base of the frequencies of a rotation, if there is such a key.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub(super) fn freq_base(&self, short: &str) -> Result<Option<f32>> {
+        self.number(short, (1.0, MAX_FREQ_BASE))
+    }
+
     /// [`Reader::window_rope`], if any layer sees a window.
     ///
     /// # Errors
@@ -184,7 +192,7 @@ impl Reader<'_> {
     /// # Errors
     /// A key that does not make sense.
     pub fn window_rope(&self, everything: Rope, head: usize) -> Result<Rope> {
-        let base = self.number("rope.freq_base_swa", (1.0, MAX_FREQ_BASE))?.unwrap_or(everything.base);
+        let base = self.freq_base("rope.freq_base_swa")?.unwrap_or(everything.base);
         let n_rot = self.count_or("rope.dimension_count_swa", everything.n_rot, head)?;
         self.even("rope.dimension_count_swa", n_rot)?;
         Ok(Rope { n_rot, base, scale: 1.0, divisors: None, long: None, yarn: None, magnitude: 1.0, ..everything })

@@ -29,7 +29,16 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// If that is missing or does not fit.
     pub fn block(&self, norm: &str, part: Part) -> Result<Block> {
-        Ok(Block { layer: self.layer, branches: vec![self.branch(norm, part)?], post: None, scale: None })
+        Ok(self.block_of(self.branch(norm, part)?))
+    }
+
+    /// A block whose input is not normed.
+    pub fn plain_block(&self, part: Part) -> Block {
+        self.block_of(Branch { norm: None, part, post: None, scale: 1.0 })
+    }
+
+    fn block_of(&self, branch: Branch) -> Block {
+        Block { layer: self.layer, connection: None, branches: vec![branch], post: None, scale: None }
     }
 
     /// A branch of a block whose input is normed by `NORM.weight`.
@@ -306,7 +315,7 @@ impl LayerReader<'_, '_> {
     pub(super) fn moe_of(&self, choice: Choice, experts: ExpertSet) -> Result<Moe> {
         let w = self.m.matrix(&self.name("ffn_gate_inp.weight"), self.m.n_embd, self.m.n_expert)?;
         let w = Linear { w, scale: None, bias: None };
-        let router = Router { w, input: RouterInput::Normed, select_bias: None, choice };
+        let router = Router { w, input: RouterInput::Normed, select_bias: None, by_token: None, choice };
         let scales = self.expert_scales()?;
         let biases = [None; 3];
         Ok(Moe { router, experts, act: Act::Silu, latent: None, weighs_input: false, scales, biases, shared: None })
@@ -325,6 +334,17 @@ impl LayerReader<'_, '_> {
         let name = if self.has("exp_probs_b") { "exp_probs_b" } else { "exp_probs_b.bias" };
         let select_bias = Some(self.m.vector(&self.name(name), self.m.n_expert)?);
         Ok(Moe { router: Router { select_bias, ..moe.router }, ..moe })
+    }
+
+    /// [`LayerReader::moe`], where the token says which experts it uses, by `ffn_gate_tid2eid`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn moe_by_token(&self, choice: Choice) -> Result<Moe> {
+        let moe = self.moe(choice)?;
+        let name = self.name("ffn_gate_tid2eid.weight");
+        let by_token = Some(self.m.numbers(&name, &[choice.n_expert_used, self.m.n_vocab()?])?);
+        Ok(Moe { router: Router { by_token, ..moe.router }, ..moe })
     }
 
     /// [`LayerReader::moe`], where router and experts have biases.

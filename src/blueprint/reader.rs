@@ -5,12 +5,13 @@
 use std::cell::{Cell, RefCell};
 
 use super::{
-    Block, Blueprint, Choice, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape, Tensor,
-    Unread, unread,
+    Block, Blueprint, Choice, Connection, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape,
+    Tensor, Unread, unread,
 };
 use crate::{
     Error, Result,
     gguf::{self, Gguf, Value},
+    quant::GgmlType,
 };
 
 /// Limits on what a file may claim: an order of magnitude above any model known, far below anything that overflows.
@@ -156,6 +157,17 @@ impl<'a> Reader<'a> {
         Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
     }
 
+    /// Refuses a file that says no, or nothing.
+    ///
+    /// # Errors
+    /// If it does.
+    pub fn require_flag(&self, short: &str) -> Result<()> {
+        if self.flag(short, false)? {
+            return Ok(());
+        }
+        Err(Error::unsupported(self.gguf().path(), self.key(short), "true", false))
+    }
+
     /// What the file says of its figures, whether it runs or not.
     ///
     /// # Errors
@@ -188,7 +200,7 @@ impl<'a> Reader<'a> {
     pub fn limit_to_indexed(&self, n_ctx: usize) {
         let reason = "beyond that, an indexer chooses what attention looks at, which hotset does not compute";
         self.limit_context(n_ctx, reason);
-        for short in ["head_count", "key_length", "local_blocks", "types"] {
+        for short in ["head_count", "key_length", "local_blocks", "types", "kpool", "kpool_select_tail"] {
             self.ignore(
                 &format!("attention.indexer.{short}"),
                 "the context is short enough for all of it to be looked at",
@@ -196,11 +208,11 @@ impl<'a> Reader<'a> {
         }
         let mut any = false;
         for tensor in self.file.tensors_left() {
-            any |= tensor.name.contains(".indexer.") && self.file.tensor(&tensor.name).is_some();
+            any |= tensor.name.contains(".indexer") && self.file.tensor(&tensor.name).is_some();
         }
         if any {
             let reason = "the indexer: the context is short enough for all of it to be looked at";
-            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer.*".to_owned(), reason });
+            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer*".to_owned(), reason });
         }
     }
 
@@ -321,8 +333,14 @@ impl<'a> Reader<'a> {
             None | Some(0) => score,
             Some(1) => Score::Softmax,
             Some(2) => Score::Sigmoid,
+            Some(4) => Score::SqrtSoftplus,
             Some(other) => {
-                return Err(Error::unsupported(self.gguf().path(), key, "1 (softmax) or 2 (sigmoid)", other));
+                return Err(Error::unsupported(
+                    self.gguf().path(),
+                    key,
+                    "1 (softmax), 2 (sigmoid) or 4 (root of softplus)",
+                    other,
+                ));
             }
         };
         let renormalise = self.gguf().meta().bool(&self.key("expert_weights_norm"))?.unwrap_or(renormalise);
@@ -355,11 +373,27 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// If it is not a number below that of the layers.
     pub fn leading_dense(&self) -> Result<usize> {
-        let key = self.key("leading_dense_block_count");
+        self.count_from_zero("leading_dense_block_count", self.n_layer - 1)
+    }
+
+    /// A whole number up to `max`; 0 where the file has none.
+    ///
+    /// # Errors
+    /// If it is another.
+    pub fn count_from_zero(&self, short: &str, max: usize) -> Result<usize> {
+        let key = self.key(short);
         match self.gguf().meta().u32(&key)?.unwrap_or(0) as usize {
-            n if n < self.n_layer => Ok(n),
-            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", self.n_layer), n)),
+            n if n <= max => Ok(n),
+            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", max + 1), n)),
         }
+    }
+
+    /// `output_norm`.
+    ///
+    /// # Errors
+    /// If it is missing or does not fit.
+    pub fn final_norm(&self) -> Result<Norm> {
+        self.norm("output_norm", self.n_embd)
     }
 
     /// Which layers have experts, by how many at the beginning have none and how often others do. (n_layer)
@@ -375,9 +409,9 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// What `layer` says; a key or tensor of embedding or head that is missing or does not fit.
-    pub fn model<const N: usize>(
+    pub fn model<L: IntoIterator<Item = Block>>(
         &self,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         self.model_with_final_norm("output_norm", layer)
     }
@@ -386,14 +420,29 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::model`].
-    pub fn model_with_final_norm<const N: usize>(
+    pub fn model_with_final_norm<L: IntoIterator<Item = Block>>(
         &self,
         norm: &str,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
+    ) -> Result<Blueprint> {
+        let blueprint = self.model_of_streams(1, Connection::Mean, layer)?;
+        let norm = Some(self.norm(norm, self.n_embd)?);
+        Ok(Blueprint { head: Head { connection: None, norm, ..blueprint.head }, ..blueprint })
+    }
+
+    /// [`Reader::model`] of several residual streams, of which the output reads `connection` without a norm.
+    ///
+    /// # Errors
+    /// As [`Reader::model`].
+    pub fn model_of_streams<L: IntoIterator<Item = Block>>(
+        &self,
+        n_stream: usize,
+        connection: Connection,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         let n_vocab = self.n_vocab()?;
         let embed = self.matrix("token_embd.weight", self.n_embd, n_vocab)?;
-        let mut blocks = Vec::with_capacity(N * self.n_layer);
+        let mut blocks = Vec::new();
         for il in 0..self.n_layer {
             blocks.extend(layer(&self.layer(il))?);
         }
@@ -404,14 +453,16 @@ impl<'a> Reader<'a> {
             arch: self.arch,
             n_layer: self.n_layer,
             n_embd: self.n_embd,
+            n_stream,
             n_vocab,
             n_ctx_train: self.limit.get().map_or(usize::MAX, |(n_ctx, _)| n_ctx).min(self.n_ctx_train()?),
             context_limit: self.limit.get().map_or("", |(_, reason)| reason),
             n_expert: self.n_expert,
             embed,
             embed_scale: 1.0,
+            ngrams: None,
             blocks,
-            head: Head { norm: self.norm(norm, self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
+            head: Head { connection: Some(connection), norm: None, output, scale: 1.0, soft_cap: None, tied },
             unread: Vec::new(),
         })
     }
@@ -452,6 +503,21 @@ impl<'a> Reader<'a> {
         let index = self.gguf().index_of(name).expect("it was required above");
         let rows = dims.get(1).copied().unwrap_or(1);
         Ok(Tensor { index, start: 0, ty, rows, cols: dims[0], bytes, groups: None })
+    }
+
+    /// Takes a tensor of whole numbers of this shape.
+    pub(super) fn numbers(&self, name: &str, [cols, rows]: &[usize; 2]) -> Result<Tensor> {
+        let info = self.file.require(name)?;
+        let (path, what) = (self.gguf().path_of(info), format!("tensor {name}"));
+        if info.dims != [*cols as u64, *rows as u64] {
+            return Err(Error::format(path, what, format!("shape {:?}", [cols, rows]), format!("{:?}", info.dims)));
+        }
+        let ty = info.ggml_type(path)?;
+        if ty != GgmlType::I32 {
+            return Err(Error::unsupported(path, format!("the type of {what}"), GgmlType::I32, ty));
+        }
+        let (index, bytes) = (self.gguf().index_of(name).expect("it was required above"), info.require_bytes(path)?);
+        Ok(Tensor { index, start: 0, ty, rows: *rows, cols: *cols, bytes, groups: None })
     }
 
     /// A matrix. A single row may be stored as a vector.

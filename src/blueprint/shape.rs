@@ -23,7 +23,7 @@ pub struct Shape {
     pub n_ctx_train: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row.
+    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row, of n-grams a few.
     pub active_parameters: u64,
 }
 
@@ -43,7 +43,8 @@ impl Shape {
         };
         let routed = gguf.tensors().iter().filter(|t| Role::of(&t.name).is_routed_expert());
         let used = routed.map(of_a_token).fold(0, u64::saturating_add);
-        let unused = experts.saturating_add(if tied { 0 } else { rows });
+        let n_grams = elements(gguf, |role| role == Role::NGrams);
+        let unused = experts.saturating_add(if tied { 0 } else { rows }).saturating_add(n_grams);
         Ok(Self {
             n_layer: m.n_layer,
             n_moe: (0..m.n_layer).filter(|&layer| m.layer(layer).is_moe()).count(),

@@ -53,7 +53,7 @@ impl Shape {
         match self.act {
             Act::Silu | Act::Relu => Ok(()),
             Act::ReluSquared => Err("there is no kernel for their activation".to_owned()),
-            Act::Gelu | Act::SiluClamped { .. } | Act::SwigluOai { .. } => {
+            Act::Gelu | Act::SiluClamped { .. } | Act::ClampedSilu { .. } | Act::SwigluOai { .. } => {
                 Err("their activation uses an exponential of the system's library, whose bits a device does not have"
                     .to_owned())
             }

@@ -183,6 +183,25 @@ impl Loader<'_> {
         }
     }
 
+    /// Expert numbers below `n_expert`.
+    pub fn expert_numbers(&mut self, t: &Tensor, n_expert: usize) -> Result<Vec<u16>> {
+        let mut bytes = vec![0; t.bytes as usize];
+        self.gguf.read_tensor_part(&self.gguf.tensors()[t.index], t.start, &mut bytes)?;
+        (self.progress)(t.bytes);
+        let mut numbers = Vec::with_capacity(t.rows * t.cols);
+        for (i, &word) in bytes.as_chunks().0.iter().enumerate() {
+            let number = i32::from_le_bytes(word);
+            match u16::try_from(number) {
+                Ok(expert) if usize::from(expert) < n_expert => numbers.push(expert),
+                _ => {
+                    let got = format!("has expert {number} for token {}, and there are {n_expert}", i / t.cols);
+                    return Err(self.wrong(t, got));
+                }
+            }
+        }
+        Ok(numbers)
+    }
+
     fn wrong(&self, t: &Tensor, got: String) -> Error {
         let info = &self.gguf.tensors()[t.index];
         Error::file(self.gguf.path_of(info), format!("tensor {} {got}", info.name))
@@ -207,6 +226,11 @@ impl Loader<'_> {
     /// [`Loader::norm`], if there is one.
     pub fn norm_if_there(&mut self, norm: Option<&blueprint::Norm>) -> Result<Option<Norm>> {
         norm.map(|norm| self.norm(norm)).transpose()
+    }
+
+    /// A matrix whose products stay as they are.
+    pub fn plain(&mut self, w: &Tensor) -> Result<Linear> {
+        Ok(Linear { w: self.mat(w)?, scale: 1.0, bias: Vec::new() })
     }
 
     pub fn linear(&mut self, linear: &blueprint::Linear) -> Result<Linear> {

@@ -190,7 +190,7 @@ impl Gqa {
             if cx.is_done() {
                 return;
             }
-            cx.norm(norm.expect("attention is a block's first branch"));
+            cx.enter(norm);
             self.queries(cx);
         }
         self.attend(cx);

@@ -74,13 +74,13 @@ fn row_bytes(ty: GgmlType, n: usize) -> Result<usize> {
 impl Size {
     /// For a context of `n_ctx` tokens that come in batches of at most `n_batch`. `None` of what keeps no rows.
     fn of(state: State, ty: GgmlType, n_ctx: usize, n_batch: usize) -> Result<Option<Self>> {
-        let State::Rows { heads, k, v, window, index } = state else { return Ok(None) };
+        let State::Rows { heads, k, v, window, index, each } = state else { return Ok(None) };
         let index_bytes = match index.filter(|index| n_ctx > index.top_k) {
             Some(index) => row_bytes(ty, index.k)?,
             None => 0,
         };
         let row_bytes = [row_bytes(ty, k)?, row_bytes(ty, v)?];
-        let (mut rows, mut behind) = (n_ctx, None);
+        let (mut rows, mut behind) = (n_ctx / each, None);
         if let Some(window) = window {
             // Whatever a batch's first row sees and its last row's position, in whole tiles: no row that anything sees shares
             // a place with another, even if the batch fails and comes again.
