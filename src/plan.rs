@@ -7,7 +7,7 @@
 use crate::{
     Error, Result,
     backend::cpu::attention_bytes,
-    blueprint::{Blueprint, Gqa, Heads},
+    blueprint::{Blueprint, Compressed, Gqa, Heads},
     expert::{ExpertStore, Scope},
     human_bytes, human_bytes_up,
     io::Layout,
@@ -120,107 +120,145 @@ pub struct Plan {
     pub full_bytes: u64,
 }
 
+/// What a model takes beside its experts' slots, by the tokens of a batch.
+struct Costs<'a> {
+    m: &'a Blueprint,
+    needs: Needs,
+    /// Sequences, each of which has a token in a batch.
+    parallel: usize,
+    n_layer: usize,
+    n_expert: usize,
+    dense_bytes: u64,
+    /// What attention works in, what is learnt of past tokens, which tokens the sequences hold, and how one of them was
+    /// before a prompt that needs several batches.
+    whatever_the_batch: u64,
+}
+
+impl<'a> Costs<'a> {
+    fn new(m: &'a Blueprint, store: &ExpertStore, needs: Needs) -> Result<Self> {
+        // A window's rows are more where a batch is longer, so that this grows with it.
+        Sequence::bytes(m, needs.kv, needs.n_ctx, 1)?;
+        let (parallel, n_layer, n_expert) = (needs.parallel.max(1), store.layers().len(), store.n_expert());
+        let attention = |gqa: &Gqa| {
+            let Heads { n_head, k, v, .. } = gqa.heads;
+            attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
+        };
+        let compressed = |part: &Compressed| {
+            attention_bytes(needs.threads, part.n_head, part.head, part.head, part.most_rows(needs.n_ctx))
+        };
+        let attention = m.attentions().map(attention).chain(m.compressed().map(compressed)).max().unwrap_or(0);
+        let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);
+        let tokens =
+            ((parallel as u64 + 1) * size_of::<u32>() as u64).saturating_mul(needs.n_ctx as u64).min(u64::MAX / 64);
+        // One serves both.
+        let past = match needs.policy.wants_retrieval() || needs.prefetch.wants_retrieval() {
+            true => Retrieval::bytes(n_layer, n_expert),
+            false => 0,
+        };
+        let whatever_the_batch = attention + past + tokens + undo;
+        Ok(Self { m, needs, parallel, n_layer, n_expert, dense_bytes: m.resident_bytes(), whatever_the_batch })
+    }
+
+    /// Everything, with batches of `n_batch`.
+    fn of(&self, n_batch: usize) -> u64 {
+        self.fixed() + self.kv(n_batch) + self.scratch(n_batch)
+    }
+
+    /// Dense weights and the program.
+    fn fixed(&self) -> u64 {
+        self.dense_bytes.min(u64::MAX / 64) + self.needs.process_bytes.min(u64::MAX / 64)
+    }
+
+    /// What the sequences keep.
+    fn kv(&self, n_batch: usize) -> u64 {
+        let bytes = Sequence::bytes(self.m, self.needs.kv, self.needs.n_ctx, n_batch).unwrap_or(u64::MAX);
+        bytes.saturating_mul(self.parallel as u64).min(u64::MAX / 64)
+    }
+
+    fn shape(&self, n_batch: usize) -> ScratchShape {
+        let n_logits = if self.needs.all_logits { n_batch } else { self.parallel.min(n_batch) };
+        ScratchShape { n_batch, threads: self.needs.threads, n_logits, n_ctx: self.needs.n_ctx }
+    }
+
+    fn scratch(&self, n_batch: usize) -> u64 {
+        let learnt = self.needs.prefetch.bytes(self.n_layer, self.n_expert, self.m.n_expert_used(), n_batch);
+        Scratch::bytes(self.m, self.shape(n_batch)) + learnt + self.whatever_the_batch
+    }
+
+    /// The longest batch of at most `most` tokens that the budget allows.
+    fn n_batch(&self, most: usize, budget: u64, least_slots: u64) -> usize {
+        let least = self.parallel;
+        // Beside what one token at a time takes anyway.
+        let fixed = self.fixed() + self.kv(least);
+        let fits = |n: &usize| {
+            let bytes = self.kv(*n) - self.kv(least) + self.scratch(*n);
+            let share = if self.needs.n_batch.is_none() && *n > BATCH { READ_BATCH_SHARE } else { SCRATCH_SHARE };
+            fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / share
+        };
+        let most = most.min(self.needs.n_ctx).max(least);
+        let halves = std::iter::successors(Some(most), |n| (*n > least).then_some((n / 2).max(least)));
+        halves.into_iter().find(fits).unwrap_or(least)
+    }
+
+    /// The sentence that refuses a budget.
+    fn too_small(&self, budget: u64, smallest_bytes: u64, least_slots: u64) -> Error {
+        let needs = &self.needs;
+        let message = format!(
+            "the memory budget of {} is too small: {} takes at least {smallest_bytes} bytes ({}: dense weights {}, KV \
+             cache {}, scratch {}, {} slots {} {}, the program {})",
+            human_bytes(budget),
+            match self.parallel {
+                1 => format!("a context of {} tokens", needs.n_ctx),
+                n => format!("a context of {} tokens for each of {n} sequences", needs.n_ctx),
+            },
+            human_bytes_up(smallest_bytes),
+            human_bytes(self.dense_bytes),
+            human_bytes(self.kv(self.parallel)),
+            human_bytes(self.scratch(self.parallel)),
+            self.m.n_expert_used(),
+            match needs.scope {
+                Scope::Layer => "per layer",
+                Scope::Size => "per size of experts",
+                Scope::Global => "in all",
+            },
+            human_bytes(least_slots),
+            human_bytes(needs.process_bytes),
+        );
+        Error::BudgetTooSmall { least: smallest_bytes, message }
+    }
+}
+
 impl Plan {
     /// Splits `budget_bytes`; without one, takes all that the model can use.
     ///
     /// # Errors
     /// If the budget is too small; the sentence names the smallest that works.
     pub fn new(m: &Blueprint, store: &ExpertStore, needs: Needs, budget_bytes: Option<u64>) -> Result<Plan> {
-        let dense_bytes = m.resident_bytes();
-        let parallel = needs.parallel.max(1);
-        // A window's rows are more where a batch is longer, so that this grows with it.
-        Sequence::bytes(m, needs.kv, needs.n_ctx, 1)?;
-        let kv = |n_batch: usize| {
-            let bytes = Sequence::bytes(m, needs.kv, needs.n_ctx, n_batch).unwrap_or(u64::MAX);
-            bytes.saturating_mul(parallel as u64).min(u64::MAX / 64)
-        };
-        let model_bytes = dense_bytes.min(u64::MAX / 64);
-        let n_logits = |n_batch: usize| if needs.all_logits { n_batch } else { parallel.min(n_batch) };
-        let shape = |n_batch: usize| ScratchShape { n_batch, threads: needs.threads, n_logits: n_logits(n_batch) };
-        let attention = |gqa: &Gqa| {
-            let Heads { n_head, k, v, .. } = gqa.heads;
-            attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
-        };
-        let attention = m.attentions().map(attention).max().unwrap_or(0);
-        // Which tokens the sequences hold, and how one of them was before a prompt that needs several batches.
-        let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);
-        let kept =
-            ((parallel as u64 + 1) * size_of::<u32>() as u64).saturating_mul(needs.n_ctx as u64).min(u64::MAX / 64);
-        let kept = kept + undo;
-        let n_layer = store.layers().len();
-        // One serves both.
-        let past = match needs.policy.wants_retrieval() || needs.prefetch.wants_retrieval() {
-            true => Retrieval::bytes(n_layer, store.n_expert()),
-            false => 0,
-        };
-        let learnt = |n_batch| past + needs.prefetch.bytes(n_layer, store.n_expert(), m.n_expert_used(), n_batch);
-        let scratch = |n_batch: usize| Scratch::bytes(m, shape(n_batch)) + attention + learnt(n_batch) + kept;
-        // Every sequence has a token in a batch.
-        let least_batch = parallel;
-        let least = kv(least_batch) + scratch(least_batch);
-
+        let costs = Costs::new(m, store, needs)?;
         let pools = Pool::all(store, needs, m.n_expert_used());
-        let all =
-            |slots: &dyn Fn(usize) -> usize| pools.iter().map(|p| p.slot_bytes * slots(p.most) as u64).sum::<u64>();
         let least_slots = pools.iter().map(|p| p.slot_bytes * p.least as u64).sum::<u64>();
-        let fixed = model_bytes + needs.process_bytes.min(u64::MAX / 64);
-        let smallest_bytes = fixed + least + least_slots;
-        let full_batch = needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx).max(least_batch);
-        let full_bytes = fixed + kv(full_batch) + scratch(full_batch) + all(&|max| max);
+        let all_slots = pools.iter().map(|p| p.slot_bytes * p.most as u64).sum::<u64>();
+        let smallest_bytes = costs.of(costs.parallel) + least_slots;
+        let full_batch = needs.n_batch.unwrap_or(BATCH).min(needs.n_ctx).max(costs.parallel);
+        let full_bytes = costs.of(full_batch) + all_slots;
         let budget = budget_bytes.unwrap_or(full_bytes).min(u64::MAX / 2);
         if budget < smallest_bytes {
-            return Err(Error::BudgetTooSmall {
-                least: smallest_bytes,
-                message: format!(
-                    "the memory budget of {} is too small: {} takes at least {smallest_bytes} bytes ({}: dense \
-                 weights {}, KV cache {}, scratch {}, {} slots {} {}, the program {})",
-                    human_bytes(budget),
-                    match parallel {
-                        1 => format!("a context of {} tokens", needs.n_ctx),
-                        n => format!("a context of {} tokens for each of {n} sequences", needs.n_ctx),
-                    },
-                    human_bytes_up(smallest_bytes),
-                    human_bytes(dense_bytes),
-                    human_bytes(kv(least_batch)),
-                    human_bytes(scratch(least_batch)),
-                    m.n_expert_used(),
-                    match needs.scope {
-                        Scope::Layer => "per layer",
-                        Scope::Size => "per size of experts",
-                        Scope::Global => "in all",
-                    },
-                    human_bytes(least_slots),
-                    human_bytes(needs.process_bytes),
-                ),
-            });
+            return Err(costs.too_small(budget, smallest_bytes, least_slots));
         }
-        let fits = |n: &usize| {
-            // Beside what one token at a time takes anyway.
-            let (kv_bytes, fixed) = (kv(*n) - kv(least_batch), fixed + kv(least_batch));
-            let bytes = kv_bytes + scratch(*n);
-            let share = if needs.n_batch.is_none() && *n > BATCH { READ_BATCH_SHARE } else { SCRATCH_SHARE };
-            fixed + bytes + least_slots <= budget && bytes <= (budget - fixed) / share
-        };
-        let most = needs
-            .n_batch
-            .unwrap_or(if budget < full_bytes { READ_BATCH } else { BATCH })
-            .min(needs.n_ctx)
-            .max(least_batch);
-        let halves = std::iter::successors(Some(most), |n| (*n > least_batch).then_some((n / 2).max(least_batch)));
-        let n_batch = halves.into_iter().find(fits).unwrap_or(least_batch);
-        let (kv_bytes, scratch_bytes) = (kv(n_batch), scratch(n_batch));
-        let slots = deal(&pools, budget - fixed - kv_bytes - scratch_bytes);
+        let most = needs.n_batch.unwrap_or(if budget < full_bytes { READ_BATCH } else { BATCH });
+        let n_batch = costs.n_batch(most, budget, least_slots);
+        let slots = deal(&pools, budget - costs.of(n_batch));
         Ok(Plan {
             budget_bytes: budget,
-            dense_bytes,
-            kv_bytes,
-            scratch_bytes,
+            dense_bytes: costs.dense_bytes,
+            kv_bytes: costs.kv(n_batch),
+            scratch_bytes: costs.scratch(n_batch),
             process_bytes: needs.process_bytes,
             slots_bytes: pools.iter().zip(&slots).map(|(p, n)| p.slot_bytes * *n as u64).sum(),
             n_ctx: needs.n_ctx,
-            parallel,
+            parallel: costs.parallel,
             n_batch,
-            n_logits: shape(n_batch).n_logits,
+            n_logits: costs.shape(n_batch).n_logits,
             threads: needs.threads,
             slots,
             scope: needs.scope,
@@ -257,7 +295,7 @@ impl Plan {
 
     /// The shape of the scratch buffers.
     pub fn scratch(&self) -> ScratchShape {
-        ScratchShape { n_batch: self.n_batch, threads: self.threads, n_logits: self.n_logits }
+        ScratchShape { n_batch: self.n_batch, threads: self.threads, n_logits: self.n_logits, n_ctx: self.n_ctx }
     }
 }
 

@@ -178,7 +178,7 @@ fn tensors(source: &Gguf, store: &ExpertStore) -> Result<Vec<Tensor>> {
     let mut experts = Vec::with_capacity(store.layers().len() * store.n_expert() * 3);
     for layer in store.layers() {
         for e in 0..store.n_expert() {
-            let roles = layer.matrices(e).into_iter().enumerate();
+            let roles = layer.matrices(e).into_iter().enumerate().filter_map(|(role, m)| Some((role, m?)));
             experts.extend(roles.map(|(role, m)| Tensor::of_expert(single_name(layer.block, role, e), &m)));
         }
     }

@@ -42,6 +42,9 @@ struct Case {
     /// For all positions. (n_ctx, n_head, head_k)
     q: Vec<f32>,
     window: Option<usize>,
+    chunked: bool,
+    /// Bits of the positions that each looks at. (n_ctx, words), or empty.
+    chosen: Vec<u64>,
     /// (n_head), or empty.
     sinks: Vec<f32>,
     soft_cap: Option<f32>,
@@ -70,9 +73,16 @@ impl Case {
             values,
             q,
             window: None,
+            chunked: false,
+            chosen: Vec::new(),
             sinks: Vec::new(),
             soft_cap: None,
         }
+    }
+
+    /// Words of a row's choice.
+    fn words(&self) -> usize {
+        self.chosen.len() / self.n_ctx
     }
 
     /// Positions `range` as one batch.
@@ -91,6 +101,8 @@ impl Case {
             first: range.start,
             scale: 1.0 / (self.head_k as f32).sqrt(),
             window: self.window,
+            chunked: self.chunked,
+            chosen: &self.chosen[self.words() * range.start..self.words() * range.end],
             sinks: &self.sinks,
             soft_cap: self.soft_cap,
         };
@@ -171,6 +183,69 @@ fn windows_and_sinks_are_right_and_the_same_in_every_batch() {
                 let one = case.attend(&mut Reference, n_ctx - 1..n_ctx);
                 assert_eq!(same(&one, &everything), window >= n_ctx && sinks == 0, "{ty}: a window of {window}");
             }
+        }
+    }
+}
+
+#[test]
+fn chunks_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(12);
+    for (ty, heads, dims, n_ctx, chunks) in [
+        (F32, (4, 2), (16, 16), 200, &[1, 7, 64, 100][..]),
+        (F16, (8, 1), (64, 64), 130, &[65, 129]),
+        (Q8_0, (2, 1), (32, 32), 4140, &[2100]),
+    ] {
+        let mut case = Case::new(ty, heads, dims, n_ctx, dice);
+        for &chunk in chunks {
+            (case.window, case.chunked) = (Some(chunk), true);
+            case.check(dice);
+            // The first of a chunk sees itself alone.
+            let first = (n_ctx - 1) / chunk * chunk;
+            let alone = case.attend(&mut Reference, first..first + 1);
+            case.window = Some(1);
+            assert!(same(&alone, &case.attend(&mut Reference, first..first + 1)), "{ty}: chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn positions_that_are_chosen_are_right_and_the_same_in_every_batch() {
+    use GgmlType::*;
+    let dice = &mut Dice(13);
+    for (ty, heads, dims, n_ctx, kept) in [
+        (F32, (4, 2), (16, 16), 200, 12),
+        (F16, (8, 1), (64, 64), 130, 2),
+        (F16, (40, 1), (96, 64), 140, 30),
+        (Q8_0, (40, 1), (32, 32), 127, 1),
+        (F32, (65, 1), (16, 20), 2070, 70),
+        (F16, (4, 2), (32, 32), 4140, 5),
+    ] {
+        let mut case = Case::new(ty, heads, dims, n_ctx, dice);
+        let words = n_ctx.div_ceil(64);
+        let everything = case.attend(&mut Reference, n_ctx - 1..n_ctx);
+        case.chosen = vec![u64::MAX; n_ctx * words];
+        assert!(
+            same(&case.attend(&mut common::isa::cpu(2), 0..n_ctx), &{
+                let mut plain = Case::new(ty, heads, dims, n_ctx, &mut Dice(0));
+                (plain.keys, plain.values, plain.q) = (case.keys.clone(), case.values.clone(), case.q.clone());
+                plain.attend(&mut common::isa::cpu(2), 0..n_ctx)
+            }),
+            "{ty}: to choose everything is to choose nothing"
+        );
+        case.chosen.fill(0);
+        for pos in 0..n_ctx {
+            for _ in 0..kept {
+                let seen = dice.below(pos + 1);
+                case.chosen[pos * words + seen / 64] |= 1 << (seen % 64);
+            }
+        }
+        case.check(dice);
+        assert!(!same(&case.attend(&mut Reference, n_ctx - 1..n_ctx), &everything), "{ty}: some are left out");
+        if ty == F32 {
+            case.values.clear();
+            case.head_v = case.head_v.min(case.head_k);
+            case.check(dice);
         }
     }
 }

@@ -261,7 +261,7 @@ fn id(layer: usize, expert: usize) -> ExpertId {
 
 fn shows_its_own_bytes(cache: &ExpertCache, id: ExpertId) {
     let mats = cache.get(id);
-    for (role, mat) in [mats.gate, mats.up, mats.down].into_iter().enumerate() {
+    for (role, mat) in [mats.gate.unwrap(), mats.up, mats.down].into_iter().enumerate() {
         let QMat { data, rows, cols, .. } = mat;
         assert_eq!(data.len(), 4 * rows * cols);
         let right = code(id, role).to_le_bytes();
@@ -672,12 +672,12 @@ fn an_expert_is_reordered_once_while_it_has_its_slot_when_it_is_wanted_again() {
                 });
                 for &id in &ready {
                     let mats = bench.cache.get(id);
-                    let flags = [mats.gate, mats.up, mats.down].map(|w| w.interleaved);
+                    let flags = [mats.gate.unwrap(), mats.up, mats.down].map(|w| w.interleaved);
                     assert!(flags == [false; 3] || flags == [true, true, false], "{flags:?}");
                     if !flags[0] {
                         shows_its_own_bytes(&bench.cache, id);
                     } else {
-                        assert_eq!(mats.gate.data[..4], code(id, 0).to_le_bytes().map(|byte| !byte));
+                        assert_eq!(mats.gate.unwrap().data[..4], code(id, 0).to_le_bytes().map(|byte| !byte));
                     }
                 }
             }

@@ -96,4 +96,14 @@ fn twenty_decoded_tokens_allocate_nothing() {
 }
 
 /// One with each kind of state.
-const MODELS: [&str; 4] = ["gpt-oss", "qwen35moe", "lfm2moe", "granitehybrid"];
+const MODELS: [&str; 9] = [
+    "gpt-oss",
+    "qwen35moe",
+    "lfm2moe",
+    "granitehybrid",
+    "kimi-linear",
+    "nemotron_h_moe-latent",
+    "glm-dsa-sparse",
+    "qwen4exp",
+    "deepseek4",
+];

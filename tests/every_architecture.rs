@@ -5,7 +5,10 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::ref_models::{Spec, specs};
+use common::{
+    header::header,
+    ref_models::{Spec, specs, type_of},
+};
 use hotset::{
     arch,
     blueprint::Blueprint,
@@ -17,7 +20,7 @@ use hotset::{
 struct Header {
     arch: String,
     meta: Vec<(String, Value)>,
-    /// Name and dims. All are F32.
+    /// Name and dims.
     tensors: Vec<(String, Vec<u64>)>,
 }
 
@@ -35,26 +38,11 @@ impl Header {
         header
     }
 
-    /// As a file of GGUF version 3 has it.
     fn bytes(&self) -> Vec<u8> {
-        let mut out = b"GGUF".to_vec();
-        out.extend(3u32.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.meta.len() as u64).to_le_bytes());
-        for (key, value) in &self.meta {
-            put_str(&mut out, key);
-            put_value(&mut out, value);
-        }
-        let mut offset = 0u64;
-        for (name, dims) in &self.tensors {
-            put_str(&mut out, name);
-            out.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
-            out.extend(0u32.to_le_bytes());
-            out.extend(offset.to_le_bytes());
-            offset += (4 * dims.iter().product::<u64>()).next_multiple_of(32);
-        }
-        out
+        let tensor = |(name, dims): &(String, Vec<u64>)| {
+            (name.clone(), dims.clone(), type_of(name) as u32, 4 * dims.iter().product::<u64>())
+        };
+        header(&self.meta, &self.tensors.iter().map(tensor).collect::<Vec<_>>())
     }
 
     /// What the model is. Panics and errors of several lines are failures.
@@ -76,32 +64,6 @@ impl Header {
             Err(said) => assert!(said.contains(": "), "{what}: {said}"),
             Ok(blueprint) => assert!(blueprint.unread.iter().any(|unread| unread.name == key), "{what}: accepted"),
         }
-    }
-}
-
-fn put_str(out: &mut Vec<u8>, s: &str) {
-    out.extend((s.len() as u64).to_le_bytes());
-    out.extend(s.as_bytes());
-}
-
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    out.extend(value.type_id().to_le_bytes());
-    match value {
-        Value::U32(x) => out.extend(x.to_le_bytes()),
-        Value::F32(x) => out.extend(x.to_le_bytes()),
-        Value::Bool(x) => out.push(u8::from(*x)),
-        Value::String(x) => put_str(out, x),
-        Value::Array(array) => {
-            out.extend(array.type_id().to_le_bytes());
-            out.extend((array.len() as u64).to_le_bytes());
-            match array {
-                Array::I32(x) => x.iter().for_each(|x| out.extend(x.to_le_bytes())),
-                Array::F32(x) => x.iter().for_each(|x| out.extend(x.to_le_bytes())),
-                Array::Bool(x) => x.iter().for_each(|x| out.push(u8::from(*x))),
-                other => panic!("no array of type {}", other.type_id()),
-            }
-        }
-        other => panic!("no value of type {}", other.type_id()),
     }
 }
 
@@ -171,6 +133,7 @@ fn resized(array: &Array, n: usize) -> Array {
     }
     match array {
         Array::I32(x) => Array::I32(cycled(x, n)),
+        Array::U64(x) => Array::U64(cycled(x, n)),
         Array::F32(x) => Array::F32(cycled(x, n)),
         Array::Bool(x) => Array::Bool(cycled(x, n)),
         other => panic!("no array of type {}", other.type_id()),
@@ -213,16 +176,17 @@ fn tensors_that_are_missing_or_of_another_shape_never_panic() {
             let missing = fewer.blueprint(&format!("{name}: without {tensor}"));
             let may =
                 ["output.weight", "bias", "scale", "exp_probs_b", "rope_freqs", "indexer", "attn_v.weight", "nextn"];
-            let last =
-                format!("blk.{}.", header.tensors.iter().filter(|(t, _)| t.ends_with(".attn_norm.weight")).count() - 1);
+            let norms = header.tensors.iter().filter(|(t, _)| t.ends_with(".attn_norm.weight")).count();
+            let last = format!("blk.{}.", norms.saturating_sub(1));
             let skipped = name.ends_with("-mtp") && tensor.starts_with(&last);
             assert!(
                 missing.is_err() || skipped || may.iter().any(|part| tensor.contains(part)),
                 "{name}: without {tensor}"
             );
             for d in 0..dims.len() {
-                // The embedding decides how many tokens there are, unless another matrix has a row for each.
-                if (tensor.as_str(), d) == ("token_embd.weight", 1) {
+                // The embedding decides how many tokens there are, unless another matrix has a row for each; a table of
+                // n-grams may have rows to spare.
+                if ["token_embd.weight", "per_layer_token_embd.weight"].contains(&tensor.as_str()) && d == 1 {
                     continue;
                 }
                 let mut other = header.clone();
@@ -237,12 +201,36 @@ fn tensors_that_are_missing_or_of_another_shape_never_panic() {
     });
 }
 
-/// Contexts up to which attention looks at everything, and one sentence beyond.
+/// The first files of GLM-5.3-Flash have another name for it.
+#[test]
+fn both_spellings_of_an_architecture_are_the_same() {
+    let header = Header::new(&specs()["glm5-next"]);
+    let (name, early) = ("glm5-next", "glm5next");
+    let mut other = Header { arch: early.to_owned(), ..header.clone() };
+    for (key, value) in &mut other.meta {
+        *key = key.replace(name, early);
+        if key == "general.architecture" {
+            *value = early.into();
+        }
+    }
+    let [a, b] = [header, other].map(|header| header.blueprint(name).unwrap());
+    assert_eq!((a.arch, b.arch), (name, early));
+    assert_eq!(format!("{:?}{:?}", a.blocks, a.head), format!("{:?}{:?}", b.blocks, b.head));
+}
+
+/// Contexts up to which attention looks at everything, and one sentence beyond, where the indexer is missing or not computed.
 #[test]
 fn an_indexer_limits_the_context() {
     let specs = specs();
-    for (name, limit) in [("glm-dsa", 64), ("deepseek32", 64), ("minimax-m3", 128)] {
-        let blueprint = Header::new(&specs[name]).blueprint(name).unwrap();
+    for (name, limit) in
+        [("glm-dsa", 64), ("deepseek32", 64), ("minimax-m3", 128), ("qwen4exp", 512), ("glm5-next", 512)]
+    {
+        let mut header = Header::new(&specs[name]);
+        if ["glm-dsa", "deepseek32"].contains(&name) {
+            assert_eq!(header.blueprint(name).unwrap().n_ctx_train, 512, "{name} has indexers");
+            header.tensors.retain(|(tensor, _)| !tensor.contains(".indexer."));
+        }
+        let blueprint = header.blueprint(name).unwrap();
         assert_eq!(blueprint.n_ctx_train, limit, "{name}");
         let said = blueprint.context_error(limit + 1);
         assert!(said.contains(&limit.to_string()) && said.contains("an indexer chooses"), "{said}");

@@ -63,7 +63,7 @@ impl Expert {
     fn mats(&self, shape: &Shape) -> FfnMats<'_> {
         let mat = |role: usize, rows, cols| QMat::new(shape.types[role], rows, cols, &self.bytes[role]);
         let Shape { n_embd, n_ff, .. } = *shape;
-        FfnMats { gate: mat(0, n_ff, n_embd), up: mat(1, n_ff, n_embd), down: mat(2, n_embd, n_ff) }
+        FfnMats { gate: Some(mat(0, n_ff, n_embd)), up: mat(1, n_ff, n_embd), down: mat(2, n_embd, n_ff) }
     }
 }
 

@@ -121,6 +121,26 @@ fn rotated_weights_are_refused() {
     does_not_run(&folder.write(&tiny), &["rotated", "prism.hadamard.block_size", "not supported"]);
 }
 
+/// Name, family, parts as they are listed, the number of kinds.
+#[test]
+fn layers_are_listed_by_kind() {
+    for (name, family, parts) in [
+        ("kimi-linear", "Kimi Linear", "2 latent attention, 3 delta net, 1 dense feed-forward, 4 MoE"),
+        ("nemotron_h_moe", "Nemotron 3", "1 attention, 3 Mamba 2, 3 MoE"),
+        ("gpt-oss", "gpt-oss", "2 attention, 2 sliding-window attention, 4 MoE"),
+        ("glm-dsa", "GLM-5", "4 sparse attention, 1 dense feed-forward, 3 MoE"),
+        ("lfm2moe", "LFM2", "2 attention, 2 short convolution, 1 dense feed-forward, 3 MoE"),
+    ] {
+        let (text, json) = inspect(&ref_model(name));
+        assert!(text.contains(&format!("parts                {parts}\n")), "{name}: {text}");
+        assert!(text.contains(&format!("architecture         {name} ({family})\n")), "{name}: {text}");
+        assert_eq!(json["family"], family);
+        let listed = json["parts"].as_array().unwrap().iter();
+        let listed: Vec<_> = listed.map(|p| format!("{} {}", p["count"], p["kind"].as_str().unwrap())).collect();
+        assert_eq!(listed.join(", "), parts);
+    }
+}
+
 #[test]
 fn an_unknown_architecture_is_listed() {
     let folder = Folder::new();

@@ -24,7 +24,8 @@ use hotset::{
 };
 
 /// One of each kind of part that keeps something of a sequence.
-const MODELS: [&str; 4] = ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid"];
+const MODELS: [&str; 8] =
+    ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid", "kimi-linear", "glm-dsa-sparse", "qwen4exp", "deepseek4"];
 
 /// Tokens of a batch: few, so that windows have fewer rows than contexts have positions.
 const N_BATCH: usize = 12;

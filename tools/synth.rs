@@ -556,7 +556,7 @@ mod tests {
         let sizes: Vec<_> = store.layers().iter().map(|layer| layer.expert_bytes()).collect();
         assert_eq!(sizes, [large, large, large, little, little, little, little]);
         assert_eq!(store.pools(Scope::Size), [0, 0, 0, 1, 1, 1, 1]);
-        assert_eq!(store.layers()[3].types(), [GgmlType::IQ3_XXS, GgmlType::IQ3_XXS, GgmlType::IQ4_XS]);
+        assert_eq!(store.layers()[3].types(), [GgmlType::IQ3_XXS, GgmlType::IQ3_XXS, GgmlType::IQ4_XS].map(Some));
 
         let options = |scope, memory_bytes| Options {
             threads: Some(1),

@@ -4,17 +4,17 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, Gqa, Part, Reader, RopeKind, Score, Temperature},
+    blueprint::{Blueprint, Gqa, IndexerSizes, Part, Reader, RopeKind, Score, Temperature},
 };
 
 pub const ARCH: Arch = Arch { name: "deepseek2", predicts: true, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
-    latent(m, true)
+    latent(m, true, None)
 }
 
 /// `cancels`: see [`Reader::latent_yarn`].
-pub fn latent(m: &Reader<'_>, cancels: bool) -> Result<Blueprint> {
+pub fn latent(m: &Reader<'_>, cancels: bool, indexers: Option<&IndexerSizes>) -> Result<Blueprint> {
     let sizes = m.latent_sizes(m.rotating_length()?)?;
     let rope = m.rope(RopeKind::Interleaved, sizes.rot)?;
     let (rope, factor) = m.latent_yarn(rope, cancels)?;
@@ -28,7 +28,8 @@ pub fn latent(m: &Reader<'_>, cancels: bool) -> Result<Blueprint> {
     let n_dense = m.leading_dense()?;
     m.model(|l| {
         let attention = l.mla(sizes, rope)?;
-        let attention = Gqa { scale: attention.scale * factor, temperature, ..attention };
+        let indexer = indexers.map(|indexers| l.indexer(indexers, sizes)).transpose()?;
+        let attention = Gqa { scale: attention.scale * factor, temperature, indexer, ..attention };
         let ffn = if l.layer < n_dense { l.dense()? } else { Part::moe(l.moe_by_bias_if_any(choice)?) };
         Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])
     })

@@ -9,7 +9,6 @@ use crate::{
 pub const ARCH: Arch = Arch { name: "deepseek32", predicts: true, blueprint };
 
 pub fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
-    let n_ctx = m.count("attention.indexer.top_k", u32::MAX as usize)?;
-    m.limit_to_indexed(n_ctx);
-    deepseek2::latent(m, false)
+    let indexers = m.indexers(m.latent_sizes(m.rotating_length()?)?)?;
+    deepseek2::latent(m, false, indexers.as_ref())
 }

@@ -10,6 +10,7 @@ use crate::{
 pub const ARCH: Arch = Arch { name: "kimi-linear", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
+    m.ignore("rope.freq_base", "queries and keys know no positions");
     let (latent, recurrent) = (m.latent_sizes(m.rotating_length()?)?, m.layers_without_heads()?);
     let choice = m.choice_by_keys(Score::Sigmoid, true)?;
     let n_dense = m.leading_dense()?;

@@ -21,17 +21,18 @@ const MAVERICK: usize = 128;
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Interleaved, heads.k)?;
-    m.limit_context(CHUNK, "beyond that, layers look at chunks of the context, which hotset does not compute");
     let choice = m.choice(Score::Sigmoid, false)?;
     let is_moe = m.moe_layers()?;
-    let norm = m.plain_norm(heads.k)?;
+    let (norm, n_ctx) = (m.plain_norm(heads.k)?, m.n_ctx_train()?);
     m.model(|l| {
         let attention = if (l.layer + 1).is_multiple_of(PERIOD) {
             let temperature = Some(Temperature { scale: 0.1, length: CHUNK, offset: 1 });
             Gqa { temperature, ..l.gqa(heads, None)? }
         } else {
             let qk_norm = if m.n_expert == MAVERICK { None } else { Some([norm; 2]) };
-            Gqa { qk_norm, rotates_first: true, ..l.gqa(heads, rope)? }
+            // In a context of one chunk, everything is seen.
+            let window = Some(CHUNK).filter(|&chunk| chunk < n_ctx);
+            Gqa { qk_norm, rotates_first: true, window, chunked: true, ..l.gqa(heads, rope)? }
         };
         let ffn = if is_moe[l.layer] {
             Part::moe(Moe { weighs_input: true, shared: Some(l.shared()?), ..l.moe(choice)? })

@@ -9,5 +9,5 @@ use crate::{
 pub const ARCH: Arch = Arch { name: "mistral4", predicts: false, blueprint };
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
-    deepseek2::latent(m, false)
+    deepseek2::latent(m, false, None)
 }

@@ -12,11 +12,14 @@ mod cohere2moe;
 mod dbrx;
 mod deepseek2;
 mod deepseek32;
+mod deepseek4;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone_moe;
+mod family;
 mod gemma4;
 mod glm4moe;
+mod glm5_next;
 mod glm_dsa;
 mod gpt_oss;
 mod granite_swa;
@@ -35,6 +38,7 @@ mod mimo2;
 mod minimax_m2;
 mod minimax_m3;
 mod mistral4;
+mod nemotron_h_moe;
 mod olmoe;
 mod phimoe;
 mod qwen2moe;
@@ -42,6 +46,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vlmoe;
+mod qwen4exp;
 mod smallthinker;
 mod step35;
 
@@ -50,6 +55,8 @@ use crate::{
     blueprint::{Blueprint, Reader, Shape},
     gguf::Gguf,
 };
+
+pub use family::family;
 
 /// One architecture.
 pub struct Arch {
@@ -69,11 +76,14 @@ const ARCHS: &[Arch] = &[
     dbrx::ARCH,
     deepseek2::ARCH,
     deepseek32::ARCH,
+    deepseek4::ARCH,
     dots1::ARCH,
     ernie4_5_moe::ARCH,
     exaone_moe::ARCH,
     gemma4::ARCH,
     glm4moe::ARCH,
+    glm5_next::ARCH,
+    glm5_next::EARLY,
     glm_dsa::ARCH,
     gpt_oss::ARCH,
     granite_swa::ARCH,
@@ -92,6 +102,7 @@ const ARCHS: &[Arch] = &[
     minimax_m2::ARCH,
     minimax_m3::ARCH,
     mistral4::ARCH,
+    nemotron_h_moe::ARCH,
     olmoe::ARCH,
     phimoe::ARCH,
     qwen2moe::ARCH,
@@ -99,6 +110,7 @@ const ARCHS: &[Arch] = &[
     qwen3moe::ARCH,
     qwen3next::ARCH,
     qwen3vlmoe::ARCH,
+    qwen4exp::ARCH,
     smallthinker::ARCH,
     step35::ARCH,
 ];

@@ -3,7 +3,7 @@
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, KeyHeads, Moe, Part, Reader, RopeKind, Score},
+    blueprint::{Blueprint, GateAct, KeyHeads, Moe, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "qwen3next", predicts: true, blueprint: |m| blueprint(m, KeyHeads::InRuns) };
@@ -19,7 +19,7 @@ pub fn blueprint(m: &Reader<'_>, key_heads: KeyHeads) -> Result<Blueprint> {
     let recurrent = m.recurrent_layers(PERIOD)?;
     m.model(|l| {
         let mixer = if recurrent[l.layer] {
-            l.delta_net(key_heads)?
+            l.delta_net(key_heads, GateAct::Silu)?
         } else {
             Part::gqa(l.gqa_with_gated_queries(heads, rope)?)
         };

@@ -37,23 +37,38 @@ pub struct Limits {
     routed: Vec<f32>,
     /// Of what every token takes: shared experts and dense layers.
     every: Vec<f32>,
+    /// What becomes of one.
+    act: fn(f32) -> Act,
 }
 
 /// What the file limits activations to.
 pub fn limits(m: &Reader<'_>) -> Result<Limits> {
     let (routed, every) = (m.numbers_by_layer("swiglu_clamp_exp")?, m.numbers_by_layer("swiglu_clamp_shexp")?);
-    Ok(Limits { routed, every })
+    Ok(Limits { routed, every, act })
+}
+
+/// The same, where inputs of activations are limited, and what every token takes as experts are if the file says no more.
+pub fn limits_before(m: &Reader<'_>) -> Result<Limits> {
+    let routed = m.numbers_by_layer("swiglu_clamp_exp")?;
+    let short = "swiglu_clamp_shexp";
+    let every = if m.has_key(short) { m.numbers_by_layer(short)? } else { routed.clone() };
+    Ok(Limits { routed, every, act: Act::clamped })
 }
 
 impl Limits {
     /// Experts with a selection bias and a shared one, or a dense network, within the limits.
     pub fn ffn(&self, l: &LayerReader<'_, '_>, choice: Choice, is_moe: bool) -> Result<Part> {
-        let [routed, every] = [&self.routed, &self.every].map(|limits| act(limits[l.layer]));
-        let ffn = Gated { act: every, ..l.gated(if is_moe { "_shexp" } else { "" })? };
-        if !is_moe {
-            return Ok(Part::Dense(ffn));
+        if is_moe {
+            return self.moe(l, l.moe_by_bias(choice)?);
         }
-        Ok(Part::moe(Moe { act: routed, shared: Some(Shared { ffn, gate: None }), ..l.moe_by_bias(choice)? }))
+        Ok(Part::Dense(Gated { act: (self.act)(self.every[l.layer]), ..l.gated("")? }))
+    }
+
+    /// Experts and a shared one within the limits.
+    pub fn moe(&self, l: &LayerReader<'_, '_>, moe: Moe) -> Result<Part> {
+        let [routed, every] = [&self.routed, &self.every].map(|limits| (self.act)(limits[l.layer]));
+        let ffn = Gated { act: every, ..l.gated("_shexp")? };
+        Ok(Part::moe(Moe { act: routed, shared: Some(Shared { ffn, gate: None }), ..moe }))
     }
 }
 

@@ -97,17 +97,25 @@ pub struct Pair {
     pub scale: f32,
 }
 
-/// What lies between the matrices of a gated feed-forward network.
+/// What lies between the matrices of a feed-forward network. Without a gate, `up` stands where the gate does below, and is
+/// multiplied by nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {
     /// `silu(gate) * up` (arXiv 2002.05202).
     Silu,
     /// `max(gate, 0) * up`.
     Relu,
+    /// `max(gate, 0)² * up` (arXiv 2109.08668).
+    ReluSquared,
     /// `gelu(gate) * up`, in the tanh form (arXiv 1606.08415).
     Gelu,
     /// `min(silu(gate), limit) * up`, with up within ± `limit`.
     SiluClamped {
+        /// Limit of both.
+        limit: f32,
+    },
+    /// `silu(min(gate, limit)) * up`, with up within ± `limit`.
+    ClampedSilu {
         /// Limit of both.
         limit: f32,
     },
@@ -121,6 +129,11 @@ pub enum Act {
 }
 
 impl Act {
+    /// [`Act::ClampedSilu`], of which a limit of 0 means none.
+    pub fn clamped(limit: f32) -> Act {
+        if limit > 0.0 { Act::ClampedSilu { limit } } else { Act::Silu }
+    }
+
     /// `gate = act(gate) * up`, element by element.
     pub fn apply(self, gate: &mut [f32], up: &[f32]) {
         let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
@@ -128,15 +141,28 @@ impl Act {
         match self {
             Act::Silu => each.for_each(|(g, u)| *g = *g * sigmoid(*g) * u),
             Act::Relu => each.for_each(|(g, u)| *g = g.max(0.0) * u),
+            Act::ReluSquared => each.for_each(|(g, u)| *g = g.max(0.0) * g.max(0.0) * u),
             Act::Gelu => each.for_each(|(g, u)| *g = gelu(*g) * u),
             Act::SiluClamped { limit } => {
                 each.for_each(|(g, u)| *g = (*g * sigmoid(*g)).min(limit) * u.clamp(-limit, limit));
             }
+            Act::ClampedSilu { limit } => each.for_each(|(g, u)| {
+                let low = g.min(limit);
+                *g = low * sigmoid(low) * u.clamp(-limit, limit);
+            }),
             Act::SwigluOai { alpha, limit } => each.for_each(|(g, u)| {
                 let (low, u) = (g.min(limit), u.clamp(-limit, limit));
                 *g = low * sigmoid(alpha * low) * (u + 1.0);
             }),
         }
+    }
+}
+
+impl Act {
+    /// `x = act(x)`, element by element, where there is no gate.
+    pub fn apply_alone(self, x: &mut [f32]) {
+        let ones = [1.0; 64];
+        x.chunks_mut(ones.len()).for_each(|x| self.apply(x, &ones[..x.len()]));
     }
 }
 
@@ -205,7 +231,20 @@ impl Hidden {
 impl Attention<'_> {
     /// The first position that is seen from position `pos`.
     pub fn sees_from(&self, pos: usize) -> usize {
-        self.window.map_or(0, |window| (pos + 1).saturating_sub(window))
+        match self.window {
+            None => 0,
+            Some(chunk) if self.chunked => pos / chunk * chunk,
+            Some(window) => (pos + 1).saturating_sub(window),
+        }
+    }
+
+    /// Whether a row looks at each of 64 positions, of which `word` is the number in the context.
+    pub fn chosen(&self, row: usize, word: usize) -> u64 {
+        if self.chosen.is_empty() {
+            return u64::MAX;
+        }
+        let words = self.chosen.len() / (self.q.len() / (self.n_head * self.head_k));
+        self.chosen[row * words + word]
     }
 }
 
@@ -234,6 +273,11 @@ pub struct Attention<'a> {
     pub first: usize,
     /// How many positions a row sees at most, its own among them. `None`: all.
     pub window: Option<usize>,
+    /// Whether these begin at a multiple of that.
+    pub chunked: bool,
+    /// Which of these positions each row looks at, at least one: a bit of each position from the context's first on, the
+    /// lowest of a word first. (n, words of the context) Empty: all.
+    pub chosen: &'a [u64],
     /// A score of each query head that counts in the softmax and has no value, or empty. (n_head)
     pub sinks: &'a [f32],
     /// Scores are multiplied by this before the softmax.
@@ -359,7 +403,7 @@ pub trait Backend: Send {
     /// `y = rows · wᵀ` of each head with a matrix of its own: row h of `rows` in each `n_head` of them goes with the h-th part
     /// of the rows of `w`. y: (rows / n_head, w.rows)
     fn matmul_per_head(&mut self, rows: &Rows, n_head: usize, w: QMat<'_>, y: &mut [f32]);
-    /// `out[p.out] = down(act(gate x) * up x)` with `x = p.scale * rows[p.row]`, for each job and each of its pairs. The jobs'
+    /// `out[p.out] = down(act(gate x) * up x)`, or `down(act(up x))` where there is no gate, with `x = p.scale * rows[p.row]`, for each job and each of its pairs. The jobs'
     /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
     /// Attention; `out` is (n, n_head, head_v).

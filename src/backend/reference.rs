@@ -44,17 +44,24 @@ impl Backend for Reference {
             let (mut gate, mut up) = (vec![0.0; n_ff], vec![0.0; n_ff]);
             for pair in &pairs[job.pairs.clone()] {
                 let x = &rows.x()[pair.row as usize * rows.cols..][..rows.cols];
-                product(&job.mats.gate, x, &mut gate);
                 product(&job.mats.up, x, &mut up);
+                if let Some(w) = &job.mats.gate {
+                    product(w, x, &mut gate);
+                }
                 gate.iter_mut().chain(&mut up).for_each(|y| *y *= pair.scale);
                 let FfnExtras { act, scale, bias } = job.extras;
                 let finish = |role: usize, y: &mut [f32]| {
                     y.iter_mut().for_each(|y| *y *= scale[role]);
                     y.iter_mut().zip(bias[role]).for_each(|(y, b)| *y += b);
                 };
-                finish(0, &mut gate);
                 finish(1, &mut up);
-                act.apply(&mut gate, &up);
+                if job.mats.gate.is_some() {
+                    finish(0, &mut gate);
+                    act.apply(&mut gate, &up);
+                } else {
+                    gate.copy_from_slice(&up);
+                    act.apply_alone(&mut gate);
+                }
                 let out = &mut out[pair.out as usize * n_embd..][..n_embd];
                 product(&job.mats.down, &gate, out);
                 finish(2, out);
@@ -69,7 +76,8 @@ impl Backend for Reference {
             let (row, head) = (i / a.n_head, i % a.n_head);
             let base = head / group * a.n_ctx;
             let mut scores = Vec::new();
-            let seen = a.sees_from(a.first + row)..=a.first + row;
+            let seen = (a.sees_from(a.first + row)..=a.first + row)
+                .filter(|pos| a.chosen(row, pos / 64) >> (pos % 64) & 1 == 1);
             for pos in seen.clone().map(|pos| pos % a.n_ctx) {
                 read_key(a, base, pos, &mut row_k, &mut key);
                 let score = q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale;

@@ -33,6 +33,8 @@ pub struct Gqa {
     pub temperature: Option<Temperature>,
     /// How many positions a token sees at most, its own among them; `None`: all.
     pub window: Option<usize>,
+    /// Whether what it sees begins at a multiple of that: chunks of the context, not a window that slides.
+    pub chunked: bool,
     /// A score of each head that counts in the softmax and has no value. (n_head)
     pub sinks: Option<Tensor>,
     /// Scores are multiplied by this before the softmax.
@@ -41,6 +43,42 @@ pub struct Gqa {
     pub soft_cap: Option<f32>,
     /// What each head's result is multiplied by before the output matrix.
     pub gate: Option<Gate>,
+    /// What chooses the positions that a token sees.
+    pub indexer: Option<Indexer>,
+}
+
+/// What chooses the positions that a token sees in a long context (arXiv 2512.02556).
+#[derive(Clone, Copy, Debug)]
+pub struct Indexer {
+    /// So many; all of a context that is no longer.
+    pub top_k: usize,
+    /// What scores them. `None`: a token sees what it does in the attention before that has scores.
+    pub own: Option<IndexScores>,
+}
+
+/// Scores of positions: the sum over heads of `weight · max(query · key, 0)`. Queries and keys rotate as the attention's do, from
+/// their first elements on.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexScores {
+    /// Query heads; there is one key.
+    pub n_head: usize,
+    /// Elements of a query head and of a key.
+    pub k: usize,
+    /// Queries, of the short rows that the attention's come from. (n_head * k, rank of those)
+    pub q: Linear,
+    /// Keys. (k, n_embd)
+    pub key: Linear,
+    /// Of keys, before they rotate.
+    pub norm: Norm,
+    /// A weight of each head. (n_head, n_embd)
+    pub weights: Linear,
+}
+
+impl IndexScores {
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        [&self.q, &self.key, &self.weights].into_iter().for_each(|linear| linear.tensors(all));
+        self.norm.tensors(all);
+    }
 }
 
 /// Multi-head latent attention (arXiv 2405.04434): a token's keys and values are products with one short row, beside which
@@ -165,10 +203,21 @@ pub struct Rope {
     pub scale: f32,
     /// Divisors of the frequencies. (n_rot / 2)
     pub divisors: Option<Tensor>,
+    /// Others for long sequences.
+    pub long: Option<LongRope>,
     /// Which frequencies the scale is for; `None`: all.
     pub yarn: Option<Yarn>,
     /// Cosines and sines are multiplied by this.
     pub magnitude: f32,
+}
+
+/// Divisors of frequencies in long sequences (LongRoPE, arXiv 2402.13753).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LongRope {
+    /// (n_rot / 2)
+    pub divisors: Tensor,
+    /// For sequences that have room for more tokens than this.
+    pub n_ctx: usize,
 }
 
 /// YaRN (arXiv 2309.00071): pairs that turn often within the context of training keep their frequency, pairs that turn
@@ -205,8 +254,11 @@ impl Gqa {
             [&self.q, &self.k, &self.o].into_iter().chain(&self.v).chain(self.gate.as_ref().map(|gate| &gate.w));
         linears.for_each(|linear| linear.tensors(all));
         self.latent.iter().for_each(|latent| latent.tensors(all));
+        self.indexer.and_then(|indexer| indexer.own).iter().for_each(|scores| scores.tensors(all));
         self.qk_norm.iter().flatten().chain(&self.v_norm).for_each(|norm| norm.tensors(all));
-        all.extend(self.rope.and_then(|rope| rope.divisors));
+        if let Some(rope) = &self.rope {
+            all.extend(rope.divisors.into_iter().chain(rope.long.map(|long| long.divisors)));
+        }
         all.extend(self.sinks);
     }
 }

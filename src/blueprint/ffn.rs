@@ -2,13 +2,13 @@
 
 use super::{Act, ExpertSet, Linear, Norm, Tensor};
 
-/// A gated feed-forward network: `down(act(gate x) * up x)`.
+/// A feed-forward network: `down(act(gate x) * up x)`, or `down(act(up x))` without a gate.
 #[derive(Clone, Copy, Debug)]
 pub struct Gated {
     /// What lies between.
     pub act: Act,
     /// (n_ff, n_embd)
-    pub gate: Tensor,
+    pub gate: Option<Tensor>,
     /// (n_ff, n_embd)
     pub up: Tensor,
     /// (n_embd, n_ff)
@@ -18,7 +18,7 @@ pub struct Gated {
 impl Gated {
     /// Width of the hidden layer.
     pub fn n_ff(&self) -> usize {
-        self.gate.rows
+        self.up.rows
     }
 }
 
@@ -31,6 +31,9 @@ pub struct Moe {
     pub experts: ExpertSet,
     /// What lies between their matrices.
     pub act: Act,
+    /// What makes rows of their width of the residual stream's, and of their sum one of that, where it is another. (latent,
+    /// n_embd), (n_embd, latent)
+    pub latent: Option<[Linear; 2]>,
     /// Whether an expert's weight multiplies its input, not its output.
     pub weighs_input: bool,
     /// What their products with gate, up and down are multiplied by. (n_expert) each
@@ -50,6 +53,8 @@ pub struct Router {
     pub input: RouterInput,
     /// Added to scores where experts are compared, not where they are weighted. (n_expert)
     pub select_bias: Option<Tensor>,
+    /// The experts of each token of the vocabulary, whatever their scores: numbers. (n_vocab, n_expert_used)
+    pub by_token: Option<Tensor>,
     /// How it chooses.
     pub choice: Choice,
 }
@@ -100,6 +105,8 @@ pub enum Score {
     Softmax,
     /// Sigmoid of each.
     Sigmoid,
+    /// Root of `ln(1 + exp(x))` of each.
+    SqrtSoftplus,
     /// The outputs themselves; weights are a softmax over those chosen.
     SoftmaxOfChosen,
 }
@@ -115,17 +122,25 @@ pub struct Shared {
 
 impl Gated {
     pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
-        all.extend([self.gate, self.up, self.down]);
+        all.extend(self.gate);
+        all.extend([self.up, self.down]);
     }
 }
 
 impl Moe {
+    /// Width of what experts read and give, where the residual stream has `n_embd`.
+    pub fn width(&self, n_embd: usize) -> usize {
+        self.latent.map_or(n_embd, |[down, _]| down.w.rows)
+    }
+
     pub(super) fn dense_tensors(&self, all: &mut Vec<Tensor>) {
         self.router.w.tensors(all);
         if let RouterInput::Own(norm) = &self.router.input {
             norm.tensors(all);
         }
         all.extend(self.router.select_bias);
+        self.latent.iter().flatten().for_each(|linear| linear.tensors(all));
+        all.extend(self.router.by_token);
         all.extend(self.scales.iter().chain(&self.biases).flatten());
         if let Some(shared) = &self.shared {
             shared.ffn.tensors(all);

@@ -1,7 +1,7 @@
 //! What an architecture's file reads about attention: heads, rotations, windows.
 
 use super::{
-    Heads, Reader, Rope, RopeKind, Yarn,
+    Heads, LongRope, Reader, Rope, RopeKind, Tensor, Yarn,
     reader::{FACTORS, MAX_LAYERS, MAX_WIDTH},
 };
 use crate::{Error, Result, gguf::Value};
@@ -127,15 +127,16 @@ impl Reader<'_> {
     pub fn rope(&self, kind: RopeKind, head: usize) -> Result<Rope> {
         let n_rot = self.count_or("rope.dimension_count", head, head)?;
         self.even("rope.dimension_count", n_rot)?;
-        let base = self.number("rope.freq_base", (1.0, MAX_FREQ_BASE))?.unwrap_or(10_000.0);
+        let base = self.freq_base("rope.freq_base")?.unwrap_or(10_000.0);
         let (ty, legacy) = (self.key("rope.scaling.type"), self.number("rope.scale_linear", FACTORS)?);
         let factor = self.number("rope.scaling.factor", FACTORS)?.or(legacy).unwrap_or(1.0);
         let magnitude = self.number("rope.scaling.attn_factor", FACTORS)?.unwrap_or(1.0);
-        let divisors = self.vector_if_there("rope_freqs.weight", n_rot / 2)?;
-        let rope = Rope { kind, n_rot, base, scale: 1.0 / factor, divisors, yarn: None, magnitude };
+        let (divisors, long) = self.divisors(n_rot / 2)?;
+        let rope = Rope { kind, n_rot, base, scale: 1.0 / factor, divisors, long, yarn: None, magnitude };
         match self.gguf().meta().str(&ty)? {
             Some("none") => Ok(Rope { scale: 1.0, ..rope }),
             None | Some("linear") => Ok(rope),
+            Some("longrope") if long.is_some() => Ok(rope),
             Some("yarn") => {
                 let magnitude = magnitude * self.number("rope.scaling.yarn_attn_factor", FACTORS)?.unwrap_or(1.0);
                 let key = self.key("rope.scaling.yarn_ext_factor");
@@ -148,9 +149,33 @@ impl Reader<'_> {
                 }
             }
             Some(other) => {
-                Err(Error::unsupported(self.gguf().path(), ty, "none, linear or yarn", other.escape_debug()))
+                let expected = "none, linear, yarn, or longrope with tensors of factors";
+                Err(Error::unsupported(self.gguf().path(), ty, expected, other.escape_debug()))
             }
         }
+    }
+
+    /// What frequencies are divided by: always, or in short and in long sequences.
+    fn divisors(&self, n: usize) -> Result<(Option<Tensor>, Option<LongRope>)> {
+        let (short, long) = ("rope_factors_short.weight", "rope_factors_long.weight");
+        if self.gguf().tensor(short).is_none() && self.gguf().tensor(long).is_none() {
+            return Ok((self.vector_if_there("rope_freqs.weight", n)?, None));
+        }
+        let n_ctx = self.original_context()?;
+        Ok((Some(self.vector(short, n)?), Some(LongRope { divisors: self.vector(long, n)?, n_ctx })))
+    }
+
+    /// The context of training before it was extended, in tokens.
+    fn original_context(&self) -> Result<usize> {
+        self.count_or("rope.scaling.original_context_length", self.n_ctx_train()?, u32::MAX as usize)
+    }
+
+    /// Base of the frequencies of a rotation, if there is such a key.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub(super) fn freq_base(&self, short: &str) -> Result<Option<f32>> {
+        self.number(short, (1.0, MAX_FREQ_BASE))
     }
 
     /// [`Reader::window_rope`], if any layer sees a window.
@@ -167,16 +192,15 @@ impl Reader<'_> {
     /// # Errors
     /// A key that does not make sense.
     pub fn window_rope(&self, everything: Rope, head: usize) -> Result<Rope> {
-        let base = self.number("rope.freq_base_swa", (1.0, MAX_FREQ_BASE))?.unwrap_or(everything.base);
+        let base = self.freq_base("rope.freq_base_swa")?.unwrap_or(everything.base);
         let n_rot = self.count_or("rope.dimension_count_swa", everything.n_rot, head)?;
         self.even("rope.dimension_count_swa", n_rot)?;
-        Ok(Rope { n_rot, base, scale: 1.0, divisors: None, yarn: None, magnitude: 1.0, ..everything })
+        Ok(Rope { n_rot, base, scale: 1.0, divisors: None, long: None, yarn: None, magnitude: 1.0, ..everything })
     }
 
     fn yarn(&self) -> Result<Yarn> {
-        let n_ctx = self.count_or("rope.scaling.original_context_length", self.n_ctx_train()?, u32::MAX as usize)?;
         Ok(Yarn {
-            n_ctx,
+            n_ctx: self.original_context()?,
             beta_fast: self.number("rope.scaling.yarn_beta_fast", FACTORS)?.unwrap_or(32.0),
             beta_slow: self.number("rope.scaling.yarn_beta_slow", FACTORS)?.unwrap_or(1.0),
         })
@@ -227,8 +251,10 @@ impl Reader<'_> {
         let (k, v, kv_heads) = (k?, v?, self.key("attention.head_count_kv"));
         let expected = if absorbed { 1 } else { n_head };
         let counts = self.gguf().meta().u32_or_array(&kv_heads, self.n_block)?.unwrap_or_default();
-        // Layers that are something else than attention have none.
-        if let Some(n) = counts.iter().find(|&&n| n != 0 && n as usize != expected) {
+        // Layers that are something else than attention have none; some layer is attention.
+        let strange = counts.iter().find(|&&n| n != 0 && n as usize != expected);
+        let none = counts.first().filter(|_| counts.iter().all(|&n| n == 0));
+        if let Some(n) = strange.or(none) {
             return Err(Error::format(self.gguf().path(), kv_heads, expected, n));
         }
         if k <= rot {

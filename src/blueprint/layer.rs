@@ -29,7 +29,16 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// If that is missing or does not fit.
     pub fn block(&self, norm: &str, part: Part) -> Result<Block> {
-        Ok(Block { layer: self.layer, branches: vec![self.branch(norm, part)?], post: None, scale: None })
+        Ok(self.block_of(self.branch(norm, part)?))
+    }
+
+    /// A block whose input is not normed.
+    pub fn plain_block(&self, part: Part) -> Block {
+        self.block_of(Branch { norm: None, part, post: None, scale: 1.0 })
+    }
+
+    fn block_of(&self, branch: Branch) -> Block {
+        Block { layer: self.layer, connection: None, branches: vec![branch], post: None, scale: None }
     }
 
     /// A branch of a block whose input is normed by `NORM.weight`.
@@ -149,10 +158,12 @@ impl LayerReader<'_, '_> {
             rope,
             temperature: None,
             window: None,
+            chunked: false,
             sinks: None,
             scale: 1.0 / (heads.k as f32).sqrt(),
             soft_cap: None,
             gate: None,
+            indexer: None,
         }
     }
 
@@ -297,13 +308,17 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn moe(&self, choice: Choice) -> Result<Moe> {
+        self.moe_of(choice, ExpertSet::find(self.m, self.layer, self.m.n_embd, true)?)
+    }
+
+    /// The same with these experts.
+    pub(super) fn moe_of(&self, choice: Choice, experts: ExpertSet) -> Result<Moe> {
         let w = self.m.matrix(&self.name("ffn_gate_inp.weight"), self.m.n_embd, self.m.n_expert)?;
         let w = Linear { w, scale: None, bias: None };
-        let experts = ExpertSet::find(self.m, self.layer)?;
-        let router = Router { w, input: RouterInput::Normed, select_bias: None, choice };
+        let router = Router { w, input: RouterInput::Normed, select_bias: None, by_token: None, choice };
         let scales = self.expert_scales()?;
         let biases = [None; 3];
-        Ok(Moe { router, experts, act: Act::Silu, weighs_input: false, scales, biases, shared: None })
+        Ok(Moe { router, experts, act: Act::Silu, latent: None, weighs_input: false, scales, biases, shared: None })
     }
 
     /// [`LayerReader::moe`], where a bias decides which experts are chosen.
@@ -311,10 +326,25 @@ impl LayerReader<'_, '_> {
     /// # Errors
     /// A tensor that is missing or does not fit.
     pub fn moe_by_bias(&self, choice: Choice) -> Result<Moe> {
-        let moe = self.moe(choice)?;
+        self.biased(self.moe(choice)?)
+    }
+
+    /// The same layer, where a bias decides which experts are chosen.
+    pub(super) fn biased(&self, moe: Moe) -> Result<Moe> {
         let name = if self.has("exp_probs_b") { "exp_probs_b" } else { "exp_probs_b.bias" };
         let select_bias = Some(self.m.vector(&self.name(name), self.m.n_expert)?);
         Ok(Moe { router: Router { select_bias, ..moe.router }, ..moe })
+    }
+
+    /// [`LayerReader::moe`], where the token says which experts it uses, by `ffn_gate_tid2eid`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn moe_by_token(&self, choice: Choice) -> Result<Moe> {
+        let moe = self.moe(choice)?;
+        let name = self.name("ffn_gate_tid2eid.weight");
+        let by_token = Some(self.m.numbers(&name, &[choice.n_expert_used, self.m.n_vocab()?])?);
+        Ok(Moe { router: Router { by_token, ..moe.router }, ..moe })
     }
 
     /// [`LayerReader::moe`], where router and experts have biases.
@@ -361,12 +391,13 @@ impl LayerReader<'_, '_> {
             let n_ff = width(&name("up"))? / 2;
             let both = self.m.matrix(&name("up"), n_embd, 2 * n_ff)?;
             let (gate, up) = (both.slice(0..n_ff), both.slice(n_ff..2 * n_ff));
+            let gate = Some(gate);
             return Ok(Gated { act: Act::Silu, gate, up, down: self.m.matrix(&name("down"), n_ff, n_embd)? });
         }
         let n_ff = width(&name("gate"))?;
         Ok(Gated {
             act: Act::Silu,
-            gate: self.m.matrix(&name("gate"), n_embd, n_ff)?,
+            gate: Some(self.m.matrix(&name("gate"), n_embd, n_ff)?),
             up: self.m.matrix(&name("up"), n_embd, n_ff)?,
             down: self.m.matrix(&name("down"), n_ff, n_embd)?,
         })

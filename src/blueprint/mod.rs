@@ -9,29 +9,40 @@
 //! Must not know: bytes of weights, caches, threads.
 
 mod attention;
+mod compressed;
 mod experts;
 mod ffn;
 mod heads;
+mod hyper;
+mod indexer;
 mod kda;
+mod kind;
 mod layer;
+mod ngram;
 mod reader;
 mod recurrent;
 mod role;
 mod shape;
 mod state;
+mod ungated;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, Latent, Rope, Temperature, Up, Yarn};
+pub use attention::{Gate, GateAct, Gqa, Heads, IndexScores, Indexer, Latent, LongRope, Rope, Temperature, Up, Yarn};
+pub use compressed::{Blocks, Compressed, CompressedShape, Compressor, Index};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use heads::{FullLayers, LatentSizes};
+pub use hyper::{Connection, GatedStreams, MAX_STREAMS, MixedStreams, Mixture};
+pub use indexer::IndexerSizes;
+pub use kind::Kind;
 pub use layer::LayerReader;
+pub use ngram::{MAX_TOKENS, NGram, NGramTable};
 pub use reader::Reader;
 pub use recurrent::{Conv, Decay, DeltaNet, KeyHeads, LowRank, Mamba2, Rates, ShortConv};
 pub use role::Role;
 pub use shape::{Shape, elements};
-pub use state::State;
+pub use state::{IndexRows, State};
 pub use unread::Unread;
 
 use crate::quant::GgmlType;
@@ -137,8 +148,10 @@ pub struct Blueprint {
     pub arch: &'static str,
     /// Layers.
     pub n_layer: usize,
-    /// Width of the residual stream.
+    /// Width of a residual stream.
     pub n_embd: usize,
+    /// Residual streams of a token: more than one where blocks have a [`Connection`]. All begin as the embedding.
+    pub n_stream: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
     /// The longest context that the model was trained for, or that it is computed for, in tokens.
@@ -151,6 +164,8 @@ pub struct Blueprint {
     pub embed: Tensor,
     /// The embedding's rows are multiplied by this.
     pub embed_scale: f32,
+    /// A table of n-grams, of which a token needs some rows.
+    pub ngrams: Option<NGramTable>,
     /// What is added to the residual stream, in order.
     pub blocks: Vec<Block>,
     /// What makes logits of it.
@@ -165,6 +180,8 @@ pub struct Blueprint {
 pub struct Block {
     /// The layer it belongs to: N of `blk.N`.
     pub layer: usize,
+    /// What it reads of several residual streams, and how it adds to them. `None`: there is one, or the part knows itself.
+    pub connection: Option<Connection>,
     /// What is computed of the residual stream as it is before the block. Attention comes first.
     pub branches: Vec<Branch>,
     /// Of the branches' sum.
@@ -176,7 +193,7 @@ pub struct Block {
 /// One part of a block: `scale · post(part(norm(x)))`.
 #[derive(Clone, Debug)]
 pub struct Branch {
-    /// Of the part's input. `None`: what the branch before has as its input.
+    /// Of the part's input. `None`: what the branch before has as its input, and in the first one the block's input as it is.
     pub norm: Option<Norm>,
     /// What is computed.
     pub part: Part,
@@ -196,7 +213,12 @@ impl Branch {
 impl Block {
     /// Whether what its branches give is not added to the residual stream one after another.
     pub fn has_sum(&self) -> bool {
-        self.post.is_some() || self.branches.len() > 1
+        self.post.is_some() || self.branches.len() > 1 || self.connection.is_some()
+    }
+
+    /// The same block between several residual streams.
+    pub fn connected(self, connection: Connection) -> Self {
+        Self { connection: Some(connection), ..self }
     }
 
     /// The same block, with its sum normed.
@@ -221,14 +243,17 @@ impl Block {
             branch.norm.iter().chain(&branch.post).for_each(|norm| norm.tensors(all));
             match &branch.part {
                 Part::Gqa(gqa) => gqa.tensors(all),
+                Part::Compressed(part) => part.tensors(all),
                 Part::DeltaNet(net) => net.tensors(all),
                 Part::Mamba2(mamba) => mamba.tensors(all),
                 Part::ShortConv(conv) => conv.tensors(all),
+                Part::NGram(ngram) => ngram.tensors(all),
                 Part::Dense(ffn) => ffn.tensors(all),
                 Part::Moe(moe) => moe.dense_tensors(all),
             }
         }
         self.post.iter().for_each(|norm| norm.tensors(all));
+        self.connection.iter().for_each(|connection| connection.tensors(all));
         all.extend(self.scale);
     }
 }
@@ -239,12 +264,16 @@ impl Block {
 pub enum Part {
     /// Attention.
     Gqa(Box<Gqa>),
+    /// Attention over compressed blocks.
+    Compressed(Box<Compressed>),
     /// A gated delta rule.
     DeltaNet(DeltaNet),
     /// A selective state space.
     Mamba2(Mamba2),
     /// A short gated convolution.
     ShortConv(ShortConv),
+    /// A memory of n-grams, which reads all residual streams and adds to all of them.
+    NGram(NGram),
     /// A feed-forward network that every token takes.
     Dense(Gated),
     /// Routed experts.
@@ -266,8 +295,10 @@ impl Part {
 /// From the residual stream to logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
-    /// Of the residual stream.
-    pub norm: Norm,
+    /// What it reads of several residual streams.
+    pub connection: Option<Connection>,
+    /// Of what it reads. `None`: that is normed already.
+    pub norm: Option<Norm>,
     /// (n_vocab, n_embd)
     pub output: Linear,
     /// Logits are multiplied by this.
@@ -316,13 +347,39 @@ impl Blueprint {
         if self.context_limit.is_empty() { said } else { format!("{said}: {}", self.context_limit) }
     }
 
+    /// The same model for sequences of up to `n_ctx` tokens: some rotate by other divisors in long ones.
+    pub fn for_context(mut self, n_ctx: usize) -> Self {
+        for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
+            if let Part::Gqa(gqa) = &mut branch.part
+                && let Some(rope) = &mut gqa.rope
+                && let Some(long) = rope.long.take()
+                && n_ctx > long.n_ctx
+            {
+                rope.divisors = Some(long.divisors);
+            }
+        }
+        self
+    }
+
     /// The different rotations of its attentions.
     pub fn ropes(&self) -> Vec<Rope> {
         let mut ropes = Vec::new();
-        for gqa in self.attentions() {
-            ropes.extend(gqa.rope.filter(|rope| !ropes.contains(rope)));
+        let of = |part: &Part| match part {
+            Part::Gqa(gqa) => gqa.rope,
+            Part::Compressed(part) => Some(part.rope),
+            _ => None,
+        };
+        for rope in self.parts().filter_map(of) {
+            if !ropes.contains(&rope) {
+                ropes.push(rope);
+            }
         }
         ropes
+    }
+
+    /// The attentions over compressed blocks, in order.
+    pub fn compressed(&self) -> impl Iterator<Item = &Compressed> {
+        self.parts().filter_map(|part| if let Part::Compressed(part) = part { Some(&**part) } else { None })
     }
 
     /// Number of MoE layers.
@@ -338,9 +395,9 @@ impl Blueprint {
     /// The widest hidden layer of any feed-forward network.
     pub fn n_ff(&self) -> usize {
         let of = |part: &Part| match part {
-            Part::Gqa(_) | Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_) => 0,
             Part::Dense(ffn) => ffn.n_ff(),
             Part::Moe(moe) => moe.experts.n_ff.max(moe.shared.map_or(0, |shared| shared.ffn.n_ff())),
+            _ => 0,
         };
         self.parts().map(of).max().unwrap_or(0)
     }
@@ -353,9 +410,11 @@ impl Blueprint {
     /// What a token touches of each type: the dense weights and its share of the routed experts.
     pub fn touched(&self) -> Vec<Touched> {
         let all = |t: Tensor| (t, 1.0);
+        // Which experts a token takes is looked up, not computed.
+        let dense = self.dense_tensors().into_iter().filter(|t| t.ty.is_computable());
         let used = |moe: &Moe| moe.router.choice.n_expert_used as f64 / self.n_expert as f64;
         let experts = self.moe().flat_map(|moe| moe.experts.tensors().iter().map(move |&t| (t, used(moe))));
-        let mut tensors: Vec<_> = self.dense_tensors().into_iter().map(all).chain(experts).collect();
+        let mut tensors: Vec<_> = dense.map(all).chain(experts).collect();
         tensors.sort_unstable_by_key(|(t, _)| (t.index, t.start));
         let mut types: Vec<Touched> = Vec::new();
         for (t, share) in tensors {
@@ -369,12 +428,13 @@ impl Blueprint {
         types
     }
 
-    /// Every tensor that stays in memory, once each: all but the routed experts, and but the token embedding where the
-    /// output matrix is another.
+    /// Every tensor that stays in memory, once each: all but the routed experts, but a table of n-grams, and but the token
+    /// embedding where the output matrix is another.
     pub fn dense_tensors(&self) -> Vec<Tensor> {
         let mut all = Vec::new();
         self.blocks.iter().for_each(|block| block.tensors(&mut all));
-        self.head.norm.tensors(&mut all);
+        self.head.norm.iter().for_each(|norm| norm.tensors(&mut all));
+        self.head.connection.iter().for_each(|connection| connection.tensors(&mut all));
         self.head.output.tensors(&mut all);
         // Layers may share a tensor, as they do `rope_freqs.weight`.
         all.sort_unstable_by_key(|t| (t.index, t.start));

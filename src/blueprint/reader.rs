@@ -5,12 +5,13 @@
 use std::cell::{Cell, RefCell};
 
 use super::{
-    Block, Blueprint, Choice, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape, Tensor,
-    Unread, unread,
+    Block, Blueprint, Choice, Connection, Groups, Head, LayerReader, Linear, MAX_GROUPS, Norm, NormKind, Score, Shape,
+    Tensor, Unread, unread,
 };
 use crate::{
     Error, Result,
     gguf::{self, Gguf, Value},
+    quant::GgmlType,
 };
 
 /// Limits on what a file may claim: an order of magnitude above any model known, far below anything that overflows.
@@ -37,6 +38,8 @@ pub struct Reader<'a> {
     norms: Cell<NormKind>,
     /// Whether norms may have biases.
     norm_biases: Cell<bool>,
+    /// Whether RMS norms may go by the key that layer norms have.
+    either_eps: Cell<bool>,
     /// Tokens of context up to which the blueprint is right, and why.
     limit: Cell<Option<(usize, &'static str)>>,
     ignored: RefCell<Vec<Unread>>,
@@ -50,9 +53,10 @@ impl<'a> Reader<'a> {
     pub fn new(gguf: &'a Gguf, arch: &'static str, predicts: bool) -> Result<Self> {
         let file = gguf::Reader::new(gguf);
         let (norms, norm_biases, ignored) = (Cell::new(NormKind::Rms), Cell::default(), RefCell::default());
-        let limit = Cell::default();
+        let (limit, either_eps) = (Cell::default(), Cell::default());
+        let (n_block, n_layer, n_embd, n_expert) = (0, 0, 0, 0);
         let mut m =
-            Self { file, arch, n_block: 0, n_layer: 0, n_embd: 0, n_expert: 0, norms, norm_biases, limit, ignored };
+            Self { file, arch, n_block, n_layer, n_embd, n_expert, norms, norm_biases, either_eps, limit, ignored };
         m.n_block = m.count("block_count", MAX_LAYERS)?;
         m.n_layer = m.n_block - if predicts { m.prediction_layers()? } else { 0 };
         m.n_embd = m.count("embedding_length", MAX_WIDTH)?;
@@ -72,6 +76,11 @@ impl<'a> Reader<'a> {
     /// From here on, norms may have biases.
     pub fn use_norm_biases(&self) {
         self.norm_biases.set(true);
+    }
+
+    /// From here on, RMS norms go by the key that layer norms have where their own is missing.
+    pub fn use_either_epsilon(&self) {
+        self.either_eps.set(true);
     }
 
     /// How many layers at the end are prediction heads, which guess a token after the next one: nothing that decoding needs.
@@ -148,6 +157,17 @@ impl<'a> Reader<'a> {
         Ok(self.gguf().meta().bool(&self.key(short))?.unwrap_or(default))
     }
 
+    /// Refuses a file that says no, or nothing.
+    ///
+    /// # Errors
+    /// If it does.
+    pub fn require_flag(&self, short: &str) -> Result<()> {
+        if self.flag(short, false)? {
+            return Ok(());
+        }
+        Err(Error::unsupported(self.gguf().path(), self.key(short), "true", false))
+    }
+
     /// What the file says of its figures, whether it runs or not.
     ///
     /// # Errors
@@ -164,7 +184,10 @@ impl<'a> Reader<'a> {
     }
 
     /// The longest context that the model was trained for, in tokens.
-    pub(super) fn n_ctx_train(&self) -> Result<usize> {
+    ///
+    /// # Errors
+    /// If the key is missing or does not make sense.
+    pub fn n_ctx_train(&self) -> Result<usize> {
         self.count("context_length", u32::MAX as usize)
     }
 
@@ -177,7 +200,7 @@ impl<'a> Reader<'a> {
     pub fn limit_to_indexed(&self, n_ctx: usize) {
         let reason = "beyond that, an indexer chooses what attention looks at, which hotset does not compute";
         self.limit_context(n_ctx, reason);
-        for short in ["head_count", "key_length", "local_blocks", "types"] {
+        for short in ["head_count", "key_length", "local_blocks", "types", "kpool", "kpool_select_tail"] {
             self.ignore(
                 &format!("attention.indexer.{short}"),
                 "the context is short enough for all of it to be looked at",
@@ -185,11 +208,11 @@ impl<'a> Reader<'a> {
         }
         let mut any = false;
         for tensor in self.file.tensors_left() {
-            any |= tensor.name.contains(".indexer.") && self.file.tensor(&tensor.name).is_some();
+            any |= tensor.name.contains(".indexer") && self.file.tensor(&tensor.name).is_some();
         }
         if any {
             let reason = "the indexer: the context is short enough for all of it to be looked at";
-            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer.*".to_owned(), reason });
+            self.ignored.borrow_mut().push(Unread { name: "blk.*.indexer*".to_owned(), reason });
         }
     }
 
@@ -267,20 +290,63 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// A key that does not make sense, or asks for other scores.
     pub fn choice_by_keys(&self, score: Score, renormalise: bool) -> Result<Choice> {
+        self.choice_of(score, renormalise, self.count("expert_used_count", self.n_expert)?)
+    }
+
+    /// [`Reader::choice_by_keys`] of each layer, where the file may say of each how many experts it uses. `None`: it has
+    /// none. (n_layer)
+    ///
+    /// # Errors
+    /// A key that does not make sense.
+    pub fn choices_by_layer(&self, score: Score, renormalise: bool) -> Result<Vec<Option<Choice>>> {
+        let used = self.experts_used_by_layer()?.into_iter();
+        let choice = |n| if n > 0 { self.choice_of(score, renormalise, n).map(Some) } else { Ok(None) };
+        used.map(choice).collect()
+    }
+
+    /// That of a layer with experts, among [`Reader::choices_by_layer`].
+    ///
+    /// # Errors
+    /// If the file says that a token uses none.
+    pub fn choice_in(&self, choices: &[Option<Choice>], layer: usize) -> Result<Choice> {
+        let wrong = || {
+            let expected = format!("at least 1 in layer {layer}, which has experts");
+            Error::format(self.gguf().path(), self.key("expert_used_count"), expected, 0)
+        };
+        choices[layer].ok_or_else(wrong)
+    }
+
+    /// Experts that a token uses in each layer; 0 where there are none. (n_layer)
+    ///
+    /// # Errors
+    /// If they are more than there are, or the key is missing or a list of another length.
+    pub(super) fn experts_used_by_layer(&self) -> Result<Vec<usize>> {
+        let key = self.key("expert_used_count");
+        let used = self.gguf().meta().require_u32_or_array(&key, self.n_block)?;
+        let check = |&n: &u32| if n == 0 { Ok(0) } else { self.within(&key, n as usize, self.n_expert) };
+        used[..self.n_layer].iter().map(check).collect()
+    }
+
+    fn choice_of(&self, score: Score, renormalise: bool, n_expert_used: usize) -> Result<Choice> {
         let key = self.key("expert_gating_func");
         let score = match self.gguf().meta().u32(&key)? {
             None | Some(0) => score,
             Some(1) => Score::Softmax,
             Some(2) => Score::Sigmoid,
+            Some(4) => Score::SqrtSoftplus,
             Some(other) => {
-                return Err(Error::unsupported(self.gguf().path(), key, "1 (softmax) or 2 (sigmoid)", other));
+                return Err(Error::unsupported(
+                    self.gguf().path(),
+                    key,
+                    "1 (softmax), 2 (sigmoid) or 4 (root of softplus)",
+                    other,
+                ));
             }
         };
         let renormalise = self.gguf().meta().bool(&self.key("expert_weights_norm"))?.unwrap_or(renormalise);
         // Files without a scale have 0.
         let scale = self.factor("expert_weights_scale")?.unwrap_or(1.0);
-        let choice = self.choice(score, renormalise)?;
-        Ok(Choice { scale, groups: self.groups(choice.n_expert_used)?, ..choice })
+        Ok(Choice { score, n_expert_used, renormalise, scale, groups: self.groups(n_expert_used)? })
     }
 
     fn groups(&self, n_expert_used: usize) -> Result<Option<Groups>> {
@@ -307,11 +373,27 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// If it is not a number below that of the layers.
     pub fn leading_dense(&self) -> Result<usize> {
-        let key = self.key("leading_dense_block_count");
+        self.count_from_zero("leading_dense_block_count", self.n_layer - 1)
+    }
+
+    /// A whole number up to `max`; 0 where the file has none.
+    ///
+    /// # Errors
+    /// If it is another.
+    pub fn count_from_zero(&self, short: &str, max: usize) -> Result<usize> {
+        let key = self.key(short);
         match self.gguf().meta().u32(&key)?.unwrap_or(0) as usize {
-            n if n < self.n_layer => Ok(n),
-            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", self.n_layer), n)),
+            n if n <= max => Ok(n),
+            n => Err(Error::format(self.gguf().path(), key, format!("a number below {}", max + 1), n)),
         }
+    }
+
+    /// `output_norm`.
+    ///
+    /// # Errors
+    /// If it is missing or does not fit.
+    pub fn final_norm(&self) -> Result<Norm> {
+        self.norm("output_norm", self.n_embd)
     }
 
     /// Which layers have experts, by how many at the beginning have none and how often others do. (n_layer)
@@ -327,9 +409,9 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// What `layer` says; a key or tensor of embedding or head that is missing or does not fit.
-    pub fn model<const N: usize>(
+    pub fn model<L: IntoIterator<Item = Block>>(
         &self,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         self.model_with_final_norm("output_norm", layer)
     }
@@ -338,14 +420,29 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::model`].
-    pub fn model_with_final_norm<const N: usize>(
+    pub fn model_with_final_norm<L: IntoIterator<Item = Block>>(
         &self,
         norm: &str,
-        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<[Block; N]>,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
+    ) -> Result<Blueprint> {
+        let blueprint = self.model_of_streams(1, Connection::Mean, layer)?;
+        let norm = Some(self.norm(norm, self.n_embd)?);
+        Ok(Blueprint { head: Head { connection: None, norm, ..blueprint.head }, ..blueprint })
+    }
+
+    /// [`Reader::model`] of several residual streams, of which the output reads `connection` without a norm.
+    ///
+    /// # Errors
+    /// As [`Reader::model`].
+    pub fn model_of_streams<L: IntoIterator<Item = Block>>(
+        &self,
+        n_stream: usize,
+        connection: Connection,
+        layer: impl Fn(&LayerReader<'_, 'a>) -> Result<L>,
     ) -> Result<Blueprint> {
         let n_vocab = self.n_vocab()?;
         let embed = self.matrix("token_embd.weight", self.n_embd, n_vocab)?;
-        let mut blocks = Vec::with_capacity(N * self.n_layer);
+        let mut blocks = Vec::new();
         for il in 0..self.n_layer {
             blocks.extend(layer(&self.layer(il))?);
         }
@@ -356,14 +453,16 @@ impl<'a> Reader<'a> {
             arch: self.arch,
             n_layer: self.n_layer,
             n_embd: self.n_embd,
+            n_stream,
             n_vocab,
             n_ctx_train: self.limit.get().map_or(usize::MAX, |(n_ctx, _)| n_ctx).min(self.n_ctx_train()?),
             context_limit: self.limit.get().map_or("", |(_, reason)| reason),
             n_expert: self.n_expert,
             embed,
             embed_scale: 1.0,
+            ngrams: None,
             blocks,
-            head: Head { norm: self.norm(norm, self.n_embd)?, output, scale: 1.0, soft_cap: None, tied },
+            head: Head { connection: Some(connection), norm: None, output, scale: 1.0, soft_cap: None, tied },
             unread: Vec::new(),
         })
     }
@@ -406,6 +505,21 @@ impl<'a> Reader<'a> {
         Ok(Tensor { index, start: 0, ty, rows, cols: dims[0], bytes, groups: None })
     }
 
+    /// Takes a tensor of whole numbers of this shape.
+    pub(super) fn numbers(&self, name: &str, [cols, rows]: &[usize; 2]) -> Result<Tensor> {
+        let info = self.file.require(name)?;
+        let (path, what) = (self.gguf().path_of(info), format!("tensor {name}"));
+        if info.dims != [*cols as u64, *rows as u64] {
+            return Err(Error::format(path, what, format!("shape {:?}", [cols, rows]), format!("{:?}", info.dims)));
+        }
+        let ty = info.ggml_type(path)?;
+        if ty != GgmlType::I32 {
+            return Err(Error::unsupported(path, format!("the type of {what}"), GgmlType::I32, ty));
+        }
+        let (index, bytes) = (self.gguf().index_of(name).expect("it was required above"), info.require_bytes(path)?);
+        Ok(Tensor { index, start: 0, ty, rows: *rows, cols: *cols, bytes, groups: None })
+    }
+
     /// A matrix. A single row may be stored as a vector.
     pub(super) fn matrix(&self, name: &str, cols: usize, rows: usize) -> Result<Tensor> {
         if rows == 1 && self.gguf().require(name)?.dims.len() == 1 {
@@ -438,15 +552,24 @@ impl<'a> Reader<'a> {
         Ok(Norm { weight, bias, ..self.plain_norm(cols)? })
     }
 
+    /// What layer norms add to the variance, if the file says so.
+    ///
+    /// # Errors
+    /// A number that does not make sense.
+    pub(super) fn layer_norm_eps(&self) -> Result<Option<f32>> {
+        self.number("attention.layer_norm_epsilon", (f32::MIN_POSITIVE, MAX_EPS))
+    }
+
     /// A norm of the model's kind without weights.
     ///
     /// # Errors
     /// Without the key that says what is added to mean squares.
     pub fn plain_norm(&self, cols: usize) -> Result<Norm> {
         let kind = self.norms.get();
+        let (rms, layer) = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
         let short = match kind {
-            NormKind::Rms => "attention.layer_norm_rms_epsilon",
-            NormKind::Layer => "attention.layer_norm_epsilon",
+            NormKind::Rms if !self.either_eps.get() || self.has_key(rms) => rms,
+            _ => layer,
         };
         self.gguf().meta().require_f32(&self.key(short))?;
         let eps = self.number(short, (f32::MIN_POSITIVE, MAX_EPS))?.expect("it is there");

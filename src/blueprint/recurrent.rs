@@ -10,13 +10,15 @@ use crate::{
 const MAX_WIDTH: usize = 1 << 20;
 pub(super) const MAX_KERNEL: usize = 256;
 
-/// A causal convolution of each channel for itself: of its present input and the last ones.
+/// A causal convolution of each channel for itself: of its present input and some of the last ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
     /// The last column is the present input's. (channels, inputs)
     pub w: Tensor,
     /// Added. (channels)
     pub bias: Option<Tensor>,
+    /// From each input that it sees to the next: 1 where none is left out.
+    pub dilation: usize,
 }
 
 /// Which key head a value head reads.
@@ -171,10 +173,10 @@ impl Conv {
 
     /// Inputs that it keeps, of all channels.
     pub fn floats(&self) -> usize {
-        (self.w.cols - 1).saturating_mul(self.w.rows)
+        (self.w.cols - 1).saturating_mul(self.dilation).saturating_mul(self.w.rows)
     }
 
-    fn tensors(&self, all: &mut Vec<Tensor>) {
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
         all.push(self.w);
         all.extend(self.bias);
     }
@@ -288,14 +290,15 @@ impl LayerReader<'_, '_> {
             n @ (3 | 4) => Tensor { rows: channels, ..self.m.take(&weight, &shape[..n])? },
             _ => self.m.take(&weight, &[kernel, channels])?,
         };
-        Ok(Conv { w, bias: self.m.vector_if_there(&format!("{name}.bias"), channels)? })
+        Ok(Conv { w, bias: self.m.vector_if_there(&format!("{name}.bias"), channels)?, dilation: 1 })
     }
 
-    /// A gated delta rule with `attn_qkv`, `attn_gate`, `ssm_conv1d`, `ssm_out`, and `ssm_ba` or `ssm_beta` and `ssm_alpha`.
+    /// A gated delta rule with `attn_qkv` and `attn_gate`, or `attn_qkv_gate` with the rows of both, `ssm_conv1d`, `ssm_out`,
+    /// and `ssm_ba`, or `ssm_beta` and `ssm_alpha`, or `ssm_beta_alpha` with the rows of both.
     ///
     /// # Errors
     /// A key that does not make sense; a tensor that is missing or does not fit.
-    pub fn delta_net(&self, key_heads: KeyHeads) -> Result<Part> {
+    pub fn delta_net(&self, key_heads: KeyHeads, gate_act: GateAct) -> Result<Part> {
         let (m, n_embd) = (self.m, self.m.n_embd);
         let n_k = m.count("ssm.group_count", MAX_WIDTH)?;
         let n_v = m.multiple("ssm.time_step_rank", n_k)?;
@@ -305,9 +308,10 @@ impl LayerReader<'_, '_> {
         let rates = if self.has("ssm_ba.weight") {
             Rates::Together(self.linear("ssm_ba", n_embd, 2 * n_v)?)
         } else {
-            let decay = self.linear("ssm_alpha", n_embd, n_v)?.into();
-            Rates::Apart { rate: self.linear("ssm_beta", n_embd, n_v)?, decay }
+            let [rate, decay] = self.both(["ssm_beta", "ssm_alpha"], "ssm_beta_alpha", [n_v, n_v])?;
+            Rates::Apart { rate, decay: decay.into() }
         };
+        let [qkv, gate] = self.both(["attn_qkv", "attn_gate"], "attn_qkv_gate", [channels, inner])?;
         let norm = m.norm(&self.name("ssm_norm"), inner / n_v)?;
         Ok(Part::DeltaNet(DeltaNet {
             n_k,
@@ -315,7 +319,7 @@ impl LayerReader<'_, '_> {
             k,
             v: inner / n_v,
             key_heads,
-            qkv: vec![self.linear("attn_qkv", n_embd, channels)?],
+            qkv: vec![qkv],
             convs: vec![self.conv("ssm_conv1d", kernel, channels)?],
             rates,
             dt_bias: m.vector(&self.name("ssm_dt.bias"), n_v)?,
@@ -323,10 +327,25 @@ impl LayerReader<'_, '_> {
             decay: Decay::Softplus,
             eps: norm.eps,
             norm,
-            gate: self.linear("attn_gate", n_embd, inner)?.into(),
-            gate_act: GateAct::Silu,
+            gate: gate.into(),
+            gate_act,
             o: self.linear("ssm_out", inner, n_embd)?,
         }))
+    }
+
+    /// Two matrices of so many rows, or one with the rows of both.
+    fn both(&self, apart: [&str; 2], together: &str, rows: [usize; 2]) -> Result<[Linear; 2]> {
+        let n_embd = self.m.n_embd;
+        if !self.has(&format!("{together}.weight")) {
+            return Ok([self.linear(apart[0], n_embd, rows[0])?, self.linear(apart[1], n_embd, rows[1])?]);
+        }
+        let all = self.linear(together, n_embd, rows[0] + rows[1])?;
+        if all.bias.is_some() {
+            let name = self.name(&format!("{together}.bias"));
+            return Err(Error::unsupported(self.m.gguf().path(), name, "no bias of fused matrices", "one"));
+        }
+        let part = |range| Linear { w: all.w.slice(range), ..all };
+        Ok([part(0..rows[0]), part(rows[0]..rows[0] + rows[1])])
     }
 
     /// Mamba 2 with `ssm_in`, `ssm_conv1d`, `ssm_dt.bias`, `ssm_a`, `ssm_d`, `ssm_norm`, `ssm_out`.

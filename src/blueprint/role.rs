@@ -5,6 +5,7 @@
 #[allow(missing_docs, reason = "each variant is its own name")]
 pub enum Role {
     Embedding,
+    NGrams,
     Output,
     Attention,
     Norm,
@@ -24,6 +25,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Role::Embedding => "embedding",
+            Role::NGrams => "n-gram table",
             Role::Output => "output",
             Role::Attention => "attention",
             Role::Norm => "norm",
@@ -49,6 +51,7 @@ impl Role {
         let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part);
         match part {
             "token_embd.weight" => Role::Embedding,
+            "per_layer_token_embd.weight" => Role::NGrams,
             "output.weight" => Role::Output,
             p if p.ends_with(".bias") => Role::Bias,
             p if p.contains("norm") => Role::Norm,
@@ -83,6 +86,7 @@ mod tests {
     fn tensors_have_roles() {
         for (name, expected) in [
             ("token_embd.weight", "embedding"),
+            ("per_layer_token_embd.weight", "n-gram table"),
             ("output.weight", "output"),
             ("output_norm.weight", "norm"),
             ("blk.3.attn_q.weight", "attention"),

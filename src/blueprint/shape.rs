@@ -1,7 +1,10 @@
 //! The figures of a model by its keys and its tensors' names alone: what can be told of a file that does not run.
 
 use super::{Reader, Role};
-use crate::{Result, gguf::Gguf};
+use crate::{
+    Result,
+    gguf::{Gguf, TensorInfo},
+};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Shape {
     pub n_ctx_train: usize,
     /// Entries of the vocabulary.
     pub n_vocab: usize,
-    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row.
+    /// Parameters that one token is multiplied with: of a token embedding of its own, it takes a row, of n-grams a few.
     pub active_parameters: u64,
 }
 
@@ -29,11 +32,19 @@ impl Shape {
     /// A key that is missing or does not make sense.
     pub(super) fn new(m: &Reader<'_>) -> Result<Self> {
         let gguf = m.gguf();
-        let n_expert_used = m.count("expert_used_count", m.n_expert)?;
+        let by_layer = m.experts_used_by_layer()?;
+        let n_expert_used = m.within("expert_used_count", by_layer.iter().copied().max().unwrap_or(0), m.n_expert)?;
         let tied = gguf.tensors().iter().all(|t| Role::of(&t.name) != Role::Output);
         let (experts, rows) = (elements(gguf, Role::is_routed_expert), elements(gguf, |role| role == Role::Embedding));
-        let used = (u128::from(experts) * n_expert_used as u128 / m.n_expert as u128) as u64;
-        let unused = experts.saturating_add(if tied { 0 } else { rows });
+        let of_a_token = |t: &TensorInfo| {
+            let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse().ok());
+            let used = layer.and_then(|layer: usize| by_layer.get(layer).copied()).unwrap_or(n_expert_used);
+            (u128::from(t.elements()) * used as u128 / m.n_expert as u128) as u64
+        };
+        let routed = gguf.tensors().iter().filter(|t| Role::of(&t.name).is_routed_expert());
+        let used = routed.map(of_a_token).fold(0, u64::saturating_add);
+        let n_grams = elements(gguf, |role| role == Role::NGrams);
+        let unused = experts.saturating_add(if tied { 0 } else { rows }).saturating_add(n_grams);
         Ok(Self {
             n_layer: m.n_layer,
             n_moe: (0..m.n_layer).filter(|&layer| m.layer(layer).is_moe()).count(),

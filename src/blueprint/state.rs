@@ -1,6 +1,6 @@
 //! What a part keeps of a sequence.
 
-use super::{Blueprint, Part};
+use super::{Blueprint, Compressor, Part};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub enum State {
         v: usize,
         /// How many positions a token sees at most, its own among them; `None`: all.
         window: Option<usize>,
+        /// Beside them, for an indexer.
+        index: Option<IndexRows>,
+        /// Tokens of a row: 1 but for rows of blocks.
+        each: usize,
     },
     /// What all tokens so far have left in so many floats.
     Recurrent {
@@ -23,18 +27,40 @@ pub enum State {
     },
 }
 
+/// A key of each token for an indexer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexRows {
+    /// Elements of a key.
+    pub k: usize,
+    /// A context of no more tokens needs none of them: everything is chosen.
+    pub top_k: usize,
+}
+
 impl Part {
-    /// What it keeps of a sequence; `None`: it takes each token for itself.
-    pub fn state(&self) -> Option<State> {
+    /// What it keeps of a sequence; nothing where it takes each token for itself.
+    pub fn states(&self) -> Vec<State> {
         match self {
             Part::Gqa(gqa) => {
-                let heads = gqa.heads;
-                Some(State::Rows { heads: heads.n_head_kv, k: heads.k, v: gqa.kept_v(), window: gqa.window })
+                let (heads, index) =
+                    (gqa.heads, gqa.indexer.and_then(|i| Some(IndexRows { k: i.own?.k, top_k: i.top_k })));
+                let (k, v, window) = (heads.k, gqa.kept_v(), gqa.window);
+                vec![State::Rows { heads: heads.n_head_kv, k, v, window, index, each: 1 }]
             }
-            Part::DeltaNet(net) => Some(State::Recurrent { floats: net.floats() }),
-            Part::Mamba2(mamba) => Some(State::Recurrent { floats: mamba.floats() }),
-            Part::ShortConv(conv) => Some(State::Recurrent { floats: conv.conv.floats() }),
-            Part::Dense(_) | Part::Moe(_) => None,
+            Part::Compressed(part) => {
+                let rows = |v, window, each| State::Rows { heads: 1, k: 0, v, window, index: None, each };
+                let mut states = vec![rows(part.head, Some(part.window), 1)];
+                if let Some(blocks) = &part.blocks {
+                    states.extend(blocks.compressors().map(|compressor| rows(compressor.dim, None, blocks.each)));
+                    let floats = blocks.compressors().map(Compressor::floats).fold(0, usize::saturating_add);
+                    states.push(State::Recurrent { floats });
+                }
+                states
+            }
+            Part::DeltaNet(net) => vec![State::Recurrent { floats: net.floats() }],
+            Part::Mamba2(mamba) => vec![State::Recurrent { floats: mamba.floats() }],
+            Part::ShortConv(conv) => vec![State::Recurrent { floats: conv.conv.floats() }],
+            Part::NGram(ngram) => vec![State::Recurrent { floats: ngram.floats() }],
+            Part::Dense(_) | Part::Moe(_) => Vec::new(),
         }
     }
 }
@@ -42,7 +68,7 @@ impl Part {
 impl Blueprint {
     /// What its parts keep of a sequence, in the order of the blocks.
     pub fn states(&self) -> impl Iterator<Item = State> {
-        self.blocks.iter().flat_map(|block| &block.branches).filter_map(|branch| branch.part.state())
+        self.blocks.iter().flat_map(|block| &block.branches).flat_map(|branch| branch.part.states())
     }
 
     /// Layers that see a window and their largest window, in tokens. `None` where every layer sees everything.

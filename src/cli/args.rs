@@ -1,6 +1,6 @@
 //! Options that several verbs share, and the words that their values are written in.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use super::{Stop, model_file, out::note};
 use clap::builder::{PossibleValuesParser, TypedValueParser};

@@ -53,6 +53,8 @@ struct Report {
     path: String,
     name: Option<String>,
     architecture: String,
+    /// What people call its models.
+    family: Option<&'static str>,
     parameters: u64,
     expert_parameters: u64,
     tokenizer: Option<String>,
@@ -64,6 +66,8 @@ struct Report {
     /// What the architecture says; `None` if hotset does not know it.
     #[serde(flatten)]
     shape: Option<Shape>,
+    /// What its layers consist of; empty where tensors are missing or do not fit.
+    parts: Vec<Parts>,
     /// `None` where tensors are missing or do not fit.
     #[serde(flatten)]
     memory: Option<Memory>,
@@ -94,6 +98,13 @@ struct Shape {
     shared_expert_layers: usize,
     context_train: usize,
     vocabulary: usize,
+}
+
+/// Parts of one kind.
+#[derive(Serialize)]
+struct Parts {
+    kind: &'static str,
+    count: usize,
 }
 
 /// What the model takes.
@@ -145,7 +156,7 @@ struct MatrixTypes {
 struct Layer {
     block: usize,
     /// Gate, up, down.
-    types: [&'static str; 3],
+    types: [Option<&'static str>; 3],
     expert_bytes: u64,
     bytes: u64,
 }
@@ -190,6 +201,8 @@ impl Report {
         let missing_bytes = shards.iter().map(|s| s.missing_bytes).sum();
         let missing_data = if missing_bytes > 0 { None } else { missing_data(gguf).ok().flatten() };
         let missing_data = missing_data.map(|t| t.name.clone());
+        let kinds = understood.as_ref().map(Blueprint::kinds).unwrap_or_default();
+        let parts = kinds.into_iter().map(|(kind, count)| Parts { kind: kind.name(), count }).collect();
         let memory = understood.map(|blueprint| Memory::new(gguf, &blueprint, n_ctx)).transpose();
         let runs = runs(gguf, missing_bytes, missing_data.as_deref());
         // Where the model is fine, the context that was asked for is not.
@@ -197,6 +210,7 @@ impl Report {
         Ok(Report {
             path: gguf.path().display().to_string(),
             name: string("general.name"),
+            family: string("general.architecture").and_then(|name| arch::family(&name)),
             architecture: string("general.architecture").unwrap_or_else(|| "not given".to_owned()),
             parameters: elements(gguf, |_| true),
             expert_parameters: elements(gguf, Role::is_routed_expert),
@@ -206,6 +220,7 @@ impl Report {
             expert_types: expert_types(gguf),
             tensor_bytes: gguf.tensors().iter().filter_map(|t| t.bytes).sum(),
             shape: arch::shape(gguf).ok().map(Shape::from),
+            parts,
             memory,
             repacked: repack_version(gguf).ok().flatten(),
             complete: missing_bytes == 0 && missing_data.is_none(),
@@ -231,7 +246,8 @@ impl Report {
             text.line("INCOMPLETE", format!("the data of tensor {tensor} is not there (still downloading?)"));
         }
         text.line("name", or_unknown(&self.name));
-        text.line("architecture", &self.architecture);
+        let family = self.family.map(|family| format!(" ({family})")).unwrap_or_default();
+        text.line("architecture", format!("{}{family}", self.architecture));
         let (all, experts) = (short(self.parameters), short(self.expert_parameters));
         let active = self.shape.as_ref().map(|s| format!(", {} active a token", short(s.active_parameters)));
         text.line("parameters", format!("{all} in all, {experts} in experts{}", active.unwrap_or_default()));
@@ -240,6 +256,10 @@ impl Report {
         match &self.shape {
             Some(shape) => shape.lines(&mut text, &tokenizer),
             None => text.line("vocabulary", tokenizer),
+        }
+        if !self.parts.is_empty() {
+            let parts: Vec<_> = self.parts.iter().map(|parts| format!("{} {}", parts.count, parts.kind)).collect();
+            text.line("parts", parts.join(", "));
         }
         for shard in &self.shards {
             text.line("shard", format!("{} ({})", shard.path, b(shard.bytes)));
@@ -337,7 +357,7 @@ impl Memory {
         let (n_expert, n_used) = (blueprint.n_expert as u64, blueprint.n_expert_used() as u64);
         let layer = |l: &LayerStore| Layer {
             block: l.block,
-            types: l.types().map(|t| t.name()),
+            types: l.types().map(|ty| ty.map(|ty| ty.name())),
             expert_bytes: l.expert_bytes(),
             bytes: l.expert_bytes() * n_expert,
         };
@@ -397,9 +417,10 @@ impl Memory {
         for run in self.moe.chunk_by(alike) {
             let (first, last) = (&run[0], &run[run.len() - 1]);
             let range = range(first.block, last.block);
-            let [gate, up, down] = first.types;
+            let named = ["gate", "up", "down"].into_iter().zip(first.types).filter_map(|(role, ty)| Some((role, ty?)));
+            let types: Vec<_> = named.map(|(role, ty)| format!("{role} {ty}")).collect();
             let (expert, layer) = (human_bytes(first.expert_bytes), human_bytes(first.bytes));
-            text.line(&range, format!("an expert {expert} (gate {gate}, up {up}, down {down}), a layer {layer}"));
+            text.line(&range, format!("an expert {expert} ({}), a layer {layer}", types.join(", ")));
         }
         if self.moe.windows(2).any(|w| w[0].expert_bytes != w[1].expert_bytes) {
             text.line("mixed", "experts differ in size by layer");

@@ -155,6 +155,7 @@ impl<B: Backend> Engine<B> {
         let staging_bytes = if let Some(Ok(_)) = prepared { vram::staging_bytes(&blueprint, &store) } else { 0 };
         let options = &Options { beside_bytes: options.beside_bytes.saturating_add(staging_bytes), ..options.clone() };
         let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
+        let blueprint = blueprint.for_context(plan.n_ctx);
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
         let total = plan.dense_bytes;

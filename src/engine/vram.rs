@@ -34,13 +34,20 @@ pub fn prepare(
     m: &Blueprint,
     store: &ExpertStore,
 ) -> Option<Result<Ffns>> {
-    let shapes = shapes(m, store);
-    match options.vram {
-        Vram::Off => None,
-        _ if !is_cpu => Some(Err(Error::invalid("--vram: only beside the CPU's own arithmetic"))),
-        _ if shapes.is_empty() => Some(Err(Error::invalid("--vram: the model has no experts"))),
-        _ => Some(device(options.vram_device).and_then(|device| gpu::check(device, &shapes, limits(m)))),
+    if options.vram == Vram::Off {
+        return None;
     }
+    let ready = || {
+        if !is_cpu {
+            return Err(Error::invalid("--vram: only beside the CPU's own arithmetic"));
+        }
+        let shapes = shapes(m, store)?;
+        if shapes.is_empty() {
+            return Err(Error::invalid("--vram: the model has no experts"));
+        }
+        gpu::check(device(options.vram_device)?, &shapes, limits(m))
+    };
+    Some(ready())
 }
 
 fn limits(m: &Blueprint) -> Limits {
@@ -50,7 +57,7 @@ fn limits(m: &Blueprint) -> Limits {
 
 /// Bytes of RAM that experts are copied from.
 pub fn staging_bytes(m: &Blueprint, store: &ExpertStore) -> u64 {
-    Tier::staging_bytes(&shapes(m, store))
+    shapes(m, store).map_or(0, |shapes| Tier::staging_bytes(&shapes))
 }
 
 /// The tier that `options` ask for.
@@ -58,7 +65,7 @@ pub fn staging_bytes(m: &Blueprint, store: &ExpertStore) -> u64 {
 /// # Errors
 /// A budget or a device with too little memory; the model runs without it.
 pub fn open(mut ffns: Ffns, options: &Options, m: &Blueprint, store: &ExpertStore) -> Result<Opened> {
-    let (shapes, limits) = (shapes(m, store), limits(m));
+    let (shapes, limits) = (shapes(m, store)?, limits(m));
     let free = ffns.device().free_bytes();
     let budget = match options.vram {
         Vram::Bytes(bytes) => bytes,
@@ -109,13 +116,23 @@ fn allocate(mut ffns: Ffns, shapes: &[Shape], mut slots: Vec<usize>, stays: bool
 }
 
 /// What the experts of each MoE layer are.
-fn shapes(m: &Blueprint, store: &ExpertStore) -> Vec<Shape> {
-    let shape = |(moe, layer): (&crate::blueprint::Moe, &crate::expert::LayerStore)| Shape {
-        types: layer.types(),
-        n_embd: m.n_embd,
-        n_ff: moe.experts.n_ff,
-        act: moe.act,
-        biased: moe.biases.each_ref().map(Option::is_some),
+///
+/// # Errors
+/// Experts that no device computes.
+fn shapes(m: &Blueprint, store: &ExpertStore) -> Result<Vec<Shape>> {
+    let stay = |why: &str| Error::invalid(format!("experts of this model stay on the CPU: {why}"));
+    let shape = |(moe, layer): (&crate::blueprint::Moe, &crate::expert::LayerStore)| {
+        let [Some(gate), Some(up), Some(down)] = layer.types() else { return Err(stay("they have no gate")) };
+        if moe.latent.is_some() {
+            return Err(stay("they read rows of a width of their own"));
+        }
+        Ok(Shape {
+            types: [gate, up, down],
+            n_embd: m.n_embd,
+            n_ff: moe.experts.n_ff,
+            act: moe.act,
+            biased: moe.biases.each_ref().map(Option::is_some),
+        })
     };
     m.moe().zip(store.layers()).map(shape).collect()
 }

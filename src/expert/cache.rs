@@ -562,7 +562,7 @@ impl ExpertCache {
                 panic!("{id} was not handed out")
             };
             if std::mem::replace(&mut tenant.used, true) && tenant.interleaved.is_none() && buf.is_owned() {
-                let mut matrix = |role| interleave(self.store.view_mut(id, role, buf));
+                let mut matrix = |role| self.store.view_mut(id, role, buf).is_some_and(&mut interleave);
                 tenant.interleaved = Some([0, 1, 2].map(&mut matrix));
             }
         }

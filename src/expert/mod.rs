@@ -65,6 +65,27 @@ impl Experts {
 
     /// Submits this layer's reads, then the guessed ones behind them. Never blocks.
     pub fn request(&mut self, event: LayerEvent<'_>) {
+        let late = self.submit(event);
+        self.guess(event);
+        let alone = !self.cache.reads_beside() && self.cache.stats().decode.late == late;
+        self.pacer.requested(event, alone.then(|| self.cache.absent_bytes()), self.cache.io().now_ns());
+        self.trace.record(event);
+    }
+
+    /// Submits a layer's reads while no more is known of it than its experts; [`Experts::request_rest`] follows. Never blocks.
+    pub fn request_early(&mut self, event: LayerEvent<'_>) {
+        self.submit(event);
+        self.pacer.requested(event, None, self.cache.io().now_ns());
+    }
+
+    /// What [`Experts::request`] does beyond [`Experts::request_early`], before any other event.
+    pub fn request_rest(&mut self, event: LayerEvent<'_>) {
+        self.guess(event);
+        self.trace.record(event);
+    }
+
+    /// Submits an event's reads. Returns how many came too late before.
+    fn submit(&mut self, event: LayerEvent<'_>) -> u64 {
         self.cache.obey();
         self.tell_time(event);
         let late = self.cache.stats().decode.late;
@@ -76,6 +97,11 @@ impl Experts {
                 vram.choose(event, &mut self.cache);
             }
         }
+        late
+    }
+
+    /// Submits what the prefetcher guesses.
+    fn guess(&mut self, event: LayerEvent<'_>) {
         self.guesses.clear();
         let reads = self.prefetcher.observe(event, self.cache.retrieval(), &mut self.guesses);
         let store = self.cache.store();
@@ -85,9 +111,6 @@ impl Experts {
             self.guesses.retain(|&id| vram.slot(id).is_none());
         }
         self.cache.prefetch(&self.guesses, reads);
-        let alone = !self.cache.reads_beside() && self.cache.stats().decode.late == late;
-        self.pacer.requested(event, alone.then(|| self.cache.absent_bytes()), self.cache.io().now_ns());
-        self.trace.record(event);
     }
 
     /// Keeps experts in a device's slots too from now on.

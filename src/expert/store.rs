@@ -85,7 +85,7 @@ impl Place {
 pub struct LayerStore {
     /// The layer's number among all layers (`blk.N`).
     pub block: usize,
-    gate: Place,
+    gate: Option<Place>,
     up: Place,
     down: Place,
     /// (n_expert)
@@ -100,26 +100,31 @@ impl LayerStore {
             Extent { file: info.shard as u16, offset: info.offset, len: t.bytes as usize }
         };
         let place = |t: &Tensor, part| Place { ty: t.ty, rows: t.rows, cols: t.cols, part, start: 0 };
+        let places = |tensors: &[Tensor]| tensors.iter().zip(0..).map(|(t, part)| place(t, part)).collect::<Vec<_>>();
+        let stacked = |tensors: &[Tensor]| {
+            let expert = |e| Extents::new(&tensors.iter().map(|t| slice(whole(t), e, n)).collect::<Vec<_>>());
+            (0..n).map(expert).collect::<Vec<_>>()
+        };
         let (places, extents) = match &set.tensors {
-            ExpertTensors::Stacked(tensors) => {
-                let wholes = tensors.each_ref().map(whole);
-                let extents = (0..n).map(|e| Extents::new(&wholes.map(|w| slice(w, e, n)))).collect();
-                ([0, 1, 2].map(|part| place(&tensors[part], part)), extents)
+            ExpertTensors::Stacked(tensors) => (places(tensors), stacked(tensors)),
+            ExpertTensors::Fused(tensors) => {
+                let gate = Place { rows: set.n_ff, ..place(&tensors[0], 0) };
+                let up = Place { start: gate.bytes(), ..gate };
+                (vec![gate, up, place(&tensors[1], 1)], stacked(tensors))
             }
-            ExpertTensors::Fused([both, down]) => {
-                let wholes = [both, down].map(whole);
-                let extents = (0..n).map(|e| Extents::new(&wholes.map(|w| slice(w, e, n)))).collect();
-                let gate = Place { rows: set.n_ff, ..place(both, 0) };
-                ([gate, Place { start: gate.bytes(), ..gate }, place(down, 1)], extents)
-            }
-            ExpertTensors::Single(experts) => {
-                let mut wholes: Vec<_> = experts.iter().map(|tensors| tensors.each_ref().map(whole)).collect();
+            ExpertTensors::Single(tensors) => {
+                let each = set.roles().len();
+                let mut wholes: Vec<_> =
+                    tensors.chunks_exact(each).map(|t| t.iter().map(whole).collect::<Vec<_>>()).collect();
                 close_gaps(&mut wholes);
-                let extents = wholes.iter().map(|parts| Extents::new(parts)).collect();
-                ([0, 1, 2].map(|part| place(&experts[0][part], part)), extents)
+                (places(&tensors[..each]), wholes.iter().map(|parts| Extents::new(parts)).collect())
             }
         };
-        let [gate, up, down] = places;
+        let (gate, up, down) = match places[..] {
+            [gate, up, down] => (Some(gate), up, down),
+            [up, down] => (None, up, down),
+            _ => unreachable!("an expert has two matrices or three"),
+        };
         Self { block: set.layer, gate, up, down, extents }
     }
 
@@ -131,13 +136,16 @@ impl LayerStore {
     pub fn part_bytes(&self) -> Vec<usize> {
         self.extents[0].iter().map(|e| e.len).collect()
     }
-    /// Element types of gate, up and down.
-    pub fn types(&self) -> [GgmlType; 3] {
-        [self.gate.ty, self.up.ty, self.down.ty]
+    fn places(&self) -> [Option<Place>; 3] {
+        [self.gate, Some(self.up), Some(self.down)]
     }
-    /// Gate, up and down of an expert.
-    pub fn matrices(&self, expert: usize) -> [Matrix; 3] {
-        [self.gate, self.up, self.down].map(|place| place.matrix(&self.extents[expert]))
+    /// Element types of gate, if there is one, up and down.
+    pub fn types(&self) -> [Option<GgmlType>; 3] {
+        self.places().map(|place| place.map(|place| place.ty))
+    }
+    /// Gate, if there is one, up and down of an expert.
+    pub fn matrices(&self, expert: usize) -> [Option<Matrix>; 3] {
+        self.places().map(|place| place.map(|place| place.matrix(&self.extents[expert])))
     }
     /// True if every expert is one run of bytes that starts at a multiple of [`BLOCK_BYTES`]: one request to a drive.
     pub fn is_one_read(&self) -> bool {
@@ -146,7 +154,7 @@ impl LayerStore {
     }
     /// Width of the experts' hidden layer.
     pub fn n_ff_exp(&self) -> usize {
-        self.gate.rows
+        self.up.rows
     }
 }
 
@@ -176,7 +184,7 @@ impl ExpertStore {
         let none = Place { ty: GgmlType::F32, rows: 0, cols: 0, part: 0, start: 0 };
         let layer = |(block, &bytes): (usize, &u64)| {
             let extents = Extents::new(&[Extent { file: 0, offset: 0, len: bytes as usize }]);
-            LayerStore { block, gate: none, up: none, down: none, extents: vec![extents; n_expert] }
+            LayerStore { block, gate: Some(none), up: none, down: none, extents: vec![extents; n_expert] }
         };
         Self { files: Files::from([]), layers: bytes.iter().enumerate().map(layer).collect(), n_expert }
     }
@@ -231,12 +239,11 @@ impl ExpertStore {
     pub fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf, interleaved: [bool; 3]) -> FfnMats<'a> {
         let LayerStore { gate, up, down, .. } = &self.layers[id.layer as usize];
         let [g, u, d] = interleaved;
-        FfnMats { gate: gate.view(buf, g), up: up.view(buf, u), down: down.view(buf, d) }
+        FfnMats { gate: gate.map(|gate| gate.view(buf, g)), up: up.view(buf, u), down: down.view(buf, d) }
     }
-    /// Gate, up or down of `id` in the bytes that were read, to be interleaved.
-    pub fn view_mut<'a>(&self, id: ExpertId, role: usize, buf: &'a mut IoBuf) -> QMatMut<'a> {
-        let LayerStore { gate, up, down, .. } = &self.layers[id.layer as usize];
-        [gate, up, down][role].view_mut(buf)
+    /// Gate, up or down of `id`, if it has that, in the bytes that were read, to be interleaved.
+    pub fn view_mut<'a>(&self, id: ExpertId, role: usize, buf: &'a mut IoBuf) -> Option<QMatMut<'a>> {
+        Some(self.layers[id.layer as usize].places()[role]?.view_mut(buf))
     }
     /// The whole sentence for a read of `id` that failed.
     pub fn explain(&self, id: ExpertId, error: ReadError) -> Error {
@@ -269,9 +276,9 @@ fn gap(a: Extent, b: Extent) -> Option<u64> {
 
 /// Takes padding between an expert's parts into the parts, so that they adjoin and make one read. Only where it is
 /// less than a block, and the same for each expert: slots are alike.
-fn close_gaps(experts: &mut [[Extent; 3]]) {
-    let Some(&first) = experts.first() else { return };
-    for part in 0..2 {
+fn close_gaps(experts: &mut [Vec<Extent>]) {
+    let Some(first) = experts.first().cloned() else { return };
+    for part in 0..first.len() - 1 {
         let padding = gap(first[part], first[part + 1]).filter(|&n| n < BLOCK_BYTES);
         if let Some(n) = padding
             && experts.iter().all(|e| gap(e[part], e[part + 1]) == padding)

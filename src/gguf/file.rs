@@ -208,6 +208,19 @@ pub struct TensorReader {
 }
 
 impl TensorReader {
+    /// Tells the system that `len` bytes from `start` on will be read, so that it can fetch several such parts at once. A hint:
+    /// what goes wrong shows when they are read.
+    pub fn announce(&self, start: u64, len: usize) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            let len = std::num::NonZeroU64::new(len as u64);
+            let offset = self.tensor.offset + start;
+            let _ = rustix::fs::fadvise(&*self.shard.file, offset, len, rustix::fs::Advice::WillNeed);
+        }
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let _ = (start, len);
+    }
+
     /// As [`Gguf::read_tensor_part`].
     ///
     /// # Errors

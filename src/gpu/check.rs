@@ -161,7 +161,7 @@ fn compare_ffn(ffns: &mut Ffns, shape: &Shape, dice: &mut Dice) -> Result<Option
     let sizes = [(n_ff, n_embd), (n_ff, n_embd), (n_embd, n_ff)];
     let bytes = [0, 1, 2].map(|role| weights(shape.types[role], sizes[role], dice));
     let mat = |role: usize| QMat::new(shape.types[role], sizes[role].0, sizes[role].1, &bytes[role]);
-    let mats = FfnMats { gate: mat(0), up: mat(1), down: mat(2) };
+    let mats = FfnMats { gate: Some(mat(0)), up: mat(1), down: mat(2) };
     let bias = [0, 1, 2].map(|role: usize| {
         let n = if shape.biased[role] { sizes[role].0 } else { 0 };
         (0..n).map(|_| dice.float()).collect::<Vec<f32>>()

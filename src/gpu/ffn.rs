@@ -52,7 +52,8 @@ impl Shape {
         }
         match self.act {
             Act::Silu | Act::Relu => Ok(()),
-            Act::Gelu | Act::SiluClamped { .. } | Act::SwigluOai { .. } => {
+            Act::ReluSquared => Err("there is no kernel for their activation".to_owned()),
+            Act::Gelu | Act::SiluClamped { .. } | Act::ClampedSilu { .. } | Act::SwigluOai { .. } => {
                 Err("their activation uses an exponential of the system's library, whose bits a device does not have"
                     .to_owned())
             }
@@ -93,10 +94,11 @@ impl Shape {
     /// Writes an expert to `write(at, bytes)`, as it lies in its slot; padding is left out.
     ///
     /// # Panics
-    /// If the matrices or the biases are of another shape, or interleaved.
+    /// If the matrices or the biases are of another shape, or interleaved, or there is no gate.
     pub fn lay_out(&self, mats: &FfnMats<'_>, bias: [&[f32]; 3], mut write: impl FnMut(u64, &[u8])) {
         let places = self.places();
-        for (role, mat) in [&mats.gate, &mats.up, &mats.down].into_iter().enumerate() {
+        let gate = mats.gate.as_ref().expect("a shape is one of experts with a gate");
+        for (role, mat) in [gate, &mats.up, &mats.down].into_iter().enumerate() {
             assert!(mat.ty == self.types[role] && (mat.rows, mat.cols) == self.matrix(role), "the layer's shape");
             assert!(!mat.interleaved, "rows as in the file");
             write(places[role], mat.data);

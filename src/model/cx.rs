@@ -1,6 +1,12 @@
 //! What a batch is computed with, and which of its rows are still needed.
 
-use super::{Batch, Scratch, Sequence, Span, Want, finite::first_broken_row, load::Norm, rope::Rope};
+use super::{
+    Batch, Scratch, Sequence, Span, Want,
+    finite::first_broken_row,
+    hyper::{Connection, StreamRows},
+    load::Norm,
+    rope::Rope,
+};
 use crate::{
     backend::{Backend, Floats},
     expert::Experts,
@@ -29,10 +35,16 @@ pub struct Cx<'a, B> {
     /// What the device has cost the present event so far, in nanoseconds.
     pub device_ns: u64,
     pub s: &'a mut Scratch,
-    /// Width of the residual stream.
+    /// Width of a residual stream.
     pub n_embd: usize,
+    /// Of all streams of a token.
+    n_x: usize,
     /// Where parts add what they give.
     pub target: Target,
+    /// The MoE layer whose experts were asked for before its mixer ran.
+    pub requested: Option<u16>,
+    /// Floats of a row that the block's connection has left in [`Scratch::weights`].
+    n_weight: usize,
     /// Rows that are computed.
     n: usize,
     /// Whether nothing but the wanted rows is of use, computed or not.
@@ -104,7 +116,12 @@ impl<'a, B: Backend> Cx<'a, B> {
     /// # Panics
     /// If the spans are not one after another the batch's tokens, each of a sequence of its own, where that ends; if the batch
     /// is empty, or larger than scratch or a context.
-    pub fn new(workspace: Workspace<'a, B>, batch: &Batch<'_>, seqs: &'a mut [Sequence], n_embd: usize) -> Self {
+    pub fn new(
+        workspace: Workspace<'a, B>,
+        batch: &Batch<'_>,
+        seqs: &'a mut [Sequence],
+        [n_stream, n_embd]: [usize; 2],
+    ) -> Self {
         let (n, Workspace { backend, experts, tier, scratch }) = (batch.tokens.len(), workspace);
         assert!(n > 0 && n <= scratch.n_batch(), "{n} tokens fit");
         scratch.runs.clear();
@@ -119,6 +136,8 @@ impl<'a, B: Backend> Cx<'a, B> {
             scratch.runs.push(Run::new(span));
         }
         assert_eq!(end, n, "spans hold all tokens");
+        scratch.tokens[..n].copy_from_slice(batch.tokens);
+        let n_x = n_stream * n_embd;
         Self {
             b: backend,
             seqs,
@@ -127,7 +146,10 @@ impl<'a, B: Backend> Cx<'a, B> {
             device_ns: 0,
             s: scratch,
             n_embd,
+            n_x,
             target: Target::Stream,
+            requested: None,
+            n_weight: 0,
             n,
             only_wanted: false,
         }
@@ -136,6 +158,11 @@ impl<'a, B: Backend> Cx<'a, B> {
     /// Rows that are computed.
     pub fn len(&self) -> usize {
         self.n
+    }
+
+    /// Width of all residual streams of a row.
+    pub fn n_x(&self) -> usize {
+        self.n_x
     }
 
     /// Whether no row is needed any more.
@@ -163,11 +190,35 @@ impl<'a, B: Backend> Cx<'a, B> {
         }
     }
 
-    /// Norms the rows of the residual stream into [`Scratch::norm`], ready for products.
-    pub fn norm(&mut self, norm: &Norm) {
-        let x = &self.s.x[..self.n * self.n_embd];
-        norm.apply(self.b, x, self.s.norm.start(self.n));
-        self.b.prepare(&mut self.s.norm);
+    /// Norms the rows that the block reads into [`Scratch::norm`], ready for products; without a norm, as they are.
+    pub fn enter(&mut self, norm: Option<&Norm>) {
+        let (n, n_embd, s) = (self.n, self.n_embd, &mut *self.s);
+        let x = if self.n_x == n_embd { &s.x[..n * n_embd] } else { &s.input[..n * n_embd] };
+        let out = s.norm.start(n);
+        match norm {
+            Some(norm) => norm.apply(self.b, x, out),
+            None => out.copy_from_slice(x),
+        }
+        self.b.prepare(&mut s.norm);
+    }
+
+    /// Reads the rows of all residual streams into [`Scratch::input`].
+    pub fn read(&mut self, connection: &Connection) {
+        let (n, n_embd, s) = (self.n, self.n_embd, &mut *self.s);
+        let rows = StreamRows { all: &mut s.streams, low: &mut s.low, gate: &mut s.moe.out, weights: &mut s.weights };
+        self.n_weight = connection.n_weight();
+        connection.read(self.b, &s.x[..n * self.n_x], rows, &mut s.input[..n * n_embd]);
+    }
+
+    /// Adds the block's sum to all residual streams, normed first.
+    pub fn pass_on_through(&mut self, connection: &Connection, norm: Option<&Norm>) {
+        let (n, n_embd, s) = (self.n, self.n_embd, &mut *self.s);
+        self.target = Target::Stream;
+        let sum = &mut s.sum[..n * n_embd];
+        if let Some(norm) = norm {
+            norm.apply_onto(self.b, sum);
+        }
+        connection.add(self.b, sum, &s.weights, &mut s.x[..n * self.n_x]);
     }
 
     /// From here on, parts add to `target`, which is empty.
@@ -203,16 +254,9 @@ impl<'a, B: Backend> Cx<'a, B> {
 
     /// Multiplies the rows of the residual stream.
     pub fn scale(&mut self, scale: f32) {
-        let n = self.n_embd;
+        let n = self.n_x;
         let x = &mut self.s.x[..self.n * n];
         self.b.each_row(x, n, n, |_, row| row.iter_mut().for_each(|x| *x *= scale));
-    }
-
-    /// Puts them into [`Scratch::norm`] without any norm, ready for products.
-    pub fn as_they_are(&mut self) {
-        let x = &self.s.x[..self.n * self.n_embd];
-        self.s.norm.start(self.n).copy_from_slice(x);
-        self.b.prepare(&mut self.s.norm);
     }
 
     /// Whether [`Cx::drop_unneeded`] would drop any row. A trace wants every token's experts.
@@ -231,8 +275,8 @@ impl<'a, B: Backend> Cx<'a, B> {
 
     /// Goes on with the rows whose logits are wanted, whoever else wants others: moves all that is known of a row.
     pub fn keep_wanted(&mut self) {
-        let (n_embd, s) = (self.n_embd, &mut *self.s);
-        let scores = s.moe.scores.len() / s.n_batch;
+        let (n_embd, n_x, s) = (self.n_embd, self.n_x, &mut *self.s);
+        let (scores, n_weight) = (s.moe.scores.len() / s.n_batch, self.n_weight);
         let mut to = 0;
         for run in &mut s.runs {
             let skip = run.n - run.wanted;
@@ -241,13 +285,17 @@ impl<'a, B: Backend> Cx<'a, B> {
                 let shift = |x: &mut [f32], cols: usize| {
                     x.copy_within(from.start * cols..from.end * cols, to * cols);
                 };
-                shift(&mut s.x, n_embd);
-                for added in [&mut s.sum, &mut s.branch] {
+                s.tokens.copy_within(from.clone(), to);
+                shift(&mut s.x, n_x);
+                for added in [&mut s.input, &mut s.sum, &mut s.branch] {
                     if !added.is_empty() {
                         shift(added, n_embd);
                     }
                 }
+                shift(&mut s.weights, n_weight);
                 shift(&mut s.moe.scores, scores);
+                let words = s.index.chosen.len() / s.n_batch;
+                s.index.chosen.copy_within(from.start * words..from.end * words, to * words);
                 for turns in &mut s.turns {
                     let width = turns.len() / s.n_batch;
                     shift(turns, width);
@@ -264,8 +312,8 @@ impl<'a, B: Backend> Cx<'a, B> {
     pub fn broken(&self) -> Option<usize> {
         self.s.runs.iter().find_map(|run| {
             let skip = if self.only_wanted { run.n - run.wanted } else { 0 };
-            let rows = &run.of(&self.s.x, self.n_embd)[skip * self.n_embd..];
-            first_broken_row(rows, self.n_embd).map(|row| run.pos + skip + row)
+            let rows = &run.of(&self.s.x, self.n_x)[skip * self.n_x..];
+            first_broken_row(rows, self.n_x).map(|row| run.pos + skip + row)
         })
     }
 

@@ -113,18 +113,21 @@ fn layer_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
 }
 
-/// A gated feed-forward network.
+/// A feed-forward network.
 pub struct Gated {
     pub act: Act,
-    /// Gate, up and down.
-    pub mats: [Mat; 3],
+    /// Gate, if there is one, up and down.
+    pub mats: Vec<Mat>,
 }
 
 impl Gated {
     /// For the backend.
     pub fn view(&self) -> FfnMats<'_> {
-        let [gate, up, down] = self.mats.each_ref().map(Mat::view);
-        FfnMats { gate, up, down }
+        match &self.mats[..] {
+            [gate, up, down] => FfnMats { gate: Some(gate.view()), up: up.view(), down: down.view() },
+            [up, down] => FfnMats { gate: None, up: up.view(), down: down.view() },
+            _ => unreachable!("a network has two matrices or three"),
+        }
     }
 }
 
@@ -180,6 +183,25 @@ impl Loader<'_> {
         }
     }
 
+    /// Expert numbers below `n_expert`.
+    pub fn expert_numbers(&mut self, t: &Tensor, n_expert: usize) -> Result<Vec<u16>> {
+        let mut bytes = vec![0; t.bytes as usize];
+        self.gguf.read_tensor_part(&self.gguf.tensors()[t.index], t.start, &mut bytes)?;
+        (self.progress)(t.bytes);
+        let mut numbers = Vec::with_capacity(t.rows * t.cols);
+        for (i, &word) in bytes.as_chunks().0.iter().enumerate() {
+            let number = i32::from_le_bytes(word);
+            match u16::try_from(number) {
+                Ok(expert) if usize::from(expert) < n_expert => numbers.push(expert),
+                _ => {
+                    let got = format!("has expert {number} for token {}, and there are {n_expert}", i / t.cols);
+                    return Err(self.wrong(t, got));
+                }
+            }
+        }
+        Ok(numbers)
+    }
+
     fn wrong(&self, t: &Tensor, got: String) -> Error {
         let info = &self.gguf.tensors()[t.index];
         Error::file(self.gguf.path_of(info), format!("tensor {} {got}", info.name))
@@ -206,12 +228,18 @@ impl Loader<'_> {
         norm.map(|norm| self.norm(norm)).transpose()
     }
 
+    /// A matrix whose products stay as they are.
+    pub fn plain(&mut self, w: &Tensor) -> Result<Linear> {
+        Ok(Linear { w: self.mat(w)?, scale: 1.0, bias: Vec::new() })
+    }
+
     pub fn linear(&mut self, linear: &blueprint::Linear) -> Result<Linear> {
         let scale = self.optional(linear.scale.as_ref())?.first().copied().unwrap_or(1.0);
         Ok(Linear { w: self.mat(&linear.w)?, scale, bias: self.optional(linear.bias.as_ref())? })
     }
 
     pub fn gated(&mut self, ffn: &blueprint::Gated) -> Result<Gated> {
-        Ok(Gated { act: ffn.act, mats: [self.mat(&ffn.gate)?, self.mat(&ffn.up)?, self.mat(&ffn.down)?] })
+        let mats = ffn.gate.iter().chain([&ffn.up, &ffn.down]).map(|t| self.mat(t)).collect::<Result<_>>()?;
+        Ok(Gated { act: ffn.act, mats })
     }
 }

@@ -6,9 +6,11 @@ mod cx;
 mod embed;
 mod ffn;
 mod finite;
+mod hyper;
 mod load;
 mod missing;
 mod mixer;
+mod ngram;
 mod rope;
 mod scratch;
 mod state;
@@ -31,8 +33,10 @@ use crate::{
         cx::{Cx, Target},
         embed::Embed,
         ffn::{Dense, Moe},
+        hyper::Connection,
         load::{Linear, Loader, Norm},
-        mixer::{DeltaNet, Gqa, Mamba2, ShortConv},
+        mixer::{Compressed, DeltaNet, Gqa, Mamba2, ShortConv},
+        ngram::NGram,
         rope::Rope,
     },
     trace::Phase,
@@ -44,6 +48,7 @@ pub struct Model {
     pub blueprint: Blueprint,
     path: PathBuf,
     embed: Embed,
+    ngrams: Option<ngram::Table>,
     ropes: Vec<Rope>,
     blocks: Vec<Block>,
     head: Head,
@@ -53,6 +58,7 @@ pub struct Model {
 struct Block {
     /// The layer it belongs to.
     layer: usize,
+    connection: Option<Connection>,
     branches: Vec<Branch>,
     post: Option<Norm>,
     scale: f32,
@@ -62,7 +68,7 @@ struct Block {
 
 /// `scale · post(part(norm(x)))`
 struct Branch {
-    /// `None`: as the branch before.
+    /// `None`: as the branch before; in the first one, none.
     norm: Option<Norm>,
     part: Part,
     post: Option<Norm>,
@@ -72,16 +78,19 @@ struct Branch {
 
 enum Part {
     Gqa(Gqa),
+    Compressed(Compressed),
     DeltaNet(DeltaNet),
     Mamba2(Mamba2),
     ShortConv(ShortConv),
+    NGram(NGram),
     Dense(Dense),
     Moe(Moe),
 }
 
 /// From the residual stream to logits.
 struct Head {
-    norm: Norm,
+    connection: Option<Connection>,
+    norm: Option<Norm>,
     /// (n_vocab, n_embd)
     output: Linear,
     scale: f32,
@@ -149,8 +158,9 @@ impl Model {
         batch: &Batch<'_>,
         seqs: &mut [Sequence],
     ) -> Result<()> {
-        let mut cx = Cx::new(workspace, batch, seqs, self.blueprint.n_embd);
-        self.embed.gather(batch.tokens, &mut cx.s.x, &mut cx.s.embd)?;
+        let (n_stream, n_embd) = (self.blueprint.n_stream, self.blueprint.n_embd);
+        let mut cx = Cx::new(workspace, batch, seqs, [n_stream, n_embd]);
+        self.gather(&mut cx, batch)?;
         self.check(&cx, || "the token embedding".to_owned())?;
         cx.rotate(&self.ropes);
         for (i, block) in self.blocks.iter().enumerate() {
@@ -165,6 +175,17 @@ impl Model {
         }
         batch.spans.iter().for_each(|span| seqs[span.seq].commit(&batch.tokens[span.rows.clone()]));
         Ok(())
+    }
+
+    /// Reads what the tokens alone decide: rows of the embedding and of the table of n-grams.
+    fn gather<B: Backend>(&self, cx: &mut Cx<'_, B>, batch: &Batch<'_>) -> Result<()> {
+        let Scratch { x, embd, ngram_ids, ngrams, .. } = &mut *cx.s;
+        let (n_stream, n_embd) = (self.blueprint.n_stream, self.blueprint.n_embd);
+        self.embed.gather(batch.tokens, n_embd, &mut x[..batch.tokens.len() * n_stream * n_embd], embd)?;
+        match &self.ngrams {
+            Some(table) => table.gather(cx.b, batch, cx.seqs, (ngram_ids, ngrams, embd)),
+            None => Ok(()),
+        }
     }
 
     /// Refuses rows that are no numbers any more: from there on, nothing is. `part` was added to them last.
@@ -196,22 +217,29 @@ impl Model {
         let (n_state, mut states) = (blueprint.states().count(), 0);
         let (mut n_attention, mut n_recurrent, mut n_moe) = (0, 0, 0);
         let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| {
-            states += usize::from(part.state().is_some());
+            let of_part = part.states();
+            states += of_part.len();
             // Numbers count from 0.
             let is_last = states == n_state;
             let (attention, recurrent) = (n_attention, n_recurrent);
-            match part.state() {
-                Some(State::Rows { .. }) => n_attention += 1,
-                Some(State::Recurrent { .. }) => n_recurrent += 1,
-                None => {}
+            for state in of_part {
+                match state {
+                    State::Rows { .. } => n_attention += 1,
+                    State::Recurrent { .. } => n_recurrent += 1,
+                }
             }
             match part {
                 blueprint::Part::Gqa(gqa) => Ok(Part::Gqa(Gqa::load(loader, gqa, attention, is_last, &shapes)?)),
+                blueprint::Part::Compressed(part) => {
+                    let numbers = [attention, recurrent];
+                    Ok(Part::Compressed(Compressed::load(loader, part, numbers, is_last, &shapes)?))
+                }
                 blueprint::Part::DeltaNet(net) => Ok(Part::DeltaNet(DeltaNet::load(loader, net, recurrent, is_last)?)),
                 blueprint::Part::Mamba2(mamba) => Ok(Part::Mamba2(Mamba2::load(loader, mamba, recurrent, is_last)?)),
                 blueprint::Part::ShortConv(conv) => {
                     Ok(Part::ShortConv(ShortConv::load(loader, conv, recurrent, is_last)?))
                 }
+                blueprint::Part::NGram(ngram) => Ok(Part::NGram(NGram::load(loader, ngram, recurrent, is_last)?)),
                 blueprint::Part::Dense(ffn) => Ok(Part::Dense(Dense::load(loader, ffn)?)),
                 blueprint::Part::Moe(moe) => {
                     n_moe += 1;
@@ -219,13 +247,13 @@ impl Model {
                 }
             }
         };
-        let blocks = blueprint.blocks.iter().map(|block| Block::load(&mut loader, block, &mut part));
+        let streams = [blueprint.n_stream, blueprint.n_embd];
+        let blocks = blueprint.blocks.iter().map(|block| Block::load(&mut loader, block, streams, &mut part));
         let blocks = blocks.collect::<Result<_>>()?;
-        let head = &blueprint.head;
-        let (norm, output) = (loader.norm(&head.norm)?, loader.linear(&head.output)?);
-        let head = Head { norm, output, scale: head.scale, soft_cap: head.soft_cap };
+        let head = Head::load(&mut loader, &blueprint.head, streams)?;
+        let ngrams = blueprint.ngrams.as_ref().map(|table| ngram::Table::new(gguf, table));
         let embed = Embed::new(gguf, &blueprint.embed, blueprint.embed_scale);
-        Ok(Self { blueprint, path: gguf.path().to_owned(), embed, ropes, blocks, head })
+        Ok(Self { blueprint, path: gguf.path().to_owned(), embed, ngrams, ropes, blocks, head })
     }
 
     /// The bytes of the attention's and the output's matrices, most of the dense weights.
@@ -234,9 +262,11 @@ impl Model {
         for branch in self.blocks.iter().flat_map(|block| &block.branches) {
             match &branch.part {
                 Part::Gqa(gqa) => mats.extend(gqa.mats()),
+                Part::Compressed(part) => mats.extend(part.mats()),
                 Part::DeltaNet(net) => mats.extend(net.mats()),
                 Part::Mamba2(mamba) => mats.extend(mamba.mats()),
                 Part::ShortConv(conv) => mats.extend(conv.mats()),
+                Part::NGram(ngram) => mats.extend(ngram.mats()),
                 Part::Dense(_) | Part::Moe(_) => {}
             }
         }
@@ -246,12 +276,18 @@ impl Model {
 
     /// Brings the dense weights into the order that the backend prefers.
     pub fn interleave(&mut self, b: &mut impl Backend) {
+        let connections = self.blocks.iter_mut().filter_map(|block| block.connection.as_mut());
+        for connection in connections.chain(&mut self.head.connection) {
+            connection.mats_mut().for_each(|mat| mat.interleave(b));
+        }
         for branch in self.blocks.iter_mut().flat_map(|block| &mut block.branches) {
             match &mut branch.part {
                 Part::Gqa(gqa) => gqa.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::Compressed(part) => part.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::DeltaNet(net) => net.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::Mamba2(mamba) => mamba.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::ShortConv(conv) => conv.mats_mut().for_each(|mat| mat.interleave(b)),
+                Part::NGram(ngram) => ngram.mats_mut().for_each(|mat| mat.interleave(b)),
                 Part::Dense(ffn) => ffn.mats_mut().iter_mut().for_each(|mat| mat.interleave(b)),
                 Part::Moe(moe) => moe.mats_mut().for_each(|mat| mat.interleave(b)),
             }
@@ -264,6 +300,7 @@ impl Block {
     fn load(
         loader: &mut Loader<'_>,
         block: &blueprint::Block,
+        streams: [usize; 2],
         part: &mut impl FnMut(&mut Loader<'_>, &blueprint::Part) -> Result<Part>,
     ) -> Result<Self> {
         let branches = block.branches.iter().map(|branch| {
@@ -275,31 +312,41 @@ impl Block {
         let branches = branches.collect::<Result<_>>()?;
         let post = loader.norm_if_there(block.post.as_ref())?;
         let scale = loader.optional(block.scale.as_ref())?.first().copied().unwrap_or(1.0);
-        Ok(Self { layer: block.layer, branches, post, scale, has_sum: block.has_sum() })
+        let connection = Connection::load_if_any(loader, block.connection.as_ref(), streams)?;
+        Ok(Self { layer: block.layer, connection, branches, post, scale, has_sum: block.has_sum() })
     }
 
     /// Adds to the residual stream. `ahead`: the blocks behind this one.
     fn add<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) -> Result<()> {
+        if let Some(connection) = &self.connection {
+            cx.read(connection);
+        }
         if let (true, Some((Part::Moe(moe), _))) = (self.mixes(), ahead.first().and_then(Block::feed_forward)) {
             moe.score_early(cx);
+            // Behind the last part that mixes tokens, those whose logits nobody wants need no experts.
+            if !cx.has_unneeded() || ahead.iter().any(Block::mixes) {
+                moe.request_early(cx);
+            }
         }
         let target = if self.has_sum { Target::Block } else { Target::Stream };
         cx.begin(target);
-        for branch in &self.branches {
+        for (i, branch) in self.branches.iter().enumerate() {
             if let Part::Moe(moe) = &branch.part {
                 moe.score_by_own_norm(cx);
             }
-            if let Some(norm) = &branch.norm {
-                cx.norm(norm);
+            if i == 0 || branch.norm.is_some() {
+                cx.enter(branch.norm.as_ref());
             }
             if branch.has_sum {
                 cx.begin(Target::Branch);
             }
             match &branch.part {
                 Part::Gqa(gqa) => gqa.add(branch.norm.as_ref(), cx),
+                Part::Compressed(part) => part.add(cx),
                 Part::DeltaNet(net) => net.add(cx),
                 Part::Mamba2(mamba) => mamba.add(cx),
                 Part::ShortConv(conv) => conv.add(cx),
+                Part::NGram(ngram) => ngram.add(cx),
                 Part::Dense(ffn) => ffn.add(cx),
                 Part::Moe(moe) => moe.add(cx, ahead)?,
             }
@@ -308,27 +355,31 @@ impl Block {
             }
             cx.pass_on(target, branch.post.as_ref(), branch.scale);
         }
-        cx.pass_on(Target::Stream, self.post.as_ref(), 1.0);
+        match &self.connection {
+            Some(connection) => cx.pass_on_through(connection, self.post.as_ref()),
+            None => cx.pass_on(Target::Stream, self.post.as_ref(), 1.0),
+        }
         if self.scale != 1.0 {
             cx.scale(self.scale);
         }
         Ok(())
     }
 
-    /// The feed-forward part, and the norm of its input: its own or that of a branch before it.
-    fn feed_forward(&self) -> Option<(&Part, &Norm)> {
+    /// The feed-forward part, and the norm of its input, if any: its own or that of a branch before it.
+    fn feed_forward(&self) -> Option<(&Part, Option<&Norm>)> {
         let mut norm = None;
         self.branches.iter().find_map(|branch| {
             norm = branch.norm.as_ref().or(norm);
-            if branch.mixes() { None } else { Some((&branch.part, norm?)) }
+            if branch.mixes() { None } else { Some((&branch.part, norm)) }
         })
     }
 
     /// For people.
     fn name(&self) -> String {
         let part = match self.branches.first().map(|branch| &branch.part) {
-            Some(Part::Gqa(_)) => "attention",
+            Some(Part::Gqa(_) | Part::Compressed(_)) => "attention",
             Some(Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_)) => "recurrent part",
+            Some(Part::NGram(_)) => "memory of n-grams",
             Some(Part::Dense(_) | Part::Moe(_)) | None => "feed-forward part",
         };
         format!("the {part} of blk.{}", self.layer)
@@ -343,13 +394,23 @@ impl Block {
 impl Branch {
     fn mixes(&self) -> bool {
         match self.part {
-            Part::Gqa(_) | Part::DeltaNet(_) | Part::Mamba2(_) | Part::ShortConv(_) => true,
             Part::Dense(_) | Part::Moe(_) => false,
+            _ => true,
         }
     }
 }
 
 impl Head {
+    fn load(loader: &mut Loader<'_>, head: &blueprint::Head, streams: [usize; 2]) -> Result<Self> {
+        Ok(Self {
+            connection: Connection::load_if_any(loader, head.connection.as_ref(), streams)?,
+            norm: loader.norm_if_there(head.norm.as_ref())?,
+            output: loader.linear(&head.output)?,
+            scale: head.scale,
+            soft_cap: head.soft_cap,
+        })
+    }
+
     /// The logits of the wanted rows. Returns the position of the first of them that has no finite logit: one is enough to
     /// draw a token by.
     fn logits<B: Backend>(&self, cx: &mut Cx<'_, B>) -> Option<usize> {
@@ -357,7 +418,10 @@ impl Head {
         if cx.is_done() {
             return None;
         }
-        cx.norm(&self.norm);
+        if let Some(connection) = &self.connection {
+            cx.read(connection);
+        }
+        cx.enter(self.norm.as_ref());
         let w = self.output.w.view();
         let y = &mut cx.s.logits[..cx.s.norm.len() * w.rows];
         cx.b.matmul(&cx.s.norm, &mut [Product { w, y }]);

@@ -72,6 +72,7 @@ mod tests {
             base: 10_000.0,
             scale: 0.25,
             divisors: None,
+            long: None,
             yarn: None,
             magnitude: 1.0,
         };

@@ -3,11 +3,13 @@
 use super::{
     cx::Run,
     ffn::MoeScratch,
-    mixer::{AttentionRows, DeltaNet, Latent, Mamba2, ShortConv},
+    hyper::Connection,
+    mixer::{AttentionRows, Compressed, DeltaNet, IndexScratch, Latent, Mamba2, SeenRows, ShortConv},
+    ngram::NGram,
 };
 use crate::{
     backend::{FfnJob, Floats, Hidden, Pair, Rows},
-    blueprint::{Block, Blueprint, Branch, Part},
+    blueprint::{self, Block, Blueprint, Branch, NGramTable, Part},
     id::ExpertId,
     quant::block::CHUNK,
     trace::Routed,
@@ -29,6 +31,8 @@ pub struct ScratchShape {
     pub threads: usize,
     /// Rows of logits.
     pub n_logits: usize,
+    /// Tokens of a sequence.
+    pub n_ctx: usize,
 }
 
 /// See the module. Lengths beside the fields are maxima; a batch uses the front.
@@ -36,8 +40,16 @@ pub struct Scratch {
     pub(super) n_batch: usize,
     /// The rows of each sequence that are computed. (up to n_batch)
     pub(super) runs: Vec<Run>,
-    /// (n_batch, n_embd)
+    /// Which token each row is. (n_batch)
+    pub(super) tokens: Vec<u32>,
+    /// Residual streams. (n_batch, n_stream, n_embd)
     pub(super) x: Floats,
+    /// What a block reads of several. (n_batch, n_embd), or empty
+    pub(super) input: Floats,
+    /// All streams, normed for that. (n_batch, n_stream * n_embd), or empty
+    pub(super) streams: Rows,
+    /// What a block reads and adds with. (n_batch + 1, [`Connection::most_weights`]), or empty; the last is a lookahead's.
+    pub(super) weights: Floats,
     /// What a block adds, where that is normed or scaled. (n_batch, n_embd), or empty
     pub(super) sum: Floats,
     /// The same of a branch.
@@ -48,10 +60,18 @@ pub struct Scratch {
     pub(super) attended: Rows,
     /// Short rows of latent attention, and between two matrices of one product. (n_batch, [`low_cols`])
     pub(super) low: Rows,
+    /// Of indexers.
+    pub(super) index: IndexScratch,
     /// Cosines and sines of each rotation. (n_batch, 2, n_rot / 2)
     pub(super) turns: Vec<Vec<f32>>,
-    /// One row of the token embedding.
+    /// One row of the token embedding or of a table of n-grams.
     pub(super) embd: Vec<u8>,
+    /// Which rows of that table the batch takes. (up to n_batch * rows of a token)
+    pub(super) ngram_ids: Vec<u64>,
+    /// These rows, side by side. (n_batch, rows of a token * cols)
+    pub(super) ngrams: Rows,
+    /// What a row of an attention over compressed blocks sees.
+    pub(super) seen: SeenRows,
     pub(super) moe: MoeScratch,
     /// (n_logits, n_vocab)
     pub(super) logits: Floats,
@@ -64,14 +84,22 @@ impl Scratch {
         Self {
             n_batch: n,
             runs: Vec::with_capacity(n),
-            x: Floats::zeros(n * m.n_embd),
+            tokens: vec![0; n],
+            x: Floats::zeros(n * m.n_stream * m.n_embd),
+            input: Floats::zeros(n * stream_cols(m) / m.n_stream),
+            streams: Rows::new(n, stream_cols(m)),
+            weights: Floats::zeros(weights(m, n)),
             sum: Floats::zeros(if sums(m)[0] { n * m.n_embd } else { 0 }),
             branch: Floats::zeros(if sums(m)[1] { n * m.n_embd } else { 0 }),
             norm: Rows::new(n, m.n_embd),
             attended: Rows::new(n, attended_cols(m)),
             low: Rows::new(n, low_cols(m)),
+            index: IndexScratch::new(m, n, shape.n_ctx),
             turns: m.ropes().iter().map(|rope| vec![0.0; n * rope.n_rot]).collect(),
-            embd: vec![0; m.n_embd * 4],
+            embd: vec![0; row_cols(m) * 4],
+            ngram_ids: Vec::with_capacity(n * m.ngrams.as_ref().map_or(0, NGramTable::n_row)),
+            ngrams: Rows::new(n, m.ngrams.as_ref().map_or(0, NGramTable::width)),
+            seen: SeenRows::new(m, shape.n_ctx),
             moe: MoeScratch {
                 scores: Floats::zeros(n * n_expert),
                 lookahead: [vec![0.0; n_expert], vec![0.0; n_expert]],
@@ -95,19 +123,31 @@ impl Scratch {
         let (n, n_used, n_expert) = (shape.n_batch, m.n_expert_used(), m.n_expert);
         let n_rot: usize = m.ropes().iter().map(|rope| rope.n_rot).sum();
         let floats = n
-            * (m.n_embd * (2 + sums(m).into_iter().filter(|&is| is).count()) + wide(m) + n_expert + n_rot + 1)
-            + m.n_embd
+            * (m.n_embd * (1 + m.n_stream + sums(m).into_iter().filter(|&is| is).count())
+                + stream_cols(m) / m.n_stream
+                + wide(m)
+                + n_expert
+                + n_rot
+                + 1)
+            + weights(m, n)
+            + row_cols(m)
             + 2 * n_expert
             + shape.n_logits * m.n_vocab;
         let rows = Rows::bytes(n, m.n_embd)
             + Rows::bytes(n, attended_cols(m))
             + Rows::bytes(n, low_cols(m))
             + Rows::bytes(1, m.n_embd)
+            + IndexScratch::bytes(m, n, shape.n_ctx)
+            + Rows::bytes(n, stream_cols(m))
+            + Rows::bytes(n, m.ngrams.as_ref().map_or(0, NGramTable::width))
             + Hidden::bytes(max_pairs(m, shape), m.n_ff());
-        let lists = n * size_of::<Run>()
+        let lists = n * (size_of::<Run>() + size_of::<u32>())
+            + n * m.ngrams.as_ref().map_or(0, NGramTable::n_row) * size_of::<u64>()
             + n * n_used * (size_of::<Routed>() + size_of::<Pair>())
             + n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 4);
-        (floats * size_of::<f32>()) as u64 + rows + lists as u64
+        ((floats * size_of::<f32>()) as u64 + rows + lists as u64)
+            .saturating_add(SeenRows::bytes(m, shape.n_ctx))
+            .min(u64::MAX / 64)
     }
 
     /// Tokens that fit in a batch.
@@ -129,12 +169,15 @@ fn sums(m: &Blueprint) -> [bool; 2] {
 fn wide(m: &Blueprint) -> usize {
     let mixer = m.parts().map(|part| match part {
         Part::Gqa(gqa) => AttentionRows::cols(gqa, m.n_embd),
+        Part::Compressed(part) => Compressed::cols(part, m.n_embd),
         Part::DeltaNet(net) => DeltaNet::cols(net, m.n_embd),
         Part::Mamba2(mamba) => Mamba2::cols(mamba, m.n_embd),
         Part::ShortConv(_) => ShortConv::cols(m.n_embd),
+        Part::NGram(ngram) => NGram::cols(ngram, m.n_embd),
         Part::Dense(_) | Part::Moe(_) => 0,
     });
-    mixer.max().unwrap_or(0).max(m.n_expert_used() * m.n_embd)
+    let experts = m.moe().map(|moe| moe.router.choice.n_expert_used * moe.width(m.n_embd).max(m.n_embd));
+    mixer.chain(experts).max().unwrap_or(0).max(stream_cols(m))
 }
 
 /// Floats per token of what heads give. Heads of latent attention are rows of their own, in whole chunks.
@@ -145,9 +188,11 @@ fn attended_cols(m: &Blueprint) -> usize {
             let rows = gqa.latent.map_or(0, |latent| n_head * v.max(latent.nope).next_multiple_of(CHUNK));
             rows.max(n_head * v)
         }
+        Part::Compressed(part) => part.groups * (part.n_head / part.groups * part.head).next_multiple_of(CHUNK),
         Part::DeltaNet(net) => net.n_v * net.v,
         Part::Mamba2(mamba) => mamba.inner(),
         Part::ShortConv(_) => m.n_embd,
+        Part::NGram(_) => 0,
         Part::Dense(_) | Part::Moe(_) => 0,
     });
     heads.max().unwrap_or(0)
@@ -156,10 +201,32 @@ fn attended_cols(m: &Blueprint) -> usize {
 fn low_cols(m: &Blueprint) -> usize {
     let of = |part: &Part| match part {
         Part::Gqa(gqa) => gqa.latent.map_or(0, |latent| Latent::low_cols(&latent, gqa.heads.n_head)),
+        Part::Compressed(part) => Compressed::low_cols(part),
         Part::DeltaNet(net) => net.rank(),
-        Part::Mamba2(_) | Part::ShortConv(_) | Part::Dense(_) | Part::Moe(_) => 0,
+        Part::Moe(moe) => moe.latent.map_or(0, |[down, _]| down.w.rows),
+        _ => 0,
     };
-    m.parts().map(of).max().unwrap_or(0)
+    let connections = m.blocks.iter().filter_map(|block| block.connection.as_ref()).chain(&m.head.connection);
+    let rank = connections.map(|connection| match connection {
+        blueprint::Connection::Gated(gated) => gated.down.rows,
+        blueprint::Connection::Mixed(_) | blueprint::Connection::Mean => 0,
+    });
+    m.parts().map(of).chain(rank).max().unwrap_or(0)
+}
+
+/// Floats of a token's residual streams, if there are several.
+fn stream_cols(m: &Blueprint) -> usize {
+    if m.n_stream > 1 { m.n_stream * m.n_embd } else { 0 }
+}
+
+/// Floats of [`Scratch::weights`].
+fn weights(m: &Blueprint, n_batch: usize) -> usize {
+    if m.n_stream > 1 { (n_batch + 1) * Connection::most_weights(m.n_stream) } else { 0 }
+}
+
+/// Elements of the widest row that is read from the file.
+fn row_cols(m: &Blueprint) -> usize {
+    m.ngrams.as_ref().map_or(0, |table| table.rows.cols).max(m.n_embd)
 }
 
 fn max_pairs(m: &Blueprint, shape: ScratchShape) -> usize {

@@ -180,16 +180,17 @@ impl Tier {
         self.next_lane = (lane + 1) % LANES;
         let (device, shape, from) = (self.ffns.device(), &self.layers[usize::from(layer)].shape, self.staging[lane]);
         device.wait_copy(lane)?;
-        let plain = [&mats.gate, &mats.up, &mats.down].map(|w| w.interleaved.then(|| interleaved::restore(w)));
+        let from_gate = mats.gate.as_ref().expect("a tier's experts have gates");
+        let plain = [from_gate, &mats.up, &mats.down].map(|w| w.interleaved.then(|| interleaved::restore(w)));
         let [gate, up, down] = &plain;
         let view = |w: &QMat<'_>, plain: &Option<Vec<u8>>, lay: &mut dyn FnMut(QMat<'_>)| match plain {
             Some(bytes) => lay(QMat::new(w.ty, w.rows, w.cols, bytes)),
             None => lay(*w),
         };
-        view(&mats.gate, gate, &mut |gate| {
+        view(from_gate, gate, &mut |gate| {
             view(&mats.up, up, &mut |up| {
                 view(&mats.down, down, &mut |down| {
-                    let mats = FfnMats { gate, up, down };
+                    let mats = FfnMats { gate: Some(gate), up, down };
                     shape.lay_out(&mats, bias, |at, bytes| device.write(from, at, bytes));
                 });
             });

@@ -1,12 +1,12 @@
-//! The matrices of a gated feed-forward block, wherever their bytes lie.
+//! The matrices of a feed-forward block, wherever their bytes lie.
 
 use super::QMat;
 
-/// `down(silu(gate x) * up x)`: one expert, a shared expert or a dense block.
+/// `down(act(gate x) * up x)`, or `down(act(up x))` without a gate: one expert, a shared expert or a dense block.
 #[derive(Clone, Copy)]
 pub struct FfnMats<'a> {
     /// (n_ff, n_embd)
-    pub gate: QMat<'a>,
+    pub gate: Option<QMat<'a>>,
     /// (n_ff, n_embd)
     pub up: QMat<'a>,
     /// (n_embd, n_ff)
@@ -16,6 +16,6 @@ pub struct FfnMats<'a> {
 impl FfnMats<'_> {
     /// Width of the hidden layer.
     pub fn n_ff(&self) -> usize {
-        self.gate.rows
+        self.up.rows
     }
 }

@@ -50,17 +50,17 @@ struct Batch {
 }
 
 impl Batch {
-    /// Choices of a token in a layer, of which there are `k` at most.
-    fn choices(&self, layer: usize, token: usize, k: usize) -> &[Routed] {
+    /// Choices of a token in a layer.
+    fn choices(&self, layer: usize, token: usize) -> &[Routed] {
         let all = &self.layers[layer];
-        // Only imported tokens, which come one by one, can have fewer.
-        if self.n_token == 1 { all } else { &all[token * k..(token + 1) * k] }
+        let used = all.len() / self.n_token;
+        &all[token * used..(token + 1) * used]
     }
 
     /// A token's choices in all layers, `k` each: `None` where it has fewer.
     fn padded(&self, token: usize, k: usize) -> impl Iterator<Item = Option<&Routed>> {
         let of_layer = move |layer| {
-            let there = self.choices(layer, token, k).iter().map(Some);
+            let there = self.choices(layer, token).iter().map(Some);
             there.chain(std::iter::repeat(None)).take(k)
         };
         (0..self.layers.len()).flat_map(of_layer)
@@ -91,15 +91,16 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
             (batch.phase, batch.first_token, batch.n_token) = (event.phase, event.first_token, event.n_tokens as usize);
         }
         let choices = event.routed.len();
-        let whole = choices == batch.n_token.saturating_mul(header.n_expert_used);
-        let few = batch.n_token == 1 && choices < header.n_expert_used;
-        if layer != next || event.n_tokens as usize != batch.n_token || !(whole || few) {
+        // Layers may use fewer than others.
+        let used = choices / batch.n_token;
+        let fits = used * batch.n_token == choices && used <= header.n_expert_used && (used > 0 || batch.n_token == 1);
+        if layer != next || event.n_tokens as usize != batch.n_token || !fits {
             let expected = format!("layer {next} of a batch of {} tokens", batch.n_token);
             let got = format!("layer {layer} of {} tokens with {choices} choices", event.n_tokens);
             return Err(Error::format(path, format!("the event after token {}", done.tokens), expected, got));
         }
         for (i, r) in event.routed.iter().enumerate() {
-            round += u64::from(i % header.n_expert_used == 0);
+            round += u64::from(i % used == 0);
             if std::mem::replace(&mut seen[usize::from(r.id.expert)], round) == round {
                 let what = format!("expert {} of layer {layer}, after token {}", r.id.expert, done.tokens);
                 return Err(Error::format(path, what, "once for a token", "twice"));
@@ -199,7 +200,7 @@ fn csv(from: &Path, mut out: NewFile) -> Result<Exported> {
         for i in 0..batch.n_token {
             let position = u64::from(batch.first_token) + i as u64;
             for layer in 0..header.n_layer {
-                for (rank, r) in batch.choices(layer, i, header.n_expert_used).iter().enumerate() {
+                for (rank, r) in batch.choices(layer, i).iter().enumerate() {
                     let (expert, weight) = (r.id.expert, r.weight);
                     let prompt = prompt.saturating_sub(1);
                     let line = format!("{token},{prompt},{position},{phase},{layer},{rank},{expert},{weight}\n");

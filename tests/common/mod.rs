@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod dice;
+pub mod header;
 pub mod hub;
 pub mod isa;
 pub mod mutate;

@@ -32,7 +32,7 @@ impl Rng {
     }
 
     /// Uniform in [0, 1), with 53 bits.
-    fn next_f64(&mut self) -> f64 {
+    pub fn random(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
@@ -51,7 +51,7 @@ impl Rng {
                 return self.tail(magnitude);
             }
             let (above, below) = (self.tables.density[layer - 1], self.tables.density[layer]);
-            if (above - below) * self.next_f64() + below < (-0.5 * x * x).exp() {
+            if (above - below) * self.random() + below < (-0.5 * x * x).exp() {
                 return x;
             }
         }
@@ -61,8 +61,8 @@ impl Rng {
     fn tail(&mut self, magnitude: u64) -> f64 {
         const INVERSE_R: f64 = 0.273_661_237_329_758_3;
         loop {
-            let x = -INVERSE_R * (-self.next_f64()).ln_1p();
-            let y = -(-self.next_f64()).ln_1p();
+            let x = -INVERSE_R * (-self.random()).ln_1p();
+            let y = -(-self.random()).ln_1p();
             if y + y > x * x {
                 return if magnitude >> 8 & 1 == 1 { -(R + x) } else { R + x };
             }

@@ -107,15 +107,24 @@ pub fn build(name: &str, spec: &Spec, path: &Path) {
     }
     write_vocabulary(&mut w);
     for (tensor, dims) in &spec.tensors {
-        w.tensor(tensor, dims, GgmlType::F32).unwrap();
+        w.tensor(tensor, dims, type_of(tensor)).unwrap();
     }
     let tied = !spec.tensors.iter().any(|(n, _)| n == "output.weight");
     let mut out = w.start().unwrap();
     for (tensor, dims) in &spec.tensors {
-        let bytes: Vec<u8> = weights(tensor, dims, spec, tied).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let values = weights(tensor, dims, spec, tied);
+        let bytes: Vec<u8> = match type_of(tensor) {
+            GgmlType::I32 => values.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
         out.write_tensor(tensor, &bytes).unwrap();
     }
     out.finish().unwrap();
+}
+
+/// Numbers of experts are whole.
+pub fn type_of(tensor: &str) -> GgmlType {
+    if tensor.contains("tid2eid") { GgmlType::I32 } else { GgmlType::F32 }
 }
 
 /// As the gguf package for Python picks types: integers are u32 alone and i32 in arrays.
@@ -124,6 +133,9 @@ fn from_json(value: &serde_json::Value) -> Value {
     match value {
         Json::Bool(b) => Value::Bool(*b),
         Json::String(s) => Value::String(s.clone()),
+        Json::Object(o) => {
+            Value::Array(Array::U64(o["u64"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()))
+        }
         Json::Number(n) if n.is_f64() => Value::F32(n.as_f64().unwrap() as f32),
         Json::Number(n) => Value::U32(n.as_u64().unwrap().try_into().unwrap()),
         Json::Array(a) if a.iter().all(Json::is_boolean) => {
@@ -133,7 +145,7 @@ fn from_json(value: &serde_json::Value) -> Value {
             Value::Array(Array::I32(a.iter().map(|n| n.as_i64().unwrap().try_into().unwrap()).collect()))
         }
         Json::Array(a) => Value::Array(Array::F32(a.iter().map(|n| n.as_f64().unwrap() as f32).collect())),
-        other => panic!("specs.json: no metadata type for {other}"),
+        Json::Null => panic!("specs.json: no metadata type for null"),
     }
 }
 
@@ -207,6 +219,10 @@ fn weights(name: &str, dims: &[u64], spec: &Spec, tied: bool) -> Vec<f32> {
                 let at = |i: u64| if i + 1 == n { scale } else { (i as f64 * step) as f32 };
                 (0..n).map(|i| 1.0 + at(i)).collect()
             }
+            "choice" => {
+                draws.for_each(drop);
+                distinct(&mut rng, dims, scale as usize)
+            }
             "first" => (0..n).map(|i| if (i as f32) < scale { 1.0 } else { 1e30 }).collect(),
             other => panic!("{name}: the rule {other} is not ported"),
         }
@@ -236,6 +252,17 @@ fn weights(name: &str, dims: &[u64], spec: &Spec, tied: bool) -> Vec<f32> {
         };
         draws.map(|r| gain * r / root).collect()
     }
+}
+
+/// Rows of different numbers below `n`: the order of as many draws.
+fn distinct(rng: &mut Rng, dims: &[u64], n: usize) -> Vec<f32> {
+    let row = |_| {
+        let draws: Vec<f64> = (0..n).map(|_| rng.random()).collect();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| draws[a].total_cmp(&draws[b]));
+        order.into_iter().take(dims[0] as usize).map(|i| i as f32).collect::<Vec<_>>()
+    };
+    (0..dims[1]).flat_map(row).collect()
 }
 
 /// zlib's CRC-32.

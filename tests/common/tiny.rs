@@ -60,7 +60,7 @@ pub fn stacked_experts(gguf: &Gguf, layer: usize) -> ExpertSet {
         hotset::blueprint::Tensor { index, start: 0, ty, rows, cols, bytes: info.bytes.unwrap(), groups: None }
     });
     let n_expert = gguf.tensors()[tensors[0].index].dims[2] as usize;
-    ExpertSet { layer, n_expert, n_ff: tensors[0].rows, tensors: ExpertTensors::Stacked(tensors) }
+    ExpertSet { layer, n_expert, n_ff: tensors[0].rows, gated: true, tensors: ExpertTensors::Stacked(tensors.to_vec()) }
 }
 
 impl Tiny {

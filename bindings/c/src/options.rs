@@ -146,6 +146,8 @@ impl TextOptions {
         let or = |number: f32, default| if number == 0.0 { default } else { number };
         let default = SamplerConfig::default();
         SamplerConfig {
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             temperature: self.temperature,
             top_k: self.top_k as usize,
             top_p: or(self.top_p, 1.0),

@@ -23,6 +23,7 @@ use crate::{
 use sums::{Part, Sums};
 
 const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
+const _: () = assert!(TILE == u64::BITS as usize, "a word says which positions of a tile are looked at");
 
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
 const QUERIES: usize = 64;
@@ -253,7 +254,9 @@ impl Block<'_> {
                 let scores = &mut s.scores[i * TILE..][..seen(i)];
                 // What the window has left behind weighs nothing: adding nothing changes no bit of a sum.
                 let behind = a.sees_from(end - 1).saturating_sub(start);
-                if behind >= scores.len() {
+                let chosen = a.chosen(end - 1 - a.first, start / TILE);
+                let none = scores.len() < TILE && chosen & ((1 << scores.len()) - 1) == 0 || chosen == 0;
+                if behind >= scores.len() || none {
                     scores.fill(0.0);
                     continue;
                 }
@@ -261,6 +264,10 @@ impl Block<'_> {
                     scores.iter_mut().for_each(|x| *x = soft_cap(cap, *x));
                 }
                 scores[..behind].fill(f32::NEG_INFINITY);
+                if chosen != u64::MAX {
+                    let left_out = scores.iter_mut().enumerate().filter(|(i, _)| chosen >> i & 1 == 0);
+                    left_out.for_each(|(_, score)| *score = f32::NEG_INFINITY);
+                }
                 let (_, weights) = part.raise(k, i, k.max(scores));
                 weights.1 += k.exp_sum(scores, weights.0);
             }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    quant::{ActRow, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
+    quant::{ActRow, FfnMats, QMat, QMatMut, block::CHUNK, interleaved::TILE_ROWS},
 };
 
 /// Tokens of one kernel call at most: their activations stay in the second-level cache while weight rows pass.
@@ -282,7 +282,7 @@ impl Backend for Cpu {
         let piece_at = |of: Pieces, at: usize| (&jobs[at / of.count()], of.range(at % of.count()));
         let next_up = |worker: Worker<'_>| {
             let (job, range) = piece_at(ups, up_work.next(worker)?);
-            Some(job.mats.gate.slice(range).data)
+            Some(job.mats.gate.unwrap_or(job.mats.up).slice(range).data)
         };
         let next_down = |worker: Worker<'_>| {
             let (job, range) = piece_at(downs, down_work.next(worker)?);
@@ -291,28 +291,35 @@ impl Backend for Cpu {
         self.pool.run(&|worker: Worker<'_>| {
             up_work.work(worker, |at| {
                 let (job, range) = piece_at(ups, at);
-                let then_up = job.mats.up.slice(range.clone()).data;
+                let FfnMats { gate: gate_mat, up: up_mat, .. } = &job.mats;
+                let then_up = up_mat.slice(range.clone()).data;
                 let then = next_up(worker).or_else(|| next_down(worker)).unwrap_or_default();
                 let x = |t: usize| rows.row(pairs[job.pairs.start + t].row as usize);
                 let to = |base: &Out<f32>, t: usize| base.at((job.hidden + t) * n_ff);
                 // SAFETY: `gate` and `up` hold n rows of n_ff (asserted); a job's hidden rows are its own, pieces are
                 // disjoint in `range`.
                 unsafe {
-                    product(kernels, &job.mats.gate, range.clone(), then_up, job.pairs.len(), x, |t| to(&gate, t));
-                    product(kernels, &job.mats.up, range.clone(), then, job.pairs.len(), x, |t| to(&up, t));
+                    // Without a gate, what `up` gives stands where the gate's products do.
+                    let up = if gate_mat.is_some() { &up } else { &gate };
+                    if let Some(w) = gate_mat {
+                        product(kernels, w, range.clone(), then_up, job.pairs.len(), x, |t| to(&gate, t));
+                    }
+                    product(kernels, up_mat, range.clone(), then, job.pairs.len(), x, |t| to(up, t));
                     for t in 0..job.pairs.len() {
-                        let g = std::slice::from_raw_parts_mut(to(&gate, t).add(range.start), range.len());
-                        let u = std::slice::from_raw_parts_mut(to(&up, t).add(range.start), range.len());
                         let scale = pairs[job.pairs.start + t].scale;
-                        if scale != 1.0 {
-                            kernels.scale(scale, g);
-                            kernels.scale(scale, u);
-                        }
-                        finish(kernels, &job.extras, 0, range.clone(), g);
-                        finish(kernels, &job.extras, 1, range.clone(), u);
-                        match job.extras.act {
-                            Act::Silu => kernels.silu_mul(g, u),
-                            act => act.apply(g, u),
+                        let finished = |base: &Out<f32>, role: usize| {
+                            let y = std::slice::from_raw_parts_mut(to(base, t).add(range.start), range.len());
+                            if scale != 1.0 {
+                                kernels.scale(scale, y);
+                            }
+                            finish(kernels, &job.extras, role, range.clone(), y);
+                            y
+                        };
+                        let u = finished(up, 1);
+                        match (gate_mat, job.extras.act) {
+                            (None, act) => act.apply_alone(u),
+                            (Some(_), Act::Silu) => kernels.silu_mul(finished(&gate, 0), u),
+                            (Some(_), act) => act.apply(finished(&gate, 0), u),
                         }
                     }
                 }

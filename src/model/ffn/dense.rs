@@ -1,4 +1,4 @@
-//! A gated feed-forward network that every token takes.
+//! A feed-forward network that every token takes.
 
 use crate::{
     Result,

@@ -7,4 +7,4 @@ mod router;
 
 pub use dense::Dense;
 pub use moe::{Moe, MoeScratch};
-pub use router::sigmoid;
+pub use router::{sigmoid, softplus};

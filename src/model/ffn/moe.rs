@@ -2,7 +2,7 @@
 
 use super::{
     dense::everyone,
-    router::{route, selection_scores, sigmoid},
+    router::{route, selection_scores, sigmoid, softplus, weigh},
 };
 use crate::{
     Result,
@@ -13,6 +13,7 @@ use crate::{
     model::{
         Block, Part, Scratch,
         cx::Cx,
+        hyper::StreamRows,
         load::{Gated, Linear, Loader, Mat, Norm},
     },
     trace::{LayerEvent, Phase, Routed},
@@ -28,7 +29,11 @@ pub struct Moe {
     input: Input,
     /// (n_expert), or empty.
     select_bias: Vec<f32>,
+    /// The experts of each token, or empty. (n_vocab, n_expert_used)
+    by_token: Vec<u16>,
     act: Act,
+    /// To the width of the experts, and back.
+    latent: Option<[Linear; 2]>,
     /// Whether weights multiply what experts see, not what they give.
     weighs_input: bool,
     /// Of gate, up and down. (n_expert), or empty.
@@ -94,20 +99,42 @@ impl Moe {
         let scales = [optional(&s[0])?, optional(&s[1])?, optional(&s[2])?];
         let biases = [optional(&b[0])?, optional(&b[1])?, optional(&b[2])?];
         let select_bias = optional(&moe.router.select_bias)?;
+        let by_token = match &moe.router.by_token {
+            Some(numbers) => loader.expert_numbers(numbers, moe.experts.n_expert)?,
+            None => Vec::new(),
+        };
         let (router, choice) = (loader.linear(&moe.router.w)?, moe.router.choice);
         let input = match &moe.router.input {
             RouterInput::Normed => Input::Normed,
             RouterInput::LayerInput => Input::Early,
             RouterInput::Own(norm) => Input::Own(loader.norm(norm)?),
         };
+        let latent = match &moe.latent {
+            Some([down, up]) => Some([loader.linear(down)?, loader.linear(up)?]),
+            None => None,
+        };
         let (index, act, weighs_input) = (index as u16, moe.act, moe.weighs_input);
-        Ok(Self { index, choice, router, input, select_bias, act, weighs_input, scales, biases, shared })
+        Ok(Self {
+            index,
+            choice,
+            router,
+            input,
+            select_bias,
+            by_token,
+            act,
+            latent,
+            weighs_input,
+            scales,
+            biases,
+            shared,
+        })
     }
 
     /// All but a shared expert's gate, which is a single row.
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let shared = self.shared.iter_mut().flat_map(|shared| &mut shared.ffn.mats);
-        shared.chain([&mut self.router.w])
+        let latent = self.latent.iter_mut().flatten().map(|linear| &mut linear.w);
+        shared.chain([&mut self.router.w]).chain(latent)
     }
 
     /// `x += Σ weight · expert(norm(x)) + shared(norm(x))`, where the rows have been normed already. `ahead`: the blocks
@@ -131,6 +158,7 @@ impl Moe {
             // It has had pairs of its own in their place.
             sort(&mut cx.s.moe);
         }
+        self.narrow(cx);
         loop {
             self.compute_ready(cx)?;
             if self.finish_on_device(cx) {
@@ -152,7 +180,8 @@ impl Moe {
             let Cx { b, s, experts, tier, .. } = cx;
             experts.reorder_kept(&s.moe.ready, |w| b.interleave(w));
             let began = experts.now_ns();
-            s.moe.compute(*b, &s.norm, experts, |expert| self.extras(expert));
+            let rows = if self.latent.is_some() { &s.low } else { &s.norm };
+            s.moe.compute(*b, rows, experts, |expert| self.extras(expert));
             if let Some(tier) = tier
                 && s.norm.len() == 1
             {
@@ -175,7 +204,7 @@ impl Moe {
     /// If the router sees the layer's input: scores of the rows as they are now, before the attention.
     pub fn score_early<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         if let Input::Early = self.input {
-            cx.as_they_are();
+            cx.enter(None);
             self.score(cx);
         }
     }
@@ -183,7 +212,7 @@ impl Moe {
     /// If the router has a norm of its own: scores of the rows as they are now.
     pub fn score_by_own_norm<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         if let Input::Own(norm) = &self.input {
-            cx.norm(norm);
+            cx.enter(Some(norm));
             self.score(cx);
         }
     }
@@ -200,6 +229,11 @@ impl Moe {
             Score::Sigmoid => {
                 b.each_row(scores, n_expert, 8 * n_expert, |_, row| row.iter_mut().for_each(|x| *x = sigmoid(*x)));
             }
+            Score::SqrtSoftplus => {
+                b.each_row(scores, n_expert, 12 * n_expert, |_, row| {
+                    row.iter_mut().for_each(|x| *x = softplus(*x).sqrt());
+                });
+            }
             Score::SoftmaxOfChosen => {}
         }
     }
@@ -211,38 +245,105 @@ impl Moe {
         let scores = &s.moe.scores[..n * n_expert];
         let unset = Routed { id: ExpertId { layer: self.index, expert: 0 }, weight: 0.0 };
         s.moe.routed.resize(n * n_expert_used, unset);
+        if !self.by_token.is_empty() {
+            self.look_up(&s.tokens[..n], &mut s.moe.routed);
+        }
         b.each_row(&mut s.moe.routed, n_expert_used, 16 * n_expert, |i, routed| {
-            route(&self.choice, self.index, &scores[i * n_expert..(i + 1) * n_expert], &self.select_bias, routed);
+            let scores = &scores[i * n_expert..(i + 1) * n_expert];
+            if self.by_token.is_empty() {
+                route(&self.choice, self.index, scores, &self.select_bias, routed);
+            } else {
+                weigh(&self.choice, scores, routed);
+            }
         });
+    }
+
+    /// The experts of each row's token, not weighted yet.
+    fn look_up(&self, tokens: &[u32], routed: &mut Vec<Routed>) {
+        let weight = 1.0 / self.choice.n_expert_used as f32;
+        let experts = tokens.iter().flat_map(|&token| self.experts_of(token));
+        routed.clear();
+        routed.extend(experts.map(|&expert| Routed { id: ExpertId { layer: self.index, expert }, weight }));
+    }
+
+    fn experts_of(&self, token: u32) -> &[u16] {
+        let (n, token) = (self.choice.n_expert_used, token as usize);
+        &self.by_token[token * n..(token + 1) * n]
+    }
+
+    /// Asks for the experts before the layer's mixer runs, where they are known by then: from the layer's input or from the
+    /// tokens alone.
+    pub fn request_early<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        if !self.by_token.is_empty() {
+            let n = cx.len();
+            self.look_up(&cx.s.tokens[..n], &mut cx.s.moe.routed);
+        } else if let Input::Early = self.input {
+            self.route(cx);
+        } else {
+            return;
+        }
+        let (event, experts) = self.event(cx, 0);
+        experts.request_early(event);
+        cx.requested = Some(self.index);
     }
 
     /// Asks for the experts, and says what the next layers may want.
     fn request<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) {
         // Scores are of one token: of several sequences' tokens there are none.
-        let phase = cx.phase();
-        let horizon = if phase == Phase::Decode && cx.len() == 1 { cx.experts.horizon(self.index) } else { 0 };
+        let horizon = if cx.phase() == Phase::Decode && cx.len() == 1 { cx.experts.horizon(self.index) } else { 0 };
         let scored = look_ahead(cx, ahead, horizon);
+        let early = cx.requested == Some(self.index);
+        let (event, experts) = self.event(cx, scored);
+        if early { experts.request_rest(event) } else { experts.request(event) }
+    }
+
+    /// The experts that were chosen, with the scores of `scored` layers ahead; and whom to tell.
+    fn event<'x, B: Backend>(&self, cx: &'x mut Cx<'_, B>, scored: usize) -> (LayerEvent<'x>, &'x mut Experts) {
+        let (phase, first_token, n_tokens) = (cx.phase(), cx.first_pos() as u32, cx.len() as u32);
         let moe = &cx.s.moe;
         let event = LayerEvent {
             phase,
-            first_token: cx.first_pos() as u32,
-            n_tokens: cx.len() as u32,
+            first_token,
+            n_tokens,
             layer: self.index,
             routed: &moe.routed,
             lookahead: if scored > 0 { &moe.lookahead[0] } else { &[] },
             lookahead2: if scored > 1 { &moe.lookahead[1] } else { &[] },
         };
-        cx.experts.request(event);
+        (event, cx.experts)
+    }
+
+    /// What the experts read, where that is not what the router does: in [`Scratch::low`].
+    fn narrow<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let Some([down, _]) = &self.latent else { return };
+        let Cx { b, s, .. } = cx;
+        let (w, n) = (down.w.view(), s.norm.len());
+        let y = s.low.start_wide(n, w.rows);
+        b.matmul(&s.norm, &mut [Product { w, y }]);
+        down.finish(*b, y);
+        b.prepare(&mut s.low);
     }
 
     /// Adds up in routing order, whatever the order of arrival.
     fn sum<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, .. } = &mut **s;
-        let (x, moe) = (target.rows([x, sum, branch], n, n_embd), &*moe);
+        let Scratch { x, sum, branch, moe, low, .. } = &mut **s;
+        let x = target.rows([x, sum, branch], n, n_embd);
         let weight = |r: usize| if self.weighs_input { 1.0 } else { moe.routed[r].weight };
-        b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
+        if let Some([_, up]) = &self.latent {
+            let w = up.w.view();
+            let sums = low.start_wide(n, w.cols);
+            sums.fill(0.0);
+            b.add_weighted(sums, w.cols, &moe.out[..moe.routed.len() * w.cols], weight);
+            b.prepare(low);
+            let y = &mut moe.out[..n * n_embd];
+            b.matmul(low, &mut [Product { w, y }]);
+            up.finish(*b, y);
+            b.add_weighted(x, n_embd, y, |_| 1.0);
+        } else {
+            b.add_weighted(x, n_embd, &moe.out[..moe.routed.len() * n_embd], weight);
+        }
         if let Some(shared) = &self.shared {
             let gate = |i: usize| if shared.gate.is_some() { sigmoid(moe.shared_gate[i]) } else { 1.0 };
             b.add_weighted(x, n_embd, &moe.shared[..n * n_embd], gate);
@@ -253,23 +354,39 @@ impl Moe {
 /// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this
 /// layer's experts, of one token. Returns of how many: it ends at a layer without a router.
 fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> usize {
-    let n_embd = cx.n_embd;
+    let n_x = cx.n_x();
     let Cx { b, s, .. } = cx;
-    let (x, moe) = (&s.x[..n_embd], &mut s.moe);
+    let Scratch { tokens, x, streams, low, weights, moe, .. } = &mut **s;
+    let x = &x[..n_x];
     let mut scored = 0;
-    let ahead = ahead.iter().filter_map(Block::feed_forward);
-    for ((part, norm), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
+    let ahead = ahead.iter().filter_map(|block| Some((block.feed_forward()?, &block.connection)));
+    for (((part, norm), connection), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
         let Part::Moe(next) = part else { break };
-        match &next.input {
-            Input::Normed => norm.apply(*b, x, moe.ahead.start(1)),
-            Input::Early => moe.ahead.start(1).copy_from_slice(x),
-            Input::Own(norm) => norm.apply(*b, x, moe.ahead.start(1)),
+        scored += 1;
+        if !next.by_token.is_empty() {
+            // No estimate: these are its experts.
+            scores.fill(0.0);
+            next.experts_of(tokens[0]).iter().for_each(|&expert| scores[usize::from(expert)] = 1.0);
+            continue;
+        }
+        let row = moe.ahead.start(1);
+        match connection {
+            Some(connection) => {
+                // The last weights are nobody's else: those before are still to be added with.
+                let first = weights.len() - connection.n_weight();
+                let weights = &mut weights[first..];
+                connection.read(*b, x, StreamRows { all: streams, low, gate: &mut moe.out, weights }, row);
+            }
+            None => row.copy_from_slice(x),
+        }
+        match (&next.input, norm) {
+            (Input::Normed, Some(norm)) | (Input::Own(norm), _) => norm.apply_onto(*b, row),
+            (Input::Normed, None) | (Input::Early, _) => {}
         }
         b.prepare(&mut moe.ahead);
         b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
         next.router.finish(*b, scores);
         selection_scores(&next.choice, &next.select_bias, scores);
-        scored += 1;
     }
     scored
 }

@@ -16,6 +16,11 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// `ln(1 + exp(x))`, which is x where that overflows.
+pub fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
 /// What lookahead compares experts by, from their outputs in `x`: only the order counts.
 pub fn selection_scores(choice: &Choice, bias: &[f32], x: &mut [f32]) {
     // Without a bias or groups, no score function changes the order.
@@ -28,6 +33,7 @@ pub fn selection_scores(choice: &Choice, bias: &[f32], x: &mut [f32]) {
                 x.iter_mut().for_each(|v| *v /= sum);
             }
             Score::Sigmoid => x.iter_mut().for_each(|v| *v = sigmoid(*v)),
+            Score::SqrtSoftplus => x.iter_mut().for_each(|v| *v = softplus(*v).sqrt()),
             Score::SoftmaxOfChosen => {}
         }
         x.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
@@ -91,6 +97,11 @@ pub fn route(choice: &Choice, layer: u16, scores: &[f32], bias: &[f32], routed: 
         }
         routed[at] = Routed { id: ExpertId { layer, expert }, weight };
     }
+    weigh(choice, scores, routed);
+}
+
+/// The weights of the experts that were chosen.
+pub fn weigh(choice: &Choice, scores: &[f32], routed: &mut [Routed]) {
     routed.iter_mut().for_each(|r| r.weight = scores[usize::from(r.id.expert)]);
     if choice.score == Score::SoftmaxOfChosen {
         let max = routed.iter().fold(f32::NEG_INFINITY, |max, r| max.max(r.weight));
@@ -149,7 +160,7 @@ mod tests {
 
     #[test]
     fn lookahead_has_the_order_of_the_choice() {
-        for score in [Score::Softmax, Score::Sigmoid] {
+        for score in [Score::Softmax, Score::Sigmoid, Score::SqrtSoftplus] {
             let choice = Choice { score, n_expert_used: 1, renormalise: true, scale: 1.0, groups: None };
             let mut x = [1.0, 3.0, 2.0, -1.0];
             selection_scores(&choice, &[], &mut x);

@@ -1,4 +1,4 @@
-//! A causal convolution of each channel for itself: of its present input and the last ones, which a sequence keeps.
+//! A causal convolution of each channel for itself: of its present input and some of the last ones, which a sequence keeps.
 
 use crate::{Result, backend::Backend, blueprint, model::load::Loader};
 
@@ -9,6 +9,8 @@ pub struct Conv {
     w: Vec<f32>,
     /// (channels), or empty.
     bias: Vec<f32>,
+    /// From each input that it sees to the next.
+    dilation: usize,
 }
 
 /// Rows of inputs: some columns of a wider matrix.
@@ -37,12 +39,12 @@ impl Conv {
         let channels = rows.len() / inputs;
         let w =
             (0..inputs).flat_map(|j| (0..channels).map(move |c| (c, j))).map(|(c, j)| rows[c * inputs + j]).collect();
-        Ok(Self { channels, w, bias })
+        Ok(Self { channels, w, bias, dilation: convs[0].dilation })
     }
 
     /// Floats that a sequence keeps: the last inputs of all channels.
     pub fn floats(&self) -> usize {
-        self.w.len() - self.channels
+        (self.w.len() - self.channels) * self.dilation
     }
 
     /// `out = then(conv(inputs))`, where `before` are the inputs before these, the last ones of which are left in `after`.
@@ -60,10 +62,10 @@ impl Conv {
             Some(i) => &inputs.x[i * inputs.cols + inputs.at..][..channels],
             None => &before[i * channels..][..channels],
         };
-        b.each_row(out, channels, (kept + 2) * channels, |i, out| {
+        b.each_row(out, channels, self.w.len() + channels, |i, out| {
             out.fill(0.0);
             for (j, w) in self.w.chunks_exact(channels).enumerate() {
-                out.iter_mut().zip(input(i + j)).zip(w).for_each(|((out, x), w)| *out += x * w);
+                out.iter_mut().zip(input(i + j * self.dilation)).zip(w).for_each(|((out, x), w)| *out += x * w);
             }
             out.iter_mut().zip(&self.bias).for_each(|(out, bias)| *out += bias);
             out.iter_mut().for_each(|out| *out = then(*out));

@@ -1,6 +1,6 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
-use super::{latent::Latent, multiply, open};
+use super::{indexer::Indexer, latent::Latent, multiply, open};
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
@@ -11,6 +11,7 @@ use crate::{
         load::{Linear, Loader, Mat, Norm},
         state::KvView,
     },
+    quant::QMat,
 };
 
 /// See the module.
@@ -38,11 +39,15 @@ pub struct Gqa {
     rotates: Option<Rotates>,
     temperature: Option<Temperature>,
     window: Option<usize>,
+    chunked: bool,
     /// (n_head), or empty.
     sinks: Vec<f32>,
     scale: f32,
     soft_cap: Option<f32>,
     gate: Option<Gate>,
+    indexer: Option<Indexer>,
+    /// Floats per token that this works in.
+    index_cols: usize,
 }
 
 /// What each head's result, or each of its elements, is multiplied by.
@@ -73,29 +78,34 @@ pub struct AttentionRows<'a> {
     pub gate: &'a mut [f32],
     /// Of a latent attention: see [`Latent::cols`].
     pub latent: &'a mut [f32],
+    /// Of an indexer: see [`Indexer::cols`].
+    pub index: &'a mut [f32],
     /// (n, n_embd)
     pub out: &'a mut [f32],
 }
 
 impl<'a> AttentionRows<'a> {
-    /// Those of `n` tokens. `gate`: outputs of the gate; `latent`: floats per token.
+    /// Those of `n` tokens. `gate`: outputs of the gate; `latent`, `index`: floats per token.
     ///
     /// # Panics
     /// If `memory` is less than [`AttentionRows::cols`] for each token.
-    fn of(h: Heads, [gate, latent]: [usize; 2], n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
+    fn of(h: Heads, [gate, latent, index]: [usize; 3], n_embd: usize, n: usize, memory: &'a mut [f32]) -> Self {
         let (q, rest) = memory.split_at_mut(n * h.n_head * h.k);
         let (k, rest) = rest.split_at_mut(n * h.n_head_kv * h.k);
         let (v, rest) = rest.split_at_mut(n * h.n_head_kv * h.v);
         let (gate, rest) = rest.split_at_mut(n * gate);
         let (latent, rest) = rest.split_at_mut(n * latent);
-        AttentionRows { q, k, v, gate, latent, out: &mut rest[..n * n_embd] }
+        let (index, rest) = rest.split_at_mut(n * index);
+        AttentionRows { q, k, v, gate, latent, index, out: &mut rest[..n * n_embd] }
     }
 
     /// Floats per token.
     pub fn cols(gqa: &blueprint::Gqa, n_embd: usize) -> usize {
         let h = gqa.heads;
         let latent = gqa.latent.map_or(0, |latent| Latent::cols(&latent, h.n_head));
-        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gqa.gate.map_or(0, |gate| gate.w.w.rows) + latent + n_embd
+        let (gate, index) =
+            (gqa.gate.map_or(0, |gate| gate.w.w.rows), gqa.indexer.map_or(0, |indexer| Indexer::cols(&indexer)));
+        (h.n_head + h.n_head_kv) * h.k + h.n_head_kv * h.v + gate + latent + index + n_embd
     }
 }
 
@@ -140,10 +150,13 @@ impl Gqa {
             rotates,
             temperature: gqa.temperature,
             window: gqa.window,
+            chunked: gqa.chunked,
             sinks: loader.optional(gqa.sinks.as_ref())?,
             scale: gqa.scale,
             soft_cap: gqa.soft_cap,
             gate,
+            indexer: gqa.indexer.map(|indexer| Indexer::load(loader, &indexer)).transpose()?,
+            index_cols: gqa.indexer.map_or(0, |indexer| Indexer::cols(&indexer)),
         })
     }
 
@@ -155,13 +168,14 @@ impl Gqa {
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let linears = [&mut self.q, &mut self.k, &mut self.o].into_iter().chain(&mut self.v);
         let own = linears.chain(self.gate.as_mut().map(|gate| &mut gate.w)).map(|linear| &mut linear.w);
-        own.chain(self.latent.iter_mut().flat_map(|latent| latent.mats_mut()))
+        let own = own.chain(self.latent.iter_mut().flat_map(|latent| latent.mats_mut()));
+        own.chain(self.indexer.iter_mut().flat_map(Indexer::mats_mut))
     }
 
     /// The rows of `n` tokens.
     fn rows<'m>(&self, n_embd: usize, n: usize, memory: &'m mut [f32]) -> AttentionRows<'m> {
         let gate = self.gate.as_ref().map_or(0, |gate| gate.w.w.view().rows);
-        AttentionRows::of(self.heads, [gate, self.latent_cols], n_embd, n, memory)
+        AttentionRows::of(self.heads, [gate, self.latent_cols, self.index_cols], n_embd, n, memory)
     }
 
     /// `x += o · attend(norm(x))`, where the rows have been normed already.
@@ -176,7 +190,7 @@ impl Gqa {
             if cx.is_done() {
                 return;
             }
-            cx.norm(norm.expect("attention is a block's first branch"));
+            cx.enter(norm);
             self.queries(cx);
         }
         self.attend(cx);
@@ -186,8 +200,8 @@ impl Gqa {
     fn queries<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, .. } = cx;
-        let Scratch { norm, low, moe, .. } = &mut **s;
-        let AttentionRows { q, gate, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
+        let Scratch { norm, low, moe, turns, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, index, .. } = self.rows(n_embd, n, &mut moe.out);
         match &self.latent {
             None => {
                 multiply(*b, norm, [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None])
@@ -195,6 +209,11 @@ impl Gqa {
             Some(latent) => {
                 multiply(*b, norm, [self.gate_product(gate), None, None, None]);
                 latent.queries(*b, norm, &self.q, low, latent.split(n, memory).0);
+                if let Some(own) = self.indexer.as_ref().and_then(|indexer| indexer.own.as_ref()) {
+                    let rows = own.rows(n, index);
+                    own.queries(*b, [norm, low], [&mut *rows.q, rows.weights]);
+                    self.rotate(*b, rows.q, [own.k, 0], turns, n);
+                }
             }
         }
     }
@@ -207,6 +226,7 @@ impl Gqa {
     fn project<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
         if let Some(latent) = &self.latent {
             self.project_latent(latent, cx);
+            self.keep_index(cx);
             if queries {
                 self.queries(cx);
             }
@@ -277,6 +297,24 @@ impl Gqa {
         }
     }
 
+    /// Writes index keys into the cache, where it has a place for them.
+    fn keep_index<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let Some(own) = self.indexer.as_ref().and_then(|indexer| indexer.own.as_ref()) else { return };
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, seqs, .. } = cx;
+        let AttentionRows { index, .. } = self.rows(n_embd, n, &mut s.moe.out);
+        let rows = own.rows(n, index);
+        own.keys(*b, &s.norm, rows.key);
+        self.rotate(*b, rows.key, [own.k, 0], &s.turns, n);
+        for run in &s.runs {
+            let (ty, first, x) = (seqs[run.seq].ty(), run.pos, run.of(rows.key, own.k));
+            let cache = seqs[run.seq].index_mut(self.index);
+            if !cache.is_empty() {
+                b.write_cache(CacheWrite { x, cache, keys: false, ty, heads: 1, dim: own.k, first });
+            }
+        }
+    }
+
     /// What becomes of the products that queries, keys or values are.
     fn finish(&self, b: &mut impl Backend, linear: &Linear, y: &mut [f32]) {
         linear.finish(b, y);
@@ -286,11 +324,29 @@ impl Gqa {
         }
     }
 
+    /// Chooses what each row looks at, in sequences that are longer than that.
+    fn choose<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let Some(Indexer { top_k, own: Some(own) }) = &self.indexer else { return };
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, seqs, experts, .. } = cx;
+        let Scratch { moe, runs, index: scratch, .. } = &mut **s;
+        let AttentionRows { index, .. } = self.rows(n_embd, n, &mut moe.out);
+        let rows = own.rows(n, index);
+        for run in runs.iter().filter(|run| run.pos + run.n > *top_k) {
+            let KvView { ty, index: keys, .. } = seqs[run.seq].rows(self.index);
+            let (end, row_bytes) = (run.pos + run.n, own.k / ty.block_len() * ty.block_bytes());
+            let keys = QMat::new(ty, end, own.k, &keys[..end * row_bytes]);
+            own.choose(*b, &rows, (run.row, run.n, run.pos), keys, *top_k, scratch);
+            experts.meanwhile();
+        }
+    }
+
     /// Attention of each sequence's queries over its own rows.
     fn attend<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        self.choose(cx);
         let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, low, turns, runs, .. } = &mut **s;
+        let Scratch { x, sum, branch, moe, attended, low, turns, runs, index, n_batch, .. } = &mut **s;
         let AttentionRows { q, gate, latent: memory, out, .. } = self.rows(n_embd, n, &mut moe.out);
         if let Some(latent) = &self.latent {
             let (heads, wide) = latent.split(n, memory);
@@ -312,7 +368,14 @@ impl Gqa {
         }
         let heads = attended.start_wide(n, h.n_head * h.v);
         for run in &*runs {
-            let KvView { ty, n_ctx, keys, values } = seqs[run.seq].rows(self.index);
+            let KvView { ty, n_ctx, keys, values, .. } = seqs[run.seq].rows(self.index);
+            // Shorter ones see everything.
+            let chosen = match &self.indexer {
+                Some(indexer) if run.pos + run.n > indexer.top_k => {
+                    run.of(&index.chosen, index.chosen.len() / *n_batch)
+                }
+                _ => &[],
+            };
             let attention = Attention {
                 q: run.of(q, h.n_head * h.k),
                 keys,
@@ -325,6 +388,8 @@ impl Gqa {
                 head_v: h.v,
                 first: run.pos,
                 window: self.window,
+                chunked: self.chunked,
+                chosen,
                 sinks: &self.sinks,
                 scale: self.scale,
                 soft_cap: self.soft_cap,

@@ -1,24 +1,27 @@
 //! Parts that mix a sequence's tokens, and fill its state.
 
+mod compressed;
+mod compressor;
 mod conv;
 mod delta_net;
 mod gqa;
+mod indexer;
 mod latent;
 mod low_rank;
 mod mamba2;
 mod short_conv;
 
-use self::{
-    conv::{Conv, Inputs},
-    low_rank::LowRank,
-};
+pub use compressed::{Compressed, SeenRows};
+pub use conv::{Conv, Inputs};
 pub use delta_net::DeltaNet;
 pub use gqa::{AttentionRows, Gqa};
+pub use indexer::IndexScratch;
 pub use latent::Latent;
+use low_rank::LowRank;
 pub use mamba2::Mamba2;
 pub use short_conv::ShortConv;
 
-use super::ffn::sigmoid;
+use super::ffn::{sigmoid, softplus};
 use crate::{
     backend::{Backend, MAX_PRODUCTS, Product, Rows},
     blueprint::GateAct,
@@ -35,13 +38,8 @@ fn open(act: GateAct, x: f32) -> f32 {
 }
 
 /// `x * sigmoid(x)`.
-fn silu(x: f32) -> f32 {
+pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)
-}
-
-/// `ln(1 + exp(x))`, which is x where that overflows.
-fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
 /// The products that there are, of one input.

@@ -237,6 +237,11 @@ impl Sequence {
         self.rows.of_mut(attention)
     }
 
+    /// Index keys of an attention (rows, k of its indexer), for writing. Empty: nothing has to be chosen.
+    pub(super) fn index_mut(&mut self, attention: usize) -> &mut [u8] {
+        self.rows.index_mut(attention)
+    }
+
     /// An attention's keys and values.
     pub(super) fn rows(&self, attention: usize) -> KvView<'_> {
         self.rows.of(attention)

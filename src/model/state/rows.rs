@@ -1,7 +1,8 @@
 //! Keys and values of the tokens so far, in F32, F16 or Q8_0. Allocated once; pages that no token has reached cost nothing.
 //!
-//! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v): what one head reads is contiguous. Keys
-//! of F16 and Q8_0 are turned, see [`TurnedKey`](crate::backend::TurnedKey).
+//! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v), then index keys (rows, k of the indexer), if
+//! there are any: what one head reads is contiguous. Keys of F16 and Q8_0 are turned, see
+//! [`TurnedKey`](crate::backend::TurnedKey); index keys are not.
 //!
 //! Where a window leaves old positions out of sight, there are only as many rows as the window and a batch need, in whole tiles
 //! of keys, and position p is row p modulo their number.
@@ -27,6 +28,8 @@ struct Size {
     heads: usize,
     /// Bytes of a head's key and of its value.
     row_bytes: [usize; 2],
+    /// Bytes of an index key, of which there is one for all heads.
+    index_bytes: usize,
     /// Rows of a head.
     rows: usize,
     /// Positions before a token that it sees, where there are fewer rows than the context has positions.
@@ -52,6 +55,8 @@ pub struct KvView<'a> {
     pub keys: &'a [u8],
     /// (heads, n_ctx, v)
     pub values: &'a [u8],
+    /// (n_ctx, k of the indexer), or empty.
+    pub index: &'a [u8],
 }
 
 /// Bytes of one head's row of `n` elements.
@@ -69,9 +74,13 @@ fn row_bytes(ty: GgmlType, n: usize) -> Result<usize> {
 impl Size {
     /// For a context of `n_ctx` tokens that come in batches of at most `n_batch`. `None` of what keeps no rows.
     fn of(state: State, ty: GgmlType, n_ctx: usize, n_batch: usize) -> Result<Option<Self>> {
-        let State::Rows { heads, k, v, window } = state else { return Ok(None) };
+        let State::Rows { heads, k, v, window, index, each } = state else { return Ok(None) };
+        let index_bytes = match index.filter(|index| n_ctx > index.top_k) {
+            Some(index) => row_bytes(ty, index.k)?,
+            None => 0,
+        };
         let row_bytes = [row_bytes(ty, k)?, row_bytes(ty, v)?];
-        let (mut rows, mut behind) = (n_ctx, None);
+        let (mut rows, mut behind) = (n_ctx / each, None);
         if let Some(window) = window {
             // Whatever a batch's first row sees and its last row's position, in whole tiles: no row that anything sees shares
             // a place with another, even if the batch fails and comes again.
@@ -81,12 +90,18 @@ impl Size {
                 (rows, behind) = (all, Some(window - 1));
             }
         }
-        Ok(Some(Self { heads, row_bytes, rows, behind }))
+        Ok(Some(Self { heads, row_bytes, index_bytes, rows, behind }))
     }
 
-    /// Bytes of all keys and of all values.
-    fn bytes(&self) -> [usize; 2] {
-        self.row_bytes.map(|bytes| bytes.saturating_mul(self.heads).saturating_mul(self.rows))
+    /// Keys, values and index keys: heads, and bytes of a row of one.
+    fn kinds(&self) -> [(usize, usize); 3] {
+        let [k, v] = self.row_bytes;
+        [(self.heads, k), (self.heads, v), (1, self.index_bytes)]
+    }
+
+    /// Bytes of all keys, of all values and of all index keys.
+    fn bytes(&self) -> [usize; 3] {
+        self.kinds().map(|(heads, bytes)| bytes.saturating_mul(heads).saturating_mul(self.rows))
     }
 
     /// Tiles that hold what the token at position `len` sees before it.
@@ -98,7 +113,8 @@ impl Size {
     /// Bytes of a checkpoint at most.
     fn checkpoint_bytes(&self) -> usize {
         let positions = self.behind.map_or(0, |behind| (behind.div_ceil(KEY_TILE) + 1) * KEY_TILE);
-        self.row_bytes.iter().sum::<usize>().saturating_mul(self.heads).saturating_mul(positions)
+        let position = |(heads, bytes): (usize, usize)| bytes.saturating_mul(heads);
+        self.kinds().map(position).into_iter().fold(0, usize::saturating_add).saturating_mul(positions)
     }
 }
 
@@ -155,15 +171,23 @@ impl Rows {
     /// An attention's keys (heads, rows, k) and values (heads, rows, v), for writing.
     pub fn of_mut(&mut self, attention: usize) -> (&mut [u8], &mut [u8]) {
         let Place { start, size, .. } = &self.attentions[attention];
-        let [keys, values] = size.bytes();
+        let [keys, values, _] = size.bytes();
         self.memory[*start..start + keys + values].split_at_mut(keys)
+    }
+
+    /// An attention's index keys (rows, k of the indexer), for writing, or nothing.
+    pub fn index_mut(&mut self, attention: usize) -> &mut [u8] {
+        let Place { start, size, .. } = &self.attentions[attention];
+        let [keys, values, index] = size.bytes();
+        &mut self.memory[start + keys + values..][..index]
     }
 
     pub fn of(&self, attention: usize) -> KvView<'_> {
         let Place { start, size, .. } = &self.attentions[attention];
-        let [keys, values] = size.bytes();
-        let (keys, values) = self.memory[*start..start + keys + values].split_at(keys);
-        KvView { ty: self.ty, n_ctx: size.rows, keys, values }
+        let [keys, values, index] = size.bytes();
+        let (keys, rest) = self.memory[*start..start + keys + values + index].split_at(keys);
+        let (values, index) = rest.split_at(values);
+        KvView { ty: self.ty, n_ctx: size.rows, keys, values, index }
     }
 
     /// Positions below `end` are about to be written.
@@ -191,14 +215,14 @@ impl Rows {
     fn each_piece(&mut self, len: usize, mut f: impl FnMut(&mut [u8])) {
         for Place { size, start, .. } in &self.attentions {
             let mut start = *start;
-            for row in size.row_bytes {
-                for head in 0..size.heads {
+            for (heads, row) in size.kinds() {
+                for head in 0..heads {
                     for tile in size.tiles(len) {
                         let at = start + (head * size.rows + tile % size.rows) * row;
                         f(&mut self.memory[at..at + KEY_TILE * row]);
                     }
                 }
-                start += size.heads * size.rows * row;
+                start += heads * size.rows * row;
             }
         }
     }

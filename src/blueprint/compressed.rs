@@ -1,0 +1,262 @@
+//! Attention over compressed blocks (DeepSeek-V4, 2026): a token has one row, key and value at once; its queries see the rows of
+//! a window, and beyond that blocks of tokens, each of them one row.
+
+use super::{LayerReader, Linear, Norm, Part, Reader, Rope, RopeKind, Tensor, reader::MAX_WIDTH};
+use crate::{Error, Result};
+
+/// Tokens of a block that overlaps the one before, and of which an indexer chooses.
+const OVERLAPPING: usize = 4;
+/// Tokens of a block that stands alone.
+const ALONE: usize = 128;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Compressed {
+    /// Query heads.
+    pub n_head: usize,
+    /// Elements of a query and of a row.
+    pub head: usize,
+    /// To short rows, and from there to queries. (rank, n_embd), (n_head * head, rank)
+    pub q: [Linear; 2],
+    /// Of the short rows.
+    pub q_norm: Norm,
+    /// Of each query, without a weight.
+    pub head_norm: Norm,
+    /// A token's row. (head, n_embd)
+    pub row: Linear,
+    /// Of a row.
+    pub row_norm: Norm,
+    /// Of the last elements of queries and rows. What attention gives rotates back.
+    pub rope: Rope,
+    /// How many rows a token sees, its own among them.
+    pub window: usize,
+    /// A score of each head that counts in the softmax and has no value. (n_head)
+    pub sinks: Tensor,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// From the heads of each group to a short row, and from all of those to the output. (groups * rank, n_head / groups * head),
+    /// (n_embd, groups * rank)
+    pub o: [Linear; 2],
+    /// Groups of heads.
+    pub groups: usize,
+    /// `None`: a token sees the window alone.
+    pub blocks: Option<Blocks>,
+}
+
+/// Blocks of tokens.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    /// Tokens of one.
+    pub each: usize,
+    /// What makes rows of them.
+    pub compressor: Compressor,
+    /// What chooses among them; `None`: all are seen.
+    pub index: Option<Index>,
+}
+
+/// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own. An overlapping one
+/// sums the first half of the values of the block before, too, and the second half of its own.
+#[derive(Clone, Debug)]
+pub struct Compressor {
+    /// Elements of a row.
+    pub dim: usize,
+    /// Whether blocks overlap.
+    pub overlaps: bool,
+    /// (dim or 2 * dim, n_embd)
+    pub value: Linear,
+    /// The same for the scores.
+    pub score: Linear,
+    /// Added to the scores of each token of a block. (tokens, dim or 2 * dim)
+    pub ape: Tensor,
+    /// Of a row, before it rotates by the position of the block's first token.
+    pub norm: Norm,
+}
+
+/// Chooses among blocks: those whose rows score best, summed over heads.
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// Heads.
+    pub n_head: usize,
+    /// From the attention's short rows. (n_head * dim, rank)
+    pub q: Linear,
+    /// Weights of the heads. (n_head, n_embd)
+    pub weight: Linear,
+    /// Its own rows of the blocks.
+    pub compressor: Compressor,
+    /// How many are chosen.
+    pub top_k: usize,
+}
+
+impl Compressor {
+    /// Elements of a token's values, or of its scores.
+    pub fn cols(&self) -> usize {
+        if self.overlaps { 2 * self.dim } else { self.dim }
+    }
+
+    /// Tokens of which a sequence keeps values and scores.
+    pub fn kept(&self) -> usize {
+        if self.overlaps { 2 * self.ape.rows } else { self.ape.rows }
+    }
+
+    /// Floats of these.
+    pub fn floats(&self) -> usize {
+        self.kept().saturating_mul(2 * self.cols())
+    }
+
+    fn tensors(&self, all: &mut Vec<Tensor>) {
+        self.value.tensors(all);
+        self.score.tensors(all);
+        all.push(self.ape);
+        self.norm.tensors(all);
+    }
+}
+
+impl Blocks {
+    /// Its compressors: of rows, and of the indexer's.
+    pub fn compressors(&self) -> impl Iterator<Item = &Compressor> {
+        [&self.compressor].into_iter().chain(self.index.as_ref().map(|index| &index.compressor))
+    }
+}
+
+impl Compressed {
+    /// Rows that a token sees at most in a context of `n_ctx`.
+    pub fn most_rows(&self, n_ctx: usize) -> usize {
+        let blocks = self.blocks.as_ref().map_or(0, |blocks| {
+            (n_ctx / blocks.each).min(blocks.index.as_ref().map_or(usize::MAX, |index| index.top_k))
+        });
+        self.window.min(n_ctx) + blocks
+    }
+
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
+        self.q.iter().chain([&self.row]).chain(&self.o).for_each(|linear| linear.tensors(all));
+        [&self.q_norm, &self.row_norm].into_iter().for_each(|norm| norm.tensors(all));
+        all.push(self.sinks);
+        if let Some(blocks) = &self.blocks {
+            blocks.compressors().for_each(|compressor| compressor.tensors(all));
+            if let Some(index) = &blocks.index {
+                index.q.tensors(all);
+                index.weight.tensors(all);
+            }
+        }
+    }
+}
+
+/// What the keys say of all layers.
+#[derive(Clone, Debug)]
+pub struct CompressedShape {
+    n_head: usize,
+    head: usize,
+    rank: usize,
+    window: usize,
+    groups: usize,
+    o_rank: usize,
+    /// Of layers without blocks and with them.
+    ropes: [Rope; 2],
+    /// Tokens of a block; 0: none. (n_layer)
+    each: Vec<usize>,
+}
+
+impl Reader<'_> {
+    /// # Errors
+    /// A key that is missing or does not make sense.
+    pub fn compressed_shape(&self) -> Result<CompressedShape> {
+        let (heads, path) = (self.heads()?, self.gguf().path());
+        if heads.n_head_kv != 1 || heads.k != heads.v {
+            let got = format!("{} of {} and {}", heads.n_head_kv, heads.k, heads.v);
+            let expected = "one key head that is the value head";
+            return Err(Error::unsupported(path, "key and value heads", expected, got));
+        }
+        let groups = self.count("attention.output_group_count", MAX_WIDTH)?;
+        if !heads.n_head.is_multiple_of(groups) {
+            let key = self.key("attention.output_group_count");
+            return Err(Error::format(path, key, format!("a divisor of {} heads", heads.n_head), groups));
+        }
+        let scaled = self.rope(RopeKind::Interleaved, heads.k)?;
+        let plain = Rope { scale: 1.0, yarn: None, magnitude: 1.0, ..scaled };
+        let base = self.freq_base("attention.compress_rope_freq_base")?.unwrap_or(scaled.base);
+        let key = self.key("attention.compress_ratios");
+        let listed = self.gguf().meta().require_u32_or_array(&key, self.n_block)?;
+        if let Some(other) = listed.iter().find(|&&n| ![0, OVERLAPPING as u32, ALONE as u32].contains(&n)) {
+            let expected = format!("blocks of {OVERLAPPING} or {ALONE} tokens, or 0");
+            return Err(Error::unsupported(path, key, expected, other));
+        }
+        Ok(CompressedShape {
+            n_head: heads.n_head,
+            head: heads.k,
+            rank: self.count("attention.q_lora_rank", MAX_WIDTH)?,
+            window: self.count("attention.sliding_window", u32::MAX as usize)?,
+            groups,
+            o_rank: self.count("attention.output_lora_rank", MAX_WIDTH)?,
+            ropes: [plain, Rope { base, magnitude: 1.0, ..scaled }],
+            each: listed.iter().take(self.n_layer).map(|&n| n as usize).collect(),
+        })
+    }
+}
+
+impl LayerReader<'_, '_> {
+    /// Attention over compressed blocks, by `attn_q_a`, `attn_q_b`, `attn_kv`, `attn_output_a`, `attn_output_b`, and where there
+    /// are blocks `attn_compressor_*`, `indexer.*` and `indexer_compressor_*`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit.
+    pub fn compressed(&self, shape: &CompressedShape) -> Result<Part> {
+        let &CompressedShape { n_head, head, rank, window, groups, o_rank, ropes, .. } = shape;
+        let (m, n_embd, each) = (self.m, self.m.n_embd, shape.each[self.layer]);
+        let blocks = if each > 0 { Some(self.blocks(each, [head, rank, ropes[1].n_rot])?) } else { None };
+        Ok(Part::Compressed(Box::new(Compressed {
+            n_head,
+            head,
+            q: [self.linear("attn_q_a", n_embd, rank)?, self.linear("attn_q_b", rank, n_head * head)?],
+            q_norm: m.norm(&self.name("attn_q_a_norm"), rank)?,
+            head_norm: m.plain_norm(head)?,
+            row: self.linear("attn_kv", n_embd, head)?,
+            row_norm: m.norm(&self.name("attn_kv_a_norm"), head)?,
+            rope: ropes[usize::from(each > 0)],
+            window,
+            sinks: m.vector(&self.name("attn_sinks.weight"), n_head)?,
+            scale: 1.0 / (head as f32).sqrt(),
+            o: [
+                self.linear("attn_output_a", n_head / groups * head, groups * o_rank)?,
+                self.linear("attn_output_b", groups * o_rank, n_embd)?,
+            ],
+            groups,
+            blocks,
+        })))
+    }
+
+    fn blocks(&self, each: usize, [head, rank, n_rot]: [usize; 3]) -> Result<Blocks> {
+        let m = self.m;
+        let compressor = self.compressor("attn_compressor", each, head)?;
+        if !compressor.overlaps {
+            return Ok(Blocks { each, compressor, index: None });
+        }
+        let n_head = m.count("attention.indexer.head_count", MAX_WIDTH)?;
+        let dim = m.head_length("attention.indexer.key_length", head)?;
+        if dim < n_rot {
+            let key = m.key("attention.indexer.key_length");
+            return Err(Error::format(m.gguf().path(), key, format!("at least the {n_rot} that rotate"), dim));
+        }
+        let top_k = m.count("attention.indexer.top_k", u32::MAX as usize)?;
+        let index = Index {
+            n_head,
+            q: self.linear("indexer.attn_q_b", rank, n_head * dim)?,
+            weight: self.linear("indexer.proj", m.n_embd, n_head)?,
+            compressor: self.compressor("indexer_compressor", each, dim)?,
+            top_k,
+        };
+        Ok(Blocks { each, compressor, index: Some(index) })
+    }
+
+    fn compressor(&self, name: &str, each: usize, dim: usize) -> Result<Compressor> {
+        let overlaps = each == OVERLAPPING;
+        let (m, n_embd, cols) = (self.m, self.m.n_embd, if overlaps { 2 * dim } else { dim });
+        Ok(Compressor {
+            dim,
+            overlaps,
+            value: self.linear(&format!("{name}_kv"), n_embd, cols)?,
+            score: self.linear(&format!("{name}_gate"), n_embd, cols)?,
+            ape: m.matrix(&self.name(&format!("{name}_ape.weight")), cols, each)?,
+            norm: m.norm(&self.name(&format!("{name}_norm")), dim)?,
+        })
+    }
+}
