@@ -24,7 +24,7 @@ use hotset::{
 };
 
 /// One of each kind of part that keeps something of a sequence.
-const MODELS: [&str; 6] = ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid", "kimi-linear", "glm-dsa-sparse"];
+const MODELS: [&str; 4] = ["gpt-oss", "qwen3next", "lfm2moe", "granitehybrid"];
 
 /// Tokens of a batch: few, so that windows have fewer rows than contexts have positions.
 const N_BATCH: usize = 12;
