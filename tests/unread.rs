@@ -38,7 +38,6 @@ const STRANGE: &[&str] = &[
     "output_norm.bias",
     "token_embd_norm.weight",
     "position_embd.weight",
-    "rope_factors_long.weight",
     "v.patch_embd.weight",
     "notes",
 ];
