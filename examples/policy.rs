@@ -9,7 +9,7 @@ use hotset::{
     id::ExpertId,
     policy::{CachePolicy, CacheShape, PolicyKind, Random},
     prefetch::PrefetchKind,
-    simulate::{Compute, Conditions, Drive, Setting, SimPolicy, replay_with, slots},
+    simulate::{Compute, Conditions, Drive, Outcome, Setting, SimPolicy, replay_with, slots},
     trace::{Routed, file::TraceReader},
 };
 
@@ -71,14 +71,14 @@ fn main() -> Result<()> {
     };
     let random = |shape: &CacheShape| -> Box<dyn CachePolicy> { Box::new(Random::new(shape, 1)) };
     let lru = |shape: &CacheShape| PolicyKind::Lru.build(shape);
-    let policies: [(&str, &dyn Fn(&CacheShape) -> Box<dyn CachePolicy>); 3] =
-        [("twice", &twice), ("lru", &lru), ("random", &random)];
-    for (name, build) in policies {
-        let decode = replay_with(trace, &setting, build)?.stats.decode;
-        println!(
-            "{name:6} {:5.1} % of uses hit",
-            100.0 * decode.hit as f64 / (decode.hit + decode.late + decode.miss) as f64
-        );
-    }
+    report("twice", replay_with(trace, &setting, twice)?);
+    report("lru", replay_with(trace, &setting, lru)?);
+    report("random", replay_with(trace, &setting, random)?);
     Ok(())
+}
+
+fn report(name: &str, outcome: Outcome) {
+    let decode = outcome.stats.decode;
+    let uses = decode.hit + decode.late + decode.miss;
+    println!("{name:6} {:5.1} % of uses hit", 100.0 * decode.hit as f64 / uses as f64);
 }

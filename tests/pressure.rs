@@ -72,7 +72,8 @@ fn logits(name: &str, scope: Scope, io: IoKind, whims: Option<u64>) -> Vec<u32> 
     let (prompt, rest) = tokens.split_at(tokens.len() / 4 * 3);
     let n_batch = prompt.len() / 2;
     let mut sequence = [Sequence::new(blueprint, GgmlType::F32, tokens.len(), n_batch).unwrap()];
-    let mut scratch = Scratch::new(blueprint, ScratchShape { n_batch, threads: 2, n_logits: n_batch, n_ctx: tokens.len() });
+    let mut scratch =
+        Scratch::new(blueprint, ScratchShape { n_batch, threads: 2, n_logits: n_batch, n_ctx: tokens.len() });
     let mut all = Vec::new();
     let batches = prompt.chunks(n_batch).map(|tokens| (Phase::Prompt, tokens));
     for (phase, tokens) in batches.chain(rest.chunks(1).map(|tokens| (Phase::Decode, tokens))) {

@@ -62,7 +62,7 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 impl Shared {
-    fn new(fault: Fault) -> Box<dyn Device> {
+    fn boxed(fault: Fault) -> Box<dyn Device> {
         let name = lock().device.name().to_owned();
         Box::new(Self { name, buffers: Vec::new(), fault })
     }
@@ -181,7 +181,7 @@ fn session(path: &Path, options: &Options, fault: Fault) -> Session {
     if options.vram == Vram::Off {
         return Session::with_backend(gguf, options, cpu(2), Box::new(()), &mut |_, _| {}).unwrap();
     }
-    Session::with_device(gguf, options, cpu(2), Shared::new(fault), &mut |_, _| {}).unwrap()
+    Session::with_device(gguf, options, cpu(2), Shared::boxed(fault), &mut |_, _| {}).unwrap()
 }
 
 fn run(path: &Path, options: &Options, fault: Fault) -> Run {

@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Ended {
     let interrupts = Interrupts::watch_all()?;
     let sampling = running.sampling.config(n_ctx);
     let (api_key, idle_release) = (args.api_key.clone(), args.idle_release);
-    let log: Arc<Log> = if running.quiet { Arc::new(|_| {}) } else { Arc::new(|line| note(line)) };
+    let log: Arc<Log> = if running.quiet { Arc::new(|_| {}) } else { Arc::new(note) };
     let config = Config { listener, converser, model, sampling, api_key, limits, idle_release, log };
     if !running.quiet {
         let (n, kv) = (limits.parallel, human_bytes(engine.plan().kv_bytes));

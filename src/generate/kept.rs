@@ -62,11 +62,11 @@ impl<B: Backend> KeptSession<B> {
         if self.session.sequence().check_rewind(common).is_ok() { common } else { 0 }
     }
 
-    /// Answers `prompt`, a whole conversation, as [`generate()`] does. `sampler` is a new one. What was computed stays, also
+    /// Answers `prompt`, a whole conversation, as [`generate()`](super::generate()) does. `sampler` is a new one. What was computed stays, also
     /// after an error.
     ///
     /// # Errors
-    /// As [`generate()`]; also a prompt that leaves no room in the context.
+    /// As [`generate()`](super::generate()); also a prompt that leaves no room in the context.
     pub fn answer<E: From<Error>>(
         &mut self,
         tokenizer: &Tokenizer,

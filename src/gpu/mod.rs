@@ -1,7 +1,7 @@
 //! A graphics card that computes experts whose weights it holds, with the bits of the CPU.
 //!
 //! [`Device`] is what is needed of one: memory, kernels, a queue that computes and one that copies. [`Ffns`] runs gated
-//! feed-forward networks on it. Before a device takes part, [`check`] compares its arithmetic with the CPU's; one whose own
+//! feed-forward networks on it. Before a device takes part, `check` compares its arithmetic with the CPU's; one whose own
 //! operations differ does them in whole numbers, and one that still differs is refused.
 //!
 //! Must not know: files, expert ids, caches, models.

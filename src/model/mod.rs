@@ -77,8 +77,8 @@ struct Branch {
 }
 
 enum Part {
-    Gqa(Gqa),
-    Compressed(Compressed),
+    Gqa(Box<Gqa>),
+    Compressed(Box<Compressed>),
     DeltaNet(DeltaNet),
     Mamba2(Mamba2),
     ShortConv(ShortConv),
@@ -229,10 +229,12 @@ impl Model {
                 }
             }
             match part {
-                blueprint::Part::Gqa(gqa) => Ok(Part::Gqa(Gqa::load(loader, gqa, attention, is_last, &shapes)?)),
+                blueprint::Part::Gqa(gqa) => {
+                    Ok(Part::Gqa(Box::new(Gqa::load(loader, gqa, attention, is_last, &shapes)?)))
+                }
                 blueprint::Part::Compressed(part) => {
                     let numbers = [attention, recurrent];
-                    Ok(Part::Compressed(Compressed::load(loader, part, numbers, is_last, &shapes)?))
+                    Ok(Part::Compressed(Box::new(Compressed::load(loader, part, numbers, is_last, &shapes)?)))
                 }
                 blueprint::Part::DeltaNet(net) => Ok(Part::DeltaNet(DeltaNet::load(loader, net, recurrent, is_last)?)),
                 blueprint::Part::Mamba2(mamba) => Ok(Part::Mamba2(Mamba2::load(loader, mamba, recurrent, is_last)?)),
@@ -393,10 +395,7 @@ impl Block {
 
 impl Branch {
     fn mixes(&self) -> bool {
-        match self.part {
-            Part::Dense(_) | Part::Moe(_) => false,
-            _ => true,
-        }
+        !matches!(self.part, Part::Dense(_) | Part::Moe(_))
     }
 }
 

@@ -39,7 +39,7 @@ impl std::str::FromStr for SlotSpec {
 /// Shares of a layer's experts, in percent, that most papers give; those that a model cannot run with are left out.
 const SHARES: [f64; 12] = [6.25, 12.5, 18.75, 25.0, 31.25, 37.5, 43.75, 50.0, 62.5, 75.0, 87.5, 100.0];
 
-/// Slots a layer for a curve over all sizes, ascending: [`SHARES`] of the experts and the fewest slots that run, and as many more, each halving the widest gap, as make twelve; fewer only
+/// Slots a layer for a curve over all sizes, ascending: `SHARES` of the experts and the fewest slots that run, and as many more, each halving the widest gap, as make twelve; fewer only
 /// where a layer has fewer experts.
 pub fn default_slots(used: usize, n_expert: usize) -> Vec<usize> {
     let mut counts: Vec<usize> = SHARES.iter().map(|&p| SlotSpec::Percent(p).count(n_expert)).collect();

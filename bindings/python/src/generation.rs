@@ -93,6 +93,7 @@ impl Generation {
             repeat_penalty: writing.repeat_penalty,
             repeat_last_n: writing.repeat_last_n,
             seed: writing.seed,
+            ..SamplerConfig::default()
         };
         let mut sampler = Sampler::new(config, inner.kept.session().blueprint().n_vocab)?;
         let visible = if parser.is_some() { inner.converser.visible() } else { Vec::new() };
