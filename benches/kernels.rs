@@ -1,9 +1,9 @@
 //! Speed of matrix multiplication by type, instruction set, tokens, threads and where the weights are.
 //!
-//! `memory/…` reads weights out of DRAM for one token, bytes of weights a second: decoding should be bound by that. A plain
+//! `memory/…` reads weights out of DRAM for one token, bytes of weights per second: decoding should be bound by that. A plain
 //! read of the same bytes takes turns with it, and its share of that is printed: what memory gives differs by a half from
 //! minute to minute where there are neighbours. `cache/…` has weights that fit in L2, as
-//! multiplications a second, beside a plain read of as many bytes (`cache/read`): prompt processing should be bound by
+//! multiplications per second, beside a plain read of as many bytes (`cache/read`): prompt processing should be bound by
 //! arithmetic. `prompt/…` has weights out of DRAM for as
 //! many tokens as an expert gets of a prompt, in pieces of as many rows as the pool hands out, each of which asks for the next
 //! one as there. Weights lie in huge pages, as a session has them: with small ones eight tokens of Q4_K went at 96 G

@@ -5,7 +5,7 @@
 //! them. `trace` only reads the file.
 //!
 //! `observe` is what each policy does at a layer event of 64 experts in 27 layers, whoever is resident, with what it wants of
-//! retrieval and a full ring: `cargo bench --bench simulate -- observe`, nanoseconds an event.
+//! retrieval and a full ring: `cargo bench --bench simulate -- observe`, nanoseconds per event.
 
 #[path = "../tests/common/dice.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]

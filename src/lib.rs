@@ -22,7 +22,7 @@
 //! ```
 //!
 //! A prompt is the same path with many tokens: the batch is routed, the union of its experts is streamed through the
-//! slots, and each expert is read at most once a layer and batch.
+//! slots, and each expert is read at most once per layer and batch.
 //!
 //! # Code map
 //!

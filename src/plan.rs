@@ -48,7 +48,7 @@ const SCRATCH_SHARE: u64 = 6;
 /// Tokens of a batch where nobody asked: longer ones do not make the kernels faster.
 const BATCH: usize = 512;
 
-/// The same where experts are read: each is read once a batch, so that a batch twice as long reads half as much. Slots
+/// The same where experts are read: each is read once per batch, so that a batch twice as long reads half as much. Slots
 /// are what decoding needs, so scratch for more than [`BATCH`] gets a smaller share.
 const READ_BATCH: usize = 2048;
 const READ_BATCH_SHARE: u64 = 16;

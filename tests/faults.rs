@@ -264,7 +264,7 @@ fn model() -> Model {
     Model { path, _folder: folder }
 }
 
-/// A session with one slot a layer more than experts used, so that most reads happen.
+/// A session with one slot per layer more than experts used, so that most reads happen.
 fn session(path: &Path, mode: Mode, engine: impl FnOnce(Files) -> hotset::Result<Box<dyn IoEngine>>) -> Session {
     let Mode { io, prefetch, scope, .. } = mode;
     let mut options = Options {

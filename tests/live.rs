@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
 const RESTORE: &str = "\x1b7\x1b[r\x1b8\x1b[J";
 
-/// A slow run: tens of tokens a second.
+/// A slow run: tens of tokens per second.
 fn run(more: &[&str]) -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_hotset"));
     command.args(["run", MODEL, "Once upon a time", "--ignore-eos", "--threads", "1", "--seed", "0"]).args(more);
@@ -75,7 +75,7 @@ fn the_panel_leaves_the_text_alone_and_the_terminal_as_it_was() {
         assert!(line.split('\x1b').next().unwrap().contains(word), "{line:?}");
     }
     let drawn = output.matches("\x1b[24;1H").count();
-    assert!(drawn < 300, "ten times a second, not at each token: {drawn}");
+    assert!(drawn < 300, "ten times per second, not at each token: {drawn}");
 }
 
 #[test]

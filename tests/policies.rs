@@ -519,7 +519,7 @@ fn golden_miss_counts() {
     assert_eq!(found, GOLDEN);
 }
 
-/// Misses with 4, 8 and 16 slots a layer and with 24 in one pool, of 3600 requests.
+/// Misses with 4, 8 and 16 slots per layer and with 24 in one pool, of 3600 requests.
 const GOLDEN: [(&str, [u64; 4]); 10] = [
     ("lfu-adaptive", [2103, 1688, 980, 2280]),
     ("echo", [2103, 1685, 973, 1683]),

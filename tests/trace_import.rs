@@ -112,7 +112,7 @@ fn arrays_that_contradict_themselves_are_refused() {
     // Whose choice a batch's is, its place alone tells.
     let gap = npy("<u2", "(2, 1, 2)", &[0, 0, 255, 255, 1, 0, 2, 0]);
     archive(&path, &[("experts.npy", gap), ("batch.npy", npy("|u1", "(2,)", &[0, 0]))]);
-    assert!(refused(&path).contains("the batch at token 0: expected 2 experts a token"));
+    assert!(refused(&path).contains("the batch at token 0: expected 2 experts per token"));
     archive(&path, &[("experts.npy", npy("<f4", "(1, 1, 1)", &[0; 4]))]);
     assert!(refused(&path).contains("expected integers, got f32"));
     fs::remove_file(&path).unwrap();

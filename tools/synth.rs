@@ -1,6 +1,6 @@
 //! Writes MoE models of a given architecture and shape, with random weights in any type that hotset computes with.
 //!
-//! Such a model talks nonsense, and costs what a real one of its shape costs: the same bytes a token, the same
+//! Such a model talks nonsense, and costs what a real one of its shape costs: the same bytes per token, the same
 //! arithmetic, and experts as popular as `--router-skew` says. Tensor by tensor, from a pool of random blocks, so that
 //! 17 GB take minutes and a few hundred MB of memory:
 //!

@@ -1,7 +1,7 @@
 //! `--stats-live`: what the cache does while the text appears. On a terminal a panel of four lines at its foot, below a
 //! scrolling region in which the text runs as ever; elsewhere, and on a terminal that is too small, a line a second at most.
 //!
-//! Drawn between tokens by the thread that runs the model, ten times a second at most, in one write each; when off, it is
+//! Drawn between tokens by the thread that runs the model, ten times per second at most, in one write each; when off, it is
 //! not there. All writes leave the cursor where the text has it.
 
 mod panel;

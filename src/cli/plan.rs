@@ -82,7 +82,7 @@ const CACHED: Limits = Limits { time: Duration::from_millis(250), bytes: 4 << 30
 /// A type's rate is not tried if it is a smaller part of what a token touches.
 const SMALL_PART: f64 = 0.02;
 
-/// Bytes of weights a second where they cannot be tried: what two channels of DDR4 give.
+/// Bytes of weights per second where they cannot be tried: what two channels of DDR4 give.
 const USUAL_RATE: f64 = 20e9;
 
 /// Shares of the experts that get a row, in percent, besides the smallest budget.
@@ -91,7 +91,7 @@ const SHARES: [f64; 6] = [12.5, 25.0, 37.5, 50.0, 75.0, 100.0];
 /// A budget is sensible from where decoding reaches this part of what it does with everything in memory.
 const SENSIBLE: f64 = 0.8;
 
-/// What a rate feels like, from so many tokens a second on. People read some five words a second, about seven tokens.
+/// What a rate feels like, from so many tokens per second on. People read some five words per second, about seven tokens.
 const VERDICTS: [(f64, &str); 4] = [(20.0, "fast"), (8.0, "good"), (3.0, "usable"), (0.0, "slow")];
 
 fn verdict(tok_s: f64) -> &'static str {

@@ -24,7 +24,7 @@ use super::{
 /// Replay a trace through caches of many sizes and policies
 ///
 /// The engine's own cache runs over a simulated drive. Hit rates are of decoding: hits / wanted experts, an expert counted
-/// once a layer and token, cold start included. Without prefetching they do not depend on the drive.
+/// once per layer and token, cold start included. Without prefetching they do not depend on the drive.
 #[derive(clap::Args)]
 pub struct Args {
     /// A trace that `hotset trace` recorded or imported
@@ -91,7 +91,7 @@ fn text(header: &Header, rows: &[Row]) -> String {
     groups.dedup();
     for (scope, prefetch) in groups {
         let of: Vec<&Row> = rows.iter().filter(|r| (r.scope, r.prefetch) == (scope, prefetch)).collect();
-        text += &format!("\nslots per {scope}, prefetch {prefetch}\n{:14}", "slots a layer");
+        text += &format!("\nslots per {scope}, prefetch {prefetch}\n{:14}", "per layer");
         let mut slots: Vec<_> = of.iter().map(|r| r.slots_per_layer).collect();
         slots.dedup();
         slots.iter().for_each(|n| text += &format!("{n:>8}"));

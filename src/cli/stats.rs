@@ -486,7 +486,7 @@ pub fn print_plan(engine: &engine::Engine) {
     ));
     let slots: Vec<_> = plan.slots.iter().map(usize::to_string).collect();
     line(format_args!(
-        "slots    {} ({}), of {} experts a layer in {} layers",
+        "slots    {} ({}), of {} experts per layer in {} layers",
         slots.join(" "),
         Scope::of_slots(plan.scope.name()),
         engine.blueprint().n_expert,

@@ -217,7 +217,7 @@ impl Sweep {
             return Err(Error::invalid(format!("--slots {few}: a token uses {used} experts of a layer at once")));
         }
         if !few.is_empty() {
-            note(format_args!("left out {} slots a layer: a token uses {used} experts at once", few.join(", ")));
+            note(format_args!("left out {} slots per layer: a token uses {used} experts at once", few.join(", ")));
         }
         Ok(counts)
     }

@@ -2,7 +2,7 @@
 //!
 //! All slots are allocated once and filled in place again and again: freeing and committing pages at each eviction made
 //! a better policy 30 % slower elsewhere. Each MoE layer has its own slots unless asked otherwise: one global pool that
-//! is smaller than a token's working set hits exactly nothing under LRU, slots a layer have no such cliff, and they fit
+//! is smaller than a token's working set hits exactly nothing under LRU, slots per layer have no such cliff, and they fit
 //! layers whose experts differ in size.
 //!
 //! Must not know: what the bytes mean, models, arithmetic.

@@ -60,7 +60,7 @@ impl LayerHits {
     }
 }
 
-/// Counters since the cache was made. An expert counts once a layer event, however many rows want it.
+/// Counters since the cache was made. An expert counts once per layer event, however many rows want it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     /// While prompts ran.

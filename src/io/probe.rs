@@ -22,7 +22,7 @@ const CANDIDATES: [(IoKind, usize); 4] =
 const NEAR: f64 = 0.9;
 
 /// What a probe's rate of `pread` counts. A probe finds pages free for it; where the page cache has no room for all experts, which
-/// is when one asks, each page is first taken from somebody. In a cgroup of a quarter of the file it decoded 12.3 tokens a second
+/// is when one asks, each page is first taken from somebody. In a cgroup of a quarter of the file it decoded 12.3 tokens per second
 /// and the others 22 to 25, though a probe had 1.66 GB/s for it and 1.33 to 1.81 for them.
 const PREAD_COUNTS: f64 = 0.5;
 

@@ -42,7 +42,7 @@ pub struct SimIo {
 }
 
 impl SimIo {
-    /// A drive that needs `latency_ns` a request and then moves `bytes_per_us` (= MB/s) bytes a microsecond.
+    /// A drive that needs `latency_ns` a request and then moves `bytes_per_us` (= MB/s) bytes per microsecond.
     pub fn new(latency_ns: u64, bytes_per_us: u64) -> Self {
         Self {
             latency_ns,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rows of (token, expert) pairs that go through experts in one call at most. Bounds the hidden rows of a long prompt. Threads
-/// wait for the last one three times a call, the longer the more they are: with 16, prompts of 512 took 25 % less time in
+/// wait for the last one three times per call, the longer the more they are: with 16, prompts of 512 took 25 % less time in
 /// calls of 4096 pairs than in ones of 256; with one or two the hidden rows of 256 stay in their caches.
 fn call_pairs(threads: usize) -> usize {
     (64 * threads.min(8) * threads.min(8)).max(256)

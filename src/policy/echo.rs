@@ -16,7 +16,7 @@
 //! of boosted trees trained on each trace was no better. It is k-nearest-neighbour prediction of the near future; we know of
 //! no other eviction policy by retrieval.
 //!
-//! **Cost.** See `benches/simulate.rs`. Memory: the ring's ([`Retrieval::bytes`]) and 40 bytes an expert.
+//! **Cost.** See `benches/simulate.rs`. Memory: the ring's ([`Retrieval::bytes`]) and 40 bytes per expert.
 //!
 //! **When not to use it.** Where a microsecond for each layer counts, as with few tiny experts on a fast drive; in runs of a
 //! few dozen tokens, which have no past; where the gap between LRU and Belady is below a point, which nothing can win.

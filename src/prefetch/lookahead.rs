@@ -7,7 +7,7 @@
 //! are read, because precision falls with rank and a wrong read delays the right ones. The top twice `n_expert_used`
 //! ranks are not evicted for such a read: knowledge of the near future that costs nothing.
 //!
-//! Simulated on our M model's trace (6 of 48 experts, 25 % of the slots, `docs/policies.md`), tokens a second without
+//! Simulated on our M model's trace (6 of 48 experts, 25 % of the slots, `docs/policies.md`), tokens per second without
 //! prefetching, with all 6 ranks read, with 4 read, and with 4 read and 12 kept: on a drive that keeps up with computing
 //! 107.1, 132.2, 129.3, 130.9; on one that does not 92.6, 85.6, 95.9, 98.2. So all 6 can lose and 4 did not.
 

@@ -80,7 +80,7 @@ fn misses(trace: &Traced, group: &Group<'_>, title: &str) -> String {
     let (x, y) = (Axis::exact(0.0, 100.0, X.0, X.1), Axis::new(0.0, most, Y.0, Y.1));
     let mut chart = Chart::new(&about, x, &x_name, y, "misses, % of wanted experts");
     let cliff = header.n_expert_used as f64 * 100.0 / header.n_expert as f64;
-    let why = format!("{} slots a layer:", header.n_expert_used);
+    let why = format!("{} slots per layer:", header.n_expert_used);
     chart.cliff(cliff, &[&why, "one token’s experts"]);
     for (policy, rows) in default_last(&group.policies) {
         let points: Vec<_> = rows.iter().map(|r| (percent(r), ratio(r))).collect();
@@ -125,7 +125,7 @@ fn won(group: &Group<'_>, title: &str) -> String {
 
 fn numbers(group: &Group<'_>, title: &str) -> String {
     let Some((_, first)) = group.policies.first() else { return String::new() };
-    let mut rows = vec![vec!["slots a layer".to_owned()], vec!["share".to_owned()]];
+    let mut rows = vec![vec!["slots per layer".to_owned()], vec!["share".to_owned()]];
     rows[0].extend(first.iter().map(|r| r.slots_per_layer.to_string()));
     rows[1].extend(first.iter().map(|r| format!("{:.1} %", percent(r))));
     if first.iter().any(|r| r.budget_bytes.is_some()) {
@@ -226,7 +226,7 @@ pub fn summary(trace: &Traced) -> String {
     };
     let rate = |r: Option<&&Row>| r.and_then(|r| r.hit_rate).map(|rate| format!("{:.1} %", rate * 100.0));
     let Some(own) = rate(Some(&row)) else { return String::new() };
-    let mut text = format!("With {slots} of {} slots a layer {} hits {own}", trace.header.n_expert, row.policy);
+    let mut text = format!("With {slots} of {} slots per layer {} hits {own}", trace.header.n_expert, row.policy);
     if let Some(lru) = rate(lru.get(&slots)) {
         text += &format!(", LRU {lru}");
     }

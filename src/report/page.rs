@@ -87,9 +87,9 @@ fn of_trace(t: &Traced) -> Vec<Fact> {
     let computing = match t.compute_us {
         [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0] => "computing takes no time".to_owned(),
         [layer, layer_wait, shared, hand_out, expert, wake, token] => format!(
-            "computing takes {layer} µs a layer before its experts are known and {layer_wait} µs more for each millisecond that \
+            "computing takes {layer} µs per layer before its experts are known and {layer_wait} µs more for each millisecond that \
                  was waited for the layer before, {shared} µs after that, {hand_out} µs \
-                 and {expert} µs an expert for those that are computed together, {wake} µs more after a wait, and {token} µs \
+                 and {expert} µs per expert for those that are computed together, {wake} µs more after a wait, and {token} µs \
                  a token besides"
         ),
     };
@@ -99,7 +99,7 @@ fn of_trace(t: &Traced) -> Vec<Fact> {
         "simulated",
         format!(
             "the engine’s own cache, empty at the start, on a drive of {} µs and {} MB/s{depth}; {computing}; an expert \
-                 counts once a layer and token; decoding only{warmup}",
+                 counts once per layer and token; decoding only{warmup}",
             t.drive_latency_us, t.drive_bytes_per_us
         ),
     ));

@@ -37,7 +37,7 @@ fn time(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let ms = |ns: u64, tokens: u64| ns as f64 / 1e6 / tokens as f64;
     let most = coarse.iter().map(|(n, p)| ms(p.time_ns, *n)).fold(0.0, f64::max);
     let y = Axis::new(0.0, most, Y.0, Y.1);
-    let mut chart = Chart::new("Time of each decoded token", x(edges), "decoded token", y, "ms a token");
+    let mut chart = Chart::new("Time of each decoded token", x(edges), "decoded token", y, "ms per token");
     let stall: Vec<f64> = coarse.iter().map(|(n, p)| ms(p.stall_ns, *n)).collect();
     let rest = coarse.iter().map(|(n, p)| ms(p.time_ns.saturating_sub(p.stall_ns), *n)).collect();
     chart.stack(edges, &[("s-miss", stall), ("s-rest", rest)]);
@@ -61,7 +61,7 @@ fn bytes(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let mib = |p: &Point, tokens: u64| p.bytes as f64 / f64::from(1 << 20) / tokens as f64;
     let heights: Vec<f64> = coarse.iter().map(|(n, p)| mib(p, *n)).collect();
     let y = Axis::new(0.0, heights.iter().copied().fold(0.0, f64::max), Y.0, Y.1);
-    let mut chart = Chart::new("Bytes read for each decoded token", x(edges), "decoded token", y, "MiB a token");
+    let mut chart = Chart::new("Bytes read for each decoded token", x(edges), "decoded token", y, "MiB per token");
     chart.stack(edges, &[("s-rest", heights)]);
     let note = format!("Reads that were submitted while the token was decoded, prefetches included.{mean}");
     figure("Bytes from token to token", &chart.finish(), "", &note)
@@ -96,7 +96,7 @@ pub fn summary(run: &Run) -> String {
         return "The run decoded nothing.".to_owned();
     }
     format!(
-        "The run decoded {} tokens at {:.1} tokens a second: {:.1} % of the wanted experts hit, {:.1} % were late, {:.1} % \
+        "The run decoded {} tokens at {:.1} tokens per second: {:.1} % of the wanted experts hit, {:.1} % were late, {:.1} % \
          missed; {:.1} % of the time went into waiting for the drive.",
         d.tokens,
         d.tokens as f64 / d.seconds,

@@ -113,7 +113,7 @@ impl SimPolicy {
 pub struct Drive {
     /// Before the first byte of each request.
     pub latency_ns: u64,
-    /// Then so many bytes a microsecond (MB/s), one request's after another's.
+    /// Then so many bytes per microsecond (MB/s), one request's after another's.
     pub bytes_per_us: u64,
     /// Requests whose latencies run side by side.
     pub depth: usize,

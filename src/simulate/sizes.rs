@@ -25,7 +25,7 @@ impl std::str::FromStr for SlotSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::request("slots", "a number of experts a layer, or a share such as 25%", text);
+        let wrong = || Error::request("slots", "a number of experts per layer, or a share such as 25%", text);
         match text.strip_suffix('%') {
             Some(share) => {
                 let share: f64 = share.parse().map_err(|_| wrong())?;

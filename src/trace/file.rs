@@ -135,9 +135,9 @@ impl Header {
             let expected = format!("{} sizes, one a layer", self.n_layer);
             return Err(Error::format(path, "expert_bytes", expected, self.expert_bytes.len()));
         }
-        // 2^48 bytes an expert: sums over all experts stay below 2^64 only with some care about the largest.
+        // 2^48 bytes per expert: sums over all experts stay below 2^64 only with some care about the largest.
         if let Some(bytes) = self.expert_bytes.iter().find(|b| **b > 1 << 36) {
-            return Err(Error::format(path, "expert_bytes", "at most 64 GiB an expert", bytes));
+            return Err(Error::format(path, "expert_bytes", "at most 64 GiB per expert", bytes));
         }
         Ok(())
     }

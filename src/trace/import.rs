@@ -342,7 +342,7 @@ impl<'a> Source<'a> {
         // Which token a choice belongs to is told by its place alone.
         if n_tokens > 1 && used > 0 && used != n_tokens * self.k {
             let what = format!("layer {layer} of the batch at token {}", run.tokens.start);
-            return Err(Error::format(self.path, what, format!("{} experts a token", self.k), "fewer of some"));
+            return Err(Error::format(self.path, what, format!("{} experts per token", self.k), "fewer of some"));
         }
         for (target, (ahead, lookahead)) in (layer + 1..).zip(scores.ahead.iter().zip(&mut *lookahead)) {
             lookahead.clear();

@@ -133,7 +133,7 @@ unsafe fn product<'x>(
     y: impl Fn(usize) -> *mut f32,
 ) {
     let part = w.slice(range.clone());
-    // Not filled beforehand: they are 6 KiB, and a token comes here some hundred times a layer.
+    // Not filled beforehand: they are 6 KiB, and a token comes here some hundred times per layer.
     let mut rows = [const { MaybeUninit::uninit() }; TOKENS];
     let mut out = [const { MaybeUninit::uninit() }; TOKENS];
     for first in (0..n).step_by(TOKENS) {

@@ -48,7 +48,7 @@ struct Shared {
     left: AtomicUsize,
     /// Where the caller ran when it opened the region; as good as a guess.
     core: AtomicUsize,
-    /// 0: awake. Else the how-manieth region from now is to wake it. (threads - 1)
+    /// 0: awake. Else how many regions from now wake it. (threads - 1)
     asleep: Vec<AtomicUsize>,
     stop: AtomicBool,
     /// A closure panicked: work may be missing for ever, so nobody waits for it.

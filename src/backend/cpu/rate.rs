@@ -1,4 +1,4 @@
-//! How many bytes of weights a second one token's products take, out of memory, on all threads, with their hand-outs; and how
+//! How many bytes of weights per second one token's products take, out of memory, on all threads, with their hand-outs; and how
 //! many a plain read takes, which is what they could at most.
 
 use std::{

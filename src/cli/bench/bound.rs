@@ -1,7 +1,7 @@
 //! What a row is measured against: the drive's own rate, and the rate of a token whose reads hide behind its arithmetic.
 //!
 //! A token that computes for `t` with every expert in memory, and needs `b` bytes of experts that were not there, takes at
-//! least `max(t, b / d)` on a drive of `d` bytes a second. `t` is that of the last row before it that had all in memory, and
+//! least `max(t, b / d)` on a drive of `d` bytes per second. `t` is that of the last row before it that had all in memory, and
 //! the drive is read right after each row: machines with neighbours change within minutes.
 
 use std::time::Duration;

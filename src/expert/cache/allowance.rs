@@ -5,7 +5,7 @@
 
 use super::{ExpertCache, Slot};
 
-/// Says how many slots may be in use. It is asked some hundred times a token, so most answers must be cheap; and it owns
+/// Says how many slots may be in use. It is asked some hundred times per token, so most answers must be cheap; and it owns
 /// clock and machine, of which nobody here knows.
 pub trait Allowance: Send {
     /// The slots that each pool may use from now on, where that is to change. See [`ExpertCache::resize`].
