@@ -7,6 +7,7 @@ layout(constant_id = 0) const bool SOFT = false;
 
 const uint SIGN = 0x80000000u;
 const uint INFINITE = 0x7f800000u;
+const uint QUIET = 0x7fc00000u;
 
 // The float nearest to m * 2^e, with a sign. The lowest bit of m may stand for any smaller part that is not zero.
 uint pack(uint sign, uint64_t m, int e) {
@@ -63,9 +64,10 @@ uint64_t raised(uint64_t m, inout int e) {
 
 uint soft_fma(uint a, uint b, uint c) {
     if (!is_finite(a) || !is_finite(b)) {
-        precise float product = uintBitsToFloat(a) * uintBitsToFloat(b);
-        precise float sum = product + uintBitsToFloat(c);
-        return floatBitsToUint(sum);
+        // In bits, since a device that flushes takes a subnormal number for zero here.
+        uint product = ((a ^ b) & SIGN) | INFINITE;
+        bool nan = max(max(a & ~SIGN, b & ~SIGN), c & ~SIGN) > INFINITE || min(a & ~SIGN, b & ~SIGN) == 0u;
+        return nan || (!is_finite(c) && c != product) ? QUIET : product;
     }
     if (!is_finite(c)) {
         return c;
@@ -109,28 +111,40 @@ uint soft_fma(uint a, uint b, uint c) {
     return m == 0ul ? 0u : pack(sign, m, e);
 }
 
+// Whether a number is so small, and not zero, that a device may flush it: below 2^-125.
+bool is_small(uint bits) {
+    return ((bits & ~SIGN) - 1u) < 0x00ffffffu;
+}
+
+// Whether a device that flushes may have made r of these: small operands, or a result that is small or gone.
+bool may_be_flushed(float a, float b, float c, float r) {
+    uint x = floatBitsToUint(a), y = floatBitsToUint(b), result = floatBitsToUint(r) & ~SIGN;
+    bool gone = result == 0u && (x & ~SIGN) != 0u && (y & ~SIGN) != 0u;
+    return gone || is_small(result) || is_small(x) || is_small(y) || is_small(floatBitsToUint(c));
+}
+
 // a * b + c, rounded once.
 float f_fma(float a, float b, float c) {
-    if (SOFT) {
+    precise float r = SOFT ? 0.0 : fma(a, b, c);
+    if (SOFT || may_be_flushed(a, b, c, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), floatBitsToUint(c)));
     }
-    precise float r = fma(a, b, c);
     return r;
 }
 
 float f_mul(float a, float b) {
-    if (SOFT) {
+    precise float r = SOFT ? 0.0 : a * b;
+    if (SOFT || may_be_flushed(a, b, 0.0, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), SIGN));
     }
-    precise float r = a * b;
     return r;
 }
 
 float f_add(float a, float b) {
-    if (SOFT) {
+    precise float r = SOFT ? 0.0 : a + b;
+    if (SOFT || may_be_flushed(a, 1.0, b, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), 0x3f800000u, floatBitsToUint(b)));
     }
-    precise float r = a + b;
     return r;
 }
 
