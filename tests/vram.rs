@@ -206,8 +206,10 @@ fn run(path: &Path, options: &Options, fault: Fault) -> Run {
 fn budgets_change_nothing(path: &Path, policies: &[PolicyKind]) {
     let _turn = turn();
     let on_cpu = run(path, &options(), Fault::Never).bits;
+    // What experts are copied from counts in the budget of RAM.
     let (least, full) = {
-        let session = session(path, &options(), Fault::Never);
+        let with_device = Options { vram: Vram::Bytes(1 << 30), ..options() };
+        let session = session(path, &with_device, Fault::Never);
         (session.plan().smallest_bytes, session.plan().full_bytes)
     };
     let all = run(path, &Options { vram: Vram::Bytes(1 << 30), ..options() }, Fault::Never);
