@@ -282,7 +282,7 @@ fn routed(layer: usize, experts: &[usize]) -> Vec<Routed> {
 
 fn event(phase: Phase, routed: &[Routed]) -> LayerEvent<'_> {
     let n_tokens = if phase == Phase::Prompt { (routed.len() / N_USED).max(1) as u32 } else { 1 };
-    LayerEvent { phase, first_token: 0, n_tokens, layer: routed[0].id.layer, routed, lookahead: &[], lookahead2: &[] }
+    LayerEvent { phase, first_token: 0, n_tokens, layer: routed[0].id.layer, routed, lookahead: &[] }
 }
 
 /// Rows of [`N_USED`] experts each: one, or up to a dozen for a prompt.

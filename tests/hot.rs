@@ -84,7 +84,6 @@ fn decode(cache: &mut ExpertCache, layer: u16, experts: &[u16]) {
         layer,
         routed: &routed,
         lookahead,
-        lookahead2: &[],
     });
     let mut ready = Vec::new();
     let mut n = 0;

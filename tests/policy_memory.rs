@@ -63,7 +63,6 @@ fn run(kind: PolicyKind, events: &[Vec<Routed>], shape: &CacheShape) -> u64 {
             layer,
             routed,
             lookahead: &[],
-            lookahead2: &[],
         };
         past.observe(event);
         policy.observe(event, &past);

@@ -48,7 +48,6 @@ fn chunks(shape: Shape) -> Vec<Event> {
                 layer,
                 routed,
                 lookahead: Vec::new(),
-                lookahead2: Vec::new(),
             });
         }
     }

@@ -95,8 +95,8 @@ impl TraceSink for Sink {
         self.0.lock().unwrap().record(event);
         self.1.advance(EVENT_NS);
     }
-    fn horizon(&self) -> u16 {
-        2
+    fn wants_scores(&self) -> bool {
+        true
     }
 }
 

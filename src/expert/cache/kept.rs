@@ -154,7 +154,6 @@ impl ExpertCache {
                     layer,
                     routed: &routed,
                     lookahead: &[],
-                    lookahead2: &[],
                 };
                 if !routed.is_empty() {
                     self.policy.observe(event, &self.retrieval);
