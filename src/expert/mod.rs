@@ -6,7 +6,9 @@
 
 mod cache;
 mod hot;
+mod matrices;
 mod pace;
+mod source;
 mod stats;
 mod store;
 mod vram;

@@ -87,7 +87,7 @@ impl ExpertCache {
 
     /// How often each expert was used since the start.
     pub fn hot(&self) -> HotList {
-        HotList::from_uses(&self.uses, self.store.n_expert())
+        HotList::from_uses(&self.uses, self.shape.n_expert)
     }
 
     /// Experts that are pinned now.
@@ -136,7 +136,7 @@ impl ExpertCache {
     }
 
     fn tell_history(&mut self, list: &HotList) {
-        let mut by_layer = vec![Vec::new(); self.store.layers().len()];
+        let mut by_layer = vec![Vec::new(); self.shape.n_layer()];
         list.iter().for_each(|hot| by_layer[usize::from(hot.id.layer)].push(hot));
         let mut routed = Vec::new();
         for token in 0..HISTORY {
