@@ -14,7 +14,10 @@ use std::{
 
 use common::ref_models::{golden, ref_model};
 use hotset::{
-    backend::{Attention, AttentionShape, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Recurrence, Reference, Rotation, Rows},
+    backend::{
+        Attention, AttentionShape, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Recurrence, Reference, Rotation,
+        Rows,
+    },
     engine::{Engine, Options},
     gguf::Gguf,
     io::{Extents, IoBuf, Layout, Pread, ReadError, ReadPath, ThreadEngine},

@@ -133,14 +133,7 @@ fn a_machine_that_is_short_of_memory_is_left_alone() {
     let routed = [Routed { id: id(0, 1), weight: 1.0 }];
     for first_token in 0..20 {
         let (phase, lookahead) = (Phase::Decode, &[][..]);
-        experts.request(LayerEvent {
-            phase,
-            first_token,
-            n_tokens: 1,
-            layer: 0,
-            routed: &routed,
-            lookahead,
-        });
+        experts.request(LayerEvent { phase, first_token, n_tokens: 1, layer: 0, routed: &routed, lookahead });
         let mut ready = Vec::new();
         while {
             experts.next_ready(&mut ready).unwrap();

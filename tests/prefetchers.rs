@@ -65,8 +65,7 @@ fn history_reads_what_followed_and_forgets() {
 #[test]
 fn history_learns_from_prompts_and_not_across_tokens() {
     let mut prefetcher = PrefetchKind::History.build(N_EXPERT, USED);
-    let mut observe =
-        |phase, token, routed: &[Routed]| observe(&mut *prefetcher, event(phase, token, routed, &[]));
+    let mut observe = |phase, token, routed: &[Routed]| observe(&mut *prefetcher, event(phase, token, routed, &[]));
     // Two tokens: 0..6 is followed by 6..12, 12..18 by 18..24.
     let both =
         |layer, second: u16| [choice(layer, second - 12..second - 6), choice(layer, second..second + 6)].concat();

@@ -448,7 +448,6 @@ fn ranks_are_those_of_the_sorted_scores() {
             layer,
             routed: &[],
             lookahead: &[],
-            lookahead2: &[],
         };
         let mut guesses = Guesses::<Scores>::new(1);
         guesses.learn(event(3), |kept| kept.set(&scores));

@@ -41,8 +41,7 @@ fn rich(seed: u64, experts: usize) -> (Header, Vec<Event>) {
             dice.choose(4, experts).iter().for_each(|&e| event.lookahead[e] = dice.below(100) as f32 - 50.0);
         }
     }
-    let header =
-        Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) };
+    let header = Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) };
     (header, events)
 }
 

@@ -224,9 +224,7 @@ fn a_writer_refuses_what_a_reader_would_take_for_damage() {
     let mut writer = TraceWriter::create(&path, header(shape)).unwrap();
     let (phase, n_tokens) = (Phase::Prompt, n_tokens as u32);
     let none = Vec::new();
-    writer.record(
-        Event { phase, first_token: 0, n_tokens, layer: 0, routed, lookahead: none }.borrow(),
-    );
+    writer.record(Event { phase, first_token: 0, n_tokens, layer: 0, routed, lookahead: none }.borrow());
     let error = writer.flush().unwrap_err().to_string();
     assert!(error.contains("an event of 17825792 tokens: expected at most 67108864 bytes"), "{error}");
 }

@@ -33,7 +33,7 @@ fn layer(tokens: &[&[u16]]) -> LayerStats {
         layer: 0,
         routed: experts.iter().map(routed).collect(),
         lookahead: Vec::new(),
-        };
+    };
     let events: Vec<Event> = tokens.iter().enumerate().map(event).collect();
     of(header(shape), &events).layers.remove(0)
 }

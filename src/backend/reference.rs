@@ -1,8 +1,8 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
 use super::{
-    Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind, Rotation, Rows,
-    soft_cap,
+    Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind,
+    Rotation, Rows, soft_cap,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 

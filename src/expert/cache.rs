@@ -490,7 +490,8 @@ impl ExpertCache {
                 return Ok(());
             }
             let start = self.source.now_ns();
-            let done = self.source.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
+            let done =
+                self.source.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
             let stall = self.source.now_ns() - start;
             self.stats.of_mut(self.phase).stall_ns += stall;
             match done {
@@ -648,8 +649,7 @@ impl ExpertCache {
         };
         let at = self.at(id);
         self.index[at] = slot as u32;
-        self.tenants[slot] =
-            Some(Tenant { id, cause, unasked: cause != Cause::Demand, used: false, arranged: None });
+        self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand, used: false, arranged: None });
         let pool = self.pool_of(id);
         let Pool { first, n_slot, .. } = self.pools[pool];
         // Not one that another pool has lent.

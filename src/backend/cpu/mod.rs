@@ -21,8 +21,8 @@ use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
 use super::{
-    Act, Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product, Recurrence, Rotation,
-    Rows,
+    Act, Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product,
+    Recurrence, Rotation, Rows,
 };
 use crate::{
     Error, Result,
