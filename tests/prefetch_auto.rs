@@ -105,7 +105,6 @@ impl World {
                     layer: layer as u16,
                     routed: &routed,
                     lookahead: &scores,
-                    lookahead2: &[],
                 });
                 let mut ready = Vec::new();
                 loop {

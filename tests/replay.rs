@@ -142,7 +142,6 @@ fn header(gguf: &Gguf) -> Header {
         weights: true,
         lookahead: "the engine's".to_owned(),
         lookahead_ranks: (2 * c.n_expert_used()).min(c.n_expert),
-        lookahead2_ranks: (2 * c.n_expert_used()).min(c.n_expert),
         prompts: Vec::new(),
     }
 }
