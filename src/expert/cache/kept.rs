@@ -75,11 +75,15 @@ impl ExpertCache {
         Ok(())
     }
 
-    /// Reads the listed experts into free slots, in the list's order, and tells the policies of their uses.
+    /// Reads the listed experts into free slots, in the list's order, and tells the policies of their uses; nothing where none
+    /// is kept.
     ///
     /// # Panics
     /// If an expert is none of the model's.
     pub fn warm(&mut self, list: &HotList) {
+        if !self.keeps {
+            return;
+        }
         self.tell_history(list);
         self.kept.queue.extend(list.iter().map(|hot| hot.id));
         self.read_kept();
