@@ -410,7 +410,8 @@ pub trait Backend: Send {
     fn is_cpu(&self) -> bool {
         false
     }
-    /// Makes written rows ready for products.
+    /// Makes written rows ready for products. A verb of its own, not a part of the first product: several parts and a device
+    /// beside the CPU read what is prepared once.
     fn prepare(&mut self, rows: &mut Rows);
     /// Brings whole tiles of a matrix that is used again and again into the order with which products are fastest, and says
     /// whether they are [`interleaved`](crate::quant::interleaved) now: `false` leaves every byte.
