@@ -54,22 +54,33 @@ pub struct Blocks {
     pub index: Option<Index>,
 }
 
-/// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own. An overlapping one
-/// sums the first half of the values of the block before, too, and the second half of its own.
-#[derive(Clone, Debug)]
+/// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own, or their mean. An
+/// overlapping one sums the first half of the values of the block before, too, and the second half of its own.
+#[derive(Clone, Copy, Debug)]
 pub struct Compressor {
     /// Elements of a row.
     pub dim: usize,
+    /// Tokens of a block.
+    pub each: usize,
     /// Whether blocks overlap.
     pub overlaps: bool,
     /// (dim or 2 * dim, n_embd)
     pub value: Linear,
-    /// The same for the scores.
-    pub score: Linear,
-    /// Added to the scores of each token of a block. (tokens, dim or 2 * dim)
-    pub ape: Tensor,
+    /// Of a token's values.
+    pub value_norm: Option<Norm>,
+    /// What weighs values; `None`: all weigh the same.
+    pub score: Option<BlockScore>,
     /// Of a row, before it rotates by the position of the block's first token.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
+}
+
+/// Scores of a block's tokens, an element each.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScore {
+    /// As the values come from theirs. (dim or 2 * dim, n_embd)
+    pub w: Linear,
+    /// Added, by a token's place in the block. (tokens, dim or 2 * dim)
+    pub ape: Tensor,
 }
 
 /// Chooses among blocks: those whose rows score best, summed over heads.
@@ -89,25 +100,32 @@ pub struct Index {
 
 impl Compressor {
     /// Elements of a token's values, or of its scores.
-    pub fn cols(&self) -> usize {
+    fn cols(&self) -> usize {
         if self.overlaps { 2 * self.dim } else { self.dim }
+    }
+
+    /// Elements of both.
+    pub fn token_cols(&self) -> usize {
+        if self.score.is_some() { 2 * self.cols() } else { self.cols() }
     }
 
     /// Tokens of which a sequence keeps values and scores.
     pub fn kept(&self) -> usize {
-        if self.overlaps { 2 * self.ape.rows } else { self.ape.rows }
+        if self.overlaps { 2 * self.each } else { self.each }
     }
 
     /// Floats of these.
     pub fn floats(&self) -> usize {
-        self.kept().saturating_mul(2 * self.cols())
+        self.kept().saturating_mul(self.token_cols())
     }
 
-    fn tensors(&self, all: &mut Vec<Tensor>) {
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
         self.value.tensors(all);
-        self.score.tensors(all);
-        all.push(self.ape);
-        self.norm.tensors(all);
+        if let Some(score) = &self.score {
+            score.w.tensors(all);
+            all.push(score.ape);
+        }
+        self.value_norm.iter().chain(&self.norm).for_each(|norm| norm.tensors(all));
     }
 }
 
@@ -252,11 +270,18 @@ impl LayerReader<'_, '_> {
         let (m, n_embd, cols) = (self.m, self.m.n_embd, if overlaps { 2 * dim } else { dim });
         Ok(Compressor {
             dim,
+            each,
             overlaps,
             value: self.linear(&format!("{name}_kv"), n_embd, cols)?,
-            score: self.linear(&format!("{name}_gate"), n_embd, cols)?,
-            ape: m.matrix(&self.name(&format!("{name}_ape.weight")), cols, each)?,
-            norm: m.norm(&self.name(&format!("{name}_norm")), dim)?,
+            value_norm: None,
+            score: Some(self.block_score(name, cols, each)?),
+            norm: Some(m.norm(&self.name(&format!("{name}_norm")), dim)?),
         })
+    }
+
+    /// `NAME_gate` and `NAME_ape`, for blocks of `each` tokens.
+    pub(super) fn block_score(&self, name: &str, cols: usize, each: usize) -> Result<BlockScore> {
+        let w = self.linear(&format!("{name}_gate"), self.m.n_embd, cols)?;
+        Ok(BlockScore { w, ape: self.m.matrix(&self.name(&format!("{name}_ape.weight")), cols, each)? })
     }
 }

@@ -1,7 +1,7 @@
 //! Attention over compressed blocks (DeepSeek-V4, 2026): a token's row is key and value at once; queries see the rows of a
 //! window, and beyond that blocks of tokens, each of them one row.
 
-use super::compressor::{Compressor, PendingRows};
+use super::compressor::{Compressor, NewRows};
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, RopeKind, Rotation, Rows},
@@ -207,7 +207,7 @@ impl Compressed {
             row: loader.linear(&part.row)?,
             row_norm: loader.norm(&part.row_norm)?,
             kind: part.rope.kind,
-            rope: Rope::new(&part.rope, &[]),
+            rope: Rope::load(loader, &part.rope)?,
             angles: ropes.iter().position(|rope| *rope == part.rope).expect("all ropes are listed"),
             window: part.window,
             sinks: loader.vector(&part.sinks)?,
@@ -221,7 +221,7 @@ impl Compressed {
     /// Floats per token of its rows.
     pub fn cols(part: &blueprint::Compressed, n_embd: usize) -> usize {
         let blocks = part.blocks.as_ref();
-        let pending: usize = blocks.map_or(0, |blocks| blocks.compressors().map(|c| 2 * c.cols()).sum());
+        let pending: usize = blocks.map_or(0, |blocks| blocks.compressors().map(|c| c.token_cols()).sum());
         let index = blocks.and_then(|blocks| blocks.index.as_ref());
         let index = index.map_or(0, |index| index.n_head * (index.compressor.dim + 1));
         (part.n_head + 1) * part.head + pending + index + part.rope.n_rot + n_embd
@@ -254,7 +254,7 @@ impl Compressed {
     }
 
     fn rows<'m>(&self, n_embd: usize, n: usize, mut memory: &'m mut [f32]) -> PartRows<'m> {
-        let mut cols = [0; 2];
+        let mut cols = [[0; 2]; 2];
         self.compressors().zip(&mut cols).for_each(|(compressor, cols)| *cols = compressor.cols());
         let chooser = self.blocks.as_ref().and_then(|blocks| blocks.chooser.as_ref());
         let (heads, dim) = chooser.map_or((0, 0), |chooser| (chooser.n_head, chooser.compressor.dim()));
@@ -262,7 +262,7 @@ impl Compressed {
         PartRows {
             q: take(rest, n * self.n_head * self.head),
             row: take(rest, n * self.head),
-            pending: cols.map(|cols| [take(rest, n * cols), take(rest, n * cols)]),
+            pending: cols.map(|cols| cols.map(|cols| take(rest, n * cols))),
             index_q: take(rest, n * heads * dim),
             index_weight: take(rest, n * heads),
             back: take(rest, n * self.rope.width()),
@@ -329,24 +329,18 @@ impl Compressed {
             let seq = &mut seqs[run.seq];
             write(*b, seq, self.index, self.head, run.of(rows.row, self.head), run.pos);
             let Some(blocks) = &self.blocks else { continue };
-            let mut start = 0;
+            let (mut start, turns) = (0, &mut seen.turns[..self.rope.width()]);
             for (i, (compressor, [values, scores])) in self.compressors().zip(&rows.pending).enumerate() {
-                let (new, pos) = ([&**values, &**scores].map(|rows| run.of(rows, compressor.cols())), run.pos);
+                let [cols, score_cols] = compressor.cols();
                 let range = start..start + compressor.floats();
                 start = range.end;
-                let (before, after) = seq.memory(self.pending);
-                let pending = PendingRows { before: &before[range.clone()], new, pos };
-                compressor.keep(&pending, &mut after[range.clone()]);
-                for block in run.pos / blocks.each..(run.pos + run.n) / blocks.each {
-                    let row = &mut seen.row[..compressor.dim()];
-                    let (before, _) = seq.memory(self.pending);
-                    let pending = PendingRows { before: &before[range.clone()], new, pos };
-                    compressor.row_of(*b, &pending, block, row);
-                    let turns = &mut seen.turns[..self.rope.width()];
+                let new = [run.of(values, cols), run.of(scores, score_cols)];
+                let new = NewRows { rows: new, pos: run.pos, pending: (self.pending, &range) };
+                compressor.complete(*b, seq, &new, &mut seen.row, |b, seq, block, row| {
                     self.rope.angles(block * blocks.each, 1, turns);
-                    self.rotate(*b, row, compressor.dim(), turns);
-                    write(*b, seq, self.index + 1 + i, compressor.dim(), row, block);
-                }
+                    self.rotate(b, row, compressor.dim(), turns);
+                    write(b, seq, self.index + 1 + i, compressor.dim(), row, block);
+                });
             }
         }
     }
