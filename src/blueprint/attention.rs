@@ -96,6 +96,7 @@ pub struct IndexScores {
 }
 
 /// Where the keys of an indexer come from.
+#[expect(clippy::large_enum_variant, reason = "a model has one per layer, and only while it is planned and loaded")]
 #[derive(Clone, Copy, Debug)]
 pub enum IndexKeys {
     /// A token has one: the product, normed. (k, n_embd)
@@ -105,7 +106,7 @@ pub enum IndexKeys {
 }
 
 impl IndexScores {
-    fn tensors(&self, all: &mut Vec<Tensor>) {
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
         [&self.q].into_iter().chain(&self.weights).for_each(|linear| linear.tensors(all));
         self.q_norm.iter().for_each(|norm| norm.tensors(all));
         match &self.keys {

@@ -1,7 +1,10 @@
 //! Attention over compressed blocks (DeepSeek-V4, 2026): a token has one row, key and value at once; its queries see the rows of
 //! a window, and beyond that blocks of tokens, each of them one row.
 
-use super::{LayerReader, Linear, Norm, Part, Reader, Rope, RopeKind, Tensor, reader::MAX_WIDTH};
+use super::{
+    IndexKeys, IndexScores, Indexer, LayerReader, Linear, Norm, Part, Reader, Rope, RopeKind, Tensor, TopK,
+    reader::MAX_WIDTH,
+};
 use crate::{Error, Result};
 
 /// Tokens of a block that overlaps the one before, and of which an indexer chooses.
@@ -51,7 +54,7 @@ pub struct Blocks {
     /// What makes rows of them.
     pub compressor: Compressor,
     /// What chooses among them; `None`: all are seen.
-    pub index: Option<Index>,
+    pub index: Option<Indexer>,
 }
 
 /// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own, or their mean. An
@@ -81,21 +84,6 @@ pub struct BlockScore {
     pub w: Linear,
     /// Added, by a token's place in the block. (tokens, dim or 2 * dim)
     pub ape: Tensor,
-}
-
-/// Chooses among blocks: those whose rows score best, summed over heads.
-#[derive(Clone, Debug)]
-pub struct Index {
-    /// Heads.
-    pub n_head: usize,
-    /// From the attention's short rows. (n_head * dim, rank)
-    pub q: Linear,
-    /// Weights of the heads. (n_head, n_embd)
-    pub weight: Linear,
-    /// Its own rows of the blocks.
-    pub compressor: Compressor,
-    /// How many are chosen.
-    pub top_k: usize,
 }
 
 impl Compressor {
@@ -132,7 +120,8 @@ impl Compressor {
 impl Blocks {
     /// Its compressors: of rows, and of the indexer's.
     pub fn compressors(&self) -> impl Iterator<Item = &Compressor> {
-        [&self.compressor].into_iter().chain(self.index.as_ref().map(|index| &index.compressor))
+        let own = self.index.as_ref().and_then(|index| index.own.as_ref());
+        [&self.compressor].into_iter().chain(own.and_then(IndexScores::compressor))
     }
 }
 
@@ -140,7 +129,7 @@ impl Compressed {
     /// Rows that a token sees at most in a context of `n_ctx`.
     pub fn most_rows(&self, n_ctx: usize) -> usize {
         let blocks = self.blocks.as_ref().map_or(0, |blocks| {
-            (n_ctx / blocks.each).min(blocks.index.as_ref().map_or(usize::MAX, |index| index.top_k))
+            (n_ctx / blocks.each).min(blocks.index.as_ref().map_or(usize::MAX, |index| index.top_k.blocks()))
         });
         self.window.min(n_ctx) + blocks
     }
@@ -150,11 +139,8 @@ impl Compressed {
         [&self.q_norm, &self.row_norm].into_iter().for_each(|norm| norm.tensors(all));
         all.push(self.sinks);
         if let Some(blocks) = &self.blocks {
-            blocks.compressors().for_each(|compressor| compressor.tensors(all));
-            if let Some(index) = &blocks.index {
-                index.q.tensors(all);
-                index.weight.tensors(all);
-            }
+            blocks.compressor.tensors(all);
+            blocks.index.and_then(|index| index.own).iter().for_each(|scores| scores.tensors(all));
         }
     }
 }
@@ -255,14 +241,16 @@ impl LayerReader<'_, '_> {
             return Err(Error::format(m.gguf().path(), key, format!("at least the {n_rot} that rotate"), dim));
         }
         let top_k = m.count("attention.indexer.top_k", u32::MAX as usize)?;
-        let index = Index {
+        let own = IndexScores {
             n_head,
+            k: dim,
             q: self.linear("indexer.attn_q_b", rank, n_head * dim)?,
-            weight: self.linear("indexer.proj", m.n_embd, n_head)?,
-            compressor: self.compressor("indexer_compressor", each, dim)?,
-            top_k,
+            q_norm: None,
+            keys: IndexKeys::Blocks(self.compressor("indexer_compressor", each, dim)?),
+            weights: Some(self.linear("indexer.proj", m.n_embd, n_head)?),
         };
-        Ok(Blocks { each, compressor, index: Some(index) })
+        let top_k = TopK { n: top_k.saturating_mul(each), each };
+        Ok(Blocks { each, compressor, index: Some(Indexer { top_k, own: Some(own) }) })
     }
 
     fn compressor(&self, name: &str, each: usize, dim: usize) -> Result<Compressor> {

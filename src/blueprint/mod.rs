@@ -31,7 +31,7 @@ pub use crate::backend::{Act, RopeKind};
 pub use attention::{
     Gate, GateAct, Gqa, Heads, IndexKeys, IndexScores, Indexer, Latent, LongRope, Rope, Temperature, TopK, Up, Yarn,
 };
-pub use compressed::{BlockScore, Blocks, Compressed, CompressedShape, Compressor, Index};
+pub use compressed::{BlockScore, Blocks, Compressed, CompressedShape, Compressor};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use heads::{FullLayers, LatentSizes};

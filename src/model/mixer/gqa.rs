@@ -16,7 +16,6 @@ use crate::{
         load::{Linear, Loader, Mat, Norm},
         state::{KvView, Sequence},
     },
-    quant::QMat,
 };
 
 /// See the module.
@@ -338,7 +337,7 @@ impl Gqa {
             Keys::Blocks(blocks) => blocks,
             Keys::Tokens(..) => {
                 self.rotate(*b, keys, [own.k, 0], turns, n);
-                runs.iter().for_each(|run| write(*b, &mut seqs[run.seq], run.pos, run.of(keys, own.k)));
+                runs.iter().for_each(|run| write(b, &mut seqs[run.seq], run.pos, run.of(keys, own.k)));
                 return;
             }
         };
@@ -368,17 +367,15 @@ impl Gqa {
 
     /// Chooses what each row looks at, in sequences that are longer than that.
     fn choose<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let Some(Indexer { top_k, own: Some(own) }) = &self.indexer else { return };
+        let (Some(indexer), Some(own)) = (&self.indexer, self.scores(cx)) else { return };
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, .. } = cx;
         let Scratch { moe, runs, index: scratch, .. } = &mut **s;
         let AttentionRows { index, .. } = self.rows(n_embd, n, &mut moe.out);
         let rows = own.rows(n, index);
-        for run in runs.iter().filter(|run| top_k.leaves_out(run.pos + run.n)) {
+        for run in &*runs {
             let KvView { ty, index: keys, .. } = seqs[run.seq].rows(self.index);
-            let (end, row_bytes) = ((run.pos + run.n) / top_k.each, own.k / ty.block_len() * ty.block_bytes());
-            let keys = QMat::new(ty, end, own.k, &keys[..end * row_bytes]);
-            own.choose(*b, &rows, (run.row, run.n, run.pos), keys, *top_k, scratch);
+            indexer.choose(*b, &rows, run, (ty, keys), scratch);
             experts.meanwhile();
         }
     }
@@ -388,7 +385,7 @@ impl Gqa {
         self.choose(cx);
         let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, low, turns, runs, index, n_batch, .. } = &mut **s;
+        let Scratch { x, sum, branch, moe, attended, low, turns, runs, index, .. } = &mut **s;
         let AttentionRows { q, gate, latent: memory, out, .. } = self.rows(n_embd, n, &mut moe.out);
         if let Some(latent) = &self.latent {
             let (heads, wide) = latent.split(n, memory);
@@ -411,13 +408,7 @@ impl Gqa {
         let heads = attended.start_wide(n, h.n_head * h.v);
         for run in &*runs {
             let KvView { ty, n_ctx, keys, values, .. } = seqs[run.seq].rows(self.index);
-            // Shorter ones see everything.
-            let chosen = match &self.indexer {
-                Some(indexer) if indexer.leaves_out(run.pos + run.n) => {
-                    run.of(&index.chosen, index.chosen.len() / *n_batch)
-                }
-                _ => &[],
-            };
+            let chosen = self.indexer.as_ref().map_or(&[][..], |indexer| indexer.chosen(run, index));
             let attention = Attention {
                 q: run.of(q, h.n_head * h.k),
                 keys,

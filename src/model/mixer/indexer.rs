@@ -7,10 +7,11 @@ use crate::{
     backend::{Backend, Floats, Product, Rows},
     blueprint::{self, Blueprint, IndexKeys, TopK},
     model::{
+        cx::Run,
         load::{Linear, Loader, Mat, Norm},
         rope::Rope,
     },
-    quant::{QMat, block::CHUNK},
+    quant::{GgmlType, QMat, block::CHUNK},
 };
 
 /// Rows that are scored at once, which bounds the memory for their scores.
@@ -76,8 +77,9 @@ pub struct IndexScratch {
     queries: Rows,
     /// Their products with keys. (ROWS * n_head, BLOCKS)
     products: Floats,
-    /// Of blocks. (ROWS, n_ctx)
+    /// (ROWS, blocks of the context)
     scores: Floats,
+    n_block: usize,
     n_ctx: usize,
     /// The key of a block. (k)
     pub row: Vec<f32>,
@@ -85,24 +87,28 @@ pub struct IndexScratch {
     pub turns: Vec<f32>,
 }
 
-/// The largest sizes of a model's indexers: heads, elements of all heads, in whole chunks of activations, and of one. `None`
-/// where a context of `n_ctx` needs none.
-fn largest(m: &Blueprint, n_ctx: usize) -> Option<[usize; 3]> {
-    let indexers = m.attentions().filter_map(|gqa| gqa.indexer).filter(|indexer| indexer.top_k.leaves_out(n_ctx));
-    let sizes = indexers.filter_map(|indexer| indexer.own);
-    let sizes = sizes.map(|own| [own.n_head, own.n_head * own.k.next_multiple_of(CHUNK), own.k]);
-    sizes.reduce(|a, b| [0, 1, 2].map(|i| a[i].max(b[i])))
+/// The largest sizes of a model's indexers: heads, elements of all heads, in whole chunks of activations, and of one, and
+/// blocks. `None` where a context of `n_ctx` needs none.
+fn largest(m: &Blueprint, n_ctx: usize) -> Option<[usize; 4]> {
+    let of_blocks = m.compressed().filter_map(|part| part.blocks.as_ref()?.index);
+    let indexers = m.attentions().filter_map(|gqa| gqa.indexer).chain(of_blocks);
+    let sizes = indexers.filter(|indexer| indexer.top_k.leaves_out(n_ctx)).filter_map(|indexer| {
+        let own = indexer.own?;
+        Some([own.n_head, own.n_head * own.k.next_multiple_of(CHUNK), own.k, n_ctx / indexer.top_k.each])
+    });
+    sizes.reduce(|a, b| [0, 1, 2, 3].map(|i| a[i].max(b[i])))
 }
 
 impl IndexScratch {
     /// For batches of `n_batch` tokens and contexts of `n_ctx`.
     pub fn new(m: &Blueprint, n_batch: usize, n_ctx: usize) -> Self {
-        let ([n_head, cols, k], n_ctx) = largest(m, n_ctx).map_or(([0; 3], 0), |sizes| (sizes, n_ctx));
+        let ([n_head, cols, k, n_block], n_ctx) = largest(m, n_ctx).map_or(([0; 4], 0), |sizes| (sizes, n_ctx));
         Self {
             chosen: vec![0; n_batch * n_ctx.div_ceil(64)],
             queries: Rows::new(ROWS, cols),
             products: Floats::zeros(ROWS * n_head * BLOCKS),
-            scores: Floats::zeros(ROWS * n_ctx),
+            scores: Floats::zeros(ROWS * n_block),
+            n_block,
             n_ctx,
             row: vec![0.0; k],
             turns: vec![0.0; k],
@@ -111,8 +117,8 @@ impl IndexScratch {
 
     /// Bytes that [`IndexScratch::new`] takes.
     pub fn bytes(m: &Blueprint, n_batch: usize, n_ctx: usize) -> u64 {
-        let Some([n_head, cols, k]) = largest(m, n_ctx) else { return 0 };
-        let floats = ROWS * n_head * BLOCKS + ROWS * n_ctx + 2 * k;
+        let Some([n_head, cols, k, n_block]) = largest(m, n_ctx) else { return 0 };
+        let floats = ROWS * n_head * BLOCKS + ROWS * n_block + 2 * k;
         (n_batch * n_ctx.div_ceil(64) * size_of::<u64>() + floats * size_of::<f32>()) as u64 + Rows::bytes(ROWS, cols)
     }
 }
@@ -148,9 +154,27 @@ impl Indexer {
         })
     }
 
-    /// Whether the last of `len` tokens does not look at all of them.
-    pub fn leaves_out(&self, len: usize) -> bool {
-        self.top_k.leaves_out(len)
+    /// Chooses for each row of a run which positions it looks at, if any is left out and there are scores. `keys` are those of
+    /// its sequence, these rows' own included.
+    pub fn choose(
+        &self,
+        b: &mut impl Backend,
+        rows: &IndexRows<'_>,
+        run: &Run,
+        (ty, keys): (GgmlType, &[u8]),
+        s: &mut IndexScratch,
+    ) {
+        let (Some(own), end) = (&self.own, run.pos + run.n) else { return };
+        if self.top_k.leaves_out(end) {
+            let (n, row_bytes) = (end / self.top_k.each, own.k / ty.block_len() * ty.block_bytes());
+            let keys = QMat::new(ty, n, own.k, &keys[..n * row_bytes]);
+            own.choose(b, rows, (run.row, run.n, run.pos), keys, self.top_k, s);
+        }
+    }
+
+    /// What has been chosen for a run, a bit of each position: (n, words). Empty: all, as of shorter ones.
+    pub fn chosen<'s>(&self, run: &Run, s: &'s IndexScratch) -> &'s [u64] {
+        if self.top_k.leaves_out(run.pos + run.n) { run.of(&s.chosen, s.n_ctx.div_ceil(64)) } else { &[] }
     }
 }
 
@@ -178,12 +202,17 @@ impl Scores {
         })
     }
 
+    /// What makes keys of blocks, if tokens have none.
+    pub fn compressor(&self) -> Option<&Compressor> {
+        match &self.keys {
+            Keys::Tokens(..) => None,
+            Keys::Blocks(blocks) => Some(&blocks.compressor),
+        }
+    }
+
     /// The rows of `n` tokens in `memory`.
     pub fn rows<'m>(&self, n: usize, memory: &'m mut [f32]) -> IndexRows<'m> {
-        let cols = match &self.keys {
-            Keys::Tokens(..) => [self.k, 0],
-            Keys::Blocks(blocks) => blocks.compressor.cols(),
-        };
+        let cols = self.compressor().map_or([self.k, 0], Compressor::cols);
         let (q, rest) = memory.split_at_mut(n * self.n_head * self.k);
         let (keys, rest) = rest.split_at_mut(n * cols[0]);
         let (scores, rest) = rest.split_at_mut(n * cols[1]);
@@ -219,7 +248,7 @@ impl Scores {
 
     /// Chooses blocks of each of some rows of one sequence, of which the first is at `pos`: bits of positions in `chosen`, which
     /// are (n, words). `keys` are those of the sequence, these rows' own included.
-    pub fn choose(
+    fn choose(
         &self,
         b: &mut impl Backend,
         rows: &IndexRows<'_>,
@@ -237,10 +266,10 @@ impl Scores {
             b.prepare(&mut s.queries);
             let weights = &rows.weights[some.start * self.n_head..some.end * self.n_head];
             self.score(b, weights, keys, s);
-            let scores = &s.scores[..some.len() * s.n_ctx];
+            let scores = &s.scores[..some.len() * s.n_block];
             let chosen = &mut s.chosen[some.start * words..some.end * words];
-            b.each_row(chosen, words, 4 * s.n_ctx, |i, chosen| {
-                choose(&scores[i * s.n_ctx..], pos + start + i + 1, top_k, chosen);
+            b.each_row(chosen, words, 4 * s.n_block, |i, chosen| {
+                choose(&scores[i * s.n_block..], pos + start + i + 1, top_k, chosen);
             });
         }
     }
@@ -253,7 +282,7 @@ impl Scores {
             let products = &mut s.products[..s.queries.len() * some.len()];
             b.matmul(&s.queries, &mut [Product { w: keys.slice(some.clone()), y: products }]);
             let products = &*products;
-            b.each_row(&mut s.scores[..n * s.n_ctx], s.n_ctx, self.n_head * some.len(), |i, scores| {
+            b.each_row(&mut s.scores[..n * s.n_block], s.n_block, self.n_head * some.len(), |i, scores| {
                 let scores = &mut scores[some.clone()];
                 scores.fill(0.0);
                 let heads = products.chunks_exact(some.len()).zip(weights).skip(i * self.n_head).take(self.n_head);
