@@ -2,6 +2,7 @@
 //! window, and beyond that blocks of tokens, each of them one row.
 
 use super::{
+    add_product,
     compressor::{Compressor, NewRows},
     indexer::{IndexRows, IndexScratch, Indexer, Scores},
 };
@@ -441,10 +442,7 @@ impl Compressed {
         let short = low.start_wide(n, self.o[0].w.view().rows);
         b.matmul_per_head(attended, self.groups, self.o[0].w.view(), short);
         self.o[0].finish(*b, short);
-        b.prepare(low);
-        b.matmul(low, &mut [product(&self.o[1], out)]);
-        self.o[1].finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o[1], low, out, target.rows([x, sum, branch], n, n_embd));
     }
 }
 

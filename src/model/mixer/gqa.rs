@@ -1,6 +1,7 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
 use super::{
+    add_product,
     compressor::NewRows,
     indexer::{Indexer, Keys, Scores},
     latent::Latent,
@@ -440,10 +441,7 @@ impl Gqa {
         if let Some(linear) = &self.gate {
             linear.open(*b, gate, given);
         }
-        b.prepare(given);
-        b.matmul(given, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o, given, out, target.rows([x, sum, branch], n, n_embd));
     }
 
     /// Norms and rotates queries (`which` 0) or keys (1).
