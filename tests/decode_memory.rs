@@ -102,6 +102,6 @@ const MODELS: [&str; 9] = [
     "kimi-linear",
     "nemotron_h_moe-latent",
     "glm-dsa-sparse",
-    "qwen4exp",
+    "qwen4exp-sparse",
     "deepseek4",
 ];

@@ -86,6 +86,8 @@ const MORE_MODELS: &[&str] = &[
     "glm5-next",
     "glm-dsa",
     "glm-dsa-sparse",
+    "qwen4exp-sparse",
+    "glm5-next-sparse",
     "nemotron_h_moe",
     "nemotron_h_moe-latent",
     "kimi-linear",
@@ -104,6 +106,8 @@ const LONG: &[&str] = &[
     "bailingmoe3",
     "nemotron_h_moe",
     "glm-dsa-sparse",
+    "qwen4exp-sparse",
+    "glm5-next-sparse",
 ];
 
 /// Prompt tokens in the reference runs; the rest is decoded one by one.

@@ -41,6 +41,19 @@ fn run(name: &str, n_batch: usize) -> Vec<f32> {
     logits
 }
 
+/// `tests/golden.rs` compares these with llama.cpp.
+#[test]
+fn what_an_indexer_chooses_is_the_same_in_batches_of_any_size() {
+    for name in ["glm-dsa-sparse", "qwen4exp-sparse", "glm5-next-sparse"] {
+        let whole = run(name, PROMPT);
+        for n_batch in [1, 37] {
+            let parts = run(name, n_batch);
+            let equal = parts.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(equal && parts.len() == whole.len(), "{name}: batches of {n_batch}");
+        }
+    }
+}
+
 #[test]
 fn long_texts_match_llama_cpp_in_batches_of_any_size() {
     for name in MODELS {

@@ -255,3 +255,59 @@ fn the_bundled_vocabulary() {
     assert_eq!(tokenizer.decode(&tokens), text);
     assert!(tokenizer.resident_bytes() < 600_000, "{}", tokenizer.resident_bytes());
 }
+
+/// What llama.cpp made of some texts with each byte-level pre-tokenizer (`tools/pretokenizers.py`): hashes of the tokens of a
+/// vocabulary that shows where text is cut.
+#[derive(serde::Deserialize)]
+struct PreTokenized {
+    texts: Vec<String>,
+    hashes: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+impl PreTokenized {
+    /// All bytes, and all pairs of them that the texts have, in an order that has nothing to do with language.
+    fn vocabulary(&self) -> VocabSource<'static> {
+        let pair = |pair: &[u8]| usize::from(pair[0]) << 8 | usize::from(pair[1]);
+        let there: std::collections::BTreeSet<_> =
+            self.texts.iter().flat_map(|text| text.as_bytes().windows(2).map(pair)).collect();
+        let order = (0..1 << 16).map(|i| (i * 40_503 + 12_345) % (1 << 16)).filter(|pair| there.contains(pair));
+        let parts: Vec<_> = order.map(|pair| [(pair >> 8) as u8, pair as u8].map(byte_char)).collect();
+        let mut tokens: Vec<String> = (0..=255).map(|byte| byte_char(byte).to_string()).collect();
+        tokens.extend(parts.iter().map(|[a, b]| format!("{a}{b}")));
+        let merges: Vec<_> = parts.iter().map(|[a, b]| format!("{a} {b}")).collect();
+        VocabSource { model: "gpt2".into(), tokens: tokens.into(), merges: merges.into(), ..VocabSource::default() }
+    }
+}
+
+/// FNV-1a, 64 bits.
+fn hash(tokens: &[u32]) -> String {
+    let bytes = tokens.iter().flat_map(|token| token.to_le_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |h: u64, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// Pre-tokenizers, and beginnings of texts of which hotset cuts at least one as the model's own expression says and llama.cpp
+/// otherwise: by case and marks of all scripts, at Han characters, at white space beyond ASCII's.
+/// `docs/tokenizer-conformance.md` has the list.
+const OTHERWISE: [(&[&str], &[&str]); 4] = [
+    (&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2", "tekken"], &["नम", "e\u{301} "]),
+    (&["kimi-k2"], &["int main", "camelCase", "ABCdef", "東京", "नम", "e\u{301} "]),
+    (&["youtu"], &["int main", "camelCase", "ABCdef"]),
+    (&["deepseek-llm", "deepseek-coder"], &["a\u{a0}b"]),
+];
+
+#[test]
+fn every_pre_tokenizer_cuts_as_llama_cpp_does() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pretokenizers.json");
+    let known: PreTokenized = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let vocabulary = known.vocabulary();
+    for (name, hashes) in &known.hashes {
+        let otherwise =
+            OTHERWISE.iter().find(|(names, _)| names.contains(&&**name)).map_or(&[][..], |(_, texts)| texts);
+        let tokenizer = good(VocabSource { pre: Some(name.clone()), ..vocabulary.clone() });
+        for (text, expected) in known.texts.iter().zip(hashes) {
+            let same = hash(&tokenizer.encode(text, false, false)) == *expected;
+            assert_eq!(same, !otherwise.iter().any(|start| text.starts_with(start)), "{name}: {text:?}");
+        }
+    }
+}

@@ -28,7 +28,7 @@ pub fn latent(m: &Reader<'_>, cancels: bool, indexers: Option<&IndexerSizes>) ->
     let n_dense = m.leading_dense()?;
     m.model(|l| {
         let attention = l.mla(sizes, rope)?;
-        let indexer = indexers.map(|indexers| l.indexer(indexers, sizes)).transpose()?;
+        let indexer = indexers.map(|indexers| l.indexer(indexers, sizes)).transpose()?.flatten();
         let attention = Gqa { scale: attention.scale * factor, temperature, indexer, ..attention };
         let ffn = if l.layer < n_dense { l.dense()? } else { Part::moe(l.moe_by_bias_if_any(choice)?) };
         Ok([l.block("attn_norm", Part::gqa(attention))?, l.block("ffn_norm", ffn)?])

@@ -5,7 +5,7 @@
 use super::{Arch, step35};
 use crate::{
     Result,
-    blueprint::{Blueprint, Connection, DeltaNet, Head, Part, Reader, Score},
+    blueprint::{Blueprint, Connection, DeltaNet, Gqa, Head, Part, Reader, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "glm5-next", predicts: true, blueprint };
@@ -19,9 +19,7 @@ const EPS: f32 = 1e-6;
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     let (latent, recurrent) =
         (m.latent_sizes(m.count_from_zero("rope.dimension_count", 0)?)?, m.layers_without_heads()?);
-    // Without the last tokens, which make no whole pool yet, no context would be short enough.
-    m.require_flag("attention.indexer.kpool_select_tail")?;
-    m.limit_to_indexed(m.count("attention.indexer.top_k", u32::MAX as usize)?);
+    let indexers = m.pool_indexers(latent, &recurrent)?;
     let (decay, mixture) = (m.bounded_decay(-1.0)?, m.mixture()?);
     let choice = m.choice_by_keys(Score::Sigmoid, true)?;
     let (n_dense, limits) = (m.leading_dense()?, step35::limits_before(m)?);
@@ -29,7 +27,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let mixer = if recurrent[l.layer] {
             Part::DeltaNet(DeltaNet { eps: EPS, ..l.kda(decay)? })
         } else {
-            Part::gqa(l.mla(latent, None)?)
+            let indexer = indexers.as_ref().map(|indexers| l.indexer(indexers, latent)).transpose()?.flatten();
+            Part::gqa(Gqa { indexer, ..l.mla(latent, None)? })
         };
         let ffn = limits.ffn(l, choice, l.layer >= n_dense)?;
         Ok([

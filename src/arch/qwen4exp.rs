@@ -1,10 +1,10 @@
 //! Qwen3.8-Flash-Next 125B-A6B (Qwen, 2026), text only: the parts of Qwen3.5 between four residual streams, and a memory of
-//! n-grams whose table, tens of gigabytes, stays in the file. An indexer chooses what attention looks at in a long context.
+//! n-grams whose table, tens of gigabytes, stays in the file. An indexer chooses which blocks of a long context attention looks at.
 
 use super::Arch;
 use crate::{
     Result,
-    blueprint::{Blueprint, GateAct, KeyHeads, Moe, Part, Reader, RopeKind, Score},
+    blueprint::{Blueprint, GateAct, Gqa, KeyHeads, Moe, Part, Reader, RopeKind, Score},
 };
 
 pub const ARCH: Arch = Arch { name: "qwen4exp", predicts: true, blueprint };
@@ -14,10 +14,9 @@ const PERIOD: usize = 4;
 
 fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
     m.ignore("rope.dimension_sections", "a text token has the same position in every section");
-    m.limit_to_indexed(m.count("attention.indexer.top_k", u32::MAX as usize)?);
-    m.ignore("attention.compress_ratios", "the context is short enough for all of it to be looked at");
     let heads = m.heads()?;
     let rope = m.rope(RopeKind::Halves, heads.k)?;
+    let indexers = m.block_indexers(rope.n_rot)?;
     let choice = m.choice(Score::Softmax, true)?;
     let recurrent = m.recurrent_layers(PERIOD)?;
     let (n_stream, table) = (m.n_stream()?, m.ngram_table()?);
@@ -30,7 +29,8 @@ fn blueprint(m: &Reader<'_>) -> Result<Blueprint> {
         let mixer = if recurrent[l.layer] {
             l.delta_net(KeyHeads::InTurn, GateAct::Sigmoid)?
         } else {
-            Part::gqa(l.gqa_with_gated_queries(heads, rope)?)
+            let indexer = indexers.as_ref().map(|indexers| l.block_indexer(indexers)).transpose()?.flatten();
+            Part::gqa(Gqa { indexer, ..l.gqa_with_gated_queries(heads, rope)? })
         };
         let moe = Part::moe(Moe { shared: Some(l.gated_shared()?), ..l.moe(choice)? });
         blocks.push(l.plain_block(mixer).connected(l.gated_streams("attn", n_stream)?));

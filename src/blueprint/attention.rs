@@ -1,6 +1,6 @@
 //! Attention: heads, rotation, window, what is done to queries, keys and what comes out.
 
-use super::{Linear, Norm, Reader, RopeKind, Tensor};
+use super::{Compressor, Linear, Norm, Reader, RopeKind, Tensor};
 use crate::Result;
 
 /// Causal grouped-query attention.
@@ -50,34 +50,80 @@ pub struct Gqa {
 /// What chooses the positions that a token sees in a long context (arXiv 2512.02556).
 #[derive(Clone, Copy, Debug)]
 pub struct Indexer {
-    /// So many; all of a context that is no longer.
-    pub top_k: usize,
+    /// So many.
+    pub top_k: TopK,
     /// What scores them. `None`: a token sees what it does in the attention before that has scores.
     pub own: Option<IndexScores>,
 }
 
-/// Scores of positions: the sum over heads of `weight · max(query · key, 0)`. Queries and keys rotate as the attention's do, from
-/// their first elements on.
+/// How many positions a token sees: whole blocks of tokens, and those behind the last whole block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopK {
+    /// Positions, those behind the last whole block not among them.
+    pub n: usize,
+    /// Tokens of a block.
+    pub each: usize,
+}
+
+impl TopK {
+    /// Blocks that a token sees at most.
+    pub fn blocks(self) -> usize {
+        self.n / self.each
+    }
+
+    /// Whether the last of `len` tokens does not see all of them.
+    pub fn leaves_out(self, len: usize) -> bool {
+        len / self.each > self.blocks()
+    }
+}
+
+/// Scores of blocks: the sum over heads of `weight · max(query · key, 0)`. Queries and keys rotate as the attention's do, from
+/// their first elements on; a block of several tokens by the position of its first.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexScores {
     /// Query heads; there is one key.
     pub n_head: usize,
     /// Elements of a query head and of a key.
     pub k: usize,
-    /// Queries, of the short rows that the attention's come from. (n_head * k, rank of those)
+    /// Queries, of the short rows that a latent attention's come from, else of the attention's input. (n_head * k, inputs)
     pub q: Linear,
-    /// Keys. (k, n_embd)
-    pub key: Linear,
-    /// Of keys, before they rotate.
-    pub norm: Norm,
-    /// A weight of each head. (n_head, n_embd)
-    pub weights: Linear,
+    /// Of each query head, before it rotates.
+    pub q_norm: Option<Norm>,
+    /// Keys.
+    pub keys: IndexKeys,
+    /// A weight of each head; `None`: 1. (n_head, n_embd)
+    pub weights: Option<Linear>,
+}
+
+/// Where the keys of an indexer come from.
+#[expect(clippy::large_enum_variant, reason = "a model has one per layer, and only while it is planned and loaded")]
+#[derive(Clone, Copy, Debug)]
+pub enum IndexKeys {
+    /// A token has one: the product, normed. (k, n_embd)
+    Tokens(Linear, Norm),
+    /// A block has one.
+    Blocks(Compressor),
 }
 
 impl IndexScores {
-    fn tensors(&self, all: &mut Vec<Tensor>) {
-        [&self.q, &self.key, &self.weights].into_iter().for_each(|linear| linear.tensors(all));
-        self.norm.tensors(all);
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
+        [&self.q].into_iter().chain(&self.weights).for_each(|linear| linear.tensors(all));
+        self.q_norm.iter().for_each(|norm| norm.tensors(all));
+        match &self.keys {
+            IndexKeys::Tokens(key, norm) => {
+                key.tensors(all);
+                norm.tensors(all);
+            }
+            IndexKeys::Blocks(compressor) => compressor.tensors(all),
+        }
+    }
+
+    /// What makes keys of blocks, if tokens have none.
+    pub fn compressor(&self) -> Option<&Compressor> {
+        match &self.keys {
+            IndexKeys::Tokens(..) => None,
+            IndexKeys::Blocks(compressor) => Some(compressor),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Attention over compressed blocks (DeepSeek-V4, 2026): a token has one row, key and value at once; its queries see the rows of
 //! a window, and beyond that blocks of tokens, each of them one row.
 
-use super::{LayerReader, Linear, Norm, Part, Reader, Rope, RopeKind, Tensor, reader::MAX_WIDTH};
+use super::{
+    IndexKeys, IndexScores, Indexer, LayerReader, Linear, Norm, Part, Reader, Rope, RopeKind, Tensor, TopK,
+    reader::MAX_WIDTH,
+};
 use crate::{Error, Result};
 
 /// Tokens of a block that overlaps the one before, and of which an indexer chooses.
@@ -51,70 +54,74 @@ pub struct Blocks {
     /// What makes rows of them.
     pub compressor: Compressor,
     /// What chooses among them; `None`: all are seen.
-    pub index: Option<Index>,
+    pub index: Option<Indexer>,
 }
 
-/// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own. An overlapping one
-/// sums the first half of the values of the block before, too, and the second half of its own.
-#[derive(Clone, Debug)]
+/// Makes one row of a block: a sum of its tokens' values, each element weighted by a softmax of its own, or their mean. An
+/// overlapping one sums the first half of the values of the block before, too, and the second half of its own.
+#[derive(Clone, Copy, Debug)]
 pub struct Compressor {
     /// Elements of a row.
     pub dim: usize,
+    /// Tokens of a block.
+    pub each: usize,
     /// Whether blocks overlap.
     pub overlaps: bool,
     /// (dim or 2 * dim, n_embd)
     pub value: Linear,
-    /// The same for the scores.
-    pub score: Linear,
-    /// Added to the scores of each token of a block. (tokens, dim or 2 * dim)
-    pub ape: Tensor,
+    /// Of a token's values.
+    pub value_norm: Option<Norm>,
+    /// What weighs values; `None`: all weigh the same.
+    pub score: Option<BlockScore>,
     /// Of a row, before it rotates by the position of the block's first token.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
 }
 
-/// Chooses among blocks: those whose rows score best, summed over heads.
-#[derive(Clone, Debug)]
-pub struct Index {
-    /// Heads.
-    pub n_head: usize,
-    /// From the attention's short rows. (n_head * dim, rank)
-    pub q: Linear,
-    /// Weights of the heads. (n_head, n_embd)
-    pub weight: Linear,
-    /// Its own rows of the blocks.
-    pub compressor: Compressor,
-    /// How many are chosen.
-    pub top_k: usize,
+/// Scores of a block's tokens, an element each.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScore {
+    /// As the values come from theirs. (dim or 2 * dim, n_embd)
+    pub w: Linear,
+    /// Added, by a token's place in the block. (tokens, dim or 2 * dim)
+    pub ape: Tensor,
 }
 
 impl Compressor {
     /// Elements of a token's values, or of its scores.
-    pub fn cols(&self) -> usize {
+    fn cols(&self) -> usize {
         if self.overlaps { 2 * self.dim } else { self.dim }
+    }
+
+    /// Elements of both.
+    pub fn token_cols(&self) -> usize {
+        if self.score.is_some() { 2 * self.cols() } else { self.cols() }
     }
 
     /// Tokens of which a sequence keeps values and scores.
     pub fn kept(&self) -> usize {
-        if self.overlaps { 2 * self.ape.rows } else { self.ape.rows }
+        if self.overlaps { 2 * self.each } else { self.each }
     }
 
     /// Floats of these.
     pub fn floats(&self) -> usize {
-        self.kept().saturating_mul(2 * self.cols())
+        self.kept().saturating_mul(self.token_cols())
     }
 
-    fn tensors(&self, all: &mut Vec<Tensor>) {
+    pub(super) fn tensors(&self, all: &mut Vec<Tensor>) {
         self.value.tensors(all);
-        self.score.tensors(all);
-        all.push(self.ape);
-        self.norm.tensors(all);
+        if let Some(score) = &self.score {
+            score.w.tensors(all);
+            all.push(score.ape);
+        }
+        self.value_norm.iter().chain(&self.norm).for_each(|norm| norm.tensors(all));
     }
 }
 
 impl Blocks {
     /// Its compressors: of rows, and of the indexer's.
     pub fn compressors(&self) -> impl Iterator<Item = &Compressor> {
-        [&self.compressor].into_iter().chain(self.index.as_ref().map(|index| &index.compressor))
+        let own = self.index.as_ref().and_then(|index| index.own.as_ref());
+        [&self.compressor].into_iter().chain(own.and_then(IndexScores::compressor))
     }
 }
 
@@ -122,7 +129,7 @@ impl Compressed {
     /// Rows that a token sees at most in a context of `n_ctx`.
     pub fn most_rows(&self, n_ctx: usize) -> usize {
         let blocks = self.blocks.as_ref().map_or(0, |blocks| {
-            (n_ctx / blocks.each).min(blocks.index.as_ref().map_or(usize::MAX, |index| index.top_k))
+            (n_ctx / blocks.each).min(blocks.index.as_ref().map_or(usize::MAX, |index| index.top_k.blocks()))
         });
         self.window.min(n_ctx) + blocks
     }
@@ -132,11 +139,8 @@ impl Compressed {
         [&self.q_norm, &self.row_norm].into_iter().for_each(|norm| norm.tensors(all));
         all.push(self.sinks);
         if let Some(blocks) = &self.blocks {
-            blocks.compressors().for_each(|compressor| compressor.tensors(all));
-            if let Some(index) = &blocks.index {
-                index.q.tensors(all);
-                index.weight.tensors(all);
-            }
+            blocks.compressor.tensors(all);
+            blocks.index.and_then(|index| index.own).iter().for_each(|scores| scores.tensors(all));
         }
     }
 }
@@ -237,14 +241,16 @@ impl LayerReader<'_, '_> {
             return Err(Error::format(m.gguf().path(), key, format!("at least the {n_rot} that rotate"), dim));
         }
         let top_k = m.count("attention.indexer.top_k", u32::MAX as usize)?;
-        let index = Index {
+        let own = IndexScores {
             n_head,
+            k: dim,
             q: self.linear("indexer.attn_q_b", rank, n_head * dim)?,
-            weight: self.linear("indexer.proj", m.n_embd, n_head)?,
-            compressor: self.compressor("indexer_compressor", each, dim)?,
-            top_k,
+            q_norm: None,
+            keys: IndexKeys::Blocks(self.compressor("indexer_compressor", each, dim)?),
+            weights: Some(self.linear("indexer.proj", m.n_embd, n_head)?),
         };
-        Ok(Blocks { each, compressor, index: Some(index) })
+        let top_k = TopK { n: top_k.saturating_mul(each), each };
+        Ok(Blocks { each, compressor, index: Some(Indexer { top_k, own: Some(own) }) })
     }
 
     fn compressor(&self, name: &str, each: usize, dim: usize) -> Result<Compressor> {
@@ -252,11 +258,18 @@ impl LayerReader<'_, '_> {
         let (m, n_embd, cols) = (self.m, self.m.n_embd, if overlaps { 2 * dim } else { dim });
         Ok(Compressor {
             dim,
+            each,
             overlaps,
             value: self.linear(&format!("{name}_kv"), n_embd, cols)?,
-            score: self.linear(&format!("{name}_gate"), n_embd, cols)?,
-            ape: m.matrix(&self.name(&format!("{name}_ape.weight")), cols, each)?,
-            norm: m.norm(&self.name(&format!("{name}_norm")), dim)?,
+            value_norm: None,
+            score: Some(self.block_score(name, cols, each)?),
+            norm: Some(m.norm(&self.name(&format!("{name}_norm")), dim)?),
         })
+    }
+
+    /// `NAME_gate` and `NAME_ape`, for blocks of `each` tokens.
+    pub(super) fn block_score(&self, name: &str, cols: usize, each: usize) -> Result<BlockScore> {
+        let w = self.linear(&format!("{name}_gate"), self.m.n_embd, cols)?;
+        Ok(BlockScore { w, ape: self.m.matrix(&self.name(&format!("{name}_ape.weight")), cols, each)? })
     }
 }

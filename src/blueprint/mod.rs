@@ -28,8 +28,10 @@ mod ungated;
 mod unread;
 
 pub use crate::backend::{Act, RopeKind};
-pub use attention::{Gate, GateAct, Gqa, Heads, IndexScores, Indexer, Latent, LongRope, Rope, Temperature, Up, Yarn};
-pub use compressed::{Blocks, Compressed, CompressedShape, Compressor, Index};
+pub use attention::{
+    Gate, GateAct, Gqa, Heads, IndexKeys, IndexScores, Indexer, Latent, LongRope, Rope, Temperature, TopK, Up, Yarn,
+};
+pub use compressed::{BlockScore, Blocks, Compressed, CompressedShape, Compressor};
 pub use experts::{ExpertSet, ExpertTensors, single_name};
 pub use ffn::{Choice, Gated, Groups, MAX_GROUPS, Moe, Router, RouterInput, Score, Shared};
 pub use heads::{FullLayers, LatentSizes};

@@ -1,6 +1,6 @@
 //! What a part keeps of a sequence.
 
-use super::{Blueprint, Compressor, Part};
+use super::{Blueprint, Compressor, Part, TopK};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +27,13 @@ pub enum State {
     },
 }
 
-/// A key of each token for an indexer.
+/// Keys for an indexer, one of each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexRows {
     /// Elements of a key.
     pub k: usize,
-    /// A context of no more tokens needs none of them: everything is chosen.
-    pub top_k: usize,
+    /// What is chosen by them: a context of which nothing is left out needs none.
+    pub top_k: TopK,
 }
 
 impl Part {
@@ -41,10 +41,12 @@ impl Part {
     pub fn states(&self) -> Vec<State> {
         match self {
             Part::Gqa(gqa) => {
-                let (heads, index) =
-                    (gqa.heads, gqa.indexer.and_then(|i| Some(IndexRows { k: i.own?.k, top_k: i.top_k })));
-                let (k, v, window) = (heads.k, gqa.kept_v(), gqa.window);
-                vec![State::Rows { heads: heads.n_head_kv, k, v, window, index, each: 1 }]
+                let own = gqa.indexer.and_then(|indexer| Some((indexer.top_k, indexer.own?)));
+                let index = own.map(|(top_k, own)| IndexRows { k: own.k, top_k });
+                let (heads, v, window) = (gqa.heads, gqa.kept_v(), gqa.window);
+                let rows = State::Rows { heads: heads.n_head_kv, k: heads.k, v, window, index, each: 1 };
+                let pending = own.and_then(|(_, own)| Some(State::Recurrent { floats: own.compressor()?.floats() }));
+                [rows].into_iter().chain(pending).collect()
             }
             Part::Compressed(part) => {
                 let rows = |v, window, each| State::Rows { heads: 1, k: 0, v, window, index: None, each };

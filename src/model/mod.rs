@@ -209,11 +209,7 @@ impl Model {
         refuse_missing(gguf)?;
         let mut loader = Loader { gguf, progress };
         let shapes = blueprint.ropes();
-        let mut ropes = Vec::with_capacity(shapes.len());
-        for rope in &shapes {
-            let divisors = rope.divisors.map(|divisors| loader.divisors(&divisors)).transpose()?;
-            ropes.push(Rope::new(rope, &divisors.unwrap_or_default()));
-        }
+        let ropes = shapes.iter().map(|rope| Rope::load(&mut loader, rope)).collect::<Result<_>>()?;
         let (n_state, mut states) = (blueprint.states().count(), 0);
         let (mut n_attention, mut n_recurrent, mut n_moe) = (0, 0, 0);
         let mut part = |loader: &mut Loader<'_>, part: &blueprint::Part| {
@@ -230,7 +226,8 @@ impl Model {
             }
             match part {
                 blueprint::Part::Gqa(gqa) => {
-                    Ok(Part::Gqa(Box::new(Gqa::load(loader, gqa, attention, is_last, &shapes)?)))
+                    let numbers = [attention, recurrent];
+                    Ok(Part::Gqa(Box::new(Gqa::load(loader, gqa, numbers, is_last, &shapes)?)))
                 }
                 blueprint::Part::Compressed(part) => {
                     let numbers = [attention, recurrent];

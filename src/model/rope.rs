@@ -2,7 +2,11 @@
 
 use std::f64::consts::TAU;
 
-use crate::blueprint::{self, Yarn};
+use super::load::Loader;
+use crate::{
+    Result,
+    blueprint::{self, Yarn},
+};
 
 /// The frequencies of one rotation, computed once, in f64.
 pub struct Rope {
@@ -14,7 +18,7 @@ pub struct Rope {
 
 impl Rope {
     /// `divisors` are the file's own per-pair factors (n_rot / 2), or empty.
-    pub fn new(rope: &blueprint::Rope, divisors: &[f32]) -> Self {
+    fn new(rope: &blueprint::Rope, divisors: &[f32]) -> Self {
         let scale = f64::from(rope.scale);
         let freq = |i: usize| {
             let base = f64::from(rope.base).powf(-2.0 * i as f64 / rope.n_rot as f64);
@@ -28,6 +32,12 @@ impl Rope {
             }
         };
         Self { freqs: (0..rope.n_rot / 2).map(freq).collect(), magnitude: f64::from(rope.magnitude) }
+    }
+
+    /// With the divisors that the file has.
+    pub fn load(loader: &mut Loader<'_>, rope: &blueprint::Rope) -> Result<Self> {
+        let divisors = rope.divisors.map(|divisors| loader.divisors(&divisors)).transpose()?;
+        Ok(Self::new(rope, &divisors.unwrap_or_default()))
     }
 
     /// Numbers for each row.

@@ -99,7 +99,7 @@ impl Scratch {
             embd: vec![0; row_cols(m) * 4],
             ngram_ids: Vec::with_capacity(n * m.ngrams.as_ref().map_or(0, NGramTable::n_row)),
             ngrams: Rows::new(n, m.ngrams.as_ref().map_or(0, NGramTable::width)),
-            seen: SeenRows::new(m, shape.n_ctx),
+            seen: SeenRows::new(m, n, shape.n_ctx),
             moe: MoeScratch {
                 scores: Floats::zeros(n * n_expert),
                 lookahead: vec![0.0; n_expert],
@@ -146,7 +146,7 @@ impl Scratch {
             + n * n_used * (size_of::<Routed>() + size_of::<Pair>())
             + n_expert * (size_of::<FfnJob<'_>>() + size_of::<ExpertId>() + 4);
         ((floats * size_of::<f32>()) as u64 + rows + lists as u64)
-            .saturating_add(SeenRows::bytes(m, shape.n_ctx))
+            .saturating_add(SeenRows::bytes(m, n, shape.n_ctx))
             .min(u64::MAX / 64)
     }
 

@@ -1,10 +1,14 @@
 //! Attention over compressed blocks (DeepSeek-V4, 2026): a token's row is key and value at once; queries see the rows of a
 //! window, and beyond that blocks of tokens, each of them one row.
 
-use super::compressor::{Compressor, PendingRows};
+use super::{
+    add_product,
+    compressor::{Compressor, NewRows},
+    indexer::{IndexRows, IndexScratch, Indexer, Scores},
+};
 use crate::{
     Result,
-    backend::{Attention, Backend, CacheWrite, Product, RopeKind, Rotation, Rows},
+    backend::{Attention, Backend, CacheWrite, Product, RopeKind, Rotation},
     blueprint,
     model::{
         Scratch,
@@ -13,7 +17,7 @@ use crate::{
         rope::Rope,
         state::Sequence,
     },
-    quant::{GgmlType, QMat, dequantize_row},
+    quant::{GgmlType, dequantize_row},
 };
 
 /// See the module.
@@ -36,6 +40,7 @@ pub struct Compressed {
     /// Whose angles its rows take, among those of the model.
     angles: usize,
     window: usize,
+    /// Those of a row, as often as rows go through together. (TOGETHER, n_head)
     sinks: Vec<f32>,
     scale: f32,
     /// (groups * rank, n_head / groups * head), (n_embd, groups * rank)
@@ -47,30 +52,23 @@ pub struct Compressed {
 struct Blocks {
     each: usize,
     compressor: Compressor,
-    chooser: Option<Chooser>,
+    /// What chooses among them; `None`: all are seen.
+    indexer: Option<Indexer>,
 }
 
-struct Chooser {
-    n_head: usize,
-    q: Linear,
-    weight: Linear,
-    compressor: Compressor,
-    top_k: usize,
-}
+/// Rows of a run that go through together, at most.
+const TOGETHER: usize = 16;
 
-/// What one row is computed in: rows that it sees, one after another, and what chooses them.
+/// What a row sees at most that goes through with others: the backend divides longer ones.
+const SHORT: usize = 2048;
+
+/// What some rows are computed in: what each of them sees, one after another.
 pub struct SeenRows {
-    /// In F32, from `start` on. (most rows, head)
+    /// In F32, from `start` on. (up to TOGETHER * most rows, head)
     rows: Vec<u8>,
     start: usize,
     /// Of one row. (widest)
     row: Vec<f32>,
-    /// Of each head of an indexer for each block, then their sums. (heads + 1, blocks)
-    scores: Vec<f32>,
-    /// Numbers of blocks. (blocks)
-    chosen: Vec<u32>,
-    /// Queries of an indexer. (heads, dim)
-    queries: Rows,
     /// Cosines and sines of a block. (2 * pairs)
     turns: Vec<f32>,
 }
@@ -83,27 +81,19 @@ const LINE: usize = 64;
 struct SeenSizes {
     rows: usize,
     row: usize,
-    scores: usize,
-    chosen: usize,
-    queries: [usize; 2],
     turns: usize,
 }
 
 impl SeenSizes {
-    /// The most that any part needs in a context of `n_ctx` tokens.
-    fn of(m: &blueprint::Blueprint, n_ctx: usize) -> Self {
+    /// The most that any part needs of batches of `n_batch` tokens in a context of `n_ctx`.
+    fn of(m: &blueprint::Blueprint, n_batch: usize, n_ctx: usize) -> Self {
         m.compressed().fold(Self::default(), |most, part| {
-            let blocks = part.blocks.as_ref();
-            let n = blocks.map_or(0, |blocks| n_ctx / blocks.each);
-            let index = blocks.and_then(|blocks| blocks.index.as_ref());
-            let dim = index.map_or(0, |index| index.compressor.dim);
-            let heads = index.map_or(0, |index| index.n_head);
+            let dims = part.blocks.iter().flat_map(|blocks| blocks.compressors()).map(|compressor| compressor.dim);
+            let seen = part.most_rows(n_ctx);
+            let seen = seen.max(seen.min(SHORT).saturating_mul(TOGETHER.min(n_batch)));
             Self {
-                rows: most.rows.max(part.most_rows(n_ctx).saturating_mul(part.head)),
-                row: most.row.max(part.head).max(dim),
-                scores: if heads > 0 { most.scores.max(n.saturating_mul(heads + 1)) } else { most.scores },
-                chosen: most.chosen.max(n),
-                queries: if heads * dim > most.queries[0] * most.queries[1] { [heads, dim] } else { most.queries },
+                rows: most.rows.max(seen.saturating_mul(part.head)),
+                row: dims.fold(most.row.max(part.head), usize::max),
                 turns: most.turns.max(part.rope.n_rot),
             }
         })
@@ -111,34 +101,21 @@ impl SeenSizes {
 }
 
 impl SeenRows {
-    pub fn new(m: &blueprint::Blueprint, n_ctx: usize) -> Self {
-        let sizes = SeenSizes::of(m, n_ctx);
+    /// For batches of `n_batch` tokens and contexts of `n_ctx`.
+    pub fn new(m: &blueprint::Blueprint, n_batch: usize, n_ctx: usize) -> Self {
+        let sizes = SeenSizes::of(m, n_batch, n_ctx);
         let len = sizes.rows * size_of::<f32>();
         let rows = vec![0; len + LINE];
         // Where that cannot be told (in an interpreter), they are as good from the start.
         let start = Some(rows.as_ptr().align_offset(LINE)).filter(|start| start + len <= rows.len());
-        Self {
-            rows,
-            start: start.unwrap_or(0),
-            row: vec![0.0; sizes.row],
-            scores: vec![0.0; sizes.scores],
-            chosen: Vec::with_capacity(sizes.chosen),
-            queries: Rows::new(sizes.queries[0], sizes.queries[1]),
-            turns: vec![0.0; sizes.turns],
-        }
+        Self { rows, start: start.unwrap_or(0), row: vec![0.0; sizes.row], turns: vec![0.0; sizes.turns] }
     }
 
     /// Bytes that [`SeenRows::new`] takes.
-    pub fn bytes(m: &blueprint::Blueprint, n_ctx: usize) -> u64 {
-        let sizes = SeenSizes::of(m, n_ctx);
-        let floats = sizes
-            .rows
-            .saturating_add(LINE)
-            .saturating_add(sizes.row)
-            .saturating_add(sizes.scores)
-            .saturating_add(sizes.turns);
-        let bytes = floats.saturating_add(sizes.chosen).saturating_mul(size_of::<f32>());
-        (bytes as u64).saturating_add(Rows::bytes(sizes.queries[0], sizes.queries[1]))
+    pub fn bytes(m: &blueprint::Blueprint, n_batch: usize, n_ctx: usize) -> u64 {
+        let sizes = SeenSizes::of(m, n_batch, n_ctx);
+        let floats = sizes.rows.saturating_add(LINE).saturating_add(sizes.row).saturating_add(sizes.turns);
+        floats.saturating_mul(size_of::<f32>()) as u64
     }
 }
 
@@ -181,15 +158,9 @@ impl Compressed {
             Some(blocks) => Some(Blocks {
                 each: blocks.each,
                 compressor: Compressor::load(loader, &blocks.compressor)?,
-                chooser: match &blocks.index {
+                indexer: match &blocks.index {
                     None => None,
-                    Some(index) => Some(Chooser {
-                        n_head: index.n_head,
-                        q: loader.linear(&index.q)?,
-                        weight: loader.linear(&index.weight)?,
-                        compressor: Compressor::load(loader, &index.compressor)?,
-                        top_k: index.top_k,
-                    }),
+                    Some(index) => Some(Indexer::load(loader, index, None, pending)?),
                 },
             }),
         };
@@ -207,10 +178,10 @@ impl Compressed {
             row: loader.linear(&part.row)?,
             row_norm: loader.norm(&part.row_norm)?,
             kind: part.rope.kind,
-            rope: Rope::new(&part.rope, &[]),
+            rope: Rope::load(loader, &part.rope)?,
             angles: ropes.iter().position(|rope| *rope == part.rope).expect("all ropes are listed"),
             window: part.window,
-            sinks: loader.vector(&part.sinks)?,
+            sinks: loader.vector(&part.sinks)?.repeat(TOGETHER),
             scale: part.scale,
             o: [loader.linear(o_low)?, loader.linear(o_high)?],
             groups: part.groups,
@@ -221,9 +192,9 @@ impl Compressed {
     /// Floats per token of its rows.
     pub fn cols(part: &blueprint::Compressed, n_embd: usize) -> usize {
         let blocks = part.blocks.as_ref();
-        let pending: usize = blocks.map_or(0, |blocks| blocks.compressors().map(|c| 2 * c.cols()).sum());
-        let index = blocks.and_then(|blocks| blocks.index.as_ref());
-        let index = index.map_or(0, |index| index.n_head * (index.compressor.dim + 1));
+        let pending: usize = blocks.map_or(0, |blocks| blocks.compressors().map(|c| c.token_cols()).sum());
+        let own = blocks.and_then(|blocks| blocks.index.as_ref()?.own.as_ref());
+        let index = own.map_or(0, |own| own.n_head * (own.k + 1));
         (part.n_head + 1) * part.head + pending + index + part.rope.n_rot + n_embd
     }
 
@@ -235,34 +206,35 @@ impl Compressed {
     /// All but the products of groups, each of which is a matrix of its own.
     pub fn mats_mut(&mut self) -> impl Iterator<Item = &mut Mat> {
         let blocks = self.blocks.iter_mut().flat_map(|blocks| {
-            let chooser = blocks.chooser.iter_mut().flat_map(|chooser| {
-                [&mut chooser.q, &mut chooser.weight].into_iter().chain(chooser.compressor.linears_mut())
-            });
-            blocks.compressor.linears_mut().into_iter().chain(chooser)
+            let indexer = blocks.indexer.iter_mut().flat_map(Indexer::mats_mut);
+            blocks.compressor.linears_mut().map(|linear| &mut linear.w).chain(indexer)
         });
-        let own = self.q.iter_mut().chain([&mut self.row, &mut self.o[1]]);
-        own.chain(blocks).map(|linear| &mut linear.w)
+        let own = self.q.iter_mut().chain([&mut self.row, &mut self.o[1]]).map(|linear| &mut linear.w);
+        own.chain(blocks)
     }
 
     pub fn mats(&self) -> impl Iterator<Item = &Mat> {
         self.q.iter().chain([&self.row]).chain(&self.o).map(|linear| &linear.w)
     }
 
+    fn scores(&self) -> Option<&Scores> {
+        self.blocks.as_ref()?.indexer.as_ref()?.own.as_ref()
+    }
+
     fn compressors(&self) -> impl Iterator<Item = &Compressor> {
         let blocks = self.blocks.iter();
-        blocks.flat_map(|blocks| [&blocks.compressor].into_iter().chain(blocks.chooser.as_ref().map(|c| &c.compressor)))
+        blocks.map(|blocks| &blocks.compressor).chain(self.scores().and_then(Scores::compressor))
     }
 
     fn rows<'m>(&self, n_embd: usize, n: usize, mut memory: &'m mut [f32]) -> PartRows<'m> {
-        let mut cols = [0; 2];
+        let mut cols = [[0; 2]; 2];
         self.compressors().zip(&mut cols).for_each(|(compressor, cols)| *cols = compressor.cols());
-        let chooser = self.blocks.as_ref().and_then(|blocks| blocks.chooser.as_ref());
-        let (heads, dim) = chooser.map_or((0, 0), |chooser| (chooser.n_head, chooser.compressor.dim()));
+        let (heads, dim) = self.scores().map_or((0, 0), |own| (own.n_head, own.k));
         let rest = &mut memory;
         PartRows {
             q: take(rest, n * self.n_head * self.head),
             row: take(rest, n * self.head),
-            pending: cols.map(|cols| [take(rest, n * cols), take(rest, n * cols)]),
+            pending: cols.map(|cols| cols.map(|cols| take(rest, n * cols))),
             index_q: take(rest, n * heads * dim),
             index_weight: take(rest, n * heads),
             back: take(rest, n * self.rope.width()),
@@ -304,12 +276,9 @@ impl Compressed {
         let turns = &turns[self.angles][..n * self.rope.width()];
         self.rotate(*b, rows.q, self.head, turns);
         self.rotate(*b, rows.row, self.head, turns);
-        if let Some(chooser) = self.blocks.as_ref().and_then(|blocks| blocks.chooser.as_ref()) {
-            b.matmul(low, &mut [product(&chooser.q, rows.index_q)]);
-            b.matmul(norm, &mut [product(&chooser.weight, rows.index_weight)]);
-            chooser.q.finish(*b, rows.index_q);
-            chooser.weight.finish(*b, rows.index_weight);
-            self.rotate(*b, rows.index_q, chooser.compressor.dim(), turns);
+        if let Some(own) = self.scores() {
+            own.queries(*b, [norm, low], [&mut *rows.index_q, rows.index_weight]);
+            self.rotate(*b, rows.index_q, own.k, turns);
         }
     }
 
@@ -329,99 +298,119 @@ impl Compressed {
             let seq = &mut seqs[run.seq];
             write(*b, seq, self.index, self.head, run.of(rows.row, self.head), run.pos);
             let Some(blocks) = &self.blocks else { continue };
-            let mut start = 0;
+            let (mut start, turns) = (0, &mut seen.turns[..self.rope.width()]);
             for (i, (compressor, [values, scores])) in self.compressors().zip(&rows.pending).enumerate() {
-                let (new, pos) = ([&**values, &**scores].map(|rows| run.of(rows, compressor.cols())), run.pos);
+                let [cols, score_cols] = compressor.cols();
                 let range = start..start + compressor.floats();
                 start = range.end;
-                let (before, after) = seq.memory(self.pending);
-                let pending = PendingRows { before: &before[range.clone()], new, pos };
-                compressor.keep(&pending, &mut after[range.clone()]);
-                for block in run.pos / blocks.each..(run.pos + run.n) / blocks.each {
-                    let row = &mut seen.row[..compressor.dim()];
-                    let (before, _) = seq.memory(self.pending);
-                    let pending = PendingRows { before: &before[range.clone()], new, pos };
-                    compressor.row_of(*b, &pending, block, row);
-                    let turns = &mut seen.turns[..self.rope.width()];
+                let new = [run.of(values, cols), run.of(scores, score_cols)];
+                let new = NewRows { rows: new, pos: run.pos, pending: (self.pending, &range) };
+                compressor.complete(*b, seq, &new, &mut seen.row, |b, seq, block, row| {
                     self.rope.angles(block * blocks.each, 1, turns);
-                    self.rotate(*b, row, compressor.dim(), turns);
-                    write(*b, seq, self.index + 1 + i, compressor.dim(), row, block);
-                }
+                    self.rotate(b, row, compressor.dim(), turns);
+                    write(b, seq, self.index + 1 + i, compressor.dim(), row, block);
+                });
             }
         }
     }
 
-    /// Attention of each row over what it sees, which no other row does.
+    /// Rows that the token at a position sees.
+    fn n_seen(&self, pos: usize) -> usize {
+        let blocks = self.blocks.as_ref().map_or(0, |blocks| {
+            let most = blocks.indexer.as_ref().map_or(usize::MAX, |indexer| indexer.top_k.blocks());
+            most.min((pos + 1) / blocks.each)
+        });
+        self.window.min(pos + 1) + blocks
+    }
+
+    /// Chooses which blocks the rows of a run see.
+    fn choose(
+        &self,
+        b: &mut impl Backend,
+        seq: &Sequence,
+        run: &Run,
+        rows: &mut PartRows<'_>,
+        scratch: &mut IndexScratch,
+    ) {
+        if let Some(indexer) = self.blocks.as_ref().and_then(|blocks| blocks.indexer.as_ref()) {
+            let view = seq.rows(self.index + 2);
+            let rows = IndexRows { q: rows.index_q, keys: [&mut [], &mut []], weights: rows.index_weight };
+            indexer.choose(b, &rows, run, (view.ty, view.values), scratch);
+        }
+    }
+
+    /// Attention of each row over what it sees, which no other row does. Rows that see equally many go through together, as if
+    /// each were a key head of one row.
     fn attend<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, .. } = cx;
-        let Scratch { moe, attended, runs, seen, .. } = &mut **s;
-        let rows = self.rows(n_embd, n, &mut moe.out);
+        let Scratch { moe, attended, runs, seen, index, n_batch, .. } = &mut **s;
+        let mut rows = self.rows(n_embd, n, &mut moe.out);
         let width = self.n_head * self.head;
         let heads = attended.start_wide(n, width);
         for run in &*runs {
-            for i in 0..run.n {
-                let row = run.row + i;
-                let n_seen = self.gather(*b, &seqs[run.seq], run, i, [rows.index_q, rows.index_weight], seen);
+            let (seq, mut i) = (&seqs[run.seq], 0);
+            self.choose(*b, seq, run, &mut rows, index);
+            while i < run.n {
+                let n_seen = self.n_seen(run.pos + i);
+                let most = if n_seen > SHORT { 1 } else { TOGETHER.min(*n_batch) };
+                let alike = (i..run.n).take(most).take_while(|i| self.n_seen(run.pos + i) == n_seen).count();
+                let bytes = n_seen * self.head * size_of::<f32>();
+                for j in 0..alike {
+                    self.gather(seq, run, i + j, index, (j * bytes, bytes), seen);
+                }
+                let at = (run.row + i) * width..(run.row + i + alike) * width;
                 let attention = Attention {
-                    q: &rows.q[row * width..(row + 1) * width],
-                    keys: &seen.rows[seen.start..][..n_seen * self.head * size_of::<f32>()],
+                    q: &rows.q[at.clone()],
+                    keys: &seen.rows[seen.start..][..alike * bytes],
                     values: &[],
                     ty: GgmlType::F32,
                     n_ctx: n_seen,
-                    n_head: self.n_head,
-                    n_head_kv: 1,
+                    n_head: alike * self.n_head,
+                    n_head_kv: alike,
                     head_k: self.head,
                     head_v: self.head,
                     first: n_seen - 1,
                     window: None,
                     chunked: false,
                     chosen: &[],
-                    sinks: &self.sinks,
+                    sinks: &self.sinks[..alike * self.n_head],
                     scale: self.scale,
                     soft_cap: None,
                 };
-                b.attend(&attention, &mut heads[row * width..(row + 1) * width]);
+                b.attend(&attention, &mut heads[at]);
                 experts.meanwhile();
+                i += alike;
             }
         }
     }
 
-    /// Puts the rows that row `i` of a run sees into `seen`, and returns how many there are: those of the window, then those of
-    /// blocks, the first ones first.
+    /// Puts the rows that row `i` of a run sees where they belong in `seen` (start and length in bytes): those of the window,
+    /// then those of blocks, the first ones first.
     fn gather(
         &self,
-        b: &mut impl Backend,
         seq: &Sequence,
         run: &Run,
         i: usize,
-        [index_q, index_weight]: [&[f32]; 2],
+        index: &IndexScratch,
+        (start, len): (usize, usize),
         seen: &mut SeenRows,
-    ) -> usize {
+    ) {
         let pos = run.pos + i;
-        seen.chosen.clear();
-        if let Some(blocks) = &self.blocks {
-            let visible = (pos + 1) / blocks.each;
-            match &blocks.chooser {
-                Some(chooser) if visible > chooser.top_k => {
-                    let view = seq.rows(self.index + 2);
-                    let width = chooser.n_head * chooser.compressor.dim();
-                    let row = run.row + i;
-                    let queries = &index_q[row * width..(row + 1) * width];
-                    let weights = &index_weight[row * chooser.n_head..(row + 1) * chooser.n_head];
-                    chooser.choose(b, [queries, weights], (view.ty, view.values), visible, seen);
-                }
-                _ => seen.chosen.extend(0..visible as u32),
-            }
-        }
+        let indexer = self.blocks.as_ref().and_then(|blocks| blocks.indexer.as_ref());
+        let chosen = indexer.map_or(&[][..], |indexer| indexer.chosen(run, index));
+        let chosen = &chosen[chosen.len() / run.n * i..][..chosen.len() / run.n];
+        let each = self.blocks.as_ref().map_or(usize::MAX, |blocks| blocks.each);
+        // All positions of a block are chosen, or none.
+        let is_seen =
+            |block: &usize| chosen.get(block * each / 64).is_none_or(|word| word >> (block * each % 64) & 1 == 1);
         let first = (pos + 1).saturating_sub(self.window);
         let (tokens, of_blocks) = (seq.rows(self.index), self.blocks.as_ref().map(|_| seq.rows(self.index + 1)));
         let own = (first..=pos).map(|pos| (&tokens, pos % tokens.n_ctx));
-        let chosen = of_blocks.iter().flat_map(|view| seen.chosen.iter().map(move |&block| (view, block as usize)));
-        let mut n = 0;
-        for ((view, at), out) in
-            own.chain(chosen).zip(seen.rows[seen.start..].chunks_exact_mut(self.head * size_of::<f32>()))
-        {
+        let blocks = (0..(pos + 1) / each).filter(is_seen);
+        let blocks = blocks.flat_map(|block| of_blocks.iter().map(move |view| (view, block)));
+        let out = seen.rows[seen.start + start..][..len].chunks_exact_mut(self.head * size_of::<f32>());
+        for ((view, at), out) in own.chain(blocks).zip(out) {
             let bytes = self.head / view.ty.block_len() * view.ty.block_bytes();
             let from = &view.values[at * bytes..(at + 1) * bytes];
             if view.ty == GgmlType::F32 {
@@ -431,9 +420,7 @@ impl Compressed {
                 dequantize_row(view.ty, from, row);
                 out.as_chunks_mut().0.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_ne_bytes());
             }
-            n += 1;
         }
-        n
     }
 
     /// Rotates what attention gives back, and takes it through short rows of groups to the output.
@@ -455,43 +442,7 @@ impl Compressed {
         let short = low.start_wide(n, self.o[0].w.view().rows);
         b.matmul_per_head(attended, self.groups, self.o[0].w.view(), short);
         self.o[0].finish(*b, short);
-        b.prepare(low);
-        b.matmul(low, &mut [product(&self.o[1], out)]);
-        self.o[1].finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
-    }
-}
-
-impl Chooser {
-    /// Puts the numbers of the best blocks into `seen.chosen`, of the first `visible` whose rows these are: those with the
-    /// largest scores (ties: the first ones), in order.
-    fn choose(
-        &self,
-        b: &mut impl Backend,
-        [queries, weights]: [&[f32]; 2],
-        (ty, rows): (GgmlType, &[u8]),
-        visible: usize,
-        seen: &mut SeenRows,
-    ) {
-        let dim = self.compressor.dim();
-        let SeenRows { scores, chosen, queries: heads, .. } = seen;
-        heads.start_wide(self.n_head, dim).copy_from_slice(queries);
-        b.prepare(heads);
-        let bytes = dim / ty.block_len() * ty.block_bytes();
-        let (of_heads, rest) = scores.split_at_mut(self.n_head * visible);
-        let w = QMat::new(ty, visible, dim, &rows[..visible * bytes]);
-        b.matmul(heads, &mut [Product { w, y: of_heads }]);
-        let sums = &mut rest[..visible];
-        sums.fill(0.0);
-        for (scores, weight) in of_heads.chunks_exact(visible).zip(weights) {
-            sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += weight * score.max(0.0));
-        }
-        chosen.extend(0..visible as u32);
-        let score = |block: u32| sums[block as usize];
-        let better = |a: &u32, b: &u32| score(*b).total_cmp(&score(*a)).then(a.cmp(b));
-        chosen.select_nth_unstable_by(self.top_k - 1, better);
-        chosen.truncate(self.top_k);
-        chosen.sort_unstable();
+        add_product(*b, &self.o[1], low, out, target.rows([x, sum, branch], n, n_embd));
     }
 }
 

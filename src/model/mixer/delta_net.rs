@@ -1,7 +1,7 @@
 //! A gated delta rule (arXiv 2412.06464): each head keeps a matrix that maps keys to values, and a token corrects what it maps
 //! its own key to.
 
-use super::{Conv, Inputs, LowRank, multiply, open, silu, softplus};
+use super::{Conv, Inputs, LowRank, add_product, multiply, open, silu, softplus};
 use crate::{
     Result,
     backend::{Backend, Product, Recurrence, Rows},
@@ -170,10 +170,7 @@ impl DeltaNet {
         b.each_row(heads, inner, 8 * inner, |i, row| {
             row.iter_mut().zip(&gate[i * inner..]).for_each(|(x, gate)| *x *= open(self.gate_act, *gate));
         });
-        b.prepare(attended);
-        b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o, attended, out, target.rows([x, sum, branch], n, n_embd));
         if self.is_last {
             cx.drop_unneeded();
         }

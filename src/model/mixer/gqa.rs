@@ -1,6 +1,12 @@
 //! Causal grouped-query attention (arXiv 2305.13245).
 
-use super::{indexer::Indexer, latent::Latent, multiply, open};
+use super::{
+    add_product,
+    compressor::NewRows,
+    indexer::{Indexer, Keys, Scores},
+    latent::Latent,
+    multiply, open,
+};
 use crate::{
     Result,
     backend::{Attention, Backend, CacheWrite, Product, Rotation, Rows},
@@ -9,9 +15,8 @@ use crate::{
         Scratch,
         cx::Cx,
         load::{Linear, Loader, Mat, Norm},
-        state::KvView,
+        state::{KvView, Sequence},
     },
-    quant::QMat,
 };
 
 /// See the module.
@@ -110,11 +115,11 @@ impl<'a> AttentionRows<'a> {
 }
 
 impl Gqa {
-    /// The attention number `index`; `ropes` are the model's rotations.
+    /// The attention number `index`, whose memory, if it has one, is number `pending`; `ropes` are the model's rotations.
     pub fn load(
         loader: &mut Loader<'_>,
         gqa: &blueprint::Gqa,
-        index: usize,
+        [index, pending]: [usize; 2],
         is_last: bool,
         ropes: &[blueprint::Rope],
     ) -> Result<Self> {
@@ -155,7 +160,10 @@ impl Gqa {
             scale: gqa.scale,
             soft_cap: gqa.soft_cap,
             gate,
-            indexer: gqa.indexer.map(|indexer| Indexer::load(loader, &indexer)).transpose()?,
+            indexer: match &gqa.indexer {
+                Some(indexer) => Some(Indexer::load(loader, indexer, gqa.rope.as_ref(), pending)?),
+                None => None,
+            },
             index_cols: gqa.indexer.map_or(0, |indexer| Indexer::cols(&indexer)),
         })
     }
@@ -200,8 +208,8 @@ impl Gqa {
     fn queries<B: Backend>(&self, cx: &mut Cx<'_, B>) {
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, .. } = cx;
-        let Scratch { norm, low, moe, turns, .. } = &mut **s;
-        let AttentionRows { q, gate, latent: memory, index, .. } = self.rows(n_embd, n, &mut moe.out);
+        let Scratch { norm, low, moe, .. } = &mut **s;
+        let AttentionRows { q, gate, latent: memory, .. } = self.rows(n_embd, n, &mut moe.out);
         match &self.latent {
             None => {
                 multiply(*b, norm, [Some(Product { w: self.q.w.view(), y: q }), self.gate_product(gate), None, None])
@@ -209,13 +217,26 @@ impl Gqa {
             Some(latent) => {
                 multiply(*b, norm, [self.gate_product(gate), None, None, None]);
                 latent.queries(*b, norm, &self.q, low, latent.split(n, memory).0);
-                if let Some(own) = self.indexer.as_ref().and_then(|indexer| indexer.own.as_ref()) {
-                    let rows = own.rows(n, index);
-                    own.queries(*b, [norm, low], [&mut *rows.q, rows.weights]);
-                    self.rotate(*b, rows.q, [own.k, 0], turns, n);
-                }
             }
         }
+        self.index_queries(cx);
+    }
+
+    /// Queries and weights of the indexer. A latent attention has left its short rows.
+    fn index_queries<B: Backend>(&self, cx: &mut Cx<'_, B>) {
+        let Some(own) = self.scores(cx) else { return };
+        let (n, n_embd) = (cx.len(), cx.n_embd);
+        let Cx { b, s, .. } = cx;
+        let Scratch { norm, low, moe, turns, .. } = &mut **s;
+        let AttentionRows { index, .. } = self.rows(n_embd, n, &mut moe.out);
+        let (rows, of) = (own.rows(n, index), if self.latent.is_some() { low } else { &*norm });
+        own.queries(*b, [norm, of], [&mut *rows.q, rows.weights]);
+        self.rotate(*b, rows.q, [own.k, 0], turns, n);
+    }
+
+    /// What scores positions, in contexts that are long enough for it.
+    fn scores<B: Backend>(&self, cx: &Cx<'_, B>) -> Option<&Scores> {
+        self.indexer.as_ref().and_then(|indexer| indexer.own.as_ref()).filter(|_| !cx.s.index.chosen.is_empty())
     }
 
     fn gate_product<'m>(&'m self, y: &'m mut [f32]) -> Option<Product<'m>> {
@@ -226,13 +247,16 @@ impl Gqa {
     fn project<B: Backend>(&self, queries: bool, cx: &mut Cx<'_, B>) {
         if let Some(latent) = &self.latent {
             self.project_latent(latent, cx);
-            self.keep_index(cx);
             if queries {
                 self.queries(cx);
             }
         } else {
             self.project_heads(queries, cx);
+            if queries {
+                self.index_queries(cx);
+            }
         }
+        self.keep_index(cx);
         self.keep(cx);
     }
 
@@ -297,21 +321,39 @@ impl Gqa {
         }
     }
 
-    /// Writes index keys into the cache, where it has a place for them.
+    /// Writes index keys into the cache.
     fn keep_index<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let Some(own) = self.indexer.as_ref().and_then(|indexer| indexer.own.as_ref()) else { return };
+        let Some(own) = self.scores(cx) else { return };
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, seqs, .. } = cx;
-        let AttentionRows { index, .. } = self.rows(n_embd, n, &mut s.moe.out);
-        let rows = own.rows(n, index);
-        own.keys(*b, &s.norm, rows.key);
-        self.rotate(*b, rows.key, [own.k, 0], &s.turns, n);
-        for run in &s.runs {
-            let (ty, first, x) = (seqs[run.seq].ty(), run.pos, run.of(rows.key, own.k));
-            let cache = seqs[run.seq].index_mut(self.index);
-            if !cache.is_empty() {
-                b.write_cache(CacheWrite { x, cache, keys: false, ty, heads: 1, dim: own.k, first });
+        let Scratch { norm, moe, runs, turns, index: scratch, .. } = &mut **s;
+        let AttentionRows { index, .. } = self.rows(n_embd, n, &mut moe.out);
+        let [keys, scores] = own.rows(n, index).keys;
+        own.project_keys(*b, norm, [&mut *keys, &mut *scores]);
+        let write = |b: &mut B, seq: &mut Sequence, first: usize, x: &[f32]| {
+            let (ty, cache) = (seq.ty(), seq.index_mut(self.index));
+            b.write_cache(CacheWrite { x, cache, keys: false, ty, heads: 1, dim: own.k, first });
+        };
+        let blocks = match &own.keys {
+            Keys::Blocks(blocks) => blocks,
+            Keys::Tokens(..) => {
+                self.rotate(*b, keys, [own.k, 0], turns, n);
+                runs.iter().for_each(|run| write(b, &mut seqs[run.seq], run.pos, run.of(keys, own.k)));
+                return;
             }
+        };
+        let (compressor, [cols, score_cols]) = (&blocks.compressor, blocks.compressor.cols());
+        for run in &*runs {
+            let rows = [run.of(keys, cols), run.of(scores, score_cols)];
+            let new = NewRows { rows, pos: run.pos, pending: (blocks.pending, &(0..compressor.floats())) };
+            compressor.complete(*b, &mut seqs[run.seq], &new, &mut scratch.row, |b, seq, block, row| {
+                if let Some((rope, Rotates { kind, pairs, .. })) = blocks.rope.as_ref().zip(self.rotates) {
+                    let turns = &mut scratch.turns[..rope.width()];
+                    rope.angles(block * compressor.each(), 1, turns);
+                    b.rope(row, &Rotation { kind, head: own.k, skip: 0, pairs, turns });
+                }
+                write(b, seq, block, row);
+            });
         }
     }
 
@@ -326,17 +368,15 @@ impl Gqa {
 
     /// Chooses what each row looks at, in sequences that are longer than that.
     fn choose<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let Some(Indexer { top_k, own: Some(own) }) = &self.indexer else { return };
+        let (Some(indexer), Some(own)) = (&self.indexer, self.scores(cx)) else { return };
         let (n, n_embd) = (cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, .. } = cx;
         let Scratch { moe, runs, index: scratch, .. } = &mut **s;
         let AttentionRows { index, .. } = self.rows(n_embd, n, &mut moe.out);
         let rows = own.rows(n, index);
-        for run in runs.iter().filter(|run| run.pos + run.n > *top_k) {
+        for run in &*runs {
             let KvView { ty, index: keys, .. } = seqs[run.seq].rows(self.index);
-            let (end, row_bytes) = (run.pos + run.n, own.k / ty.block_len() * ty.block_bytes());
-            let keys = QMat::new(ty, end, own.k, &keys[..end * row_bytes]);
-            own.choose(*b, &rows, (run.row, run.n, run.pos), keys, *top_k, scratch);
+            indexer.choose(*b, &rows, run, (ty, keys), scratch);
             experts.meanwhile();
         }
     }
@@ -346,7 +386,7 @@ impl Gqa {
         self.choose(cx);
         let (h, n, n_embd) = (self.heads, cx.len(), cx.n_embd);
         let Cx { b, s, seqs, experts, target, .. } = cx;
-        let Scratch { x, sum, branch, moe, attended, low, turns, runs, index, n_batch, .. } = &mut **s;
+        let Scratch { x, sum, branch, moe, attended, low, turns, runs, index, .. } = &mut **s;
         let AttentionRows { q, gate, latent: memory, out, .. } = self.rows(n_embd, n, &mut moe.out);
         if let Some(latent) = &self.latent {
             let (heads, wide) = latent.split(n, memory);
@@ -369,13 +409,7 @@ impl Gqa {
         let heads = attended.start_wide(n, h.n_head * h.v);
         for run in &*runs {
             let KvView { ty, n_ctx, keys, values, .. } = seqs[run.seq].rows(self.index);
-            // Shorter ones see everything.
-            let chosen = match &self.indexer {
-                Some(indexer) if run.pos + run.n > indexer.top_k => {
-                    run.of(&index.chosen, index.chosen.len() / *n_batch)
-                }
-                _ => &[],
-            };
+            let chosen = self.indexer.as_ref().map_or(&[][..], |indexer| indexer.chosen(run, index));
             let attention = Attention {
                 q: run.of(q, h.n_head * h.k),
                 keys,
@@ -407,10 +441,7 @@ impl Gqa {
         if let Some(linear) = &self.gate {
             linear.open(*b, gate, given);
         }
-        b.prepare(given);
-        b.matmul(given, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o, given, out, target.rows([x, sum, branch], n, n_embd));
     }
 
     /// Norms and rotates queries (`which` 0) or keys (1).

@@ -1,6 +1,6 @@
 //! Mamba 2 (arXiv 2405.21060): each head keeps a matrix that fades as the token says.
 
-use super::{Conv, Inputs, silu, softplus};
+use super::{Conv, Inputs, add_product, silu, softplus};
 use crate::{
     Result,
     backend::{Backend, Product, Recurrence},
@@ -118,10 +118,7 @@ impl Mamba2 {
         b.each_row(heads, inner, 16 * inner, |i, row| {
             self.finish_row(&mixed[i * channels..][..inner], &input[i * cols..][..inner], row);
         });
-        b.prepare(attended);
-        b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o, attended, out, target.rows([x, sum, branch], n, n_embd));
         if self.is_last {
             cx.drop_unneeded();
         }

@@ -21,7 +21,10 @@ use low_rank::LowRank;
 pub use mamba2::Mamba2;
 pub use short_conv::ShortConv;
 
-use super::ffn::{sigmoid, softplus};
+use super::{
+    ffn::{sigmoid, softplus},
+    load::Linear,
+};
 use crate::{
     backend::{Backend, MAX_PRODUCTS, Product, Rows},
     blueprint::GateAct,
@@ -40,6 +43,15 @@ fn open(act: GateAct, x: f32) -> f32 {
 /// `x * sigmoid(x)`.
 pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)
+}
+
+/// `to += o · rows`. `out` has room for the product.
+fn add_product(b: &mut impl Backend, o: &Linear, rows: &mut Rows, out: &mut [f32], to: &mut [f32]) {
+    let w = o.w.view();
+    b.prepare(rows);
+    b.matmul(rows, &mut [Product { w, y: out }]);
+    o.finish(b, out);
+    b.add_weighted(to, w.rows, out, |_| 1.0);
 }
 
 /// The products that there are, of one input.

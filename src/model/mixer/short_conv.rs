@@ -1,6 +1,6 @@
 //! A short convolution between two gates (arXiv 2511.23404).
 
-use super::{Conv, Inputs};
+use super::{Conv, Inputs, add_product};
 use crate::{
     Result,
     backend::{Backend, Product},
@@ -67,10 +67,7 @@ impl ShortConv {
         b.each_row(attended.start_wide(n, n_embd), n_embd, 2 * n_embd, |i, row| {
             row.iter_mut().zip(part(i, 1)).zip(&mixed[i * n_embd..]).for_each(|((y, gate), x)| *y = gate * x);
         });
-        b.prepare(attended);
-        b.matmul(attended, &mut [Product { w: self.o.w.view(), y: out }]);
-        self.o.finish(*b, out);
-        b.add_weighted(target.rows([x, sum, branch], n, n_embd), n_embd, out, |_| 1.0);
+        add_product(*b, &self.o, attended, out, target.rows([x, sum, branch], n, n_embd));
         if self.is_last {
             cx.drop_unneeded();
         }

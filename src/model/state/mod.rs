@@ -237,7 +237,7 @@ impl Sequence {
         self.rows.of_mut(attention)
     }
 
-    /// Index keys of an attention (rows, k of its indexer), for writing. Empty: nothing has to be chosen.
+    /// Index keys of an attention (blocks, k of its indexer), for writing. Empty: nothing has to be chosen.
     pub(super) fn index_mut(&mut self, attention: usize) -> &mut [u8] {
         self.rows.index_mut(attention)
     }

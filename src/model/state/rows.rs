@@ -1,6 +1,6 @@
 //! Keys and values of the tokens so far, in F32, F16 or Q8_0. Allocated once; pages that no token has reached cost nothing.
 //!
-//! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v), then index keys (rows, k of the indexer), if
+//! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v), then index keys (blocks, k of the indexer), if
 //! there are any: what one head reads is contiguous. Keys lie as the backend wrote them within a
 //! [`KV_GROUP`]; index keys row after row.
 //!
@@ -28,8 +28,9 @@ struct Size {
     heads: usize,
     /// Bytes of a head's key and of its value.
     row_bytes: [usize; 2],
-    /// Bytes of an index key, of which there is one for all heads.
+    /// Bytes of an index key, of which there is one for all heads, and their number: one of each block.
     index_bytes: usize,
+    index_rows: usize,
     /// Rows of a head.
     rows: usize,
     /// Positions before a token that it sees, where there are fewer rows than the context has positions.
@@ -55,7 +56,7 @@ pub struct KvView<'a> {
     pub keys: &'a [u8],
     /// (heads, n_ctx, v)
     pub values: &'a [u8],
-    /// (n_ctx, k of the indexer), or empty.
+    /// (blocks of the context, k of the indexer), or empty.
     pub index: &'a [u8],
 }
 
@@ -75,9 +76,9 @@ impl Size {
     /// For a context of `n_ctx` tokens that come in batches of at most `n_batch`. `None` of what keeps no rows.
     fn of(state: State, ty: GgmlType, n_ctx: usize, n_batch: usize) -> Result<Option<Self>> {
         let State::Rows { heads, k, v, window, index, each } = state else { return Ok(None) };
-        let index_bytes = match index.filter(|index| n_ctx > index.top_k) {
-            Some(index) => row_bytes(ty, index.k)?,
-            None => 0,
+        let (index_bytes, index_rows) = match index.filter(|index| index.top_k.leaves_out(n_ctx)) {
+            Some(index) => (row_bytes(ty, index.k)?, n_ctx / index.top_k.each),
+            None => (0, 0),
         };
         let row_bytes = [row_bytes(ty, k)?, row_bytes(ty, v)?];
         let (mut rows, mut behind) = (n_ctx / each, None);
@@ -90,18 +91,18 @@ impl Size {
                 (rows, behind) = (all, Some(window - 1));
             }
         }
-        Ok(Some(Self { heads, row_bytes, index_bytes, rows, behind }))
+        Ok(Some(Self { heads, row_bytes, index_bytes, index_rows, rows, behind }))
     }
 
-    /// Keys, values and index keys: heads, and bytes of a row of one.
-    fn kinds(&self) -> [(usize, usize); 3] {
+    /// Keys, values and index keys: heads, rows of a head, and bytes of a row.
+    fn kinds(&self) -> [[usize; 3]; 3] {
         let [k, v] = self.row_bytes;
-        [(self.heads, k), (self.heads, v), (1, self.index_bytes)]
+        [[self.heads, self.rows, k], [self.heads, self.rows, v], [1, self.index_rows, self.index_bytes]]
     }
 
     /// Bytes of all keys, of all values and of all index keys.
     fn bytes(&self) -> [usize; 3] {
-        self.kinds().map(|(heads, bytes)| bytes.saturating_mul(heads).saturating_mul(self.rows))
+        self.kinds().map(|[heads, rows, bytes]| bytes.saturating_mul(heads).saturating_mul(rows))
     }
 
     /// Tiles that hold what the token at position `len` sees before it.
@@ -113,8 +114,8 @@ impl Size {
     /// Bytes of a checkpoint at most.
     fn checkpoint_bytes(&self) -> usize {
         let positions = self.behind.map_or(0, |behind| (behind.div_ceil(KV_GROUP) + 1) * KV_GROUP);
-        let position = |(heads, bytes): (usize, usize)| bytes.saturating_mul(heads);
-        self.kinds().map(position).into_iter().fold(0, usize::saturating_add).saturating_mul(positions)
+        let position = |bytes: usize| bytes.saturating_mul(self.heads);
+        self.row_bytes.map(position).into_iter().fold(0, usize::saturating_add).saturating_mul(positions)
     }
 }
 
@@ -175,7 +176,7 @@ impl Rows {
         self.memory[*start..start + keys + values].split_at_mut(keys)
     }
 
-    /// An attention's index keys (rows, k of the indexer), for writing, or nothing.
+    /// An attention's index keys (blocks, k of the indexer), for writing, or nothing.
     pub fn index_mut(&mut self, attention: usize) -> &mut [u8] {
         let Place { start, size, .. } = &self.attentions[attention];
         let [keys, values, index] = size.bytes();
@@ -214,8 +215,9 @@ impl Rows {
     /// Calls `f` with each piece of bytes that a checkpoint at position `len` consists of, in order.
     fn each_piece(&mut self, len: usize, mut f: impl FnMut(&mut [u8])) {
         for Place { size, start, .. } in &self.attentions {
-            let mut start = *start;
-            for (heads, row) in size.kinds() {
+            let (heads, mut start) = (size.heads, *start);
+            // What sees a window has no index keys.
+            for row in size.row_bytes {
                 for head in 0..heads {
                     for tile in size.tiles(len) {
                         let at = start + (head * size.rows + tile % size.rows) * row;
@@ -232,14 +234,15 @@ impl Rows {
         for (to, from) in self.attentions.iter_mut().zip(&other.attentions) {
             let size = from.size;
             // Of a window all rows, since their places say nothing of their order.
-            let n = size.behind.map_or(len.next_multiple_of(KV_GROUP).min(size.rows), |_| size.rows);
+            let n = size.behind.map_or(len.next_multiple_of(KV_GROUP), |_| size.rows);
             let mut start = from.start;
-            for row in size.row_bytes {
-                for head in 0..size.heads {
-                    let at = start + head * size.rows * row;
-                    self.memory[at..at + n * row].copy_from_slice(&other.memory[at..at + n * row]);
+            for [heads, rows, row] in size.kinds() {
+                for head in 0..heads {
+                    let at = start + head * rows * row;
+                    let some = at..at + n.min(rows) * row;
+                    self.memory[some.clone()].copy_from_slice(&other.memory[some]);
                 }
-                start += size.heads * size.rows * row;
+                start += heads * rows * row;
             }
             to.first = from.first;
         }
