@@ -7,6 +7,7 @@ mod anthropic;
 mod engine;
 mod error;
 mod fields;
+mod form;
 mod generation;
 mod http;
 mod logprobs;
