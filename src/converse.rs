@@ -73,7 +73,7 @@ impl Converser {
     /// # Errors
     /// Names what cannot be enforced, and why.
     pub fn constraint(&self, answer: &Answer, prompt: Option<&str>) -> Result<Box<dyn Constraint>> {
-        let build = || Vocabulary::new(&self.tokenizer).map_err(|e| e.to_string());
+        let build = || Vocabulary::new(&self.tokenizer, &self.visible()).map_err(|e| e.to_string());
         let vocabulary = self.vocabulary.get_or_init(build).as_ref().map_err(|e| Error::invalid(e.as_str()))?;
         match prompt {
             Some(prompt) => answer.of_chat(self.template.family(), prompt, &self.tokenizer, vocabulary),

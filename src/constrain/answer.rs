@@ -50,7 +50,7 @@ impl Answer {
         tokenizer: &Tokenizer,
         vocabulary: &Vocabulary,
     ) -> Result<Box<dyn Constraint>> {
-        let mut grammar = Grammar::new(tokenizer);
+        let mut grammar = Grammar::new(tokenizer, vocabulary);
         let (head, next) = family.answer_heads();
         let mut answers = Vec::new();
         if let Some((json, path)) = &self.json {
@@ -60,7 +60,8 @@ impl Answer {
             answers.push(format!("{head} {json}"));
         }
         for tool in &self.calls {
-            let form = family.call_form().ok_or_else(|| Error::invalid("the model's chat template has no calls of tools"))?;
+            let form =
+                family.call_form().ok_or_else(|| Error::invalid("the model's chat template has no calls of tools"))?;
             answers.push(call(&mut grammar, form, tool)?);
         }
         let answer = grammar.rule(&answers.join(" | "));

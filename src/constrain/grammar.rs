@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::schema;
+use super::{Vocabulary, schema};
 use crate::tokenizer::Tokenizer;
 
 /// White space between reasoning and what comes after it.
@@ -21,6 +21,7 @@ pub struct Part {
 /// See the module. Its methods give expressions, of which [`Grammar::rule`] makes rules.
 pub struct Grammar<'a> {
     tokenizer: &'a Tokenizer,
+    vocabulary: &'a Vocabulary,
     rules: String,
     n_rules: usize,
     parts: Vec<Part>,
@@ -28,8 +29,8 @@ pub struct Grammar<'a> {
 
 impl<'a> Grammar<'a> {
     /// Without a rule yet. The first thing that is matched is what [`Grammar::start`] gets.
-    pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, rules: String::new(), n_rules: 0, parts: Vec::new() }
+    pub fn new(tokenizer: &'a Tokenizer, vocabulary: &'a Vocabulary) -> Self {
+        Self { tokenizer, vocabulary, rules: String::new(), n_rules: 0, parts: Vec::new() }
     }
 
     /// All of it.
@@ -75,11 +76,6 @@ impl<'a> Grammar<'a> {
         ends.into_iter().find_map(|end| Some((self.tokenizer.special_token(&mark[..end])?, &mark[end..])))
     }
 
-    /// Whether a token is text that may also be spelled otherwise.
-    fn is_text(&self, token: u32) -> bool {
-        !self.tokenizer.decode_bytes(token).is_empty()
-    }
-
     /// A mark: its token where it is one, else its text.
     pub fn mark(&self, mark: &str) -> String {
         match self.token(mark) {
@@ -97,16 +93,16 @@ impl<'a> Grammar<'a> {
 
     /// Any text up to `mark`, which belongs to it, with none of `without`; `lengths`: its characters at least and at most.
     pub fn text_up_to(&mut self, mark: &str, without: &[&str], lengths: (u64, Option<u64>)) -> String {
-        let body = self.body(without, lengths);
         match self.token(mark) {
-            // Only as a token.
-            Some((token, rest)) if !self.is_text(token) => {
-                let end = self.mark(mark);
-                debug_assert!(rest.is_empty() || end.contains(' '));
-                format!("{body} {end}")
+            // Only as a token: who reads the text would take it for the mark if it were spelled.
+            Some((token, _)) if self.vocabulary.is_mark(self.tokenizer, token) => {
+                let without: Vec<&str> = without.iter().copied().filter(|text| *text != mark).chain([mark]).collect();
+                let body = self.body(&without, lengths);
+                format!("{body} {}", self.mark(mark))
             }
             // As a token or spelled: the shortest text that ends so.
             _ => {
+                let body = self.body(without, lengths);
                 let name = format!("r{}", self.next());
                 let _ = writeln!(self.rules, "{name}[suffix={}]: {body}", Self::literal(mark));
                 name

@@ -11,16 +11,28 @@ const MAX_BYTES: usize = 128 << 10;
 const MAX_DEPTH: usize = 64;
 
 /// The largest number that a length may be compared with.
-const MAX_LENGTH: u64 = 2000;
+const MAX_LENGTH: u64 = 1000;
+
+/// Combinations of options of anyOf, oneOf and enum at most that the members of allOf, and keywords beside each other, make.
+const MAX_COMBINATIONS: u64 = 2000;
+
+/// Levels of options down to which references are followed to count combinations.
+const MAX_REFS: usize = 8;
+
+/// Schemas that are looked at to count combinations. Each is counted once for all that it is part of.
+const MAX_STEPS: usize = 200_000;
 
 /// Values of an enum at most.
 const MAX_VALUES: usize = 1000;
 
+/// Properties of an object at most.
+const MAX_PROPERTIES: usize = 400;
+
 /// Keywords that are lengths.
 const LENGTHS: &[&str] = &["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
 
-/// White space between the parts of a value: enough for the indentation that models write, and not without end.
-const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// White space between the parts of a value: what models write, and not without end.
+const SPACE: &str = r"(\x20|\x0D?\x0A[\x20\x09]{0,32})";
 
 /// Escapes in strings that readers of calls know which are no readers of JSON.
 const FEW_ESCAPES: &str = "nrt\\\"";
@@ -37,7 +49,53 @@ pub fn check(schema: &Value, path: &str) -> Result<()> {
     if !schema.is_object() {
         return Err(Error::invalid(format!("{path} must be an object that is a JSON schema")));
     }
-    check_within(schema, path, 0)
+    check_within(schema, path, 0)?;
+    if (Counter { root: schema, steps: 0 }).most(schema) > MAX_COMBINATIONS {
+        let sentence = format!("{path} cannot be enforced: its options make more than {MAX_COMBINATIONS} combinations");
+        return Err(Error::invalid(sentence));
+    }
+    Ok(())
+}
+
+/// Counts how many schemas without options a schema stands for.
+struct Counter<'a> {
+    root: &'a Value,
+    steps: usize,
+}
+
+impl Counter<'_> {
+    /// The largest number of any schema within this one.
+    fn most(&mut self, schema: &Value) -> u64 {
+        let within: u64 = match schema {
+            Value::Object(map) => map.values().fold(1, |most, value| most.max(self.most(value))),
+            Value::Array(list) => list.iter().fold(1, |most, value| most.max(self.most(value))),
+            _ => return 1,
+        };
+        within.max(self.of(schema, 0))
+    }
+
+    /// Of this schema: the product over all that has to hold at once. Beyond the limits of counting, more than is ever taken.
+    fn of(&mut self, schema: &Value, depth: usize) -> u64 {
+        let Some(map) = schema.as_object() else { return 1 };
+        self.steps += 1;
+        if self.steps > MAX_STEPS {
+            return u64::MAX;
+        }
+        let list = |key: &str| map.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let mut product = list("enum").len().max(1) as u64;
+        for key in ["anyOf", "oneOf"] {
+            let sum = list(key).iter().fold(0u64, |sum, option| sum.saturating_add(self.of(option, depth + 1)));
+            product = product.saturating_mul(sum.max(1));
+        }
+        for member in list("allOf") {
+            product = product.saturating_mul(self.of(member, depth + 1));
+        }
+        let reference = map.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix('#'));
+        if let Some(there) = reference.filter(|_| depth < MAX_REFS).and_then(|to| self.root.pointer(to)) {
+            product = product.saturating_mul(self.of(there, depth + 1));
+        }
+        product
+    }
 }
 
 fn check_within(value: &Value, path: &str, depth: usize) -> Result<()> {
@@ -61,9 +119,13 @@ fn check_within(value: &Value, path: &str, depth: usize) -> Result<()> {
                             values.len()
                         ));
                     }
-                    (key, Value::Number(n))
-                        if LENGTHS.contains(&key) && n.as_u64().is_none_or(|n| n > MAX_LENGTH) =>
-                    {
+                    ("properties", Value::Object(properties)) if properties.len() > MAX_PROPERTIES => {
+                        let n = properties.len();
+                        return refuse(format!(
+                            "an object has {n} properties, and at most {MAX_PROPERTIES} are taken"
+                        ));
+                    }
+                    (key, Value::Number(n)) if LENGTHS.contains(&key) && n.as_u64().is_none_or(|n| n > MAX_LENGTH) => {
                         return refuse(format!("{key} must be a whole number of at most {MAX_LENGTH}, not {n}"));
                     }
                     _ => {}

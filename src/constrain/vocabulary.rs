@@ -17,12 +17,17 @@ const MAX_TOKEN_BYTES: usize = 1000;
 /// Bytes of all tokens together: the tree numbers its nodes with 22 bits. A vocabulary of 256,000 has less than half.
 const MAX_BYTES: usize = 4_000_000;
 
-/// Bytes that the tree takes at most while it is built, which is more than afterwards, for each token and for each byte of all.
-/// Measured on vocabularies of 4,096 and 200,000 tokens.
-const BYTES_PER_TOKEN: u64 = 160;
+/// Bytes for each token that the tree takes at most while it is built, which is more than afterwards.
+const BYTES_PER_TOKEN: u64 = 512;
 
-/// Bytes that a grammar takes at most: its lexer's states, and what one answer keeps of its text.
-pub const GRAMMAR_BYTES: u64 = 6 << 20;
+/// Bytes that a grammar takes at most, most of them for its lexer's states; also while it is compiled.
+const GRAMMAR_BYTES: u64 = 10 << 20;
+
+/// Bytes that one keeps at most of each token of its text.
+const BYTES_PER_TEXT_TOKEN: u64 = 160;
+
+/// Tokens within strings are found by what they are, without a walk through the tree: most of all tokens.
+const IN_STRINGS: &str = r#"[^"\\\x00-\x1F\x7F]+"#;
 
 /// What compiling and following a grammar may take.
 fn limits() -> ParserLimits {
@@ -31,7 +36,7 @@ fn limits() -> ParserLimits {
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         step_max_items: 50_000,
-        max_lexer_states: 4000,
+        max_lexer_states: 8000,
         max_grammar_size: 50_000,
         precompute_large_lexemes: false,
         verbose_errors: false,
@@ -41,26 +46,30 @@ fn limits() -> ParserLimits {
 /// See the module.
 pub struct Vocabulary {
     factory: ParserFactory,
-    ends: Vec<u32>, // sorted
+    ends: Vec<u32>,  // sorted
+    marks: Vec<u32>, // sorted
 }
 
 impl Vocabulary {
-    /// Bytes that one takes at most, for a vocabulary of so many tokens.
-    pub fn bytes(n_vocab: usize) -> u64 {
-        BYTES_PER_TOKEN.saturating_mul(n_vocab as u64)
+    /// Bytes that one takes at most, with the grammars of so many answers at once in contexts of `n_ctx` tokens, and one more that
+    /// is compiled.
+    pub fn bytes(n_vocab: usize, n_ctx: usize, answers: usize) -> u64 {
+        let answer = GRAMMAR_BYTES.saturating_add(BYTES_PER_TEXT_TOKEN.saturating_mul(n_ctx as u64));
+        let tree = BYTES_PER_TOKEN.saturating_mul(n_vocab as u64);
+        answer.saturating_mul(answers as u64).saturating_add(tree).saturating_add(GRAMMAR_BYTES)
     }
 
-    /// Of a model.
+    /// Of a model. `marks` never come as part of a text, but only where a call or a thought begins or ends.
     ///
     /// # Errors
     /// If nothing in it ends a text, or its tokens are longer than the tree can be.
-    pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, marks: &[u32]) -> Result<Self> {
         let n = tokenizer.n_vocab() as u32;
         let ends: Vec<u32> = (0..n).filter(|&id| tokenizer.is_end_of_generation(id)).collect();
         let Some(&end) = ends.first() else {
             return Err(Error::invalid("no token of the model ends a text, so no form of an answer can be enforced"));
         };
-        let words: Vec<Vec<u8>> = (0..n).map(|id| word(tokenizer, id)).collect();
+        let words: Vec<Vec<u8>> = (0..n).map(|id| word(tokenizer, id, marks.contains(&id))).collect();
         if words.iter().map(Vec::len).sum::<usize>() > MAX_BYTES {
             return Err(Error::invalid("the model's tokens are too long for the form of an answer to be enforced"));
         }
@@ -68,10 +77,18 @@ impl Vocabulary {
         drop(words);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let capabilities = InferenceCapabilities::default();
-        let mut factory = ParserFactory::new(&environment, capabilities, &[]).map_err(|e| failed(&e))?;
+        let mut factory =
+            ParserFactory::new(&environment, capabilities, &[IN_STRINGS.to_owned()]).map_err(|e| failed(&e))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Self { factory, ends })
+        let mut marks = marks.to_vec();
+        marks.sort_unstable();
+        Ok(Self { factory, ends, marks })
+    }
+
+    /// Whether this token comes only where a grammar mentions it.
+    pub(super) fn is_mark(&self, tokenizer: &Tokenizer, token: u32) -> bool {
+        self.marks.binary_search(&token).is_ok() || tokenizer.decode_bytes(token).is_empty()
     }
 
     /// What holds an answer to a grammar.
@@ -89,7 +106,10 @@ impl Vocabulary {
         match self.factory.create_parser(TopLevelGrammar { grammars, max_tokens: None }) {
             Ok(parser) => {
                 let matcher = Matcher::new(Ok(parser));
-                Ok(Box::new(Held { matcher, ends: self.ends.clone(), mask: SimpleVob::new() }))
+                let mut held = Held { matcher, ends: self.ends.clone(), mask: SimpleVob::new() };
+                // What has no first token has no text.
+                held.allowed()?;
+                Ok(Box::new(held))
             }
             Err(error) => {
                 // Which of them it was shows when each is alone.
@@ -111,14 +131,15 @@ impl fmt::Debug for Vocabulary {
 
 /// A token's bytes as the tree has them: empty for one that is no text and never comes, a mark and its text for one that only
 /// a grammar's own mention brings.
-fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
+fn word(tokenizer: &Tokenizer, id: u32, is_mark: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
     tokenizer.append_bytes(id, false, &mut bytes);
     // No text has this byte.
     if bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) || bytes.len() > MAX_TOKEN_BYTES {
         return Vec::new();
     }
-    if bytes.is_empty() {
+    if bytes.is_empty() || is_mark {
+        bytes.clear();
         bytes.push(TokTrie::SPECIAL_TOKEN_MARKER);
         tokenizer.append_bytes(id, true, &mut bytes);
         if bytes.len() == 1 || bytes.len() > MAX_TOKEN_BYTES {
@@ -172,10 +193,17 @@ fn sentence(error: &str) -> String {
         return format!("hotset does not know how to enforce {keys}");
     }
     if line.contains("oneOf constraints") {
-        return "the options of a oneOf must exclude each other visibly, by a constant or a type; anyOf need not".to_owned();
+        return "the options of a oneOf must exclude each other visibly, by a constant or a type; anyOf need not"
+            .to_owned();
     }
-    if line.contains("too big") || line.contains("too large") || line.contains("omplex") || line.contains("imit") {
-        return format!("it is too large ({line})");
+    if line.starts_with("panic") {
+        return "its numbers are too large".to_owned();
+    }
+    if line.contains("NoExtension") || line.contains("no tokens allowed") {
+        return "no text is as it says".to_owned();
+    }
+    if ["too big", "too large", "too many", "max is", "imit"].iter().any(|words| line.contains(words)) {
+        return "it is too large, or has too many possibilities".to_owned();
     }
     line.to_owned()
 }

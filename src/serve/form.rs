@@ -150,7 +150,8 @@ impl Wanted {
     ) -> Result<Option<Box<dyn Constraint>>> {
         let Self { json, choice, several } = self;
         if choice.forces() && json.is_some() {
-            let sentence = "an answer that is a call (tool_choice) can have no other form (response_format, text.format)";
+            let sentence =
+                "an answer that is a call (tool_choice) can have no other form (response_format, text.format)";
             return Err(ApiError::field("tool_choice", sentence));
         }
         let named = |tool: &&Value| match &choice {
@@ -173,6 +174,11 @@ impl Wanted {
         }
         if calls.is_empty() && json.is_none() {
             return Ok(None);
+        }
+        if !state.forms {
+            let sentence = "the server's memory budget has no room for answers of a given form (response_format, text.format, \
+                            a forced tool_choice): it needs a larger --memory";
+            return Err(ApiError::bad(sentence));
         }
         let param = if json.is_some() { "response_format" } else { "tools" };
         let constraint = state.converser.constraint(&Answer { json, calls }, prompt);

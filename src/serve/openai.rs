@@ -83,8 +83,7 @@ pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
         return Err(ApiError::field("prompt", "prompt is empty"));
     }
     let logprobs = logprobs::of_completion(&mut fields)?;
-    let wanted =
-        Wanted { json: form::response_format(&mut fields)?, choice: Choice::Auto, several: true };
+    let wanted = Wanted { json: form::response_format(&mut fields)?, choice: Choice::Auto, several: true };
     fields.refuse_unless("best_of", &[Value::from(1)])?;
     fields.refuse_unless("echo", &[Value::Bool(false)])?;
     fields.refuse_unless("suffix", &[])?;

@@ -11,7 +11,12 @@ pub const MARKS: &[Marks] = &[Marks {
     inner: &[],
     parse,
     form: CallForm {
-        before: &[Part::Mark("<tool_call>"), Part::Text("\n{\"name\": \""), Part::Name, Part::Text("\", \"arguments\": ")],
+        before: &[
+            Part::Mark("<tool_call>"),
+            Part::Text("\n{\"name\": \""),
+            Part::Name,
+            Part::Text("\", \"arguments\": "),
+        ],
         arguments: Arguments::Object,
         after: &[Part::Text("}\n"), Part::Mark("</tool_call>")],
     },

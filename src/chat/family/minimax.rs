@@ -10,12 +10,7 @@ pub const MARKS: &[Marks] = &[Marks {
     inner: &[],
     parse,
     form: CallForm {
-        before: &[
-            Part::Mark("<minimax:tool_call>"),
-            Part::Text("\n<invoke name=\""),
-            Part::Name,
-            Part::Text("\">\n"),
-        ],
+        before: &[Part::Mark("<minimax:tool_call>"), Part::Text("\n<invoke name=\""), Part::Name, Part::Text("\">\n")],
         arguments: Arguments::Each {
             before: &[Part::Text("<parameter name=\""), Part::Key, Part::Text("\">")],
             after: &[Part::Text("</parameter>\n")],
@@ -23,13 +18,7 @@ pub const MARKS: &[Marks] = &[Marks {
             strings: Strings::Raw {
                 open: &[],
                 close: &[],
-                without: &[
-                    "<parameter name=",
-                    "</parameter>",
-                    "<invoke name=",
-                    "</invoke>",
-                    "</minimax:tool_call>",
-                ],
+                without: &["<parameter name=", "</parameter>", "<invoke name=", "</invoke>", "</minimax:tool_call>"],
             },
             few_escapes: false,
         },

@@ -15,12 +15,7 @@ pub const MARKS: &[Marks] = &[Marks {
     inner: &["[ARGS]", "[CALL_ID]"],
     parse,
     form: CallForm {
-        before: &[
-            Part::Mark(OPEN),
-            Part::Text("[{\"name\": \""),
-            Part::Name,
-            Part::Text("\", \"arguments\": "),
-        ],
+        before: &[Part::Mark(OPEN), Part::Text("[{\"name\": \""), Part::Name, Part::Text("\", \"arguments\": ")],
         arguments: Arguments::Object,
         after: &[Part::Text("}]")],
     },
