@@ -196,7 +196,7 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
 /// Schemas that are wrong, not supported, or bombs.
 fn schemas() -> Vec<(&'static str, String, u16, &'static str)> {
     let mut deep = json!({"type": "string"});
-    for _ in 0..60 {
+    for _ in 0..70 {
         deep = json!({"items": deep});
     }
     let refs: Vec<Value> = (0..60).map(|_| json!({"$ref": "#/$defs/a"})).collect();
@@ -225,7 +225,10 @@ fn schemas() -> Vec<(&'static str, String, u16, &'static str)> {
             "combinations",
         ),
         (json!({"allOf": refs, "$defs": {"a": {"allOf": refs}}}), "combinations"),
-        (json!({"type": "object", "properties": properties}), "an object has 1000 properties, and at most 400 are taken"),
+        (
+            json!({"type": "object", "properties": properties}),
+            "an object has 1000 properties, and at most 400 are taken",
+        ),
     ];
     let format = |schema| json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema}});
     let mut all: Vec<_> =

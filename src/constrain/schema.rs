@@ -121,9 +121,7 @@ fn check_within(value: &Value, path: &str, depth: usize) -> Result<()> {
                     }
                     ("properties", Value::Object(properties)) if properties.len() > MAX_PROPERTIES => {
                         let n = properties.len();
-                        return refuse(format!(
-                            "an object has {n} properties, and at most {MAX_PROPERTIES} are taken"
-                        ));
+                        return refuse(format!("an object has {n} properties, and at most {MAX_PROPERTIES} are taken"));
                     }
                     (key, Value::Number(n)) if LENGTHS.contains(&key) && n.as_u64().is_none_or(|n| n > MAX_LENGTH) => {
                         return refuse(format!("{key} must be a whole number of at most {MAX_LENGTH}, not {n}"));
