@@ -1,10 +1,14 @@
 //! What a conversation needs of a model's file: its tokenizer, its chat template, and both together. `hotset chat` and the server
 //! use it.
 
+use std::sync::OnceLock;
+
 use crate::{
     Error, Result,
     chat::{Message, Settings, Template},
+    constrain::{Answer, Vocabulary},
     gguf::Gguf,
+    sampler::Constraint,
     tokenizer::Tokenizer,
 };
 
@@ -16,6 +20,8 @@ pub struct Converser {
     pub template: Template,
     /// The text of the token that begins a text.
     bos: String,
+    /// Built when the form of an answer is to be enforced for the first time; or why it cannot be.
+    vocabulary: OnceLock<std::result::Result<Vocabulary, String>>,
 }
 
 /// What the model is to continue.
@@ -44,7 +50,7 @@ impl Converser {
         };
         let bos = text_of(tokenizer.bos());
         let template = Template::new(source, bos.clone(), text_of(tokenizer.eos()))?;
-        Ok(Self { template, bos, tokenizer })
+        Ok(Self { template, bos, tokenizer, vocabulary: OnceLock::new() })
     }
 
     /// The prompt that these messages make.
@@ -60,6 +66,19 @@ impl Converser {
             return Err(Error::invalid("the prompt has no tokens"));
         }
         Ok(Prompt { text, tokens })
+    }
+
+    /// What holds the answer to `prompt` to this form; with no prompt, a text from its first token.
+    ///
+    /// # Errors
+    /// Names what cannot be enforced, and why.
+    pub fn constraint(&self, answer: &Answer, prompt: Option<&str>) -> Result<Box<dyn Constraint>> {
+        let build = || Vocabulary::new(&self.tokenizer, &self.visible()).map_err(|e| e.to_string());
+        let vocabulary = self.vocabulary.get_or_init(build).as_ref().map_err(|e| Error::invalid(e.as_str()))?;
+        match prompt {
+            Some(prompt) => answer.of_chat(self.template.family(), prompt, &self.tokenizer, vocabulary),
+            None => answer.of_text(&self.tokenizer, vocabulary),
+        }
     }
 
     /// Control tokens that a parser of the model's text has to see.

@@ -104,6 +104,8 @@ pub mod budget;
 #[cfg(feature = "chat")]
 pub mod chat;
 #[cfg(feature = "chat")]
+pub mod constrain;
+#[cfg(feature = "chat")]
 pub mod converse;
 pub mod engine;
 #[doc(hidden)]

@@ -1,8 +1,10 @@
 //! Chooses the next token from the logits. Knows no tokenizer and no model.
 //!
 //! The steps and their order are llama.cpp's defaults: biases, penalties, top-k, top-p, min-p, temperature, then one draw
-//! by a generator of our own, so that a seed and the same logits give the same tokens in every release. After
-//! [`Sampler::new`] nothing is allocated.
+//! by a generator of our own, so that a seed and the same logits give the same tokens in every release. A [`Constraint`]
+//! takes the tokens that it forbids away before all of them. After [`Sampler::new`] nothing is allocated, but for a constraint.
+
+use std::fmt;
 
 use crate::{Error, Result};
 
@@ -85,6 +87,28 @@ impl SamplerConfig {
     }
 }
 
+/// Which tokens may come next, by the tokens that came: a grammar, say.
+pub trait Constraint: Send + fmt::Debug {
+    /// The tokens that may come next, at least one: bit `id % 32` of word `id / 32`. What has no bit is forbidden.
+    ///
+    /// # Errors
+    /// Where there is none, or finding out takes more than the constraint's limits.
+    fn allowed(&mut self) -> Result<&[u32]>;
+    /// `token`, which was allowed, has come.
+    ///
+    /// # Errors
+    /// As [`Constraint::allowed`].
+    fn push(&mut self, token: u32) -> Result<()>;
+    /// The same, with what has come so far; the two go on by themselves.
+    fn boxed_clone(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Self {
+        self.boxed_clone()
+    }
+}
+
 /// One token that may still be drawn.
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -102,9 +126,10 @@ pub struct Sampler {
     next: usize,
     counts: Vec<u32>,           // n_vocab, or empty without a penalty: occurrences in `recent`
     bias: Vec<(u32, f32)>,      // what is added to some logits, by id
-    changed: Vec<f32>,          // n_vocab, or empty without penalty and bias
+    changed: Vec<f32>,          // n_vocab, or empty without penalty, bias and constraint
     candidates: Vec<Candidate>, // at most n_vocab
     weights: Vec<f32>,          // one for each candidate
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Sampler {
@@ -153,8 +178,14 @@ impl Sampler {
             bias,
             candidates: Vec::with_capacity(if draws { n_vocab } else { 0 }),
             weights: Vec::with_capacity(if draws { n_vocab } else { 0 }),
+            constraint: None,
             config,
         })
+    }
+
+    /// From now on only tokens that the constraint allows are [chosen](Self::choose). `None`: all.
+    pub fn constrain(&mut self, constraint: Option<Box<dyn Constraint>>) {
+        self.constraint = constraint;
     }
 
     /// The options.
@@ -177,24 +208,56 @@ impl Sampler {
         self.next = (self.next + 1) % self.recent.len();
     }
 
-    /// Forgets recent tokens and starts the seed's sequence again.
+    /// Forgets recent tokens and the constraint, and starts the seed's sequence again.
     pub fn reset(&mut self) {
+        self.constraint = None;
         self.recent.clear();
         self.next = 0;
         self.counts.fill(0);
         self.rng = Xoshiro256::new(self.config.seed);
     }
 
-    /// The next token. The caller [`accept`](Self::accept)s it if it is used.
+    /// The next token that the constraint allows, which is told of it; without a constraint as [`Sampler::sample`]. The caller
+    /// [`accept`](Self::accept)s it if it is used.
+    ///
+    /// # Errors
+    /// What the constraint says.
+    ///
+    /// # Panics
+    /// As [`Sampler::sample`].
+    pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
+        let Some(mut constraint) = self.constraint.take() else { return Ok(self.sample(logits)) };
+        let chosen = self.constrained(constraint.as_mut(), logits);
+        self.constraint = Some(constraint);
+        chosen
+    }
+
+    fn constrained(&mut self, constraint: &mut dyn Constraint, logits: &[f32]) -> Result<u32> {
+        let allowed = constraint.allowed()?;
+        let mut token = self.sample_of(logits, Some(allowed));
+        if !allows(allowed, token) {
+            // The biases forbid all that is allowed, and the constraint is stronger.
+            let first = (0..self.n_vocab as u32).find(|&id| allows(allowed, id));
+            token = first.ok_or_else(|| Error::invalid("the grammar allows no token of the model"))?;
+        }
+        constraint.push(token)?;
+        Ok(token)
+    }
+
+    /// The next token. The caller [`accept`](Self::accept)s it if it is used. A constraint does not count.
     ///
     /// NaN counts as -∞. Where nothing is above -∞, the lowest id is the answer.
     ///
     /// # Panics
     /// If there are not `n_vocab` logits: the model and the sampler would disagree about the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        self.sample_of(logits, None)
+    }
+
+    fn sample_of(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> u32 {
         assert_eq!(logits.len(), self.n_vocab, "a sampler is built for its model's vocabulary");
         // Out of `self` while it is read, so that candidates may be written.
-        let changed = self.change(logits);
+        let changed = self.change(logits, allowed);
         let logits = changed.as_deref().unwrap_or(logits);
         let token = if self.config.temperature == 0.0 || self.config.top_k == 1 {
             most_likely(logits)
@@ -205,13 +268,14 @@ impl Sampler {
         token
     }
 
-    /// The logits with biases and penalties, or `None` where there are none.
-    fn change(&mut self, logits: &[f32]) -> Option<Vec<f32>> {
-        if self.changed.is_empty() {
+    /// The logits of what is allowed, with biases and penalties; `None` where they are as they were.
+    fn change(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Option<Vec<f32>> {
+        if self.changed.is_empty() && allowed.is_none() {
             return None;
         }
         let mut all = std::mem::take(&mut self.changed);
-        all.copy_from_slice(logits);
+        all.clear();
+        all.extend_from_slice(logits);
         for &(token, bias) in &self.bias {
             all[token as usize] += bias;
         }
@@ -222,6 +286,13 @@ impl Sampler {
             let repeated = if logit > 0.0 { logit / repeat_penalty } else { logit * repeat_penalty };
             let count = self.counts[token as usize] as f32;
             all[token as usize] = repeated - (count * frequency_penalty + presence_penalty);
+        }
+        if let Some(allowed) = allowed {
+            for (id, logit) in (0..).zip(&mut all) {
+                if !allows(allowed, id) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
         }
         Some(all)
     }
@@ -335,6 +406,11 @@ impl Sampler {
         }
         self.candidates[0].id // rounding left a crumb
     }
+}
+
+/// Whether a constraint's words have the bit of this token.
+fn allows(words: &[u32], token: u32) -> bool {
+    words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
 /// How likely a token is, as a logarithm, by the logits alone, without any option; and the `n` most likely tokens, best first.

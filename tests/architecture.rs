@@ -79,7 +79,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("chat", &["error", "stop"]),
-    ("converse", &["chat", "error", "gguf", "tokenizer"]),
+    ("constrain", &["chat", "error", "sampler", "tokenizer"]),
+    ("converse", &["chat", "constrain", "error", "gguf", "sampler", "tokenizer"]),
 ];
 
 /// May use everything.
@@ -114,6 +115,7 @@ const MUST_NOT_SEE: &[(&str, &[&str])] = &[
     ("prefetch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("report", &["env", "net", "process", "sync", "thread", "time"]),
     ("chat", &["env", "fs", "net", "path", "process", "sync", "thread", "time"]),
+    ("constrain", &["env", "fs", "io", "net", "path", "process", "thread", "time"]),
     ("generate", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("scheduler", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
     ("arch", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),

@@ -1,6 +1,10 @@
 //! Conversations to prompts by templates, and models' texts to reasoning, answers and calls: wherever the text is cut.
 #![cfg(feature = "chat")]
 
+mod common;
+#[path = "chat/forms.rs"]
+mod forms;
+
 use hotset::chat::{Delta, Family, Message, Parser, Role, Settings, Template, ToolCall, Tools};
 use serde_json::{Value, json};
 

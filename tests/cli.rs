@@ -388,3 +388,37 @@ fn an_interrupt_ends_the_text_and_prints_what_there_is() {
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("decode") && stderr.contains("hit"), "{stderr}");
 }
+
+#[test]
+fn texts_follow_a_schema_and_biases() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("s.json");
+    let schema = r#"{"type": "array", "items": {"enum": ["king", "queen"]}, "minItems": 1, "maxItems": 2}"#;
+    fs::write(&file, schema).unwrap();
+    let run = |args: &[&str]| {
+        text(
+            &[&["run", MODEL, PROMPT, "-n", "120", "--no-echo", "-q", "--temp", "0", "--memory", &budget(30)], args]
+                .concat(),
+        )
+    };
+    let plain = run(&["-n", "4"]);
+    let by_file = run(&["--json-schema", file.to_str().unwrap()]);
+    assert_eq!(by_file, run(&["--json-schema", schema]));
+    let value: Vec<String> = serde_json::from_str(&by_file).unwrap();
+    assert!(matches!(value.len(), 1 | 2) && value.iter().all(|word| word == "king" || word == "queen"), "{by_file}");
+    // The first token of the plain text, which then cannot come.
+    let ids = text(&["tokenize", MODEL, &plain, "--ids", "--no-bos"]);
+    let id = ids.trim().split(',').next().unwrap();
+    let other = run(&["-n", "4", "--logit-bias", &format!("{id}=false")]);
+    assert_ne!(other, plain);
+    assert_eq!(other, run(&["-n", "4", "--logit-bias", &format!("{id}=-1000")]));
+    for (option, value, words) in [
+        ("--json-schema", "{\"not\": {}}", "--json-schema cannot be enforced: hotset does not know how to enforce not"),
+        ("--json-schema", "{\"type\":", "--json-schema is no JSON"),
+        ("--json-schema", "nowhere.json", "nowhere.json"),
+        ("--logit-bias", "999999999=1", "logit_bias must be of tokens below"),
+    ] {
+        assert!(refusal(&hotset(&["run", MODEL, PROMPT, option, value])).contains(words), "{value}");
+    }
+    assert!(refusal_with(&hotset(&["run", MODEL, PROMPT, "--logit-bias", "5"]), 2).contains("expected a token's id"));
+}

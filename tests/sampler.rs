@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use hotset::sampler::{Sampler, SamplerConfig, log_probs};
+use hotset::{
+    Error,
+    sampler::{Constraint, Sampler, SamplerConfig, log_probs},
+};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -249,4 +252,84 @@ fn log_probabilities_are_those_of_a_softmax() {
     assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), sorted[..20]);
     assert!(top.iter().all(|(id, p)| (f64::from(*p) - expected(*id)).abs() < 1e-4), "{top:?}");
     assert_eq!(log_probs(&[1.0, 2.0], 0, 5).1.len(), 2, "no more than there are");
+}
+
+/// Allows the tokens with these numbers, and knows what came.
+#[derive(Clone, Debug)]
+struct Only {
+    words: Vec<u32>,
+    came: Vec<u32>,
+}
+
+impl Only {
+    fn of(tokens: &[u32]) -> Box<dyn Constraint> {
+        let mut words = vec![0; tokens.iter().max().map_or(1, |most| *most as usize / 32 + 1)];
+        tokens.iter().for_each(|token| words[*token as usize / 32] |= 1 << (token % 32));
+        Box::new(Only { words, came: Vec::new() })
+    }
+}
+
+impl Constraint for Only {
+    fn allowed(&mut self) -> hotset::Result<&[u32]> {
+        Ok(&self.words)
+    }
+
+    fn push(&mut self, token: u32) -> hotset::Result<()> {
+        self.came.push(token);
+        if self.came.len() == 3 { Err(Error::invalid("three are enough")) } else { Ok(()) }
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+/// What a constraint forbids counts as -infinite before top-k, top-p, min-p and temperature, whatever biases and penalties say.
+#[test]
+fn a_constraint_comes_before_all_else() {
+    let n = 300;
+    let all = logits(n);
+    let allowed: Vec<u32> = (0..n).filter(|id| id % 7 == 3).collect();
+    let masked: Vec<f32> =
+        (0..).zip(&all).map(|(id, &x)| if allowed.contains(&id) { x } else { f32::NEG_INFINITY }).collect();
+    for config in [
+        SamplerConfig::greedy(),
+        SamplerConfig { seed: 4, ..SamplerConfig::default() },
+        SamplerConfig {
+            top_k: 0,
+            top_p: 0.7,
+            repeat_penalty: 1.3,
+            presence_penalty: 0.5,
+            seed: 9,
+            ..SamplerConfig::default()
+        },
+        SamplerConfig { top_k: 5, min_p: 0.2, frequency_penalty: -1.0, seed: 2, ..SamplerConfig::default() },
+    ] {
+        let bias = [(3, 1.5), (5, 100.0)];
+        for start in 0..40 {
+            let config = SamplerConfig { seed: config.seed + start, ..config };
+            let mut held = Sampler::with_bias(config, n as usize, &bias).unwrap();
+            let mut plain = Sampler::with_bias(config, n as usize, &bias).unwrap();
+            held.constrain(Some(Only::of(&allowed)));
+            for i in 0..2 {
+                held.accept(5 * i + 3);
+                plain.accept(5 * i + 3);
+                let token = held.choose(&all).unwrap();
+                assert_eq!(token, plain.sample(&masked), "{config:?}");
+                assert!(allowed.contains(&token));
+            }
+            assert_eq!(held.choose(&all).unwrap_err().to_string(), "three are enough");
+            held.reset();
+            assert_eq!(held.choose(&all).unwrap(), Sampler::with_bias(config, n as usize, &bias).unwrap().sample(&all));
+        }
+    }
+    // Biases and NaN that leave nothing of what is allowed: the constraint is stronger.
+    for bias in [&[(17, f32::NEG_INFINITY), (24, f32::NEG_INFINITY)][..], &[]] {
+        let mut held = Sampler::with_bias(SamplerConfig::default(), n as usize, bias).unwrap();
+        held.constrain(Some(Only::of(&[17, 24])));
+        assert_eq!(held.choose(&vec![f32::NAN; n as usize]).unwrap(), 17);
+    }
+    let mut held = Sampler::new(SamplerConfig::greedy(), n as usize).unwrap();
+    held.constrain(Some(Box::new(Only { words: vec![], came: vec![] })));
+    assert!(held.choose(&all).unwrap_err().to_string().contains("allows no token"));
 }

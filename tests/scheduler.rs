@@ -60,7 +60,7 @@ fn request(prompt: &[u32], temperature: f32, max_tokens: usize) -> Request {
         ..SamplerConfig::default()
     };
     let rules = Rules { max_tokens: Some(max_tokens), ignore_end: true, ..Rules::default() };
-    Request { prompt: prompt.to_vec(), sampling, logit_bias: vec![(3, -2.0)], rules }
+    Request { prompt: prompt.to_vec(), sampling, logit_bias: vec![(3, -2.0)], constraint: None, rules }
 }
 
 /// What a session of its own makes of a request.

@@ -451,3 +451,88 @@ fn a_server_that_ends_finishes_what_is_short_and_fails_the_rest_plainly() {
     let reply = rest(waits);
     assert!(reply.starts_with("HTTP/1.1 200") || reply.contains("shutting down"), "{reply}");
 }
+
+/// A schema, a forced call and both at once, in every form that a client may ask in; the answer to a plain request stays what it was.
+#[test]
+fn answers_have_the_form_that_was_asked_for() {
+    let folder = Folder::new();
+    let template = folder.path().join("t.jinja");
+    let source = "{# <tool_call> #}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    std::fs::write(&template, source).unwrap();
+    let server = Server::start(&["--chat-template", template.to_str().unwrap(), "-c", "512", "--parallel", "2"]);
+    let schema = json!({
+        "type": "object", "required": ["name", "ages"], "additionalProperties": false,
+        "properties": {"name": {"type": "string", "maxLength": 6},
+                       "ages": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "maxItems": 2}},
+    });
+    let fits = |value: &Value| {
+        let ages = value["ages"].as_array().is_some_and(|list| list.len() <= 2 && list.iter().all(Value::is_u64));
+        assert!(ages && value["name"].as_str().is_some_and(|name| name.chars().count() <= 6), "{value}");
+    };
+    let parsed = |text: &Value| fits(&serde_json::from_str(text.as_str().unwrap()).unwrap());
+    let messages = json!([{"role": "user", "content": "Tell me of a king"}]);
+    let ask = |more: Value| {
+        let mut body = json!({"messages": messages, "temperature": 0, "max_tokens": 100});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let plain = json_of(server.post("/v1/chat/completions", &ask(json!({"max_tokens": 8}))));
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    let reply = json_of(server.post("/v1/chat/completions", &ask(json!({"response_format": format}))));
+    let said = &reply["choices"][0];
+    parsed(&said["message"]["content"]);
+    assert_eq!(said["finish_reason"], "stop");
+    let chunks = events(server.post("/v1/chat/completions", &ask(json!({"response_format": format, "stream": true}))));
+    let streamed: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(json!(streamed), said["message"]["content"]);
+    let body = json!({"prompt": PROMPT, "temperature": 0, "max_tokens": 100, "response_format": format}).to_string();
+    parsed(&json_of(server.post("/v1/completions", &body))["choices"][0]["text"]);
+    let format = json!({"type": "json_schema", "name": "x", "schema": schema});
+    let body =
+        json!({"input": "Hi", "temperature": 0, "max_output_tokens": 100, "text": {"format": format}}).to_string();
+    parsed(&json_of(server.post("/v1/responses", &body))["output"][0]["content"][0]["text"]);
+
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    let tools = json!([tool("crown"), tool("bury")]);
+    let forced = json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false});
+    let reply = json_of(server.post("/v1/chat/completions", &ask(forced)));
+    let said = &reply["choices"][0];
+    assert_eq!((&said["finish_reason"], &said["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+    parsed(&said["message"]["tool_calls"][0]["function"]["arguments"]);
+    let named =
+        json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "bury"}}, "stream": true});
+    let chunks = events(server.post("/v1/chat/completions", &ask(named)));
+    let calls: Vec<&Value> = chunks
+        .iter()
+        .map(|c| &c["choices"][0]["delta"]["tool_calls"][0]["function"])
+        .filter(|c| !c.is_null())
+        .collect();
+    assert!(matches!(calls[..], [call] if call["name"] == "bury"), "{calls:?}");
+    parsed(&calls[0]["arguments"]);
+    let tool = json!({"name": "crown", "input_schema": schema});
+    for choice in [json!({"type": "any", "disable_parallel_tool_use": true}), json!({"type": "tool", "name": "crown"})]
+    {
+        let reply = json_of(server.post("/v1/messages", &ask(json!({"tools": [tool], "tool_choice": choice}))));
+        assert_eq!((&reply["stop_reason"], &reply["content"][0]["name"]), (&json!("tool_use"), &json!("crown")));
+        fits(&reply["content"][0]["input"]);
+    }
+    let tool = json!({"type": "function", "name": "crown", "parameters": schema});
+    let body =
+        json!({"input": "Hi", "temperature": 0, "tools": [tool], "tool_choice": {"type": "function", "name": "crown"}});
+    let reply = json_of(server.post("/v1/responses", &body.to_string()));
+    assert_eq!((&reply["output"][0]["type"], &reply["output"][0]["name"]), (&json!("function_call"), &json!("crown")));
+    parsed(&reply["output"][0]["arguments"]);
+    // Two things at once that exclude each other, and a call that is not there.
+    let both = json!({"tools": tools, "tool_choice": "required", "response_format": {"type": "json_object"}});
+    for (body, words) in [
+        (both, "can have no other form"),
+        (json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "x"}}}), "not in tools"),
+        (json!({"tools": tools, "parallel_tool_calls": false}), "one call at most is enforced only where"),
+    ] {
+        let (status, reply) = server.post("/v1/chat/completions", &ask(body));
+        assert!(status == 400 && reply.contains(words), "{reply}");
+    }
+    let again = json_of(server.post("/v1/chat/completions", &ask(json!({"max_tokens": 8}))));
+    assert_eq!(again["choices"], plain["choices"]);
+    server.stop();
+}

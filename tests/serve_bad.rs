@@ -108,8 +108,35 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
         (CHAT, with(CHAT, "logit_bias", json!({"5": "much"})), 400, "logit_bias must be of numbers"),
         (CHAT, with(CHAT, "logit_bias", json!([[5, 1, 1]])), 400, "logit_bias must be pairs"),
         (CHAT, with(CHAT, "logit_bias", json!(vec![[5, 1]; 1025])), 400, "logit_bias has 1025 tokens"),
-        (CHAT, with(CHAT, "response_format", json!({"type": "json_schema"})), 400, "response_format is not supported"),
-        (CHAT, with(CHAT, "tool_choice", json!("required")), 400, "calls cannot be forced"),
+        (
+            CHAT,
+            with(CHAT, "response_format", json!({"type": "json_schema"})),
+            400,
+            "response_format.json_schema is missing",
+        ),
+        (
+            CHAT,
+            with(CHAT, "response_format", json!({"type": "xml"})),
+            400,
+            "response_format.type must be text, json_object",
+        ),
+        (CHAT, with(CHAT, "response_format", json!("json")), 400, "response_format must be an object"),
+        (CHAT, with(CHAT, "tool_choice", json!("required")), 400, "a call of a tool that is not in tools"),
+        (
+            CHAT,
+            with(CHAT, "tool_choice", json!("always")),
+            400,
+            "tool_choice must be auto, none, required or a function",
+        ),
+        (CHAT, with(CHAT, "tool_choice", json!({"type": "function"})), 400, "tool_choice names no function"),
+        (CHAT, with(CHAT, "tool_choice", json!({"type": "allowed_tools"})), 400, "tool_choice.type is not supported"),
+        (MESSAGES, with(MESSAGES, "tool_choice", json!({"type": "tool"})), 400, "tool_choice.name is missing"),
+        (
+            RESPONSES,
+            with(RESPONSES, "text", json!({"format": {"type": "json_schema"}})),
+            400,
+            "text.format.schema is missing",
+        ),
         (CHAT, with(CHAT, "tools", json!([tool])), 400, "tools are not supported"),
         (CHAT, with(CHAT, "tools", json!({})), 400, "tools must be a list"),
         (CHAT, with(CHAT, "reasoning_effort", json!("high")), 400, "reasoning_effort is not supported"),
@@ -141,7 +168,7 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
             400,
             "no block of type",
         ),
-        (MESSAGES, with(MESSAGES, "tool_choice", json!({"type": "any"})), 400, "calls cannot be forced"),
+        (MESSAGES, with(MESSAGES, "tool_choice", json!({"type": "any"})), 400, "a call of a tool that is not in tools"),
         (MESSAGES, with(MESSAGES, "thinking", json!({"type": "enabled"})), 400, "thinking is not supported"),
         (MESSAGES, with(MESSAGES, "stop_sequences", json!([1])), 400, "stop_sequences must be"),
         (MESSAGES, with(MESSAGES, "container", json!("x")), 400, "container is not supported"),
@@ -156,19 +183,60 @@ fn table() -> Vec<(&'static str, String, u16, &'static str)> {
         ),
         (RESPONSES, with(RESPONSES, "store", json!(true)), 400, "store is not supported"),
         (RESPONSES, with(RESPONSES, "background", json!(true)), 400, "background is not supported"),
-        (
-            RESPONSES,
-            with(RESPONSES, "text", json!({"format": {"type": "json_schema"}})),
-            400,
-            "text.format is not supported",
-        ),
         ("/tokenize", "{}".into(), 400, "content is missing"),
         ("/tokenize", json!({"content": 1}).to_string(), 400, "content must be a string"),
         ("/v1/nothing", "{}".into(), 404, "no such path"),
         ("/v1/models", "{}".into(), 405, "does not take POST"),
     ];
     table.push((CHAT, with(CHAT, "user", json!({"deep": [1]})), 200, ""));
+    table.extend(schemas());
     table
+}
+
+/// Schemas that are wrong, not supported, or bombs.
+fn schemas() -> Vec<(&'static str, String, u16, &'static str)> {
+    let mut deep = json!({"type": "string"});
+    for _ in 0..70 {
+        deep = json!({"items": deep});
+    }
+    let refs: Vec<Value> = (0..60).map(|_| json!({"$ref": "#/$defs/a"})).collect();
+    let patterns: Vec<Value> = (0..12).map(|i| json!({"type": "string", "pattern": format!("a{i}.*b")})).collect();
+    let properties: serde_json::Map<String, Value> =
+        (0..1000).map(|i| (format!("p{i}"), json!({"type": "string", "pattern": format!("[a-z]{{{i}}}")}))).collect();
+    let schemas = [
+        (json!(7), "response_format.json_schema.schema must be an object that is a JSON schema"),
+        (
+            json!({"not": {}}),
+            "response_format.json_schema.schema cannot be enforced: hotset does not know how to enforce not",
+        ),
+        (json!({"type": "string", "pattern": "(?=a)"}), "cannot be enforced"),
+        (json!({"$ref": "#"}), "no text is as it says"),
+        (
+            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+            "no text is as it says",
+        ),
+        (json!({"$ref": "http://127.0.0.1/x"}), "a $ref must lead to a place in the same schema"),
+        (deep, "nests deeper than 64"),
+        (json!({"enum": (0..25_000).collect::<Vec<_>>()}), "bytes, and at most 131072 are taken"),
+        (json!({"enum": (0..5000).collect::<Vec<_>>()}), "an enum has 5000 values"),
+        (json!({"minItems": 4_000_000_000u64}), "minItems must be a whole number of at most 1000"),
+        (
+            json!({"allOf": [{"anyOf": patterns}, {"anyOf": patterns}, {"anyOf": patterns}, {"anyOf": patterns}]}),
+            "combinations",
+        ),
+        (json!({"allOf": refs, "$defs": {"a": {"allOf": refs}}}), "combinations"),
+        (
+            json!({"type": "object", "properties": properties}),
+            "an object has 1000 properties, and at most 400 are taken",
+        ),
+    ];
+    let format = |schema| json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema}});
+    let mut all: Vec<_> =
+        schemas.map(|(schema, words)| (CHAT, with(CHAT, "response_format", format(schema)), 400, words)).into();
+    // Large, but only what is walked through is ever built.
+    let nested = json!({"type": "string", "pattern": "((((a{0,900}){0,900}){0,900}){0,900}){0,900}"});
+    all.push((CHAT, with(CHAT, "response_format", format(nested)), 200, ""));
+    all
 }
 
 /// The sentence of an error, in whichever form.

@@ -12,7 +12,7 @@ mod scanner;
 mod template;
 
 pub use date::strftime;
-pub use family::{Family, Tools};
+pub use family::{Arguments, CallForm, Family, Part, Strings, Tools};
 pub use message::{Message, Role, ToolCall};
 pub use parser::{Delta, Parser};
 pub use template::{Settings, Template};

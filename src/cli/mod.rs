@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod csv;
 mod decompose;
+mod form;
 mod habits;
 mod hot;
 mod hub;

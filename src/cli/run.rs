@@ -17,6 +17,7 @@ use hotset::{
 use super::{
     Ended, Stop,
     args::{OrAll, count_or_all, file_bytes, warn_of_budget},
+    form::Form,
     hot::{self, Warm},
     interrupt::{INTERRUPTED, Interrupts},
     json,
@@ -86,6 +87,8 @@ pub struct Args {
     stats_live: bool,
     #[command(flatten)]
     running: Running,
+    #[command(flatten)]
+    form: Form,
     /// Write how often each expert was used to this new file, the most used first, as --pin and --warm read it
     #[arg(long, value_name = "FILE")]
     save_hot: Option<PathBuf>,
@@ -140,7 +143,12 @@ pub fn run(args: &Args) -> Ended {
         notes(&tokenizer.prompt_notes(&prompt, &tokens));
     }
     let start = args.running.start(&gguf)?;
-    let options = args.running.engine.options(&gguf, context(args, &gguf, tokens.len())?)?;
+    let n_ctx = context(args, &gguf, tokens.len())?;
+    let mut options = args.running.engine.options(&gguf, n_ctx)?;
+    let constraint = args.form.constraint(&tokenizer, n_ctx)?.map(|(constraint, bytes)| {
+        options.beside_bytes = options.beside_bytes.saturating_add(bytes);
+        constraint
+    });
     let config = args.running.sampling.config(options.n_ctx.unwrap_or(0));
     record.seed = Some(config.seed);
     warn_of_budget(&gguf, &options, args.running.quiet);
@@ -153,7 +161,8 @@ pub fn run(args: &Args) -> Ended {
     let mut text = Text { out: Out::new(), ends_line: true };
     let echo = if args.no_echo { Ok(()) } else { text.push(&prompt) };
     drop(prompt);
-    let mut sampler = Sampler::new(config, session.blueprint().n_vocab)?;
+    let mut sampler = Sampler::with_bias(config, session.blueprint().n_vocab, args.form.logit_bias())?;
+    sampler.constrain(constraint);
     let speaker = Speaker { tokenizer: &tokenizer, sampler: &mut sampler, session: &mut session };
     let end = match echo
         .and_then(|()| generate(args, &tokens, speaker, &mut text, &mut watch, &mut record))

@@ -4,6 +4,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use hotset::{
     arch,
+    constrain::Vocabulary,
     engine::{Engine, Options, make_plan},
     expert::ExpertStore,
     gguf::Gguf,
@@ -76,16 +77,19 @@ pub fn run(args: &Args) -> Ended {
     let start = running.start(&gguf)?;
     let n_ctx = running.n_ctx(&gguf, DEFAULT_CTX)?;
     let plain = running.engine.options(&gguf, n_ctx)?;
-    let beside = |parallel: usize| -> hotset::Result<(Limits, Options)> {
+    let beside = |parallel: usize, form_bytes: u64| -> hotset::Result<(Limits, Options)> {
         let limits = Limits { n_ctx, queue: args.queue, parallel };
         let kept = Scheduler::<hotset::backend::cpu::Cpu>::bytes(&arch::blueprint(&gguf)?, plain.kv, n_ctx, parallel)?;
-        let beside_bytes = limits.bytes().saturating_add(kept);
+        let beside_bytes = limits.bytes().saturating_add(kept).saturating_add(form_bytes);
         Ok((limits, Options { parallel, beside_bytes, ..plain.clone() }))
     };
-    let (limits, options) = beside(match args.parallel {
+    let parallel = match args.parallel {
         Some(parallel) => parallel,
-        None => default_parallel(&gguf, |parallel| Ok(beside(parallel)?.1))?,
-    })?;
+        None => default_parallel(&gguf, |parallel| Ok(beside(parallel, 0)?.1))?,
+    };
+    let form_bytes = Vocabulary::bytes(converser.tokenizer.n_vocab(), n_ctx, parallel);
+    let forms = has_room(&gguf, &beside(parallel, 0)?.1, &beside(parallel, form_bytes)?.1);
+    let (limits, options) = beside(parallel, if forms { form_bytes } else { 0 })?;
     warn_of_budget(&gguf, &options, running.quiet);
     let mut engine = {
         let bar = Progress::bytes("loading", running.quiet);
@@ -102,11 +106,17 @@ pub fn run(args: &Args) -> Ended {
     let sampling = running.sampling.config(n_ctx);
     let (api_key, idle_release) = (args.api_key.clone(), args.idle_release);
     let log: Arc<Log> = if running.quiet { Arc::new(|_| {}) } else { Arc::new(note) };
-    let config = Config { listener, converser, model, sampling, api_key, limits, idle_release, log };
+    let config = Config { listener, converser, model, sampling, api_key, limits, forms, idle_release, log };
     if !running.quiet {
         let (n, kv) = (limits.parallel, human_bytes(engine.plan().kv_bytes));
         let requests = if n == 1 { "request is answered" } else { "requests are answered" };
         note(format_args!("{n} {requests} at once (--parallel), in contexts of {n_ctx} tokens that take {kv}"));
+        if !forms {
+            let needed = human_bytes(form_bytes.saturating_mul(SHARE));
+            note(format_args!(
+                "the budget is too small for response_format and forced tool_choice, which are refused: they need {needed}"
+            ));
+        }
         note(format_args!("listening on {}", serve::url(address)));
     }
     let engine = serve::serve(engine, config, move || interrupts.asked_to_stop())?;
@@ -130,7 +140,20 @@ fn default_parallel(gguf: &Gguf, options: impl Fn(usize) -> hotset::Result<Optio
     Ok([4, 3, 2].into_iter().find(fits).unwrap_or(1))
 }
 
-/// The part of the budget that requests beside the first take unasked.
+/// Whether the budget has room for what enforcing the form of answers takes, which is the difference of the two.
+fn has_room(gguf: &Gguf, without: &Options, with: &Options) -> bool {
+    let budget = |options: &Options| -> hotset::Result<u64> {
+        let blueprint = arch::blueprint(gguf)?;
+        let store = ExpertStore::new(gguf, blueprint.experts())?;
+        Ok(make_plan(gguf, &blueprint, &store, options, Layout::Lines)?.budget_bytes)
+    };
+    let (Ok(before), Ok(after)) = (budget(without), budget(with)) else { return false };
+    // A budget that nobody named grows with what is asked for, as far as there is memory.
+    let taken = (with.beside_bytes - without.beside_bytes).saturating_sub(after.saturating_sub(before));
+    taken <= after / SHARE
+}
+
+/// The part of the budget that requests beside the first take unasked, and that enforcing forms may take.
 const SHARE: u64 = 8;
 
 /// A time of at least a second, with its unit.

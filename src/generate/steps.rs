@@ -41,7 +41,7 @@ impl<R: Borrow<Rules>> Generation<R> {
     /// step. Every step of a text has the same session, tokenizer and sampler, and nothing else runs on the session meanwhile.
     ///
     /// # Errors
-    /// What the session says; the step can be repeated then. An empty prompt.
+    /// What the session says; the step can be repeated then. What the sampler's constraint says. An empty prompt.
     pub fn step<B: Backend>(&mut self, speaker: &mut Speaker<'_, B>) -> Result<Option<Event<'_>>, Error> {
         if matches!(self.stage, Stage::Prompt) {
             if let Some(event) = self.prompt(speaker)? {
@@ -54,7 +54,7 @@ impl<R: Borrow<Rules>> Generation<R> {
         }
         match self.stage {
             Stage::Prompt => unreachable!("the prompt is through"),
-            Stage::Choose => Ok(Some(self.choose(speaker))),
+            Stage::Choose => Ok(Some(self.choose(speaker)?)),
             Stage::Decode(token) => {
                 speaker.session.decode(token)?;
                 self.stage = Stage::Choose;
@@ -89,19 +89,19 @@ impl<R: Borrow<Rules>> Generation<R> {
     }
 
     /// Chooses a token, and what comes after it.
-    fn choose<B: Backend>(&mut self, speaker: &mut Speaker<'_, B>) -> Event<'_> {
+    fn choose<B: Backend>(&mut self, speaker: &mut Speaker<'_, B>) -> Result<Event<'_>, Error> {
         let Speaker { session, tokenizer, sampler } = speaker;
-        let token = sampler.sample(session.logits());
+        let token = sampler.choose(session.logits())?;
         if self.answer.ends_with(tokenizer, token) {
             (self.stage, self.finish) = (Stage::Over, Some(Finish::End(token)));
-            return Event::Rest(self.answer.finish());
+            return Ok(Event::Rest(self.answer.finish()));
         }
         sampler.accept(token);
         let full = session.n_past() == session.plan().n_ctx;
         let (text, finish) = self.answer.push(tokenizer, token);
         self.finish = finish.or(full.then_some(Finish::Context));
         self.stage = if self.finish.is_some() { Stage::Rest } else { Stage::Decode(token) };
-        Event::Token { token, text }
+        Ok(Event::Token { token, text })
     }
 
     /// The token that the next step runs, if it runs a chosen one.

@@ -8,7 +8,7 @@ use crate::{
     expert::CacheStats,
     generate::{Answer, Finish, Rules},
     model::Span,
-    sampler::{Sampler, SamplerConfig},
+    sampler::{Constraint, Sampler, SamplerConfig},
     tokenizer::Tokenizer,
     trace::Phase,
 };
@@ -22,6 +22,8 @@ pub struct Request {
     pub sampling: SamplerConfig,
     /// What is added to the logits of some tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Which tokens may come, if not all. The text ends where it allows nothing but tokens that end a text.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// When the text ends.
     pub rules: Rules,
 }
@@ -174,7 +176,8 @@ pub(super) struct Task {
 
 impl Task {
     pub fn new(id: u64, request: Request, mut sampler: Sampler, on: Box<OnEvent>) -> Self {
-        let Request { prompt, rules, .. } = request;
+        let Request { prompt, rules, constraint, .. } = request;
+        sampler.constrain(constraint);
         prompt.iter().for_each(|&token| sampler.accept(token));
         Self {
             id,
@@ -232,7 +235,10 @@ impl Task {
         if self.max_tokens == Some(0) {
             return self.end(Finish::Length);
         }
-        let token = self.sampler.sample(logits);
+        let token = match self.sampler.choose(logits) {
+            Ok(token) => token,
+            Err(error) => return self.fail(error),
+        };
         let (text, finish) = self.answer.push(tokenizer, token);
         if let Some(finish @ Finish::End(_)) = finish {
             return self.end(finish);

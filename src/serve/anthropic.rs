@@ -6,6 +6,7 @@ use super::{
     engine::timings,
     error::{ApiError, Dialect},
     fields::{Fields, wrong},
+    form::{Choice, Wanted},
     generation::{self, Generation, text_of},
     reply::{Form, Said},
     state::State,
@@ -23,7 +24,7 @@ const HARMLESS: &[&str] = &["metadata", "service_tier", "cache_control"];
 
 /// Reads a request for `/v1/messages`.
 pub fn messages(mut fields: Fields, state: &State) -> Result<Generation> {
-    let (messages, settings) = conversation(&mut fields, state)?;
+    let (messages, settings, wanted) = conversation(&mut fields, state)?;
     let max_tokens = fields.integer("max_tokens", 1, u64::from(u32::MAX))?;
     let max_tokens = max_tokens.ok_or_else(|| ApiError::field("max_tokens", "max_tokens is missing"))?;
     let rules = Rules {
@@ -36,8 +37,9 @@ pub fn messages(mut fields: Fields, state: &State) -> Result<Generation> {
     let stream = fields.bool("stream")?.unwrap_or(false);
     fields.finish(HARMLESS)?;
     let prompt = state.converser.prompt(&messages, &settings)?;
+    let constraint = wanted.constraint(&settings.tools, Some(&prompt.text), state)?;
     Ok(Generation {
-        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, constraint, rules },
         prompt_text: prompt.text,
         logprobs: None,
         choices: 1,
@@ -49,13 +51,13 @@ pub fn messages(mut fields: Fields, state: &State) -> Result<Generation> {
 
 /// Reads a request for `/v1/messages/count_tokens`: the tokens of its prompt.
 pub fn count(mut fields: Fields, state: &State) -> Result<usize> {
-    let (messages, settings) = conversation(&mut fields, state)?;
+    let (messages, settings, _) = conversation(&mut fields, state)?;
     fields.finish(HARMLESS)?;
     Ok(state.converser.prompt(&messages, &settings)?.tokens.len())
 }
 
 /// What both have: messages, instructions, tools, thinking.
-fn conversation(fields: &mut Fields, state: &State) -> Result<(Vec<Message>, Settings)> {
+fn conversation(fields: &mut Fields, state: &State) -> Result<(Vec<Message>, Settings, Wanted)> {
     fields.string("model")?;
     let mut settings = Settings { unix_seconds: state.unix_seconds(), ..Settings::default() };
     let mut messages = Vec::new();
@@ -72,18 +74,9 @@ fn conversation(fields: &mut Fields, state: &State) -> Result<(Vec<Message>, Set
     }
     let tools = fields.list("tools")?.into_iter().enumerate().map(|(i, t)| tool(&format!("tools[{i}]"), t));
     settings.tools = generation::tools(tools.collect::<Result<_>>()?, &state.converser)?;
-    if let Some(choice) = fields.take("tool_choice") {
-        let mut choice = Fields::of("tool_choice", choice)?;
-        match choice.string("type")?.as_deref() {
-            Some("auto") => {}
-            Some("none") => settings.tools.clear(),
-            _ => {
-                let sentence = "tool_choice must be auto or none: calls cannot be forced";
-                return Err(ApiError::field("tool_choice", sentence));
-            }
-        }
-        choice.refuse_unless("disable_parallel_tool_use", &[Value::Bool(false)])?;
-        choice.finish(&[])?;
+    let (choice, several) = Choice::anthropic(fields)?;
+    if choice == Choice::None {
+        settings.tools.clear();
     }
     if let Some(thinking) = fields.take("thinking") {
         let mut thinking = Fields::of("thinking", thinking)?;
@@ -102,7 +95,7 @@ fn conversation(fields: &mut Fields, state: &State) -> Result<(Vec<Message>, Set
             return Err(ApiError::field("thinking", sentence));
         }
     }
-    Ok((messages, settings))
+    Ok((messages, settings, Wanted { json: None, choice, several }))
 }
 
 /// A message, which may stand for several: each answer of a tool is one of its own.

@@ -7,6 +7,7 @@ mod anthropic;
 mod engine;
 mod error;
 mod fields;
+mod form;
 mod generation;
 mod http;
 mod logprobs;
@@ -90,6 +91,8 @@ pub struct Config {
     pub api_key: Option<String>,
     /// As the budget was made for.
     pub limits: Limits,
+    /// Whether the budget has [`Vocabulary::bytes`](crate::constrain::Vocabulary::bytes) for answers whose form is enforced; else they are refused.
+    pub forms: bool,
     /// Expert slots go back to the system after so long without a request.
     pub idle_release: Option<Duration>,
     /// Where lines about requests go.
@@ -102,7 +105,7 @@ pub struct Config {
 /// # Errors
 /// Where the system refuses the listener or the thread.
 pub fn serve(engine: Engine, config: Config, stop: impl Fn() -> bool + Send + 'static) -> Result<Engine> {
-    let Config { listener, converser, model, sampling, api_key, limits, idle_release, log } = config;
+    let Config { listener, converser, model, sampling, api_key, limits, forms, idle_release, log } = config;
     let converser = Arc::new(converser);
     let (jobs, queue) = mpsc::channel(limits.queue);
     let metrics = Arc::new(metrics::Metrics::default());
@@ -112,6 +115,7 @@ pub fn serve(engine: Engine, config: Config, stop: impl Fn() -> bool + Send + 's
         model,
         sampling,
         n_ctx: limits.n_ctx,
+        forms,
         api_key,
         jobs,
         metrics: metrics.clone(),

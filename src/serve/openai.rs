@@ -8,6 +8,7 @@ use super::{
     engine::{Probs, timings},
     error::ApiError,
     fields::{Fields, wrong},
+    form::{self, Choice, Wanted},
     generation::{self, Generation, HARMLESS},
     logprobs,
     reply::{Form, Said},
@@ -29,16 +30,14 @@ pub fn chat(mut fields: Fields, state: &State) -> Result<Generation> {
     let messages = generation::messages(&mut fields)?;
     let mut settings = Settings { unix_seconds: state.unix_seconds(), ..Settings::default() };
     let tools = generation::tools(fields.list("tools")?, converser)?;
-    match fields.take("tool_choice") {
-        None => settings.tools.clone_from(&tools),
-        Some(Value::String(choice)) if choice == "auto" => settings.tools.clone_from(&tools),
-        Some(Value::String(choice)) if choice == "none" => {}
-        Some(_) => {
-            return Err(ApiError::field("tool_choice", "tool_choice must be auto or none: calls cannot be forced"));
-        }
+    let wanted = Wanted {
+        json: form::response_format(&mut fields)?,
+        choice: Choice::openai(&mut fields)?,
+        several: fields.bool("parallel_tool_calls")?.unwrap_or(true),
+    };
+    if wanted.choice != Choice::None {
+        settings.tools = tools;
     }
-    fields.refuse_unless("parallel_tool_calls", &[Value::Bool(true)])?;
-    fields.refuse_unless("response_format", &[json!({"type": "text"})])?;
     let logprobs = logprobs::of_chat(&mut fields)?;
     fields.refuse_unless("store", &[Value::Bool(false)])?;
     fields.refuse_unless("modalities", &[json!(["text"])])?;
@@ -53,8 +52,9 @@ pub fn chat(mut fields: Fields, state: &State) -> Result<Generation> {
     let (choices, stream, stream_usage) = generation::delivery(&mut fields)?;
     fields.finish(HARMLESS)?;
     let prompt = converser.prompt(&messages, &settings)?;
+    let constraint = wanted.constraint(&settings.tools, Some(&prompt.text), state)?;
     Ok(Generation {
-        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, constraint, rules },
         prompt_text: prompt.text,
         logprobs,
         choices,
@@ -83,6 +83,7 @@ pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
         return Err(ApiError::field("prompt", "prompt is empty"));
     }
     let logprobs = logprobs::of_completion(&mut fields)?;
+    let wanted = Wanted { json: form::response_format(&mut fields)?, choice: Choice::Auto, several: true };
     fields.refuse_unless("best_of", &[Value::from(1)])?;
     fields.refuse_unless("echo", &[Value::Bool(false)])?;
     fields.refuse_unless("suffix", &[])?;
@@ -95,7 +96,11 @@ pub fn completion(mut fields: Fields, state: &State) -> Result<Generation> {
     };
     let (choices, stream, stream_usage) = generation::delivery(&mut fields)?;
     fields.finish(HARMLESS)?;
-    let request = Request { prompt, sampling, logit_bias, rules };
+    if wanted.json.is_some() && rules.ignore_end {
+        return Err(ApiError::field("ignore_eos", "ignore_eos and response_format exclude each other"));
+    }
+    let constraint = wanted.constraint(&[], None, state)?;
+    let request = Request { prompt, sampling, logit_bias, constraint, rules };
     Ok(Generation { request, prompt_text, logprobs, choices, stream, stream_usage, tools: Vec::new() })
 }
 

@@ -6,6 +6,7 @@ use super::{
     engine::timings,
     error::{ApiError, Dialect},
     fields::{Fields, wrong},
+    form::{self, Choice, Wanted},
     generation::{self, Generation, HARMLESS, text_of},
     reply::{Form, Said},
     state::State,
@@ -38,14 +39,11 @@ pub fn request(mut fields: Fields, state: &State) -> Result<Generation> {
     let mut settings = Settings { unix_seconds: state.unix_seconds(), ..Settings::default() };
     let tools = fields.list("tools")?.into_iter().enumerate().map(|(i, t)| tool(&format!("tools[{i}]"), t));
     settings.tools = generation::tools(tools.collect::<Result<_>>()?, converser)?;
-    match fields.take("tool_choice") {
-        None => {}
-        Some(Value::String(choice)) if choice == "auto" => {}
-        Some(Value::String(choice)) if choice == "none" => settings.tools.clear(),
-        Some(_) => {
-            return Err(ApiError::field("tool_choice", "tool_choice must be auto or none: calls cannot be forced"));
-        }
+    let choice = Choice::openai(&mut fields)?;
+    if choice == Choice::None {
+        settings.tools.clear();
     }
+    let mut wanted = Wanted { json: None, choice, several: fields.bool("parallel_tool_calls")?.unwrap_or(true) };
     if let Some(reasoning) = fields.take("reasoning") {
         let mut reasoning = Fields::of("reasoning", reasoning)?;
         let effort = reasoning.string("effort")?;
@@ -54,13 +52,12 @@ pub fn request(mut fields: Fields, state: &State) -> Result<Generation> {
     }
     if let Some(text) = fields.take("text") {
         let mut text = Fields::of("text", text)?;
-        text.refuse_unless("format", &[json!({"type": "text"})])?;
+        wanted.json = text.take("format").map_or(Ok(None), form::text_format)?;
         text.finish(&["verbosity"])?;
     }
     for (name, idle) in [
         ("store", json!(false)),
         ("background", json!(false)),
-        ("parallel_tool_calls", json!(true)),
         ("truncation", json!("disabled")),
         ("top_logprobs", json!(0)),
         ("include", json!(["reasoning.encrypted_content"])),
@@ -76,8 +73,9 @@ pub fn request(mut fields: Fields, state: &State) -> Result<Generation> {
     let stream = fields.bool("stream")?.unwrap_or(false);
     fields.finish(HARMLESS)?;
     let prompt = converser.prompt(&messages, &settings)?;
+    let constraint = wanted.constraint(&settings.tools, Some(&prompt.text), state)?;
     Ok(Generation {
-        request: Request { prompt: prompt.tokens, sampling, logit_bias, rules },
+        request: Request { prompt: prompt.tokens, sampling, logit_bias, constraint, rules },
         prompt_text: prompt.text,
         logprobs: None,
         choices: 1,

@@ -23,6 +23,8 @@ pub struct State {
     pub sampling: SamplerConfig,
     /// Tokens of context.
     pub n_ctx: usize,
+    /// Whether the form of an answer can be enforced within the budget.
+    pub forms: bool,
     /// What clients have to show, if anything.
     pub api_key: Option<String>,
     /// The queue of the engine.

@@ -1,17 +1,40 @@
 //! DeepSeek: R1 and V3 write `function<sep>NAME` and the arguments in a fence, V3.1 writes `NAME<sep>ARGUMENTS`.
 
-use super::{Marks, Tools};
+use super::{Arguments, CallForm, Marks, Part, Tools};
 use crate::chat::ToolCall;
 
 const BEGIN: &str = "<｜tool▁call▁begin｜>";
 const SEPARATOR: &str = "<｜tool▁sep｜>";
 const END: &str = "<｜tool▁call▁end｜>";
 
-pub const MARKS: &[Marks] = &[Marks {
-    open: "<｜tool▁calls▁begin｜>",
-    close: Some("<｜tool▁calls▁end｜>"),
-    inner: &[BEGIN, SEPARATOR, END],
-    parse,
+const OPEN: &str = "<｜tool▁calls▁begin｜>";
+const CLOSE: &str = "<｜tool▁calls▁end｜>";
+
+const PLAIN: CallForm = CallForm {
+    before: &[Part::Mark(OPEN), Part::Mark(BEGIN), Part::Name, Part::Mark(SEPARATOR)],
+    arguments: Arguments::Object,
+    after: &[Part::Mark(END), Part::Mark(CLOSE)],
+};
+
+/// V3.1.
+pub const MARKS: &[Marks] =
+    &[Marks { open: OPEN, close: Some(CLOSE), inner: &[BEGIN, SEPARATOR, END], parse, form: PLAIN }];
+
+/// R1 and V3.
+pub const FENCED: &[Marks] = &[Marks {
+    form: CallForm {
+        before: &[
+            Part::Mark(OPEN),
+            Part::Mark(BEGIN),
+            Part::Text("function"),
+            Part::Mark(SEPARATOR),
+            Part::Name,
+            Part::Text("\n```json\n"),
+        ],
+        after: &[Part::Text("\n```"), Part::Mark(END), Part::Mark(CLOSE)],
+        ..PLAIN
+    },
+    ..MARKS[0]
 }];
 
 fn parse(body: &str, _: &Tools) -> Option<Vec<ToolCall>> {

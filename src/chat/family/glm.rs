@@ -1,6 +1,6 @@
 //! GLM-4.5 and later: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`.
 
-use super::{Marks, Tools, call};
+use super::{Arguments, CallForm, Marks, Part, Strings, Tools, call};
 use crate::chat::ToolCall;
 
 pub const MARKS: &[Marks] = &[Marks {
@@ -8,6 +8,27 @@ pub const MARKS: &[Marks] = &[Marks {
     close: Some("</tool_call>"),
     inner: &["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
     parse,
+    form: CallForm {
+        before: &[Part::Mark("<tool_call>"), Part::Name, Part::Text("\n")],
+        arguments: Arguments::Each {
+            before: &[
+                Part::Mark("<arg_key>"),
+                Part::Key,
+                Part::Mark("</arg_key>"),
+                Part::Text("\n"),
+                Part::Mark("<arg_value>"),
+            ],
+            after: &[Part::Mark("</arg_value>"), Part::Text("\n")],
+            between: "",
+            strings: Strings::Raw {
+                open: &[],
+                close: &[],
+                without: &["<arg_key>", "</arg_value>", "<arg_value>", "</tool_call>"],
+            },
+            few_escapes: false,
+        },
+        after: &[Part::Mark("</tool_call>")],
+    },
 }];
 
 fn parse(body: &str, tools: &Tools) -> Option<Vec<ToolCall>> {

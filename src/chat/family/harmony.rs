@@ -1,6 +1,7 @@
 //! gpt-oss: messages on channels. `<|channel|>analysis<|message|>…<|end|>` is reasoning, `final` and `commentary` are the answer,
 //! and a message to a recipient, `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>`, is a call.
 
+use super::{Arguments, CallForm, Part};
 use crate::chat::{
     ToolCall,
     parser::Delta,
@@ -13,6 +14,27 @@ pub const MARKS: &[&str] =
 
 /// What ends a message or begins the next one's head.
 const BODY: &[&str] = &["<|channel|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>"];
+
+/// A call.
+pub const FORM: CallForm = CallForm {
+    before: &[
+        Part::Mark("<|channel|>"),
+        Part::Text("commentary to=functions."),
+        Part::Name,
+        Part::Text(" "),
+        Part::Mark("<|constrain|>"),
+        Part::Text("json"),
+        Part::Mark("<|message|>"),
+    ],
+    arguments: Arguments::Object,
+    after: &[],
+};
+
+/// The head of an answer.
+pub const FINAL: &[Part] = &[Part::Mark("<|channel|>"), Part::Text("final"), Part::Mark("<|message|>")];
+
+/// What begins the next message.
+pub const NEXT: &[Part] = &[Part::Mark("<|start|>"), Part::Text("assistant")];
 
 /// Where in a message the text is.
 #[derive(Debug)]

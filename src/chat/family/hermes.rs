@@ -2,10 +2,25 @@
 
 use serde_json::Value;
 
-use super::{Marks, Tools};
+use super::{Arguments, CallForm, Marks, Part, Tools};
 use crate::chat::ToolCall;
 
-pub const MARKS: &[Marks] = &[Marks { open: "<tool_call>", close: Some("</tool_call>"), inner: &[], parse }];
+pub const MARKS: &[Marks] = &[Marks {
+    open: "<tool_call>",
+    close: Some("</tool_call>"),
+    inner: &[],
+    parse,
+    form: CallForm {
+        before: &[
+            Part::Mark("<tool_call>"),
+            Part::Text("\n{\"name\": \""),
+            Part::Name,
+            Part::Text("\", \"arguments\": "),
+        ],
+        arguments: Arguments::Object,
+        after: &[Part::Text("}\n"), Part::Mark("</tool_call>")],
+    },
+}];
 
 fn parse(body: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     Some(vec![object(&serde_json::from_str(body.trim()).ok()?)?])

@@ -1,10 +1,25 @@
 //! LFM2: calls as Python has them, `<|tool_call_start|>[NAME(KEY="VALUE", …), …]<|tool_call_end|>`.
 
-use super::{Marks, Tools, call, hermes, literal::Cursor};
+use super::{Arguments, CallForm, Marks, Part, Strings, Tools, call, hermes, literal::Cursor};
 use crate::chat::ToolCall;
 
-pub const MARKS: &[Marks] =
-    &[Marks { open: "<|tool_call_start|>", close: Some("<|tool_call_end|>"), inner: &[], parse }];
+pub const MARKS: &[Marks] = &[Marks {
+    open: "<|tool_call_start|>",
+    close: Some("<|tool_call_end|>"),
+    inner: &[],
+    parse,
+    form: CallForm {
+        before: &[Part::Mark("<|tool_call_start|>"), Part::Text("["), Part::Name, Part::Text("(")],
+        arguments: Arguments::Each {
+            before: &[Part::Key, Part::Text("=")],
+            after: &[],
+            between: ", ",
+            strings: Strings::Json,
+            few_escapes: true,
+        },
+        after: &[Part::Text(")]"), Part::Mark("<|tool_call_end|>")],
+    },
+}];
 
 fn parse(body: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     if let Ok(list) = serde_json::from_str::<Vec<serde_json::Value>>(body.trim()) {

@@ -1,11 +1,30 @@
 //! MiniMax-M2: `<minimax:tool_call><invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke></minimax:tool_call>`,
 //! with any number of calls inside.
 
-use super::{Marks, Tools, call};
+use super::{Arguments, CallForm, Marks, Part, Strings, Tools, call};
 use crate::chat::ToolCall;
 
-pub const MARKS: &[Marks] =
-    &[Marks { open: "<minimax:tool_call>", close: Some("</minimax:tool_call>"), inner: &[], parse }];
+pub const MARKS: &[Marks] = &[Marks {
+    open: "<minimax:tool_call>",
+    close: Some("</minimax:tool_call>"),
+    inner: &[],
+    parse,
+    form: CallForm {
+        before: &[Part::Mark("<minimax:tool_call>"), Part::Text("\n<invoke name=\""), Part::Name, Part::Text("\">\n")],
+        arguments: Arguments::Each {
+            before: &[Part::Text("<parameter name=\""), Part::Key, Part::Text("\">")],
+            after: &[Part::Text("</parameter>\n")],
+            between: "",
+            strings: Strings::Raw {
+                open: &[],
+                close: &[],
+                without: &["<parameter name=", "</parameter>", "<invoke name=", "</invoke>", "</minimax:tool_call>"],
+            },
+            few_escapes: false,
+        },
+        after: &[Part::Text("</invoke>\n"), Part::Mark("</minimax:tool_call>")],
+    },
+}];
 
 fn parse(body: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
     let mut calls = Vec::new();

@@ -3,12 +3,33 @@
 
 use serde_json::Value;
 
-use super::{Marks, Tools, hermes};
+use super::{Arguments, CallForm, Marks, Part, Tools, hermes};
 use crate::chat::ToolCall;
 
 const OPEN: &str = "[TOOL_CALLS]";
 
-pub const MARKS: &[Marks] = &[Marks { open: OPEN, close: None, inner: &["[ARGS]", "[CALL_ID]"], parse }];
+/// The older ones.
+pub const MARKS: &[Marks] = &[Marks {
+    open: OPEN,
+    close: None,
+    inner: &["[ARGS]", "[CALL_ID]"],
+    parse,
+    form: CallForm {
+        before: &[Part::Mark(OPEN), Part::Text("[{\"name\": \""), Part::Name, Part::Text("\", \"arguments\": ")],
+        arguments: Arguments::Object,
+        after: &[Part::Text("}]")],
+    },
+}];
+
+/// The later ones.
+pub const NAMED: &[Marks] = &[Marks {
+    form: CallForm {
+        before: &[Part::Mark(OPEN), Part::Name, Part::Mark("[ARGS]")],
+        arguments: Arguments::Object,
+        after: &[],
+    },
+    ..MARKS[0]
+}];
 
 fn parse(body: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     if let Ok(list) = serde_json::from_str::<Vec<Value>>(body.trim()) {

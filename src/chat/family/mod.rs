@@ -1,6 +1,7 @@
 //! How families of models mark reasoning and calls of tools. A family is known by its template. One file each.
 
 mod deepseek;
+mod form;
 mod gemma4;
 mod glm;
 pub mod harmony;
@@ -12,6 +13,7 @@ mod mistral;
 mod tools;
 mod xml;
 
+pub use form::{Arguments, CallForm, Part, Strings};
 pub use tools::Tools;
 
 use super::ToolCall;
@@ -39,6 +41,8 @@ pub struct Marks {
     inner: &'static [&'static str],
     /// Reads what is between them; `None` if it is no call.
     pub parse: fn(&str, &Tools) -> Option<Vec<ToolCall>>,
+    /// How a call is written, marks included.
+    form: CallForm,
 }
 
 impl PartialEq for Marks {
@@ -57,16 +61,18 @@ const THINK: &[(&str, (&str, &str))] = &[
     ("<seed:think>", ("<seed:think>", "</seed:think>")),
 ];
 
-/// Marks around calls, by what a template has of them: the most telling first.
-const CALLS: &[(&str, &[Marks])] = &[
-    ("<minimax:tool_call>", minimax::MARKS),
-    ("<｜tool▁calls▁begin｜>", deepseek::MARKS),
-    ("<|tool_call_start|>", lfm2::MARKS),
-    ("<|tool_call>", gemma4::MARKS),
-    ("[TOOL_CALLS]", mistral::MARKS),
-    ("<arg_key>", glm::MARKS),
-    ("<function=", xml::MARKS),
-    ("<tool_call>", hermes::MARKS),
+/// Marks around calls, by what a template has of them, all of it: the most telling first.
+const CALLS: &[(&[&str], &[Marks])] = &[
+    (&["<minimax:tool_call>"], minimax::MARKS),
+    (&["<｜tool▁calls▁begin｜>", "```json"], deepseek::FENCED),
+    (&["<｜tool▁calls▁begin｜>"], deepseek::MARKS),
+    (&["<|tool_call_start|>"], lfm2::MARKS),
+    (&["<|tool_call>"], gemma4::MARKS),
+    (&["[TOOL_CALLS]", "[ARGS]"], mistral::NAMED),
+    (&["[TOOL_CALLS]"], mistral::MARKS),
+    (&["<arg_key>"], glm::MARKS),
+    (&["<function="], xml::MARKS),
+    (&["<tool_call>"], hermes::MARKS),
 ];
 
 impl Family {
@@ -76,13 +82,24 @@ impl Family {
             return Self(Kind::Harmony);
         }
         let think = THINK.iter().find(|(mark, _)| template.contains(mark)).map(|(_, marks)| *marks);
-        let calls = CALLS.iter().find(|(mark, _)| template.contains(mark)).map_or(&[][..], |(_, marks)| marks);
+        let has_all = |(all, _): &&(&[&str], &[Marks])| all.iter().all(|mark| template.contains(mark));
+        let calls = CALLS.iter().find(has_all).map_or(&[][..], |(_, marks)| marks);
         Self(Kind::Marks { think, calls })
     }
 
     /// Whether calls of tools can be read.
     pub fn has_calls(&self) -> bool {
         self.is_harmony() || !self.calls().is_empty()
+    }
+
+    /// How a call is written.
+    pub fn call_form(&self) -> Option<&'static CallForm> {
+        if self.is_harmony() { Some(&harmony::FORM) } else { self.calls().first().map(|marks| &marks.form) }
+    }
+
+    /// What stands before an answer that is no call, and before anything else that comes after reasoning.
+    pub fn answer_heads(&self) -> (&'static [Part], &'static [Part]) {
+        if self.is_harmony() { (harmony::FINAL, harmony::NEXT) } else { (&[], &[]) }
     }
 
     /// The marks around reasoning, if the model writes any.

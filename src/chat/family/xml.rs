@@ -1,13 +1,29 @@
 //! Qwen3-Coder, Qwen3.5: `<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`, of which the
 //! models sometimes leave out the outer marks.
 
-use super::{Marks, Tools, call, hermes};
+use super::{Arguments, CallForm, Marks, Part, Strings, Tools, call, hermes};
 use crate::chat::ToolCall;
 
 pub const MARKS: &[Marks] = &[
-    Marks { open: "<tool_call>", close: Some("</tool_call>"), inner: &[], parse: outer },
-    Marks { open: "<function=", close: Some("</function>"), inner: &[], parse: inner },
+    Marks { open: "<tool_call>", close: Some("</tool_call>"), inner: &[], parse: outer, form: FORM },
+    Marks { open: "<function=", close: Some("</function>"), inner: &[], parse: inner, form: FORM },
 ];
+
+const FORM: CallForm = CallForm {
+    before: &[Part::Mark("<tool_call>"), Part::Text("\n<function="), Part::Name, Part::Text(">\n")],
+    arguments: Arguments::Each {
+        before: &[Part::Text("<parameter="), Part::Key, Part::Text(">\n")],
+        after: &[Part::Text("\n</parameter>\n")],
+        between: "",
+        strings: Strings::Raw {
+            open: &[],
+            close: &[],
+            without: &["<parameter=", "</parameter>", "<function=", "</function>", "</tool_call>"],
+        },
+        few_escapes: false,
+    },
+    after: &[Part::Text("</function>\n"), Part::Mark("</tool_call>")],
+};
 
 fn outer(body: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
     let Some((_, function)) = body.split_once("<function=") else { return (hermes::MARKS[0].parse)(body, tools) };
