@@ -319,6 +319,30 @@ fn a_rewound_sequence_continues_as_a_fresh_one() {
     }
 }
 
+/// Also of what chooses the positions that attention sees: the text is longer than it chooses.
+#[test]
+fn a_copied_sequence_continues_as_the_one_that_it_was_copied_from() {
+    for name in MODELS.into_iter().chain(["glm-dsa-sparse", "deepseek4"]) {
+        let text = tokens(name, 0).repeat(2);
+        // What was there before must not be seen.
+        let junk: Vec<_> = text.iter().rev().copied().collect();
+        let mut engine = engine(name, options(2));
+        let n = engine.plan().n_batch;
+        let feed = |engine: &mut Engine, texts: [&[u32]; 2], seq: usize, range: Range<usize>| {
+            let texts = texts.map(<[u32]>::to_vec);
+            let each = range.clone().step_by(n).map(|first| first..range.end.min(first + n));
+            each.flat_map(|range| step(engine, &texts, &vec![(seq, range, Phase::Prompt)]).unwrap().remove(0))
+                .collect::<Vec<_>>()
+        };
+        feed(&mut engine, [&text, &junk], 1, 0..30);
+        feed(&mut engine, [&text, &junk], 0, 0..40);
+        let (from, to) = engine.sequence_pair(0, 1);
+        to.copy_from(from, 40).unwrap();
+        let expected = feed(&mut engine, [&text, &text], 0, 40..60);
+        assert!(feed(&mut engine, [&text, &text], 1, 40..60) == expected, "{name}");
+    }
+}
+
 #[test]
 fn a_window_can_be_restored_where_it_cannot_be_rewound() {
     let (name, text) = ("gpt-oss", long_text("gpt-oss"));

@@ -234,12 +234,12 @@ impl Rows {
             // Of a window all rows, since their places say nothing of their order.
             let n = size.behind.map_or(len.next_multiple_of(KEY_TILE).min(size.rows), |_| size.rows);
             let mut start = from.start;
-            for row in size.row_bytes {
-                for head in 0..size.heads {
+            for (heads, row) in size.kinds() {
+                for head in 0..heads {
                     let at = start + head * size.rows * row;
                     self.memory[at..at + n * row].copy_from_slice(&other.memory[at..at + n * row]);
                 }
-                start += size.heads * size.rows * row;
+                start += heads * size.rows * row;
             }
             to.first = from.first;
         }
