@@ -2,17 +2,22 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use common::ref_models::{golden, ref_model};
 use hotset::{
     engine::{Engine, Options},
     generate::{self, Finish, Rules, Speaker},
     gguf::Gguf,
+    io::{Extents, IoBuf, Layout, Pread, ReadError, ReadPath, ThreadEngine},
     sampler::{Sampler, SamplerConfig},
     scheduler::{Event, Outcome, Request, Scheduler},
     session::Session,
     tokenizer::Tokenizer,
+    trace::TraceSink,
 };
 
 /// One of each kind of part that keeps something of a sequence.
@@ -282,4 +287,94 @@ fn who_leaves_makes_room_and_what_is_wrong_is_refused() {
     scheduler.fail_all("the end");
     assert_eq!(fails.lock().unwrap().end.clone().unwrap().unwrap_err(), "the end");
     assert_eq!(scheduler.running(), 0);
+}
+
+/// A drive whose next reads fail, as many as `left` says.
+struct Failing {
+    inner: Pread,
+    left: Arc<AtomicUsize>,
+}
+
+impl ReadPath for Failing {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+    fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
+        if self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            let source = std::io::ErrorKind::PermissionDenied.into();
+            return Err(ReadError { extent: extents[0], source });
+        }
+        self.inner.read(extents, buf)
+    }
+}
+
+/// A scheduler of three sequences on a drive of which `left` reads fail.
+fn failing(name: &str, left: &Arc<AtomicUsize>) -> Scheduler {
+    let path = |files| Failing { inner: Pread::new(files, "pread"), left: left.clone() };
+    let engine = Engine::with_engine(
+        gguf(name),
+        &Options { memory_bytes: Some(few_bytes(name, 3)), ..options(3) },
+        common::isa::cpu(2),
+        Box::new(()) as Box<dyn TraceSink>,
+        |files| Ok(Box::new(ThreadEngine::new(path(files), 2).unwrap())),
+        &mut |_, _| {},
+    );
+    Scheduler::new(engine.unwrap())
+}
+
+#[test]
+fn reads_that_fail_within_a_batch_end_texts_plainly_and_later_ones_are_right() {
+    for name in ["gpt-oss", "qwen3next"] {
+        let tokenizer = Tokenizer::from_gguf(&gguf(name)).unwrap();
+        let left = Arc::new(AtomicUsize::new(0));
+        let mut scheduler = failing(name, &left);
+        let requests = [0, 1, 2].map(|which| request(&tokens(name, which, 20), 0.0, 40));
+        let alone = requests.each_ref().map(|request| alone(name, request));
+        let begin = |scheduler: &mut Scheduler| {
+            requests.each_ref().map(|request| start(scheduler, request.clone(), usize::MAX))
+        };
+
+        // All of a batch fails, and so does what is then tried alone, until nobody is left.
+        let seen = begin(&mut scheduler);
+        while seen.iter().any(|seen| seen.lock().unwrap().tokens.is_empty()) {
+            scheduler.step(&tokenizer);
+        }
+        assert_eq!(scheduler.running(), 3);
+        left.store(usize::MAX, SeqCst);
+        finish(&mut scheduler, &tokenizer);
+        left.store(0, SeqCst);
+        for (i, seen) in seen.iter().enumerate() {
+            let told = seen.lock().unwrap();
+            let error = told.end.clone().unwrap().unwrap_err();
+            assert!(error.contains("expert") && !error.contains('\n'), "{error}");
+            assert!(!told.tokens.is_empty() && alone[i].starts_with(&told.tokens), "{name}, text {i}");
+            // All but the last token, which did not go through the model.
+            let through = [&requests[i].prompt, &told.tokens[..told.tokens.len() - 1]].concat();
+            let held = scheduler.engine().sequences().iter().any(|sequence| sequence.tokens() == through);
+            assert!(held, "{name}, text {i}: its sequence is as it was before the step that failed");
+        }
+
+        // The drive is back: the texts are right, on top of what was kept. Then a read fails in each batch of all three: nobody's
+        // own, since each is right when it runs alone.
+        for fault in [false, true] {
+            let seen = begin(&mut scheduler);
+            let mut faults = 0;
+            while scheduler.running() > 0 {
+                let together =
+                    scheduler.running() == 3 && seen.iter().all(|seen| !seen.lock().unwrap().tokens.is_empty());
+                left.store(usize::from(fault && together), SeqCst);
+                scheduler.step(&tokenizer);
+                faults += usize::from(fault && together && left.swap(0, SeqCst) == 0);
+            }
+            for (i, seen) in seen.iter().enumerate() {
+                let told = seen.lock().unwrap();
+                assert!(fault || told.reused.unwrap() > 0, "{name}, text {i}: {:?}", told.why);
+                assert_eq!(told.tokens, alone[i], "{name}, text {i}: {:?}", told.end);
+            }
+            assert!(!fault || faults > 1, "{name}: {faults} faults");
+        }
+    }
 }

@@ -263,6 +263,41 @@ fn many_clients(server: &Server) {
     });
 }
 
+/// A budget of little more than the least: experts have to be read, and whatever four clients want, the process stays within.
+#[test]
+fn four_busy_clients_stay_within_the_budget() {
+    let least = {
+        let mut serve = command(env!("CARGO_BIN_EXE_hotset"));
+        serve.args(["serve", MODEL, "--port", "0", "-c", "512", "--parallel", "4", "--threads", "1"]);
+        let said = serve.args(["--memory", "4096B"]).stdin(Stdio::null()).output().unwrap().stderr;
+        let said = String::from_utf8(said).unwrap();
+        let least = said.split("at least ").nth(1).unwrap_or_else(|| panic!("{said}"));
+        least.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let budget = (least + (2 << 20)).to_string();
+    let server = Server::start(&["-c", "512", "--parallel", "4", "--memory", &budget]);
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let server = &server;
+            scope.spawn(move || {
+                for turn in 0..3 {
+                    // Of other lengths and beginnings, so that sequences are given up and copied.
+                    let prompt = format!("{} {client}{turn} ", "The king ").repeat(3 + 9 * ((client + turn) % 4));
+                    let body = json!({"prompt": prompt, "max_tokens": 16, "ignore_eos": true, "logprobs": 5});
+                    json_of(server.post("/v1/completions", &body.to_string()));
+                }
+            });
+        }
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid().as_raw_nonzero())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells the peak");
+    let peak = peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+    let (budget, read) = (budget.parse::<u64>().unwrap(), metric(&server, "hotset_read_bytes_total"));
+    assert!(peak <= budget, "{peak} of {budget} bytes");
+    assert!(read > 4e6, "experts are read again and again: {read} bytes");
+    server.stop();
+}
+
 /// Two conversations that run at once say, turn by turn, what each says alone, and each goes on from what was kept of it.
 #[test]
 fn interleaved_conversations_are_those_alone() {
