@@ -2,13 +2,18 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
 
 use common::ref_models::{golden, ref_model};
 use hotset::{
     engine::{Engine, Options},
     generate::{self, Finish, Rules, Speaker},
     gguf::Gguf,
+    io::{Extents, IoBuf, IoKind, Layout, Pread, ReadError, ReadPath, ThreadEngine},
+    prefetch::PrefetchKind,
     sampler::{Sampler, SamplerConfig},
     scheduler::{Event, Outcome, Request, Scheduler},
     session::Session,
@@ -282,4 +287,86 @@ fn who_leaves_makes_room_and_what_is_wrong_is_refused() {
     scheduler.fail_all("the end");
     assert_eq!(fails.lock().unwrap().end.clone().unwrap().unwrap_err(), "the end");
     assert_eq!(scheduler.running(), 0);
+}
+
+/// Plain reads, which can be made to fail.
+struct Failing {
+    inner: Pread,
+    fails: Arc<AtomicBool>,
+}
+
+impl ReadPath for Failing {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+    fn read(&self, extents: &Extents, buf: &mut IoBuf) -> Result<(), ReadError> {
+        if self.fails.load(SeqCst) {
+            return Err(ReadError { extent: extents[0], source: std::io::ErrorKind::PermissionDenied.into() });
+        }
+        self.inner.read(extents, buf)
+    }
+}
+
+/// A scheduler whose reads fail while the second says so.
+fn failing(name: &str, parallel: usize) -> (Scheduler, Arc<AtomicBool>) {
+    let fails = Arc::new(AtomicBool::new(false));
+    let memory_bytes = Some(few_bytes(name, parallel));
+    let options = Options { memory_bytes, prefetch: PrefetchKind::Off, ..options(parallel) };
+    let own = fails.clone();
+    let reads = |files| -> hotset::Result<Box<dyn hotset::io::IoEngine>> {
+        let inner = Pread::new(files, IoKind::Pread.name());
+        Ok(Box::new(ThreadEngine::new(Failing { inner, fails: own }, 2).unwrap()))
+    };
+    let cpu = common::isa::cpu(2);
+    let engine = Engine::with_engine(gguf(name), &options, cpu, Box::new(()), reads, &mut |_, _| {});
+    (Scheduler::new(engine.unwrap()), fails)
+}
+
+/// While no read comes through, texts that need one end with what went wrong, their sequences stay as they were, and what
+/// comes later goes on from them.
+#[test]
+fn texts_that_cannot_read_end_and_later_ones_are_right() {
+    for name in MODELS {
+        let tokenizer = Tokenizer::from_gguf(&gguf(name)).unwrap();
+        let (mut scheduler, fails) = failing(name, 3);
+        let prompts: Vec<_> = [(0, 40), (1, 34), (2, 37)].map(|(which, n)| tokens(name, which, n)).into();
+        let begin = |scheduler: &mut Scheduler| -> Vec<_> {
+            prompts.iter().map(|prompt| start(scheduler, request(prompt, 0.0, 6), usize::MAX)).collect()
+        };
+        let seen = begin(&mut scheduler);
+        while seen.iter().any(|seen| seen.lock().unwrap().tokens.len() < 2) {
+            scheduler.step(&tokenizer);
+        }
+        let lengths =
+            |scheduler: &Scheduler| -> Vec<_> { scheduler.engine().sequences().iter().map(|s| s.len()).collect() };
+        let told = |seen: &[Seen]| -> Vec<_> { seen.iter().map(|seen| seen.lock().unwrap().tokens.len()).collect() };
+        let mut errors = 0;
+        fails.store(true, SeqCst);
+        while scheduler.running() > 0 {
+            let (len, n, running) = (lengths(&scheduler), told(&seen), scheduler.running());
+            scheduler.step(&tokenizer);
+            let moved = |before: &[usize], after: &[usize]| before.iter().zip(after).filter(|(a, b)| a != b).count();
+            let (rows, chosen) = (moved(&len, &lengths(&scheduler)), moved(&n, &told(&seen)));
+            assert_eq!(rows, chosen, "{name}: only a text that got its token has a longer sequence");
+            errors += running - rows;
+        }
+        fails.store(false, SeqCst);
+        assert!(errors > 0, "{name}: some text has to read");
+        let ends: Vec<_> = seen.iter().filter_map(|seen| seen.lock().unwrap().end.clone().unwrap().err()).collect();
+        assert_eq!(ends.len(), errors, "{name}");
+        for error in ends {
+            assert!(error.contains("expert ") && error.contains(" at offset ") && !error.contains('\n'), "{error}");
+        }
+        // The same again: from what was kept, and as if nothing had been.
+        let seen = begin(&mut scheduler);
+        finish(&mut scheduler, &tokenizer);
+        for (i, (seen, prompt)) in seen.iter().zip(&prompts).enumerate() {
+            let told = seen.lock().unwrap();
+            assert_eq!(told.tokens, alone(name, &request(prompt, 0.0, 6)), "{name}, text {i}");
+            assert!(told.reused.unwrap() > 0, "{name}, text {i}: {:?}", told.why);
+        }
+    }
 }
