@@ -12,7 +12,7 @@ fn main() {
     let list = fs::read_to_string(path).unwrap_or_default();
     let lines: BTreeSet<&str> = list.lines().collect();
     match lines.len() {
-        0 => println!("\neverything was tested on this machine"),
+        0 => println!("\nnothing that ran was left out on this machine"),
         n => println!("\nNOT TESTED on this machine ({n}):"),
     }
     lines.iter().for_each(|line| println!("  {line}"));
