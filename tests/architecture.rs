@@ -144,6 +144,9 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "src/gpu/vulkan.rs",
 ];
 
+/// Bytes of the published crate at most, not compressed: registries take 10 MB compressed.
+const MAX_PUBLISHED: u64 = 6_000_000;
+
 /// Lines of a file at most.
 const MAX_LINES: usize = 700;
 
@@ -576,6 +579,29 @@ fn the_table_has_no_circle_and_no_stale_row() {
             |(path, text): &(PathBuf, String)| path.to_str().unwrap().starts_with(file) && text.contains("unsafe");
         assert!(all_sources().iter().any(has), "MAY_BE_UNSAFE has {file}, which needs no unsafe");
     }
+}
+
+#[test]
+fn what_is_published_is_small_and_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = std::process::Command::new(env!("CARGO"))
+        .args(["package", "--list", "--allow-dirty", "--offline", "--package", "hotset"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    let list = String::from_utf8(list.stdout).unwrap();
+    // Cargo writes some of the files itself.
+    let sizes: Vec<_> = list.lines().filter_map(|f| Some((root.join(f).metadata().ok()?.len(), f))).collect();
+    let bytes: u64 = sizes.iter().map(|(n, _)| n).sum();
+    assert!(bytes <= MAX_PUBLISHED, "{bytes} bytes; the largest: {:?}", sizes.iter().max());
+    for (path, _) in sources() {
+        assert!(list.lines().any(|f| Path::new(f) == path), "{} is not published", path.display());
+    }
+    for file in ["build.rs", "README.md", "LICENSE-MIT", "LICENSE-APACHE", "assets/README.md", "docs/memory.svg"] {
+        assert!(list.lines().any(|f| f == file), "{file} is not published");
+    }
+    assert!(!list.contains(".gguf"), "a model is published");
 }
 
 /// The checks on snippets that break each rule, and on such that only look as if they did.

@@ -6,7 +6,7 @@ use hotset::{
     backend::{
         Attention, Backend, CacheWrite, Reference, Rows,
         cpu::{
-            kernels::{Isa, Kernels, TILE},
+            kernels::{Kernels, TILE},
             keys::{KeyTile, is_tiled},
         },
     },
@@ -20,8 +20,7 @@ use common::dice::Dice;
 const DIMS: [usize; 8] = [16, 64, 80, 128, 256, 1, 20, 35];
 
 fn available() -> Vec<Kernels> {
-    let isas = Isa::ALL.iter().filter(|isa| isa.is_available());
-    isas.map(|isa| Kernels::for_isa(*isa).unwrap()).collect()
+    common::isa::available().map(|isa| Kernels::for_isa(isa).unwrap()).collect()
 }
 
 fn floats(n: usize, dice: &mut Dice) -> Vec<f32> {
@@ -421,7 +420,7 @@ fn tile_q8_0(dim: usize, n: usize, width: usize, dice: &mut Dice) -> (Vec<f32>, 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::property::cases(96))]
     #[test]
     fn tile_operations_keep_their_order(
         dim in 0..DIMS.len(), n in 1..=TILE, queries in 1usize..12, extra in 0usize..40, seed: u64

@@ -1,5 +1,6 @@
 //! The programs under `examples/` run and print what they are there to show.
-#![allow(clippy::print_stdout, reason = "what was not tested is said")]
+
+mod common;
 
 use std::{path::PathBuf, process::Command};
 
@@ -8,7 +9,7 @@ fn output(name: &str) -> Option<String> {
     let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");
     let program: PathBuf = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
     if !program.is_file() {
-        println!("NOT TESTED: example {name}, which `cargo test` without a choice of tests builds");
+        common::not_tested!("example {name}, which `cargo test` without a choice of tests builds");
         return None;
     }
     let output = Command::new(program).output().unwrap();

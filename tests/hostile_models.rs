@@ -554,7 +554,7 @@ fn survives(path: &Path) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::property::cases(400))]
 
     #[test]
     fn changed_header_bytes_never_panic(

@@ -257,7 +257,7 @@ mod beside {
     fn a_session_without_a_budget_makes_room_for_a_process_that_grows() {
         let group = match Group::new() {
             Ok(group) => group,
-            Err(why) => return eprintln!("NOT TESTED: a session beside a process that grows ({why})"),
+            Err(why) => return super::common::not_tested!("a session beside a process that grows ({why})"),
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");

@@ -398,7 +398,7 @@ fn write_at(mut file: &fs::File, at: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::property::cases(300))]
 
     #[test]
     fn changed_headers_of_repacked_files_never_panic(

@@ -120,14 +120,30 @@ fn the_page_is_well_formed_and_has_every_curve() {
     policies.sort_unstable();
     policies.dedup();
     let all = texts(&page);
-    let curves = figures(&page)[0].descendants().filter(|n| n.has_tag_name("polyline")).count();
+    let first = figures(&page)[0];
+    let curves = first.descendants().filter(|n| n.has_tag_name("polyline")).count();
     assert_eq!(curves, policies.len());
+    let made = first.descendants().find(|n| n.has_tag_name("details")).unwrap();
+    assert!(made.descendants().any(|n| n.has_tag_name("dl")), "provenance is folded below the first figure");
+    let header = page.descendants().find(|n| n.has_tag_name("header")).unwrap();
+    let said: String = header.descendants().filter_map(|n| n.text()).collect();
+    assert!(said.starts_with("made-up") && said.contains("At a quarter of the experts’ memory, "), "{said}");
+    for name in ["lfu-adaptive, the default", "belady, best possible"] {
+        assert_eq!(
+            page.descendants().filter(|n| n.has_tag_name("text") && n.text() == Some(name)).count(),
+            2 * 2,
+            "{name}"
+        );
+    }
     for policy in &policies {
         assert!(all.contains(policy), "{policy}");
     }
     for row in rows.as_array().unwrap() {
         let rate = format!("{:.2}", row["hit_rate"].as_f64().unwrap() * 100.0);
         assert!(page.descendants().any(|n| n.has_tag_name("td") && n.text() == Some(&rate)), "{row}");
+        let (policy, slots) = (row["policy"].as_str().unwrap(), &row["slots_per_layer"]);
+        let hover = format!("{policy}, {slots} slots per layer");
+        assert!(page.descendants().any(|n| n.has_tag_name("title") && n.text().unwrap().starts_with(&hover)), "{row}");
     }
     assert_eq!(of_class(&page, "line", "cliff").len(), 2, "one for each scope");
     // Nothing to load and nothing to run: http only in the names of namespaces and headers.
@@ -224,6 +240,9 @@ fn a_run_is_recorded_token_by_token_and_shown() {
     assert_eq!(page.descendants().filter(|n| n.has_tag_name("polygon")).count(), 2 + 3 + 1 + 3);
     let polygon = of_class(&page, "polygon", "s-rest")[0].attribute("points").unwrap();
     assert_eq!(polygon.split(' ').count(), 39 * 4, "a column has four corners");
+    let hovers =
+        page.descendants().filter(|n| n.has_tag_name("title") && n.text().unwrap().starts_with("token ")).count();
+    assert_eq!(hovers, 3 * 39);
 }
 
 /// The one sentence of a refusal, with its exit code.

@@ -69,7 +69,7 @@ fn streamed(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::property::cases(256))]
 
     #[test]
     fn byte_level_text_comes_back(text in text(), pre in prop::sample::select(vec!["qwen2", "gpt-2", "llama-bpe",

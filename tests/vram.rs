@@ -51,7 +51,7 @@ struct Opened {
 fn opened() -> Option<&'static Arc<Mutex<Opened>>> {
     static DEVICE: OnceLock<Option<Arc<Mutex<Opened>>>> = OnceLock::new();
     let open = || {
-        let device = gpu::open(Choice::Any).inspect_err(|e| eprintln!("not tested: {e}")).ok()?;
+        let device = gpu::open(Choice::Any).inspect_err(|e| common::not_tested!("experts on a device: {e}")).ok()?;
         Some(Arc::new(Mutex::new(Opened { device, kernels: Vec::new() })))
     };
     DEVICE.get_or_init(open).as_ref()

@@ -1,8 +1,8 @@
 //! Where models are: a file, one that was downloaded from a hub, or the bundled one, which `hotset run` uses when no model is
 //! named.
 //!
-//! The program carries a copy, so that an installed one runs without anything beside it. That copy is the last resort:
-//! a file is read expert by expert, so it has to be one.
+//! A program that was built where `assets/` has the model carries a copy, so that it runs without anything beside it. That
+//! copy is the last resort: a file is read expert by expert, so it has to be one. The published crate is too small for it.
 
 use std::{
     env, fs,
@@ -16,22 +16,35 @@ use super::hub::{Name, cache};
 /// The bundled model's file name.
 const NAME: &str = "moe-s-q4_0.gguf";
 
-/// The copy in the program. Its pages stay on disk until somebody touches them.
-static EMBEDDED: &[u8] = include_bytes!("../../assets/moe-s-q4_0.gguf");
+/// The copy in the program, if it was there to be embedded (`build.rs`). Its pages stay on disk until somebody touches them.
+#[cfg(bundled_model)]
+static EMBEDDED: Option<&[u8]> = Some(include_bytes!("../../assets/moe-s-q4_0.gguf"));
+#[cfg(not(bundled_model))]
+static EMBEDDED: Option<&[u8]> = None;
 
 /// The bundled model: `$HOTSET_MODEL`; `assets/` here; beside the program; the build tree; else the embedded copy in the
 /// user's cache folder.
 ///
 /// # Errors
-/// If the cache folder cannot be written.
+/// If there is no model anywhere; if the cache folder cannot be written.
 pub fn find() -> Result<PathBuf> {
     if let Some(path) = env::var_os("HOTSET_MODEL").filter(|p| !p.is_empty()) {
         return Ok(path.into());
     }
     match candidates().into_iter().find(|path| path.is_file()) {
         Some(path) => Ok(path),
-        None => unpack(&cache_folder()?),
+        None => {
+            let model = EMBEDDED.ok_or_else(none_bundled)?;
+            unpack(model, &cache_folder()?)
+        }
     }
+}
+
+fn none_bundled() -> Error {
+    Error::invalid(
+        "no model is named, and this build has none inside: name one (hotset pull OWNER/REPO:QUANT gets one), \
+         or set HOTSET_MODEL to a file; a build from the repository has a small one",
+    )
 }
 
 /// Opens a model that is named by its path, or as `OWNER/REPO:QUANT` where it has been downloaded.
@@ -88,16 +101,16 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(folder.join("hotset"))
 }
 
-/// Writes the embedded copy into `folder`, once for each version of the program. Whole or not at all: others may be
+/// Writes the embedded `model` into `folder`, once for each version of the program. Whole or not at all: others may be
 /// about to read it, or to write it too.
-fn unpack(folder: &Path) -> Result<PathBuf> {
+fn unpack(model: &[u8], folder: &Path) -> Result<PathBuf> {
     let path = folder.join(format!("{}-{NAME}", env!("CARGO_PKG_VERSION")));
-    if fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == EMBEDDED.len() as u64) {
+    if fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == model.len() as u64) {
         return Ok(path);
     }
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the cache folder", e))?;
     let mut file = NewFile::create(&path)?;
-    file.write(EMBEDDED)?;
+    file.write(model)?;
     file.finish()?;
     Ok(path)
 }
@@ -109,14 +122,21 @@ mod tests {
     #[test]
     fn the_embedded_copy_is_written_once_and_again_where_it_broke() {
         let folder = tempfile::tempdir().unwrap();
-        let path = unpack(folder.path()).unwrap();
-        assert!(fs::read(&path).unwrap() == EMBEDDED);
+        let model = b"GGUF, and so on";
+        let path = unpack(model, folder.path()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), model);
         let written = fs::metadata(&path).unwrap().modified().unwrap();
-        assert_eq!(unpack(folder.path()).unwrap(), path);
+        assert_eq!(unpack(model, folder.path()).unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written, "not written again");
         fs::write(&path, b"GGUF").unwrap();
-        unpack(folder.path()).unwrap();
-        assert!(fs::read(&path).unwrap() == EMBEDDED);
+        unpack(model, folder.path()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), model);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no partial file stays");
+    }
+
+    #[test]
+    fn a_clone_has_a_model_inside_and_a_program_without_one_says_so() {
+        assert!(EMBEDDED.is_some_and(|model| model.starts_with(b"GGUF")));
+        assert!(none_bundled().to_string().contains("hotset pull"));
     }
 }

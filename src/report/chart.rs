@@ -70,12 +70,30 @@ impl Chart {
         }
     }
 
-    /// A name beside a point of a curve: right above it, or left below it.
-    pub fn name(&mut self, class: &str, (x, y): (f64, f64), name: &str, above: bool) {
-        let (dx, dy, end) = if above { (6.0, -6.0, "") } else { (-6.0, 13.0, " end") };
-        let (px, py) = (self.x.at(x) + dx, self.y.at(y) + dy);
-        let name = escape(name);
-        let _ = writeln!(self.svg, "<text class=\"on {class}{end}\" x=\"{px:.1}\" y=\"{py:.1}\">{name}</text>");
+    /// A dot on a point of a curve and, with a line from it, the curve's name where curves seldom are: in the `row` from the
+    /// top of the right half.
+    pub fn name(&mut self, class: &str, (x, y): (f64, f64), name: &str, row: usize) {
+        let (x, y, name) = (self.x.at(x), self.y.at(y), escape(name));
+        let (to_x, to_y) = (WIDTH * 0.56, TOP + 46.0 + 20.0 * row as f64);
+        let _ = writeln!(
+            self.svg,
+            "<line class=\"lead {class}\" x1=\"{x:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>\
+             <circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>\
+             <text class=\"on {class}\" x=\"{to_x:.1}\" y=\"{to_y:.1}\">{name}</text>",
+            to_x - 4.0,
+            to_y - 4.0
+        );
+    }
+
+    /// What is shown while a pointer is over this point.
+    pub fn hover(&mut self, (x, y): (f64, f64), text: &str) {
+        let _ = writeln!(
+            self.svg,
+            "<circle class=\"over\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\"><title>{}</title></circle>",
+            self.x.at(x),
+            self.y.at(y),
+            escape(text)
+        );
     }
 
     /// Shades what lies left of `x` and says why at the top of its edge.
@@ -97,8 +115,8 @@ impl Chart {
     }
 
     /// Columns on top of each other: each of `parts` has a class and, for each column, a height. Column i reaches from
-    /// `edges[i]` to `edges[i + 1]`.
-    pub fn stack(&mut self, edges: &[f64], parts: &[(&str, Vec<f64>)]) {
+    /// `edges[i]` to `edges[i + 1]`, and shows the text `i` while a pointer is over it.
+    pub fn stack(&mut self, edges: &[f64], parts: &[(&str, Vec<f64>)], texts: impl Iterator<Item = String>) {
         let mut base = vec![0.0; edges.len().saturating_sub(1)];
         for (class, heights) in parts {
             let (mut up, mut down) = (String::new(), Vec::new());
@@ -111,6 +129,16 @@ impl Chart {
             }
             let down: String = down.into_iter().rev().collect();
             let _ = writeln!(self.svg, "<polygon class=\"{class}\" points=\"{}\"/>", (up + &down).trim_end());
+        }
+        for (edge, text) in edges.windows(2).zip(texts) {
+            let (from, to) = (self.x.at(edge[0]), self.x.at(edge[1]));
+            let _ = writeln!(
+                self.svg,
+                "<rect class=\"over\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>",
+                to - from,
+                BOTTOM - TOP,
+                escape(&text)
+            );
         }
     }
 

@@ -71,6 +71,29 @@ fn names(group: &Group<'_>, leave_out: &[&str]) -> String {
     key("line", by_misses.iter().map(|(_, class, name)| (class.as_str(), *name)))
 }
 
+/// What each policy's points are called while a pointer is over them, and the names of the two curves that matter most, where
+/// they lie furthest apart: the default policy's and the optimum's. `value` is a point's height.
+fn explain(chart: &mut Chart, group: &Group<'_>, value: &dyn Fn(&Row) -> Option<f64>) {
+    for (policy, rows) in default_last(&group.policies) {
+        for (row, y) in rows.iter().filter_map(|row| Some((row, value(row)?))) {
+            let rate = row.hit_rate.map_or(0.0, |rate| rate * 100.0);
+            let text =
+                format!("{policy}, {} slots per layer ({:.1} %): {rate:.1} % hit", row.slots_per_layer, percent(row));
+            chart.hover((percent(row), y), &text);
+        }
+    }
+    let name = PolicyKind::default().name();
+    let (own, best) = (group.by_slots(name), group.by_slots("belady"));
+    let pairs = own.iter().filter_map(|(n, row)| Some((percent(row), value(row)?, value(best.get(n)?)?)));
+    // Right of that there is no room for lines to the names.
+    let pairs = pairs.filter(|(x, ..)| *x <= 50.0);
+    let apart = |(_, own, best): &(f64, f64, f64)| (own - best).abs();
+    if let Some((x, own, best)) = pairs.max_by(|a, b| apart(a).total_cmp(&apart(b))) {
+        chart.name("p-default", (x, own), &format!("{name}, the default"), usize::from(own < best));
+        chart.name("p-belady", (x, best), "belady, best possible", usize::from(own >= best));
+    }
+}
+
 fn misses(trace: &Traced, group: &Group<'_>, title: &str) -> String {
     let ratio = |r: &Row| miss_ratio(r).map(|m| m * 100.0);
     let most = group.policies.iter().flat_map(|(_, rows)| rows.iter().filter_map(|r| ratio(r))).fold(0.0, f64::max);
@@ -86,14 +109,7 @@ fn misses(trace: &Traced, group: &Group<'_>, title: &str) -> String {
         let points: Vec<_> = rows.iter().map(|r| (percent(r), ratio(r))).collect();
         chart.line(&class(policy, group), &points);
     }
-    let (lru, best) = (group.by_slots("lru"), group.by_slots("belady"));
-    let pairs = lru.iter().filter_map(|(n, l)| Some((percent(l), ratio(l)?, ratio(best.get(n)?)?)));
-    // Further left the names would not fit.
-    let pairs = pairs.filter(|(x, ..)| *x >= 15.0);
-    if let Some((x, lru, best)) = pairs.max_by(|a, b| (a.1 - a.2).total_cmp(&(b.1 - b.2))) {
-        chart.name("p-lru", (x, lru), "lru", true);
-        chart.name("p-belady", (x, best), "belady", false);
-    }
+    explain(&mut chart, group, &ratio);
     let note = "Experts that had to be read, or whose read was late, of those that decoding wanted. Left of the dashed \
                 line a layer cannot hold the experts of one token: nothing can run there, and one LRU pool for all \
                 layers that is so small hits nothing. belady knows the future; no policy of this cache can be below it.";
@@ -114,10 +130,13 @@ fn won(group: &Group<'_>, title: &str) -> String {
     let (x, y) = (Axis::exact(0.0, 100.0, X.0, X.1), Axis::new(lo, hi, Y.0, Y.1));
     let mut chart = Chart::new(&about, x, "slots, % of the experts of a layer", y, "hit rate above LRU’s, points");
     chart.line("zero", &[(0.0, Some(0.0)), (100.0, Some(0.0))]);
-    for (policy, rows) in default_last(policies) {
+    for (policy, rows) in default_last(policies.iter().copied()) {
         let points: Vec<_> = rows.iter().map(|r| (percent(r), gain(r))).collect();
         chart.line(&class(policy, group), &points);
     }
+    let drawn =
+        Group { policies: policies.into_iter().cloned().collect(), scope: group.scope, prefetch: group.prefetch };
+    explain(&mut chart, &drawn, &gain);
     let note =
         "A point is one wanted expert in a hundred. The space below belady is what a better policy could still win.";
     figure(&format!("Won over LRU: {title}"), &chart.finish(), &names(group, &left_out), note)
@@ -164,7 +183,8 @@ fn layers(sizes: &[&LayerCounts], n_expert: usize, note: &str) -> String {
         cells: (0..n_layer).map(|i| sizes.iter().map(|c| rate(c, i)).collect()).collect(),
         // Steps of a tenth from 20 % to 90 %.
         level: |rate| (rate * 10.0 - 1.0).clamp(0.0, 8.0) as usize,
-        x_name: &format!("slots of a layer ({n_expert} experts)"),
+        words: |rate| format!("{:.1} % hit", rate * 100.0),
+        x_name: &format!("slots per layer ({n_expert} experts)"),
         x_labels: sizes.iter().map(|c| c.slots_per_layer.to_string()).collect(),
         y_name: "MoE layer",
     });
@@ -183,6 +203,7 @@ fn popularity(routing: &Routing) -> String {
         cells: routing.uses.iter().map(over_mean).collect(),
         // Never, and steps of a factor of two from an eighth of the mean on.
         level: |times| if times == 0.0 { 0 } else { (times.log2().floor() + 5.0).clamp(1.0, 8.0) as usize },
+        words: |times| format!("{times:.2} × the mean"),
         x_name: "expert",
         x_labels: (0..n_expert).map(|e| e.to_string()).collect(),
         y_name: "MoE layer",
@@ -214,24 +235,29 @@ fn ranks(routing: &Routing, used: usize) -> String {
     figure("How good the lookahead is", &chart.finish(), &key("line", entries), &note)
 }
 
-/// One sentence: what the default policy gets at the size nearest to a quarter of the experts, and its bounds.
-pub fn summary(trace: &Traced) -> String {
+/// What the default policy gets at the size nearest to a quarter of the experts, beside the optimum; and exactly which size
+/// and policy that is. Empty without such rows.
+pub fn summary(trace: &Traced) -> Vec<String> {
     let groups = trace.groups();
-    let Some(group) = groups.first() else { return String::new() };
-    let near = |slots: &&usize| (4 * **slots).abs_diff(trace.header.n_expert);
+    let Some(group) = groups.first() else { return Vec::new() };
+    let n_expert = trace.header.n_expert;
+    let near = |slots: &&usize| (4 * **slots).abs_diff(n_expert);
     let of = |policy: &str| group.by_slots(policy);
     let (lru, default, best) = (of("lru"), of(PolicyKind::default().name()), of("belady"));
     let Some((slots, row)) = default.keys().min_by_key(near).and_then(|n| Some((*n, *default.get(n)?))) else {
-        return String::new();
+        return Vec::new();
     };
-    let rate = |r: Option<&&Row>| r.and_then(|r| r.hit_rate).map(|rate| format!("{:.1} %", rate * 100.0));
-    let Some(own) = rate(Some(&row)) else { return String::new() };
-    let mut text = format!("With {slots} of {} slots per layer {} hits {own}", trace.header.n_expert, row.policy);
-    if let Some(lru) = rate(lru.get(&slots)) {
-        text += &format!(", LRU {lru}");
-    }
-    if let Some(best) = rate(best.get(&slots)) {
-        text += &format!(", the optimum {best}");
-    }
-    text + "."
+    let rate = |r: Option<&&Row>| r.and_then(|r| r.hit_rate).map(|rate| format!("{:.0}\u{a0}%", rate * 100.0));
+    let Some(own) = rate(Some(&row)) else { return Vec::new() };
+    let size = if (24.0..=26.0).contains(&percent(row)) {
+        "a quarter".to_owned()
+    } else {
+        format!("{:.0}\u{a0}%", percent(row))
+    };
+    let best = rate(best.get(&slots)).map_or(String::new(), |best| format!("; the best possible is {best}"));
+    let lru = rate(lru.get(&slots)).map_or(String::new(), |lru| format!("; LRU: {lru}"));
+    vec![
+        format!("At {size} of the experts’ memory, {own} of expert reads hit{best}."),
+        format!("{slots} of {n_expert} slots per layer, policy {}, decoding{lru}.", row.policy),
+    ]
 }

@@ -24,6 +24,9 @@ const SEAM: f64 = 0.3;
 /// Rows and columns that are drawn at most; of more, each cell is the mean of several.
 const MOST: (usize, usize) = (256, 384);
 
+/// Cells that have their own text at most; with more, the page would become large.
+const MOST_TEXTS: usize = 1 << 14;
+
 /// What is drawn. Values of one row side by side; `None` is no cell.
 pub struct Heat<'a> {
     /// For those who cannot see it.
@@ -32,6 +35,8 @@ pub struct Heat<'a> {
     pub cells: Vec<Vec<Option<f64>>>,
     /// The shade of a value, below [`LEVELS`].
     pub level: fn(f64) -> usize,
+    /// A value in words, for who points at its cell.
+    pub words: fn(f64) -> String,
     /// What the columns are.
     pub x_name: &'a str,
     /// Under each column.
@@ -70,6 +75,9 @@ pub fn svg(heat: &Heat<'_>) -> String {
             let _ = writeln!(svg, "<path class=\"c{level}\" d=\"{path}\"/>");
         }
     }
+    if (rows, columns) == (n_row, n_column) && rows * columns <= MOST_TEXTS {
+        svg += &texts(heat, (w, h));
+    }
     // Labels as close as they stay readable: 14 units a row, 8 a character of a column.
     let every = round_up((14.0 * n_row as f64 / height.max(1.0)).ceil() as usize);
     for i in (0..n_row).step_by(every) {
@@ -92,6 +100,23 @@ pub fn svg(heat: &Heat<'_>) -> String {
         bottom + BELOW - 5.0,
         escape(heat.x_name)
     );
+    svg
+}
+
+/// A text for each cell, `w` by `h`, which shows while a pointer is over it.
+fn texts(heat: &Heat<'_>, (w, h): (f64, f64)) -> String {
+    let mut svg = String::new();
+    for (i, row) in heat.cells.iter().enumerate() {
+        for (j, value) in row.iter().enumerate().filter_map(|(j, cell)| Some((j, (*cell)?))) {
+            let (x, y) = (LEFT + j as f64 * w, TOP + i as f64 * h);
+            let column = format!("{} {}", heat.x_name, heat.x_labels[j]);
+            let text = escape(&format!("layer {i}, {column}: {}", (heat.words)(value)));
+            let _ = writeln!(
+                svg,
+                "<path class=\"over\" d=\"M{x:.1} {y:.1}h{w:.1}v{h:.1}h-{w:.1}z\"><title>{text}</title></path>"
+            );
+        }
+    }
     svg
 }
 
@@ -135,11 +160,19 @@ mod tests {
         let svg = |cells| {
             let labels = vec![String::new(); 3];
             let level = |v: f64| v as usize;
-            svg(&Heat { about: "", cells, level, x_name: "", x_labels: labels, y_name: "" })
+            let words = |v: f64| format!("<{v}>");
+            svg(&Heat { about: "", cells, level, words, x_name: "slots", x_labels: labels, y_name: "" })
         };
         let picture = svg(vec![vec![Some(1.0), Some(1.0), None], vec![Some(8.0), Some(99.0), Some(8.0)]]);
         assert_eq!(picture.matches("class=\"c1\" d=\"M").count(), 1);
-        assert_eq!(picture.matches("h-").count(), 2, "neighbours of one shade are one piece: {picture}");
+        let shades = picture.lines().filter(|line| line.contains("class=\"c"));
+        assert_eq!(
+            shades.map(|line| line.matches("h-").count()).sum::<usize>(),
+            2,
+            "neighbours of one shade are one piece"
+        );
+        assert_eq!(picture.matches("<title>").count(), 5, "{picture}");
+        assert!(picture.contains("<title>layer 1, slots : &lt;99&gt;</title>"), "{picture}");
         assert!(svg(Vec::new()).ends_with("</svg>"));
     }
 

@@ -163,6 +163,7 @@ impl Traced {
 }
 
 /// One figure's curves.
+#[derive(Clone)]
 struct Group<'a> {
     scope: &'static str,
     prefetch: &'static str,

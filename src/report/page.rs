@@ -14,13 +14,13 @@ impl Report {
             (None, Some(run)) => run.model.clone(),
             (None, None) => "nothing".to_owned(),
         };
-        let title = escape(&format!("Experts of {title}"));
-        let mut body = format!("<header><h1>{title}</h1>\n");
-        for sentence in [self.trace.as_ref().map(curves::summary), self.run.as_ref().map(timeline::summary)] {
-            body += &sentence.map_or(String::new(), |text| format!("<p>{}</p>\n", escape(&text)));
+        let title = escape(&title);
+        let mut body = format!("<header><h1>{title} <small>how its experts are cached</small></h1>\n");
+        let of_trace = self.trace.iter().flat_map(curves::summary);
+        for sentence in of_trace.chain(self.run.as_ref().map(timeline::summary)) {
+            body += &format!("<p>{}</p>\n", escape(&sentence));
         }
         body += "</header>\n";
-        body += &contract(&self.made, self.trace.as_ref(), self.run.as_ref());
         if let Some(trace) = &self.trace {
             body += &section("Simulated on the trace", &curves::figures(trace));
         }
@@ -30,12 +30,15 @@ impl Report {
                 body += &section("Measured in the run", &figures);
             }
         }
+        // Folded below the first figure; without figures it is all that there is.
+        let made = contract(&self.made, self.trace.as_ref(), self.run.as_ref());
+        body.insert_str(body.find("</figure>").unwrap_or(body.len()), &made);
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
              <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
              <meta name=\"color-scheme\" content=\"light dark\"/>\n\
-             <title>{title}</title>\n<style>\n{STYLE}</style></head>\n<body><main>\n{body}</main></body></html>\n"
+             <title>{title}: how its experts are cached</title>\n<style>\n{STYLE}</style></head>\n<body><main>\n{body}</main></body></html>\n"
         )
     }
 }
@@ -53,7 +56,7 @@ fn contract(made: &Made, trace: Option<&Traced>, run: Option<&Run>) -> String {
     let facts =
         std::iter::once(report).chain(trace.into_iter().flat_map(of_trace)).chain(run.into_iter().flat_map(of_run));
     let fact = |(name, text): Fact| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(&text));
-    format!("<dl>\n{}</dl>\n", facts.map(fact).collect::<String>())
+    format!("<details><summary>How it was made</summary><dl>\n{}</dl></details>\n", facts.map(fact).collect::<String>())
 }
 
 fn of_trace(t: &Traced) -> Vec<Fact> {

@@ -29,6 +29,19 @@ pub fn figures(run: &Run) -> String {
     time(&coarse, &edges, &mean) + &hits(&coarse, &edges, &mean) + &bytes(&coarse, &edges, &mean) + &layers(run)
 }
 
+/// Which tokens a column is of.
+fn tokens(edges: &[f64], i: usize) -> String {
+    match (edges[i] as u64 + 1, edges[i + 1] as u64) {
+        (first, last) if first < last => format!("tokens {first} to {last}"),
+        (_, last) => format!("token {last}"),
+    }
+}
+
+/// Shares in words.
+fn words([hit, late, miss]: &[f64; 3]) -> String {
+    format!("{hit:.1} % hit, {late:.1} % late, {miss:.1} % missed")
+}
+
 fn x(edges: &[f64]) -> Axis {
     Axis::exact(0.0, *edges.last().expect("has one"), X.0, X.1).whole()
 }
@@ -40,7 +53,11 @@ fn time(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let mut chart = Chart::new("Time of each decoded token", x(edges), "decoded token", y, "ms per token");
     let stall: Vec<f64> = coarse.iter().map(|(n, p)| ms(p.stall_ns, *n)).collect();
     let rest = coarse.iter().map(|(n, p)| ms(p.time_ns.saturating_sub(p.stall_ns), *n)).collect();
-    chart.stack(edges, &[("s-miss", stall), ("s-rest", rest)]);
+    let texts = coarse.iter().enumerate().map(|(i, (n, p))| {
+        let (all, waiting) = (ms(p.time_ns, *n), ms(p.stall_ns, *n));
+        format!("{}: {all:.2} ms, of which {waiting:.2} waiting", tokens(edges, i))
+    });
+    chart.stack(edges, &[("s-miss", stall), ("s-rest", rest)], texts);
     let note =
         format!("Waiting: nothing to compute until a read was done. Computing: all other time of a token.{mean}");
     let entries = [("s-rest", "computing"), ("s-miss", "waiting for the drive")];
@@ -52,7 +69,8 @@ fn hits(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let about = "Hit, late and missed experts of each decoded token";
     let mut chart = Chart::new(about, x(edges), "decoded token", y, "% of wanted experts");
     let shares = coarse.iter().map(|(_, p)| shares(p.hit, p.late, p.miss)).collect::<Vec<_>>();
-    chart.stack(edges, &parts(&shares));
+    let texts = shares.iter().enumerate().map(|(i, shares)| format!("{}: {}", tokens(edges, i), words(shares)));
+    chart.stack(edges, &parts(&shares), texts);
     let note = format!("Late: the read was in flight already when the expert was wanted.{mean}");
     figure("Hits from token to token", &chart.finish(), &key("area", COUNTS), &note)
 }
@@ -62,7 +80,9 @@ fn bytes(coarse: &[(u64, Point)], edges: &[f64], mean: &str) -> String {
     let heights: Vec<f64> = coarse.iter().map(|(n, p)| mib(p, *n)).collect();
     let y = Axis::new(0.0, heights.iter().copied().fold(0.0, f64::max), Y.0, Y.1);
     let mut chart = Chart::new("Bytes read for each decoded token", x(edges), "decoded token", y, "MiB per token");
-    chart.stack(edges, &[("s-rest", heights)]);
+    let texts: Vec<_> =
+        heights.iter().enumerate().map(|(i, mib)| format!("{}: {mib:.2} MiB", tokens(edges, i))).collect();
+    chart.stack(edges, &[("s-rest", heights)], texts.into_iter());
     let note = format!("Reads that were submitted while the token was decoded, prefetches included.{mean}");
     figure("Bytes from token to token", &chart.finish(), "", &note)
 }
@@ -74,7 +94,8 @@ fn layers(run: &Run) -> String {
     let about = "Hit, late and missed experts of each layer";
     let mut chart = Chart::new(about, x, "MoE layer", y, "% of wanted experts");
     let shares: Vec<_> = run.layers.iter().map(|l| shares(l.hit, l.late, l.miss)).collect();
-    chart.stack(&edges, &parts(&shares));
+    let texts = shares.iter().enumerate().map(|(i, shares)| format!("layer {i}: {}", words(shares)));
+    chart.stack(&edges, &parts(&shares), texts);
     figure("Hits of the run, layer by layer", &chart.finish(), &key("area", COUNTS), "All decoded tokens.")
 }
 

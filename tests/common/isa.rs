@@ -11,6 +11,16 @@ pub fn choice() -> KernelChoice {
     KernelChoice { isa: isa.map(named), interleave: None }
 }
 
+/// Those that this CPU has; the others are listed as not tested.
+pub fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.iter().copied().filter(|isa| {
+        if !isa.is_available() {
+            super::not_tested!("kernels of {}, which this CPU lacks", isa.name());
+        }
+        isa.is_available()
+    })
+}
+
 /// Threads with its kernels.
 pub fn cpu(threads: usize) -> Cpu {
     Cpu::with(choice(), threads).unwrap()

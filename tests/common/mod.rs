@@ -6,10 +6,12 @@ pub mod header;
 pub mod hub;
 pub mod isa;
 pub mod mutate;
+pub mod not_tested;
 pub mod npz;
 pub mod numpy_rng;
 pub mod opened;
 pub mod program;
+pub mod property;
 pub mod ref_models;
 pub mod routing;
 pub mod samples;
@@ -27,6 +29,8 @@ use std::{
 };
 
 use hotset::io::IoKind;
+
+pub(crate) use not_tested::not_tested;
 
 /// The read paths that this system lets us use where tests put their files, and a line for each that it does not: containers
 /// often forbid `io_uring`, and not every file system reads past the page cache. Any other reason is a failure.
@@ -50,6 +54,6 @@ fn allows(kind: IoKind, folder: &Path) -> bool {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     let forbidden = matches!(kind, IoKind::Direct | IoKind::Uring);
     assert!(forbidden && matches!(e.kind(), InvalidInput | PermissionDenied | Unsupported), "{}: {e}", kind.name());
-    eprintln!("NOT TESTED: the read path {} ({e})", kind.name());
+    not_tested!("the read path {} ({e})", kind.name());
     false
 }
