@@ -4,6 +4,8 @@
 // in whole numbers. Division always does: Vulkan lets a device miss the quotient by 2.5 units in the last place.
 
 layout(constant_id = 0) const bool SOFT = false;
+// Whether the device may flush small numbers to zero: where it cannot, nothing is looked at.
+layout(constant_id = 1) const bool FLUSHES = true;
 
 const uint SIGN = 0x80000000u;
 const uint INFINITE = 0x7f800000u;
@@ -126,7 +128,7 @@ bool may_be_flushed(float a, float b, float c, float r) {
 // a * b + c, rounded once.
 float f_fma(float a, float b, float c) {
     precise float r = SOFT ? 0.0 : fma(a, b, c);
-    if (SOFT || may_be_flushed(a, b, c, r)) {
+    if (SOFT || (FLUSHES && may_be_flushed(a, b, c, r))) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), floatBitsToUint(c)));
     }
     return r;
@@ -134,7 +136,7 @@ float f_fma(float a, float b, float c) {
 
 float f_mul(float a, float b) {
     precise float r = SOFT ? 0.0 : a * b;
-    if (SOFT || may_be_flushed(a, b, 0.0, r)) {
+    if (SOFT || (FLUSHES && may_be_flushed(a, b, 0.0, r))) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), SIGN));
     }
     return r;
@@ -142,7 +144,7 @@ float f_mul(float a, float b) {
 
 float f_add(float a, float b) {
     precise float r = SOFT ? 0.0 : a + b;
-    if (SOFT || may_be_flushed(a, 1.0, b, r)) {
+    if (SOFT || (FLUSHES && may_be_flushed(a, 1.0, b, r))) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), 0x3f800000u, floatBitsToUint(b)));
     }
     return r;
@@ -168,13 +170,25 @@ float f_div(float a, float b) {
     }
     // 24 bits each.
     int up = 23 - findMSB(mx), up_by = 23 - findMSB(my);
-    uint64_t above = uint64_t(mx << uint(up)) << 38;
-    uint64_t below = uint64_t(my << uint(up_by));
-    uint64_t quotient = above / below;
-    if (quotient * below != above) {
-        quotient |= 1ul;
+    uint above = mx << uint(up), below = my << uint(up_by);
+    // 26 bits of the quotient or 27: first about, then what is missing of it, then to the last bit, whatever the device's own
+    // division gives.
+    float reciprocal = 1.0 / float(below);
+    int quotient = int(float(above) * reciprocal * 67108864.0);
+    int64_t rest = (int64_t(above) << 26) - int64_t(quotient) * int64_t(below);
+    int missing = int(float(rest) * reciprocal);
+    quotient += missing;
+    rest -= int64_t(missing) * int64_t(below);
+    while (rest < 0l) {
+        quotient -= 1;
+        rest += int64_t(below);
     }
-    return uintBitsToFloat(pack(sign, quotient, ex - up - (ey - up_by) - 38));
+    while (rest >= int64_t(below)) {
+        quotient += 1;
+        rest -= int64_t(below);
+    }
+    uint64_t kept = uint64_t(uint(quotient) | (rest == 0l ? 0u : 1u));
+    return uintBitsToFloat(pack(sign, kept, ex - up - (ey - up_by) - 26));
 }
 
 // A half's bits as a float, exactly.

@@ -2,6 +2,8 @@
 // with one span of every chunk, in the order of quant/dot.rs.
 #version 460
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_EXT_spirv_intrinsics : require
 #include "memory.glsl"
 #include "float.glsl"
 
@@ -46,7 +48,7 @@ float weight(uint at) {
 }
 
 // Thread t's part of a row's product: lanes t and t + 8 of sixteen, each of two sets.
-float partial(uint row, uint x_row, uint t) {
+float partial(uint64_t matrix, uint row, uint x_row, uint t) {
     Floats x = Floats(push.x);
     uint first = row * push.cols, x_first = x_row * push.cols;
     float sums[4] = float[4](0.0, 0.0, 0.0, 0.0);
@@ -65,43 +67,81 @@ float partial(uint row, uint x_row, uint t) {
 
 #include "decode.glsl"
 
+// Whether the device multiplies four bytes at once.
+layout(constant_id = 2) const bool PACKED = false;
+
+spirv_instruction(extensions = ["SPV_KHR_integer_dot_product"], capabilities = [6018, 6019], id = 4450)
+int packed_dot(uint a, uint b, spirv_literal int four_bytes);
+
 int dot4(int a, int b) {
+    if (PACKED) {
+        return packed_dot(uint(a), uint(b), 0);
+    }
     return bitfieldExtract(a, 0, 8) * bitfieldExtract(b, 0, 8) + bitfieldExtract(a, 8, 8) * bitfieldExtract(b, 8, 8)
         + bitfieldExtract(a, 16, 8) * bitfieldExtract(b, 16, 8) + bitfieldExtract(a, 24, 8) * bitfieldExtract(b, 24, 8);
 }
 
-float partial(uint row, uint x_row, uint s) {
-    grids = Words(push.grids_at);
+// What a span of a chunk adds: a sum that its scale of the activations multiplies.
+struct Term {
+    float of_span;
+    float d;
+};
+
+// The four words at i, with four of weights.
+int dot16(uint first, uvec4 x) {
+    return dot4(w[first], int(x.x)) + dot4(w[first + 1u], int(x.y)) + dot4(w[first + 2u], int(x.z))
+        + dot4(w[first + 3u], int(x.w));
+}
+
+Term term(uint at, uint x, uint s) {
     Words acts = Words(push.acts);
-    uint n_chunks = (push.cols + 255u) / 256u;
-    // The span's first lane; the other half is four on.
-    uint p = s + (s & 4u);
-    float sum = 0.0;
-    for (uint c = 0u; c < n_chunks; c++) {
-        if (256u * c + 32u * s >= push.cols) {
-            break;
-        }
-        decode(row * push.row_bytes + c * CHUNK_BYTES, s);
-        uint x = (x_row * n_chunks + c) * ACT_WORDS;
-        int sums[2];
-        for (uint half_span = 0u; half_span < 2u; half_span++) {
-            int of_half = 0;
-            for (uint k = 0u; k < 4u; k++) {
-                of_half += dot4(w[4u * half_span + k], int(acts.at[x + 16u * k + p + 4u * half_span]));
-            }
-            sums[half_span] = of_half;
-        }
-        float d = uintBitsToFloat(acts.at[x + ACT_D + s]);
+    Quads quads = Quads(push.acts);
+    decode(at, s);
+    uint from = x / 4u + 2u * s;
+    int first = dot16(0u, quads.at[from]), second = dot16(4u, quads.at[from + 1u]);
 #if defined(FINE)
-        int whole = scales_of_halves[0] * sums[0] + scales_of_halves[1] * sums[1];
-        int leasts = leasts_of_halves[0] * int(acts.at[x + ACT_H + p]) + leasts_of_halves[1] * int(acts.at[x + ACT_H + p + 4u]);
-        float of_span = f_fma(-block_least, float(leasts), f_mul(block_scale, float(whole)));
+    int whole = scales_of_halves[0] * first + scales_of_halves[1] * second;
+    int leasts = leasts_of_halves[0] * int(acts.at[x + ACT_H + 2u * s])
+        + leasts_of_halves[1] * int(acts.at[x + ACT_H + 2u * s + 1u]);
+    float of_span = f_fma(-block_least, float(leasts), f_mul(block_scale, float(whole)));
 #elif defined(HALVES)
-        float of_span = f_fma(scale_of_second, float(sums[1]), f_mul(scale, float(sums[0])));
+    float of_span = f_fma(scale_of_second, float(second), f_mul(scale, float(first)));
 #else
-        float of_span = f_fma(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), f_mul(scale, float(sums[0] + sums[1])));
+    float of_span = f_fma(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), f_mul(scale, float(first + second)));
 #endif
-        sum = f_fma(of_span, d, sum);
+    return Term(of_span, uintBitsToFloat(acts.at[x + ACT_D + s]));
+}
+
+// Chunks whose weights are asked for before the first of them is added.
+const uint AHEAD = 4u;
+
+float partial(uint64_t matrix, uint row, uint x_row, uint s) {
+    grids = Words(push.grids_at);
+    weight_quads = Quads(matrix);
+    if (32u * s >= push.cols) {
+        return 0.0;
+    }
+    uint n = (push.cols - 32u * s + 255u) / 256u;
+    uint at = row * push.row_bytes, x = x_row * ((push.cols + 255u) / 256u) * ACT_WORDS;
+    float sum = 0.0;
+    if (SOFT) {
+        for (uint c = 0u; c < n; c++) {
+            Term next = term(at + c * CHUNK_BYTES, x + c * ACT_WORDS, s);
+            sum = f_fma(next.of_span, next.d, sum);
+        }
+        return sum;
+    }
+    for (uint c = 0u; c < n; c += AHEAD) {
+        Term terms[AHEAD];
+        [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
+            uint chunk = min(c + i, n - 1u);
+            terms[i] = term(at + chunk * CHUNK_BYTES, x + chunk * ACT_WORDS, s);
+        }
+        [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
+            if (c + i < n) {
+                sum = f_fma(terms[i].of_span, terms[i].d, sum);
+            }
+        }
     }
     return sum;
 }
@@ -114,9 +154,10 @@ void main() {
     Words pairs = Words(push.pairs);
     uint at = pair * PAIR_WORDS;
     if (row < push.n_rows) {
-        weights = Words(address_at(pairs, at + PAIR_MATRIX + 2u * role));
+        uint64_t matrix = address_at(pairs, at + PAIR_MATRIX + 2u * role);
+        weights = Words(matrix);
         uint x_row = push.by_row != 0u ? pairs.at[at + PAIR_ROW] : pair;
-        lanes[gl_LocalInvocationID.x] = partial(row, x_row, t);
+        lanes[gl_LocalInvocationID.x] = partial(matrix, row, x_row, t);
     }
     barrier();
     if (t != 0u || row >= push.n_rows) {
