@@ -25,7 +25,7 @@ const ACT_BYTES: usize = CHUNK + 2 * 4 * SPANS + 4 * (CHUNK / 16);
 const PAIR_WORDS: usize = 20;
 
 /// Rows of a matrix that a workgroup multiplies.
-const GROUP_ROWS: usize = 8;
+const GROUP_ROWS: usize = 32;
 
 /// Matrices begin at multiples of this.
 const ALIGN: u64 = 64;
@@ -274,7 +274,9 @@ impl Ffns {
             rows.row(i).chunks.iter().for_each(|chunk| write_chunk(chunk, bytes));
         }
         let x_at = bytes.len();
-        bytes.extend(rows.x().iter().flat_map(|x| x.to_le_bytes()));
+        if shape.types.iter().any(|ty| ty.block_len() == 1) {
+            bytes.extend(rows.x().iter().flat_map(|x| x.to_le_bytes()));
+        }
         self.device.write(self.input, 0, &self.bytes);
         [0, acts_at, x_at].map(|at| self.input.address + at as u64)
     }

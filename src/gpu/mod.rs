@@ -54,8 +54,6 @@ pub const PUSH_WORDS: usize = 20;
 /// How kernels do arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// By the device's operations, told as below, of which nothing is looked at afterwards.
-    Trusted,
     /// By the device's operations, told to keep subnormal numbers, NaN and signs and to round to nearest, as far as it can be told.
     /// Where small numbers come up, in whole numbers.
     Strict,
@@ -67,7 +65,7 @@ pub enum Arithmetic {
 
 impl Arithmetic {
     /// All, the fastest first.
-    pub const ALL: [Arithmetic; 4] = [Arithmetic::Trusted, Arithmetic::Strict, Arithmetic::Plain, Arithmetic::Whole];
+    pub const ALL: [Arithmetic; 3] = [Arithmetic::Strict, Arithmetic::Plain, Arithmetic::Whole];
 }
 
 /// One step of a submission.
@@ -99,8 +97,8 @@ pub trait Device: Send {
     fn free_bytes(&self) -> u64;
     /// Bytes of its own memory that this process has taken, all in all, where the driver tells.
     fn used_bytes(&self) -> Option<u64>;
-    /// Builds a kernel from SPIR-V. Its first constant says whether it computes in whole numbers, its second whether it does where
-    /// numbers are small.
+    /// Builds a kernel from SPIR-V. Its first constant says whether it computes in whole numbers, its second, where it has one,
+    /// whether the device multiplies four bytes at once.
     ///
     /// # Errors
     /// If the driver refuses it.

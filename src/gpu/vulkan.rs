@@ -323,9 +323,9 @@ impl Vulkan {
         with_modes(code, &has.map(|(mode, has)| (mode, has == vk::TRUE)))
     }
 
-    fn build(&self, code: &[u32], constants: [bool; 3]) -> Result<vk::Pipeline, vk::Result> {
+    fn build(&self, code: &[u32], constants: [bool; 2]) -> Result<vk::Pipeline, vk::Result> {
         let entry = |i: u32| vk::SpecializationMapEntry::default().constant_id(i).offset(4 * i).size(4);
-        let (entries, words) = ([entry(0), entry(1), entry(2)], constants.map(|on| u32::from(on).to_ne_bytes()));
+        let (entries, words) = ([entry(0), entry(1)], constants.map(|on| u32::from(on).to_ne_bytes()));
         let constants = vk::SpecializationInfo::default().map_entries(&entries).data(words.as_flattened());
         // SAFETY: the code is one of the shaders that this program carries; the structures live until the calls return.
         unsafe {
@@ -563,10 +563,9 @@ impl Device for Vulkan {
 
     fn kernel(&mut self, code: &[u8], arithmetic: Arithmetic) -> Result<Kernel> {
         let words: Vec<u32> = code.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let told = matches!(arithmetic, Arithmetic::Trusted | Arithmetic::Strict);
-        let words = if told { self.strict(&words) } else { words };
+        let words = if arithmetic == Arithmetic::Strict { self.strict(&words) } else { words };
         let words = if self.packed_dots { words } else { without_packed_dots(&words) };
-        let constants = [arithmetic == Arithmetic::Whole, arithmetic != Arithmetic::Trusted, self.packed_dots];
+        let constants = [arithmetic == Arithmetic::Whole, self.packed_dots];
         let built = self.build(&words, constants);
         let pipeline = built.map_err(|e| fault(&self.name, format_args!("cannot build a kernel: {e}")))?;
         self.pipelines.push(pipeline);

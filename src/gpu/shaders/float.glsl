@@ -4,8 +4,6 @@
 // in whole numbers. Division always does: Vulkan lets a device miss the quotient by 2.5 units in the last place.
 
 layout(constant_id = 0) const bool SOFT = false;
-// Whether the device may flush small numbers to zero: where it cannot, nothing is looked at.
-layout(constant_id = 1) const bool FLUSHES = true;
 
 const uint SIGN = 0x80000000u;
 const uint INFINITE = 0x7f800000u;
@@ -128,7 +126,7 @@ bool may_be_flushed(float a, float b, float c, float r) {
 // a * b + c, rounded once.
 float f_fma(float a, float b, float c) {
     precise float r = SOFT ? 0.0 : fma(a, b, c);
-    if (SOFT || (FLUSHES && may_be_flushed(a, b, c, r))) {
+    if (SOFT || may_be_flushed(a, b, c, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), floatBitsToUint(c)));
     }
     return r;
@@ -136,7 +134,7 @@ float f_fma(float a, float b, float c) {
 
 float f_mul(float a, float b) {
     precise float r = SOFT ? 0.0 : a * b;
-    if (SOFT || (FLUSHES && may_be_flushed(a, b, 0.0, r))) {
+    if (SOFT || may_be_flushed(a, b, 0.0, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), floatBitsToUint(b), SIGN));
     }
     return r;
@@ -144,7 +142,7 @@ float f_mul(float a, float b) {
 
 float f_add(float a, float b) {
     precise float r = SOFT ? 0.0 : a + b;
-    if (SOFT || (FLUSHES && may_be_flushed(a, 1.0, b, r))) {
+    if (SOFT || may_be_flushed(a, 1.0, b, r)) {
         return uintBitsToFloat(soft_fma(floatBitsToUint(a), 0x3f800000u, floatBitsToUint(b)));
     }
     return r;

@@ -7,7 +7,7 @@
 #include "memory.glsl"
 #include "float.glsl"
 
-layout(local_size_x = 64) in;
+layout(local_size_x = 256) in;
 
 layout(push_constant) uniform Push {
     uint64_t pairs;
@@ -28,7 +28,8 @@ layout(push_constant) uniform Push {
     uint by_row;
 } push;
 
-shared float lanes[64];
+// Of 32 rows.
+shared float lanes[256];
 
 #ifdef FLOATS
 
@@ -68,7 +69,7 @@ float partial(uint64_t matrix, uint row, uint x_row, uint t) {
 #include "decode.glsl"
 
 // Whether the device multiplies four bytes at once.
-layout(constant_id = 2) const bool PACKED = false;
+layout(constant_id = 1) const bool PACKED = false;
 
 spirv_instruction(extensions = ["SPV_KHR_integer_dot_product"], capabilities = [6018, 6019], id = 4450)
 int packed_dot(uint a, uint b, spirv_literal int four_bytes);
@@ -81,10 +82,9 @@ int dot4(int a, int b) {
         + bitfieldExtract(a, 16, 8) * bitfieldExtract(b, 16, 8) + bitfieldExtract(a, 24, 8) * bitfieldExtract(b, 24, 8);
 }
 
-// What a span of a chunk adds: a sum that its scale of the activations multiplies.
+// What a span of a chunk adds: (a * b + c * e) * d.
 struct Term {
-    float of_span;
-    float d;
+    float a, b, c, e, d;
 };
 
 // The four words at i, with four of weights.
@@ -99,17 +99,32 @@ Term term(uint at, uint x, uint s) {
     decode(at, s);
     uint from = x / 4u + 2u * s;
     int first = dot16(0u, quads.at[from]), second = dot16(4u, quads.at[from + 1u]);
+    float d = uintBitsToFloat(acts.at[x + ACT_D + s]);
 #if defined(FINE)
     int whole = scales_of_halves[0] * first + scales_of_halves[1] * second;
     int leasts = leasts_of_halves[0] * int(acts.at[x + ACT_H + 2u * s])
         + leasts_of_halves[1] * int(acts.at[x + ACT_H + 2u * s + 1u]);
-    float of_span = f_fma(-block_least, float(leasts), f_mul(block_scale, float(whole)));
+    return Term(-block_least, float(leasts), block_scale, float(whole), d);
 #elif defined(HALVES)
-    float of_span = f_fma(scale_of_second, float(second), f_mul(scale, float(first)));
+    return Term(scale_of_second, float(second), scale, float(first), d);
 #else
-    float of_span = f_fma(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), f_mul(scale, float(first + second)));
+    return Term(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), scale, float(first + second), d);
 #endif
-    return Term(of_span, uintBitsToFloat(acts.at[x + ACT_D + s]));
+}
+
+// Whether a number came up that the device may have flushed.
+bool small;
+
+float quick_fma(float a, float b, float c) {
+    precise float r = fma(a, b, c);
+    small = small || may_be_flushed(a, b, c, r);
+    return r;
+}
+
+float quick_mul(float a, float b) {
+    precise float r = a * b;
+    small = small || may_be_flushed(a, b, 0.0, r);
+    return r;
 }
 
 // Chunks whose weights are asked for before the first of them is added.
@@ -124,14 +139,9 @@ float partial(uint64_t matrix, uint row, uint x_row, uint s) {
     uint n = (push.cols - 32u * s + 255u) / 256u;
     uint at = row * push.row_bytes, x = x_row * ((push.cols + 255u) / 256u) * ACT_WORDS;
     float sum = 0.0;
-    if (SOFT) {
-        for (uint c = 0u; c < n; c++) {
-            Term next = term(at + c * CHUNK_BYTES, x + c * ACT_WORDS, s);
-            sum = f_fma(next.of_span, next.d, sum);
-        }
-        return sum;
-    }
-    for (uint c = 0u; c < n; c += AHEAD) {
+    small = false;
+    // Without a branch for each number, so that weights are asked for early; where one was small, all of it again with care.
+    for (uint c = 0u; !SOFT && c < n; c += AHEAD) {
         Term terms[AHEAD];
         [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
             uint chunk = min(c + i, n - 1u);
@@ -139,8 +149,16 @@ float partial(uint64_t matrix, uint row, uint x_row, uint s) {
         }
         [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
             if (c + i < n) {
-                sum = f_fma(terms[i].of_span, terms[i].d, sum);
+                Term next = terms[i];
+                sum = quick_fma(quick_fma(next.a, next.b, quick_mul(next.c, next.e)), next.d, sum);
             }
+        }
+    }
+    if (SOFT || small) {
+        sum = 0.0;
+        for (uint c = 0u; c < n; c++) {
+            Term next = term(at + c * CHUNK_BYTES, x + c * ACT_WORDS, s);
+            sum = f_fma(f_fma(next.a, next.b, f_mul(next.c, next.e)), next.d, sum);
         }
     }
     return sum;
@@ -149,7 +167,7 @@ float partial(uint64_t matrix, uint row, uint x_row, uint s) {
 #endif
 
 void main() {
-    uint t = gl_LocalInvocationID.x % 8u, row = gl_WorkGroupID.x * 8u + gl_LocalInvocationID.x / 8u;
+    uint i = gl_LocalInvocationID.x, t = i % 8u, row = gl_WorkGroupID.x * 32u + i / 8u;
     uint pair = gl_WorkGroupID.y, role = push.role + gl_WorkGroupID.z;
     Words pairs = Words(push.pairs);
     uint at = pair * PAIR_WORDS;
@@ -157,15 +175,17 @@ void main() {
         uint64_t matrix = address_at(pairs, at + PAIR_MATRIX + 2u * role);
         weights = Words(matrix);
         uint x_row = push.by_row != 0u ? pairs.at[at + PAIR_ROW] : pair;
-        lanes[gl_LocalInvocationID.x] = partial(matrix, row, x_row, t);
+        lanes[i] = partial(matrix, row, x_row, t);
     }
     barrier();
-    if (t != 0u || row >= push.n_rows) {
+    // A thread for each row, side by side, so that what they write goes to the host in one piece.
+    row = gl_WorkGroupID.x * 32u + i;
+    if (i >= 32u || row >= push.n_rows) {
         return;
     }
-    uint i = gl_LocalInvocationID.x;
-    float even = f_add(f_add(lanes[i], lanes[i + 4u]), f_add(lanes[i + 2u], lanes[i + 6u]));
-    float odd = f_add(f_add(lanes[i + 1u], lanes[i + 5u]), f_add(lanes[i + 3u], lanes[i + 7u]));
+    uint j = 8u * i;
+    float even = f_add(f_add(lanes[j], lanes[j + 4u]), f_add(lanes[j + 2u], lanes[j + 6u]));
+    float odd = f_add(f_add(lanes[j + 1u], lanes[j + 5u]), f_add(lanes[j + 3u], lanes[j + 7u]));
     float y = f_add(even, odd);
     float factor = uintBitsToFloat(pairs.at[at + PAIR_SCALE]);
     if (role < 2u && factor != 1.0) {
