@@ -41,6 +41,7 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, share: f64, future: &Ar
         slots: &slots,
         fill: false,
         prefetch: PrefetchKind::Off,
+        vram: None,
         conditions: Conditions { drive, compute, warmup: 0 },
     };
     let outcome = simulate::replay(trace, &setting, Some(future)).expect("the trace is sound");

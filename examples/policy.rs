@@ -63,6 +63,7 @@ fn main() -> Result<()> {
         slots: &slots,
         prefetch: PrefetchKind::Off,
         fill: false,
+        vram: None,
         conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
     };
     let twice = |shape: &CacheShape| -> Box<dyn CachePolicy> {

@@ -16,7 +16,7 @@ use crate::{
     trace::{Phase, TraceSink},
 };
 
-pub use crate::engine::{Options, PlainReads, Timing, Vram, make_plan, plain_reads};
+pub use crate::engine::{Options, PlainReads, Timing, Vram, make_plan, plain_reads, planned_slots};
 
 /// See the module. Generic over the arithmetic, so that tests can run the reference beside the fast one.
 pub struct Session<B: Backend = Cpu>(Engine<B>);
@@ -64,7 +64,7 @@ impl<B: Backend> Session<B> {
         Engine::with_backend(gguf, &one(options), backend, trace, progress).map(Self)
     }
 
-    /// [`Session::open`] with arithmetic of the caller's choice, and a device where [`Options::vram`] asks for one.
+    /// [`Session::with_backend`] with a device of the caller's choice where [`Options::vram`] asks for one.
     ///
     /// # Errors
     /// As [`Session::open`].
@@ -72,10 +72,11 @@ impl<B: Backend> Session<B> {
         gguf: Gguf,
         options: &Options,
         backend: B,
+        trace: Box<dyn TraceSink>,
         device: Box<dyn Device>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        Engine::with_device(gguf, &one(options), backend, device, progress).map(Self)
+        Engine::with_device(gguf, &one(options), backend, trace, device, progress).map(Self)
     }
 
     /// [`Session::with_backend`] with a read engine of the caller's choice, made on the model's files.

@@ -31,6 +31,7 @@ fn runs(scope: Scope, policies: &[SimPolicy]) -> Vec<(Row, Detail)> {
             slots: &slots,
             fill: false,
             prefetch: PrefetchKind::Off,
+            vram: None,
             conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
         };
         let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, Some(&future)).unwrap();

@@ -230,6 +230,7 @@ fn a_cold_start_is_soon_over() {
             slots: &[96; 6],
             prefetch: PrefetchKind::Off,
             fill,
+            vram: None,
             conditions: Conditions {
                 drive: Drive { latency_ns: 80_000, bytes_per_us: 3500, depth: 1 },
                 compute,

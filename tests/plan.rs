@@ -13,6 +13,7 @@ use hotset::{arch, gguf::Gguf};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
 
 fn hotset(args: &[&str]) -> Output {
     command(env!("CARGO_BIN_EXE_hotset")).args(args).output().unwrap()
@@ -46,6 +47,29 @@ fn a_header_is_enough_and_says_the_same_as_the_file() {
         outlook["rows"].as_array_mut().unwrap().retain(|row| row["here"] == false);
     }
     assert_eq!(whole, part);
+}
+
+/// A card's slots are more hits in the same memory, simulated too; one without room for an expert is an error.
+#[test]
+fn a_card_s_memory_counts_as_hits() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("run.trace").display().to_string();
+    let recorded = hotset(&["trace", MODEL, "--prompts", README, "-n", "40", "-o", &trace, "--ctx", "128"]);
+    assert!(recorded.status.success(), "{}", String::from_utf8_lossy(&recorded.stderr));
+    let hits = |args: &[&str]| {
+        let outlook = plan(&[&[MODEL, "--ctx", "512"], args].concat());
+        (outlook["vram_slots"].as_u64().unwrap(), outlook["rows"][0]["hit_rate"]["expected"].as_f64().unwrap())
+    };
+    for with in [&[][..], &["--trace", &trace]] {
+        let (none, alone) = hits(with);
+        let (some, both) = hits(&[with, &["--vram", "40%"]].concat());
+        assert!(none == 0 && some > 0 && both > alone, "{with:?}: {some} slots, {both} vs. {alone}");
+        let (_, all) = hits(&[with, &["--vram", "1GiB"]].concat());
+        assert!(all >= both, "{with:?}: {all} vs. {both}");
+    }
+    let refused = hotset(&["plan", MODEL, "--vram", "1KiB"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("hold no expert"), "{said}");
 }
 
 #[test]

@@ -396,6 +396,7 @@ fn setting(policy: SimPolicy, scope: Scope, slots: &[usize]) -> Setting<'_> {
         slots,
         fill: false,
         prefetch: PrefetchKind::Off,
+        vram: None,
         conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
     }
 }

@@ -25,6 +25,7 @@ fn run(trace: &Path, shape: Shape, scope: Scope, slots: usize, policy: SimPolicy
         slots: &simulate::slots(scope, slots, &header(shape)),
         fill: false,
         prefetch: PrefetchKind::Off,
+        vram: None,
         conditions: Conditions {
             drive: Drive { latency_ns: 1000, bytes_per_us: 1000, depth: 1 },
             compute: Compute::default(),

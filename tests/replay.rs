@@ -215,6 +215,7 @@ impl Seen {
             slots: &slots,
             fill: options.fill,
             prefetch,
+            vram: None,
             conditions: Conditions { drive, compute: Compute { shared_ns: EVENT_NS, ..Compute::default() }, warmup: 0 },
         };
         let (replayed, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();

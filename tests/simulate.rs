@@ -92,6 +92,7 @@ fn replay(trace: &Path, policy: SimPolicy, scope: Scope, prefetch: PrefetchKind)
         slots: &slots,
         fill: false,
         prefetch,
+        vram: None,
         conditions: Conditions { drive, compute, warmup: 0 },
     };
     let (outcome, detail) = simulate::replay_in_detail(trace, &setting, Some(&future)).unwrap();
@@ -164,8 +165,15 @@ fn a_replay_finds_the_profile_that_it_was_given() {
     let conditions = Conditions { drive, compute, warmup: 20 };
     let slots = simulate::slots(Scope::Layer, 16, &header);
     let policy = SimPolicy::Live(PolicyKind::default());
-    let setting =
-        Setting { policy, scope: Scope::Layer, slots: &slots, fill: false, prefetch: PrefetchKind::Off, conditions };
+    let setting = Setting {
+        policy,
+        scope: Scope::Layer,
+        slots: &slots,
+        fill: false,
+        prefetch: PrefetchKind::Off,
+        vram: None,
+        conditions,
+    };
     let (outcome, detail) = simulate::replay_in_detail(&trace, &setting, None).unwrap();
     let pace = detail.pace;
     let near = |got: f64, told: u64| assert!((got - told as f64).abs() < 1.0, "{got} for {told}: {pace:?}");
@@ -198,7 +206,8 @@ fn a_warm_up_runs_and_does_not_count() {
             let drive = Drive { latency_ns: 2000, bytes_per_us: 1000, depth: 1 };
             let conditions = Conditions { drive, compute: Compute { layer_ns: 1000, ..Compute::default() }, warmup };
             let prefetch = PrefetchKind::Lookahead;
-            let setting = Setting { policy, scope: Scope::Layer, slots: &slots, fill: false, prefetch, conditions };
+            let setting =
+                Setting { policy, scope: Scope::Layer, slots: &slots, fill: false, prefetch, vram: None, conditions };
             simulate::replay(trace, &setting, None)
         };
         let (all, first, rest) = (run(&trace, 0).unwrap(), run(&start, 0).unwrap(), run(&trace, n as u64).unwrap());
@@ -233,6 +242,7 @@ fn recall_on_misses_by_hand() {
         slots: &[2, 2],
         fill: false,
         prefetch: PrefetchKind::Off,
+        vram: None,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
             compute: Compute::default(),
@@ -275,6 +285,7 @@ fn horizons_are_kept_apart() {
         slots: &slots,
         fill: false,
         prefetch: PrefetchKind::Off,
+        vram: None,
         conditions: Conditions {
             drive: Drive { latency_ns: 1, bytes_per_us: 1, depth: 1 },
             compute: Compute::default(),

@@ -8,15 +8,21 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
-use common::{isa::cpu, ref_models::ref_model};
+use common::{dice::Dice, isa::cpu, ref_models::ref_model};
 use hotset::{
-    Error, Result,
-    expert::VramStats,
+    Error, Result, arch,
+    expert::{ExpertStore, PhaseStats, Scope, VramStats},
     gguf::Gguf,
     gpu::{self, Arithmetic, Buffer, Choice, Device, Kernel, Place, Step},
     policy::PolicyKind,
+    prefetch::PrefetchKind,
     quant::GgmlType,
     session::{Options, Session, Vram},
+    simulate::{self, Compute, Conditions, DeviceTier, Drive, Setting, SimPolicy},
+    trace::{
+        LayerEvent, TraceSink,
+        file::{Header, TraceWriter},
+    },
 };
 
 /// What fails, and after how many calls.
@@ -186,7 +192,7 @@ fn session(path: &Path, options: &Options, fault: Fault) -> Session {
     if options.vram == Vram::Off {
         return Session::with_backend(gguf, options, cpu(2), Box::new(()), &mut |_, _| {}).unwrap();
     }
-    Session::with_device(gguf, options, cpu(2), Shared::boxed(fault), &mut |_, _| {}).unwrap()
+    Session::with_device(gguf, options, cpu(2), Box::new(()), Shared::boxed(fault), &mut |_, _| {}).unwrap()
 }
 
 fn run(path: &Path, options: &Options, fault: Fault) -> Run {
@@ -236,6 +242,87 @@ fn budgets_change_nothing(path: &Path, policies: &[PolicyKind]) {
                 assert!(got.stats.is_some_and(|stats| stats.uploads > 0), "{what}: {:?}", got.stats);
             }
         }
+    }
+}
+
+/// A trace's writer that the test keeps a hand on.
+struct Sink(Arc<Mutex<TraceWriter>>);
+
+impl TraceSink for Sink {
+    fn record(&mut self, event: LayerEvent<'_>) {
+        self.0.lock().unwrap().record(event);
+    }
+}
+
+/// What a live run counts is what the simulator counts for its trace: on the device, and in memory behind it.
+#[test]
+fn a_replay_of_both_tiers_equals_the_live_run() {
+    if opened().is_none() {
+        return;
+    }
+    let _turn = turn();
+    let (path, folder) = (ref_model("qwen3moe"), tempfile::tempdir().unwrap());
+    let plan = session(&path, &Options { vram: Vram::Bytes(1 << 30), ..options() }, Fault::Never).plan().clone();
+    let mut evictions = 0;
+    for (i, &policy) in PolicyKind::ALL.iter().enumerate() {
+        let quarter = plan.smallest_bytes + (plan.full_bytes - plan.smallest_bytes) / 4;
+        let options = Options {
+            policy,
+            scope: Some(Scope::Layer),
+            prefetch: PrefetchKind::Off,
+            memory_bytes: Some(if i % 2 == 0 { quarter } else { plan.full_bytes }),
+            vram: Vram::Bytes((1 << 20) + 300_000),
+            ..options()
+        };
+        let trace = folder.path().join(format!("{i}.trace"));
+        let gguf = Gguf::open(&path).unwrap();
+        let sink = Arc::new(Mutex::new(TraceWriter::create(&trace, header(&gguf)).unwrap()));
+        let device = Shared::boxed(Fault::Never);
+        let mut live =
+            Session::with_device(gguf, &options, cpu(2), Box::new(Sink(sink.clone())), device, &mut |_, _| {}).unwrap();
+        let mut dice = Dice(3);
+        live.feed(&[3, 1, 4, 1, 5], &mut |_| {}).unwrap();
+        (0..50).for_each(|_| drop(live.decode(dice.below(100) as u32).unwrap().to_vec()));
+        sink.lock().unwrap().flush().unwrap();
+        let slots = live.vram().expect("the device takes part");
+        let setting = Setting {
+            policy: SimPolicy::Live(policy),
+            scope: Scope::Layer,
+            slots: &live.plan().slots,
+            prefetch: PrefetchKind::Off,
+            fill: false,
+            vram: Some(DeviceTier { slots: slots.by_layer(), max_rows: gpu::MAX_ROWS, expert_ns: 0 }),
+            conditions: Conditions { drive: Drive::NVME, compute: Compute::default(), warmup: 0 },
+        };
+        let replayed = simulate::replay(&trace, &setting, None).unwrap();
+        let what = policy.name();
+        assert_eq!(replayed.vram, *slots.stats(), "{what}: on the device");
+        let counts = |of: PhaseStats| (of.hit, of.late + of.miss);
+        assert_eq!(counts(replayed.stats.decode), counts(live.stats().decode), "{what}: decoding");
+        assert_eq!(counts(replayed.stats.prompt), counts(live.stats().prompt), "{what}: the prompt");
+        assert!(slots.stats().hit > 0 && slots.stats().uploads > 0, "{what}: {:?}", slots.stats());
+        evictions += slots.stats().evictions;
+    }
+    assert!(evictions > 0, "nobody ever lost a slot");
+}
+
+/// What the trace of a model says of it.
+fn header(gguf: &Gguf) -> Header {
+    let blueprint = arch::blueprint(gguf).unwrap();
+    let store = ExpertStore::new(gguf, blueprint.experts()).unwrap();
+    Header {
+        model: "reference".to_owned(),
+        model_id: String::new(),
+        source: "a test".to_owned(),
+        n_layer: blueprint.n_moe(),
+        n_expert: blueprint.n_expert,
+        n_expert_used: blueprint.n_expert_used(),
+        expert_bytes: store.layers().iter().map(|layer| layer.expert_bytes()).collect(),
+        weights: true,
+        lookahead: "the engine's".to_owned(),
+        lookahead_ranks: 0,
+        lookahead2_ranks: 0,
+        prompts: Vec::new(),
     }
 }
 

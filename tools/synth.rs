@@ -8,6 +8,7 @@
 //! cargo run --release --example synth -- mid-s.gguf --preset mid --router-skew 0.6
 //! cargo run --release --example synth -- big-q4_0.gguf --preset big --etype Q4_0 --atype Q4_0 --router-skew -1
 //! cargo run --release --example synth -- mixed.gguf --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K
+//! cargo run --release --example synth -- v4.gguf --arch deepseek4 --layers 6 --etype MXFP4 --atype Q8_0
 //! ```
 //!
 //! Experts get popular in this way: the token embedding has a *persistent direction* u that all tokens share, which the
@@ -26,6 +27,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 #[path = "synth/blocks.rs"]
 mod blocks;
+#[path = "synth/published.rs"]
+mod published;
 #[path = "synth/vocab.rs"]
 mod vocab;
 
@@ -43,9 +46,9 @@ struct Args {
     /// Architecture
     #[arg(long, value_enum, default_value_t = Arch::Qwen3moe)]
     arch: Arch,
-    /// Shape to start from; the options below change it
-    #[arg(long, value_enum, default_value_t = Preset::Mid)]
-    preset: Preset,
+    /// Shape to start from (default: mid), of qwen3moe and llama: the others have one of their own
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
     #[command(flatten)]
     shape: Overrides,
     /// Type of the experts
@@ -84,6 +87,14 @@ enum Arch {
     Qwen3moe,
     /// Mixtral's family
     Llama,
+    /// DeepSeek-V2-Lite: latent attention
+    Deepseek2,
+    /// DeepSeek-V4-Flash: attention over compressed blocks
+    Deepseek4,
+    /// LFM2-8B-A1B: short convolutions
+    Lfm2moe,
+    /// Qwen3.8-Flash-Next: a table of n-grams
+    Qwen4exp,
 }
 
 impl Arch {
@@ -91,6 +102,21 @@ impl Arch {
         match self {
             Arch::Qwen3moe => "qwen3moe",
             Arch::Llama => "llama",
+            Arch::Deepseek2 => "deepseek2",
+            Arch::Deepseek4 => "deepseek4",
+            Arch::Lfm2moe => "lfm2moe",
+            Arch::Qwen4exp => "qwen4exp",
+        }
+    }
+
+    /// What makes headers of the published shape, if there is one.
+    fn published(self) -> Option<fn(&published::Choices) -> published::Header> {
+        match self {
+            Arch::Qwen3moe | Arch::Llama => None,
+            Arch::Deepseek2 => Some(published::deepseek2),
+            Arch::Deepseek4 => Some(published::deepseek4),
+            Arch::Lfm2moe => Some(published::lfm2moe),
+            Arch::Qwen4exp => Some(published::qwen4exp),
         }
     }
 }
@@ -133,6 +159,18 @@ struct Overrides {
     /// Entries of the vocabulary
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
+    /// Rows of a table of n-grams for each of its 16 heads
+    #[arg(long, value_name = "N")]
+    table_rows: Option<u64>,
+}
+
+impl Overrides {
+    /// Those that a published shape does not take.
+    fn strange(&self) -> bool {
+        [self.embd, self.experts, self.used, self.ff, self.heads, self.kv_heads, self.head_dim]
+            .iter()
+            .any(Option::is_some)
+    }
 }
 
 struct Shape {
@@ -197,6 +235,12 @@ enum Fill {
     Embedding,
     /// The router of this layer.
     Router(usize),
+    /// About 0, in F32.
+    Little,
+    /// Below 0, in F32: what decays are made of.
+    Decay,
+    /// Different numbers of experts for each token, of so many.
+    Experts(u64),
 }
 
 struct Tensor {
@@ -234,19 +278,95 @@ fn main() -> ExitCode {
 
 /// Writes the model that `args` ask for.
 fn write(args: &Args) -> Result<()> {
-    let shape = Shape::new(args.preset, &args.shape);
+    if let Some(make) = args.arch.published() {
+        return write_published(args, make);
+    }
+    let shape = Shape::new(args.preset.unwrap_or(Preset::Mid), &args.shape);
     shape.check()?;
+    if args.shape.table_rows.is_some() {
+        return Err(Error::request("--table-rows", "an architecture with a table of n-grams", args.arch.name()));
+    }
     for (layers, _) in &args.ltype {
         if layers.is_empty() || *layers.end() >= shape.layers {
             let got = format!("{}-{}", layers.start(), layers.end());
             return Err(Error::request("--ltype", format!("layers from 0 to {}", shape.layers - 1), got));
         }
     }
-    let start = Instant::now();
     let tensors = tensors(args, &shape);
     let mut header = GgufWriter::new(&args.out, args.force)?;
     metadata(args, &shape, &mut header)?;
-    for t in &tensors {
+    write_tensors(args, shape.embd, &tensors, header)
+}
+
+/// Writes a model of a published shape.
+fn write_published(args: &Args, make: fn(&published::Choices) -> published::Header) -> Result<()> {
+    let Overrides { layers, vocab, table_rows, .. } = args.shape;
+    let arch = args.arch.name();
+    if args.shape.strange() || !args.ltype.is_empty() || args.preset.is_some() {
+        return Err(Error::request(
+            "the shape",
+            format!("only --layers and --vocab for {arch}, and --table-rows where it has a table of n-grams"),
+            "other options",
+        ));
+    }
+    if let Some(n) = vocab.filter(|&n| n < vocab::LEAST) {
+        return Err(Error::request("--vocab", format!("at least {}", vocab::LEAST), n));
+    }
+    if let Some(n) = layers.filter(|&n| n < 4) {
+        return Err(Error::request("--layers", "at least 4, so that there is one of each kind", n));
+    }
+    if table_rows.is_some() && args.arch != Arch::Qwen4exp {
+        return Err(Error::request("--table-rows", "an architecture with a table of n-grams", arch));
+    }
+    let table_rows = table_rows.unwrap_or(TABLE_ROWS);
+    if table_rows < 17 {
+        return Err(Error::request("--table-rows", "at least 17", table_rows));
+    }
+    let types = [args.etype, args.dtype.unwrap_or(args.etype), args.atype, args.otype];
+    let model = make(&published::Choices { layers, vocab, table_rows, types });
+    let mut header = GgufWriter::new(&args.out, args.force)?;
+    for (key, value) in &model.meta {
+        header.meta(key, value.clone())?;
+    }
+    header.meta("general.name", format!("synth {arch}"))?;
+    header.meta("general.quantization_version", 2u32)?;
+    vocab::write(model.vocab, &mut header)?;
+    let tensor = |(name, dims, ty): &(String, Vec<u64>, GgmlType)| {
+        let fill = fill_of(name, dims, *ty, &model);
+        Tensor { name: name.clone(), dims: dims.clone(), ty: *ty, fill }
+    };
+    let tensors: Vec<_> = model.tensors.iter().map(tensor).collect();
+    let n_embd = tensors[0].dims[0] as usize;
+    write_tensors(args, n_embd, &tensors, header)
+}
+
+/// Rows of Qwen3.8-Flash-Next's table for each head: 51 billion parameters.
+const TABLE_ROWS: u64 = 12_450_000;
+
+/// What a tensor of a published shape is filled with.
+fn fill_of(name: &str, dims: &[u64], ty: GgmlType, model: &published::Header) -> Fill {
+    let layer = || name.split('.').nth(1).and_then(|n| n.parse().ok()).expect("a layer's tensor");
+    let root = (dims[0] as f32).sqrt();
+    match name {
+        "token_embd.weight" => Fill::Embedding,
+        "per_layer_token_embd.weight" => Fill::Random(1.0),
+        _ if ty == GgmlType::I32 => Fill::Experts(model.experts_per_layer()),
+        _ if name.contains("norm") || name.ends_with("_scale.weight") => Fill::Norm,
+        _ if name.ends_with("ffn_gate_inp.weight") => Fill::Router(layer()),
+        _ if name.ends_with("ssm_a") => Fill::Decay,
+        _ if dims.len() == 1 => Fill::Little,
+        // Less than the rest, or the persistent direction would drown.
+        _ if ["attn_output", "attn_output_b", "ssm_out", "shortconv.out_proj"].iter().any(|out| name.contains(out)) => {
+            Fill::Random(0.3 / root)
+        }
+        _ => Fill::Random(1.0 / root),
+    }
+}
+
+/// Writes tensors behind a header that has its keys.
+fn write_tensors(args: &Args, n_embd: usize, tensors: &[Tensor], mut header: GgufWriter) -> Result<()> {
+    let start = Instant::now();
+    for t in tensors {
         header.tensor(&t.name, &t.dims, t.ty)?;
     }
     let sizes: Vec<u64> = tensors.iter().map(bytes).collect();
@@ -254,7 +374,7 @@ fn write(args: &Args) -> Result<()> {
     let style = ProgressStyle::with_template("{bytes} of {total_bytes} {wide_bar} {bytes_per_sec}, {eta} left");
     let bar = ProgressBar::new(total).with_style(style.expect("the template is sound"));
 
-    let mut filler = Filler::new(args, &shape, &tensors);
+    let mut filler = Filler::new(args, n_embd, tensors);
     let mut out = header.start()?;
     for (tensor, bytes) in tensors.iter().zip(sizes) {
         out.begin(&tensor.name)?;
@@ -355,9 +475,9 @@ struct Filler<'a> {
 }
 
 impl<'a> Filler<'a> {
-    fn new(args: &'a Args, s: &Shape, tensors: &[Tensor]) -> Self {
+    fn new(args: &'a Args, n_embd: usize, tensors: &[Tensor]) -> Self {
         let mut rng = Rng::new(args.seed.wrapping_add(77));
-        let mut u: Vec<f32> = (0..s.embd).map(|_| rng.normal()).collect();
+        let mut u: Vec<f32> = (0..n_embd).map(|_| rng.normal()).collect();
         let length = u.iter().map(|x| x * x).sum::<f32>().sqrt();
         u.iter_mut().for_each(|x| *x /= length);
         let mut largest: Vec<(GgmlType, u64)> = Vec::new();
@@ -380,6 +500,9 @@ impl<'a> Filler<'a> {
             Fill::Norm => out.write(&f32s(&self.norm(&t.name, t.dims[0] as usize))),
             Fill::Embedding => self.embedding(t.dims[1] as usize, out),
             Fill::Router(layer) => out.write(&f32s(&self.router(layer, t.dims[1] as usize))),
+            Fill::Little => out.write(&f32s(&self.drawn(&t.name, t.dims[0] as usize, |x| 0.1 * x))),
+            Fill::Decay => out.write(&f32s(&self.drawn(&t.name, t.dims[0] as usize, |x| -(0.3 * x).exp()))),
+            Fill::Experts(n) => self.experts(t, n as usize, out),
         }
     }
 
@@ -402,9 +525,28 @@ impl<'a> Filler<'a> {
     }
 
     fn norm(&self, name: &str, n: usize) -> Vec<f32> {
-        let seed = name.bytes().fold(self.args.seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        let mut rng = Rng::new(seed);
-        (0..n).map(|_| 1.0 + 0.05 * rng.normal()).collect()
+        self.drawn(name, n, |x| 1.0 + 0.05 * x)
+    }
+
+    /// Numbers made of draws that the tensor's name decides.
+    fn drawn(&self, name: &str, n: usize, of: impl Fn(f32) -> f32) -> Vec<f32> {
+        let mut rng = self.rng(name);
+        (0..n).map(|_| of(rng.normal())).collect()
+    }
+
+    fn rng(&self, name: &str) -> Rng {
+        Rng::new(name.bytes().fold(self.args.seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
+    }
+
+    /// Rows of different numbers below `n_expert`.
+    fn experts(&self, t: &Tensor, n_expert: usize, out: &mut TensorWriter) -> Result<()> {
+        let (mut rng, used) = (self.rng(&t.name), t.dims[0] as usize);
+        let mut ids: Vec<i32> = (0..n_expert as i32).collect();
+        for _ in 0..t.dims[1] {
+            (0..used).for_each(|i| ids.swap(i, i + rng.below(n_expert - i)));
+            out.write(ids[..used].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>().as_slice())?;
+        }
+        Ok(())
     }
 
     fn embedding(&self, n_vocab: usize, out: &mut TensorWriter) -> Result<()> {
@@ -456,167 +598,5 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use hotset::{
-        expert::{ExpertStore, Scope},
-        gguf::Gguf,
-        io::Layout,
-        session::{Options, Session, make_plan},
-        tokenizer::Tokenizer,
-    };
-
-    use super::*;
-
-    fn small(out: &std::path::Path, more: &[&str]) -> Args {
-        let common = "synth --layers 2 --embd 256 --experts 6 --used 2 --ff 256 --heads 4 --kv-heads 2 --head-dim 64";
-        let words = common.split(' ').chain(["--vocab", "300", out.to_str().unwrap()]).chain(more.iter().copied());
-        Args::try_parse_from(words).unwrap()
-    }
-
-    /// Decodes some tokens and returns the spread of each one's logits.
-    fn spreads(path: &std::path::Path) -> Vec<f32> {
-        let options = Options { threads: Some(1), n_ctx: Some(8), ..Options::default() };
-        let mut session = Session::open(Gguf::open(path).unwrap(), &options, &mut |_, _| {}).unwrap();
-        let mut decode = |token| {
-            let logits = session.decode(token).unwrap();
-            assert!(logits.iter().all(|l| l.is_finite()), "token {token}");
-            let mean = logits.iter().sum::<f32>() / logits.len() as f32;
-            (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>() / logits.len() as f32).sqrt()
-        };
-        (0..6).map(|i| decode(i * 37)).collect()
-    }
-
-    #[test]
-    fn a_model_of_every_type_decodes() {
-        let folder = tempfile::tempdir().unwrap();
-        for ty in GgmlType::ALL.iter().filter(|ty| ty.is_computable()) {
-            for arch in ["qwen3moe", "llama"] {
-                let path = folder.path().join(format!("{arch}-{ty}.gguf"));
-                let ty = ty.name();
-                write(&small(&path, &["--etype", ty, "--atype", ty, "--otype", ty, "--arch", arch])).unwrap();
-                for spread in spreads(&path) {
-                    assert!((0.3..3.0).contains(&spread), "{arch} {ty}: logits of spread {spread}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn forty_eight_layers_do_not_explode() {
-        let folder = tempfile::tempdir().unwrap();
-        for skew in ["-1", "0", "0.6"] {
-            let path = folder.path().join(format!("deep{skew}.gguf"));
-            write(&small(&path, &["--layers", "48", "--router-skew", skew])).unwrap();
-            for spread in spreads(&path) {
-                assert!((0.3..3.0).contains(&spread), "skew {skew}: logits of spread {spread}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_file_and_no_file_is_replaced_unasked() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |n: u32| folder.path().join(format!("{n}.gguf"));
-        for (n, seed) in [(1, "5"), (2, "5"), (3, "6")] {
-            write(&small(&path(n), &["--seed", seed])).unwrap();
-        }
-        let read = |n| std::fs::read(path(n)).unwrap();
-        assert!(read(1) == read(2) && read(1) != read(3));
-        assert!(write(&small(&path(1), &[])).is_err());
-        assert!(write(&small(&path(1), &["--force"])).is_ok());
-    }
-
-    #[test]
-    fn text_survives_the_vocabulary() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("v.gguf");
-        write(&small(&path, &[])).unwrap();
-        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
-        let text = "the thing, över there\n";
-        let mut bytes = Vec::new();
-        for token in tokenizer.encode(text, false, false) {
-            tokenizer.append_bytes(token, true, &mut bytes);
-        }
-        assert_eq!(String::from_utf8(bytes).unwrap(), text);
-    }
-
-    /// Each layer's experts count with their own size, in every scope, and no budget changes a bit.
-    #[test]
-    fn mixed_types_are_budgeted_by_each_layer_s_own_size() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mixed.gguf");
-        let types = "--layers 7 --experts 8 --etype IQ3_XXS --dtype IQ4_XS --ltype 0-2=Q6_K --router-skew 0";
-        write(&small(&path, &types.split(' ').collect::<Vec<_>>())).unwrap();
-        let gguf = Gguf::open(&path).unwrap();
-        let blueprint = hotset::arch::blueprint(&gguf).unwrap();
-        let store = ExpertStore::new(&gguf, blueprint.experts()).unwrap();
-        let rows = |ty: GgmlType| 256 * ty.row_bytes(256).unwrap();
-        let large = 3 * rows(GgmlType::Q6_K);
-        let little = 2 * rows(GgmlType::IQ3_XXS) + rows(GgmlType::IQ4_XS);
-        let sizes: Vec<_> = store.layers().iter().map(|layer| layer.expert_bytes()).collect();
-        assert_eq!(sizes, [large, large, large, little, little, little, little]);
-        assert_eq!(store.pools(Scope::Size), [0, 0, 0, 1, 1, 1, 1]);
-        assert_eq!(store.layers()[3].types(), [GgmlType::IQ3_XXS, GgmlType::IQ3_XXS, GgmlType::IQ4_XS].map(Some));
-
-        let options = |scope, memory_bytes| Options {
-            threads: Some(1),
-            n_ctx: Some(16),
-            n_batch: Some(4),
-            process_bytes: Some(0),
-            scope: Some(scope),
-            memory_bytes: Some(memory_bytes),
-            ..Options::default()
-        };
-        let bits = |scope, memory_bytes| -> Vec<u32> {
-            let gguf = Gguf::open(&path).unwrap();
-            let mut session = Session::open(gguf, &options(scope, memory_bytes), &mut |_, _| {}).unwrap();
-            let mut logits = session.feed(&[3, 1, 4, 1, 5, 9], &mut |_| {}).unwrap().to_vec();
-            for token in [2, 6, 5] {
-                logits.extend_from_slice(session.decode(token).unwrap());
-            }
-            logits.iter().map(|x| x.to_bits()).collect()
-        };
-        let plan = |scope, memory_bytes| {
-            make_plan(&gguf, &blueprint, &store, &options(scope, memory_bytes), Layout::Lines).unwrap()
-        };
-        let everything = bits(Scope::Layer, u64::MAX);
-        for scope in [Scope::Layer, Scope::Size, Scope::Global] {
-            let full = plan(scope, u64::MAX);
-            let (smallest, fixed) = (full.smallest_bytes, full.dense_bytes + full.kv_bytes + full.scratch_bytes);
-            // A pool of all layers has slots of the largest expert; the others cost what their experts are, but for alignment.
-            let all = if matches!(scope, Scope::Global) { 7 * 8 * large } else { 8 * (3 * large + 4 * little) };
-            let slots = full.full_bytes - fixed;
-            assert!((all..all + all / 50).contains(&slots), "{scope:?}: {slots} bytes of slots for {all} of experts");
-            for memory_bytes in [smallest, (smallest + full.full_bytes) / 2] {
-                let plan = plan(scope, memory_bytes);
-                let parts = [plan.dense_bytes, plan.kv_bytes, plan.scratch_bytes, plan.slots_bytes];
-                assert!(parts.iter().sum::<u64>() <= memory_bytes, "{scope:?}: {parts:?}");
-                assert!(bits(scope, memory_bytes) == everything, "{scope:?} in {memory_bytes} bytes");
-            }
-        }
-    }
-
-    #[test]
-    fn layers_of_another_type_are_some_there_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("no.gguf");
-        for layers in ["0-2", "2", "1-0"] {
-            let ltype = format!("{layers}=Q6_K");
-            assert!(write(&small(&path, &["--ltype", &ltype])).is_err(), "{layers} of two layers");
-        }
-        for text in ["Q6_K", "0=Q9", "x=Q6_K", "0-=Q6_K"] {
-            assert!(layers_and_type(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn shapes_that_cannot_be_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        for more in [["--used", "7"], ["--kv-heads", "3"], ["--vocab", "100"], ["--ff", "100"]] {
-            let path = folder.path().join("no.gguf");
-            assert!(write(&small(&path, &more)).is_err(), "{more:?}");
-            assert!(!path.exists());
-        }
-        assert!(computable("Q8_1").is_err());
-    }
-}
+#[path = "synth/tests.rs"]
+mod tests;

@@ -137,8 +137,8 @@ fn device(text: &str) -> Result<Choice, String> {
 }
 
 /// A budget of device memory as it was written.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct VramSize(Option<Memory>);
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VramSize(Option<Memory>);
 
 impl fmt::Display for VramSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,16 +162,18 @@ impl FromStr for VramSize {
     }
 }
 
-impl Modes {
-    fn vram(&self) -> Vram {
-        match self.vram.0 {
+impl From<VramSize> for Vram {
+    fn from(size: VramSize) -> Vram {
+        match size.0 {
             None => Vram::Off,
             Some(Memory::Auto) => Vram::Auto,
             Some(Memory::Bytes(n)) => Vram::Bytes(n),
             Some(Memory::Percent(p)) => Vram::Percent(p),
         }
     }
+}
 
+impl Modes {
     /// The library's options for a context of `n_ctx` tokens, with budget and threads left to it.
     ///
     /// # Errors
@@ -204,7 +206,7 @@ impl Modes {
             prefetch: self.prefetch.unwrap_or(default.prefetch),
             fill: self.fill,
             scope: self.scope,
-            vram: self.vram(),
+            vram: self.vram.into(),
             vram_device: self.vram_device.unwrap_or_default(),
             threads: None,
             kernels: kernels()?,

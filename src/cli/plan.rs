@@ -13,7 +13,7 @@ use hotset::{
     blueprint::{Blueprint, Touched},
     expert::{ExpertStore, Scope},
     gguf::Gguf,
-    human_bytes, human_bytes_up,
+    gpu, human_bytes, human_bytes_up,
     id::ExpertId,
     io::{
         Extents, IoKind, Layout,
@@ -23,15 +23,15 @@ use hotset::{
     outlook::{Estimate, Rates, Token, decode, hit_rate},
     policy::PolicyKind,
     prefetch::PrefetchKind,
-    session::{Options, PlainReads, make_plan, plain_reads},
-    simulate::{Compute, Conditions, Drive, Setting, SimPolicy, replay},
+    session::{Options, PlainReads, Vram, make_plan, plain_reads, planned_slots},
+    simulate::{Compute, Conditions, DeviceTier, Drive, Setting, SimPolicy, replay},
     trace::file::TraceReader,
 };
 use serde::Serialize;
 
 use super::{
     Ended,
-    args::{asked_ctx, ctx, kernels},
+    args::{VramSize, asked_ctx, ctx, file_bytes, kernels},
     json, model_file,
     out::{Out, Progress},
     state_notes::state_notes,
@@ -58,6 +58,10 @@ pub struct Args {
     /// Default: the model's types are tried here
     #[arg(long, value_name = "GB/S", value_parser = rate)]
     memory_rate: Option<f64>,
+    /// A graphics card's memory that holds experts too, as run --vram: 6GiB, or 40% of the model's files. What it computes is
+    /// taken to be as fast as the CPU
+    #[arg(long, value_name = "SIZE", default_value = "off")]
+    vram: VramSize,
     /// A trace of this model (`hotset trace`): hit rates are simulated on it instead of guessed
     #[arg(long, value_name = "TRACE")]
     trace: Option<PathBuf>,
@@ -119,6 +123,11 @@ struct Outlook {
     /// Reads from the page cache, where a run here would have all experts in it.
     page_cache_mb_per_second: Option<u64>,
     hit_rates_are: String,
+    /// Slots of all layers in a device's memory.
+    vram_slots: usize,
+    /// Experts of all layers.
+    #[serde(skip)]
+    n_expert: usize,
     /// Weights that a token touches, and the routed experts' part of them.
     token_bytes: u64,
     token_expert_bytes: u64,
@@ -172,7 +181,15 @@ pub fn run(args: &Args) -> Ended {
 /// # Errors
 /// Why it does not run.
 pub fn of_header(file: &Path, name: &str) -> Result<String> {
-    let args = Args { file: file.to_owned(), ctx: None, drive: None, memory_rate: None, trace: None, json: false };
+    let args = Args {
+        file: file.to_owned(),
+        ctx: None,
+        drive: None,
+        memory_rate: None,
+        vram: VramSize::default(),
+        trace: None,
+        json: false,
+    };
     Ok(Outlook::new(&args, name.to_owned())?.text())
 }
 
@@ -184,6 +201,8 @@ struct Case<'a> {
     args: &'a Args,
     token: Token,
     rates: Rates,
+    /// Slots of each layer on a device, or empty.
+    vram: Vec<usize>,
     /// Of a run on this machine, which reads through the page cache where that has room.
     page_cache: Option<Drive>,
 }
@@ -209,21 +228,28 @@ impl Case<'_> {
             (Some(PlainReads::FitThePageCache), Some(page_cache)) => ("page cache", page_cache),
             _ => ("drive", self.rates.drive),
         };
-        let per_layer = slots.iter().sum::<usize>() as f64 / slots.len().max(1) as f64;
+        let mean = |slots: &[usize]| slots.iter().sum::<usize>() as f64 / slots.len().max(1) as f64;
+        let per_layer = mean(&slots);
         let hit_rate = match &self.args.trace {
             Some(trace) => {
+                let tier = DeviceTier { slots: &self.vram, max_rows: gpu::MAX_ROWS, expert_ns: 0 };
                 let setting = Setting {
                     policy: SimPolicy::Live(PolicyKind::default()),
                     scope: Scope::Layer,
                     slots: &slots,
                     fill: false,
                     prefetch: PrefetchKind::Off,
+                    vram: (!self.vram.is_empty()).then_some(tier),
                     conditions: Conditions { drive, compute: Compute::default(), warmup: 0 },
                 };
-                let hits = replay(trace, &setting, None)?.stats.decode.hit_rate().unwrap_or(0.0);
+                let outcome = replay(trace, &setting, None)?;
+                let decode = outcome.stats.decode;
+                // What the device has is wanted, too, and not read.
+                let wanted = outcome.decode_tokens * (slots.len() * self.blueprint.n_expert_used()) as u64;
+                let hits = if wanted == 0 { 0.0 } else { 1.0 - (decode.late + decode.miss) as f64 / wanted as f64 };
                 Estimate { low: hits, expected: hits, high: hits }
             }
-            None => hit_rate(per_layer, self.blueprint.n_expert, self.blueprint.n_expert_used()),
+            None => hit_rate(per_layer + mean(&self.vram), self.blueprint.n_expert, self.blueprint.n_expert_used()),
         };
         let decode_tok_s = decode(self.token, Rates { drive, ..self.rates }, hit_rate);
         let row = Row {
@@ -264,7 +290,8 @@ impl Outlook {
         };
         let ((drive, drive_is), page_cache) = drive_of(args, &gguf, &store);
         let rates = Rates { weights, drive };
-        let case = Case { gguf: &gguf, blueprint: &blueprint, store: &store, args, token, rates, page_cache };
+        let vram = device_slots(args.vram, &gguf, &blueprint, &store)?;
+        let case = Case { gguf: &gguf, blueprint: &blueprint, store: &store, args, token, rates, vram, page_cache };
 
         let (_, whole) = case.slots(u64::MAX)?;
         let (smallest, full) = (whole.smallest_bytes, whole.full_bytes);
@@ -311,6 +338,8 @@ impl Outlook {
                 Some(trace) => format!("simulated on {}, cold start included", trace.display()),
                 None => "between those of long mixed text and of one topic on other models".to_owned(),
             },
+            vram_slots: case.vram.iter().sum(),
+            n_expert: blueprint.n_expert * n_layer,
             token_bytes: token.touched as u64,
             token_expert_bytes: token.experts as u64,
             available_bytes: available,
@@ -371,6 +400,13 @@ impl Outlook {
             self.drive_is,
             self.hit_rates_are
         );
+        if self.vram_slots > 0 {
+            let (slots, all) = (self.vram_slots, self.n_expert);
+            let _ = writeln!(
+                text,
+                "a card's memory holds {slots} of the {all} experts, which count as hits; it is taken to be as fast as the CPU"
+            );
+        }
         let _ = writeln!(
             text,
             "\n{:>10}  {:>11}  {:>15}  {:>10}  {:>10}  {:>19}  {:>10}",
@@ -418,6 +454,17 @@ impl Row {
             if self.next_gib_tok_s > 0.0 { format!("+{}", figure(self.next_gib_tok_s)) } else { "-".to_owned() },
         )
     }
+}
+
+/// Slots of each layer on the device that `--vram` asks for.
+fn device_slots(size: VramSize, gguf: &Gguf, blueprint: &Blueprint, store: &ExpertStore) -> Result<Vec<usize>> {
+    let bytes = match size.into() {
+        Vram::Off => return Ok(Vec::new()),
+        Vram::Bytes(bytes) => bytes,
+        Vram::Percent(percent) => (file_bytes(gguf) as f64 * percent / 100.0) as u64,
+        Vram::Auto => gpu::open(gpu::Choice::Best)?.free_bytes(),
+    };
+    planned_slots(blueprint, store, bytes)
 }
 
 /// Three digits, or all before the point.

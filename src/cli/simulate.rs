@@ -97,6 +97,13 @@ fn text(header: &Header, rows: &[Row]) -> String {
         slots.iter().for_each(|n| text += &format!("{n:>8}"));
         text += &format!("\n{:14}", "share");
         slots.iter().for_each(|&n| text += &format!("{:>7.1}%", n as f64 * 100.0 / header.n_expert as f64));
+        let tier = of.iter().find(|row| row.vram_slots_per_layer > 0);
+        if let Some(row) = tier {
+            let n = row.vram_slots_per_layer;
+            text +=
+                &format!("\n{n} slots per layer in a device's memory; hit rates in memory are of the other experts\n");
+        }
+        text += &table("hit rate in the device's memory in %", &of, |row| tier.and(row.vram_hit_rate));
         text += &table("decode hit rate in %", &of, |row| row.hit_rate);
         if of.iter().all(|row| row.hit_rate.is_none()) {
             text += "\nnothing counts: no token was decoded in the trace\n";

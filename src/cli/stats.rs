@@ -124,8 +124,9 @@ impl Device {
     /// Of a session that uses one.
     pub fn of(session: &Session<Cpu>) -> Option<Self> {
         let (slots, (device, slots_bytes, upload_bytes)) = (session.vram()?, session.vram_device()?);
-        let &VramStats { hit, miss, uploads, evictions } = slots.stats();
-        let hit_rate = (hit + miss > 0).then(|| hit as f64 / (hit + miss) as f64);
+        let stats = slots.stats();
+        let &VramStats { hit, miss, uploads, evictions } = stats;
+        let hit_rate = stats.hit_rate();
         let slots = slots.n_slot();
         Some(Self { device, slots, slots_bytes, hit, miss, hit_rate, uploads, upload_bytes, evictions })
     }

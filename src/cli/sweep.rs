@@ -12,10 +12,10 @@ use std::{
 use hotset::{
     Error, Result,
     expert::{LayerHits, Scope},
-    machine,
+    gpu, machine,
     prefetch::PrefetchKind,
     simulate::{
-        self, Compute, Conditions, Detail, Drive, Row, Setting, SimPolicy, SlotSpec,
+        self, Compute, Conditions, Detail, DeviceTier, Drive, Row, Setting, SimPolicy, SlotSpec,
         decompose::{self, Decomposition},
     },
     trace::file::Header,
@@ -33,14 +33,15 @@ use super::{
 pub struct Sweep {
     /// Slots a layer: numbers, or shares of the layer's experts. Default: twelve sizes, from the experts that a token
     /// uses to all
-    #[arg(
-        long,
-        requires = "trace",
-        value_name = "LIST",
-        value_delimiter = ',',
-        value_parser = |text: &str| text.parse::<SlotSpec>().map_err(|_| "expected a number, or a share such as 25%")
-    )]
+    #[arg(long, alias = "memory", requires = "trace", value_name = "LIST", value_delimiter = ',', value_parser = slot_spec)]
     slots: Vec<SlotSpec>,
+    /// A second tier in a device's memory with so many slots a layer, or a share of its experts, as run --vram has it. The
+    /// engine's own policies take part, the oracles do not
+    #[arg(long, requires = "trace", value_name = "N", value_parser = slot_spec)]
+    vram: Option<SlotSpec>,
+    /// Computing of an expert on that device, in microseconds, beside the CPU. Default: as --expert-us
+    #[arg(long, requires = "vram", value_name = "US", value_parser = micros)]
+    vram_us: Option<f64>,
     /// Policies by name, `default` or `all`; besides the engine's own there are belady, belady-bypass, static-oracle, random
     #[arg(long, requires = "trace", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
@@ -95,6 +96,8 @@ struct Job {
     slots: Vec<usize>,
     prefetch: PrefetchKind,
     fill: bool,
+    /// Slots of each layer on the device.
+    vram: Option<Vec<usize>>,
 }
 
 /// A run's row, and what decoding found in each MoE layer: nothing for the bounds that are no caches.
@@ -127,9 +130,8 @@ impl Sweep {
     /// # Errors
     /// Options that leave nothing to run, a trace that cannot be read.
     pub fn run(&self, trace: &Path, header: &Header, conditions: Conditions) -> Result<(Vec<Run>, Effort), Stop> {
-        let jobs =
-            self.jobs(header, &SimPolicy::choose(&self.policy).map_err(|e| Stop::usage(format!("--policy {e}")))?)?;
-        let (runs, effort) = work(trace, header, conditions, &jobs)?;
+        let jobs = self.jobs(header, &self.policies()?)?;
+        let (runs, effort) = self.work(trace, header, conditions, &jobs)?;
         let (mut rows, layers): (Vec<Row>, Vec<_>) = runs.into_iter().map(|(row, detail)| (row, detail.layers)).unzip();
         simulate::compare(&mut rows);
         Ok((rows.into_iter().zip(layers).collect(), effort))
@@ -146,7 +148,7 @@ impl Sweep {
         conditions: Conditions,
     ) -> Result<(Vec<Decomposition>, Effort), Stop> {
         let policies = decompose::policies();
-        let (runs, effort) = work(trace, header, conditions, &self.jobs(header, &policies)?)?;
+        let (runs, effort) = self.work(trace, header, conditions, &self.jobs(header, &policies)?)?;
         Ok((runs.chunks(policies.len()).filter_map(decompose::decompose).collect(), effort))
     }
 
@@ -168,7 +170,7 @@ impl Sweep {
                 )
             })?,
         };
-        let or = |us: Option<f64>, ns| us.map_or(ns, |us| (us * 1e3).round() as u64);
+        let or = |us: Option<f64>, ns| us.map_or(ns, nanoseconds);
         let compute = Compute {
             layer_ns: or(self.layer_us, measured.layer_ns),
             layer_wait_ns: or(self.layer_wait_us, measured.layer_wait_ns),
@@ -181,8 +183,22 @@ impl Sweep {
         Ok(Conditions { drive, compute, warmup: self.warmup })
     }
 
+    /// Policies to run.
+    fn policies(&self) -> Result<Vec<SimPolicy>, Stop> {
+        let mut policies = SimPolicy::choose(&self.policy).map_err(|e| Stop::usage(format!("--policy {e}")))?;
+        if self.vram.is_some() {
+            policies.retain(|policy| matches!(policy, SimPolicy::Live(_)));
+            if policies.is_empty() {
+                return Err(Stop::usage("--vram: needs one of the engine's own policies".to_owned()));
+            }
+        }
+        Ok(policies)
+    }
+
     fn jobs(&self, header: &Header, policies: &[SimPolicy]) -> Result<Vec<Job>, Stop> {
         let counts = self.counts(header)?;
+        let vram =
+            self.vram.as_ref().map(|spec| vec![spec.count(header.n_expert).min(header.n_expert); header.n_layer]);
         let mut jobs = Vec::new();
         for &scope in &self.scope {
             for &prefetch in &self.prefetch {
@@ -194,6 +210,7 @@ impl Sweep {
                         slots: slots.clone(),
                         prefetch,
                         fill: self.fill,
+                        vram: vram.clone(),
                     }));
                 }
             }
@@ -221,55 +238,64 @@ impl Sweep {
         }
         Ok(counts)
     }
-}
 
-/// Runs the jobs on all cores; runs in the jobs' order.
-fn work(trace: &Path, header: &Header, conditions: Conditions, jobs: &[Job]) -> Result<(Vec<(Row, Detail)>, Effort)> {
-    let needed = jobs.iter().any(|j| j.policy.needs_future());
-    let future = needed.then(|| simulate::future(trace)).transpose()?;
-    let threads = machine::cores().threads().min(jobs.len());
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
-    let bar = Progress::runs("simulating", false);
-    let one = |job: &Job| {
-        let setting = Setting {
-            policy: job.policy,
-            scope: job.scope,
-            slots: &job.slots,
-            fill: job.fill,
-            prefetch: job.prefetch,
-            conditions,
+    /// Runs the jobs on all cores; runs in the jobs' order.
+    fn work(
+        &self,
+        trace: &Path,
+        header: &Header,
+        conditions: Conditions,
+        jobs: &[Job],
+    ) -> Result<(Vec<(Row, Detail)>, Effort)> {
+        let needed = jobs.iter().any(|j| j.policy.needs_future());
+        let future = needed.then(|| simulate::future(trace)).transpose()?;
+        let threads = machine::cores().threads().min(jobs.len());
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
+        let bar = Progress::runs("simulating", false);
+        let expert_ns = self.vram_us.map_or(conditions.compute.expert_ns, nanoseconds);
+        let one = |job: &Job| {
+            let vram = job.vram.as_deref().map(|slots| DeviceTier { slots, max_rows: gpu::MAX_ROWS, expert_ns });
+            let setting = Setting {
+                policy: job.policy,
+                scope: job.scope,
+                slots: &job.slots,
+                fill: job.fill,
+                prefetch: job.prefetch,
+                vram,
+                conditions,
+            };
+            let start = Instant::now();
+            let (outcome, detail) = simulate::replay_in_detail(trace, &setting, future.as_ref())?;
+            let total = outcome.stats.total();
+            let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
+            let row = Row::new(&setting, header, &outcome, detail.foresight.clone());
+            Ok(((row, detail), effort))
         };
-        let start = Instant::now();
-        let (outcome, detail) = simulate::replay_in_detail(trace, &setting, future.as_ref())?;
-        let total = outcome.stats.total();
-        let effort = Effort { requests: total.hit + total.late + total.miss, busy: start.elapsed() };
-        let row = Row::new(&setting, header, &outcome, detail.foresight.clone());
-        Ok(((row, detail), effort))
-    };
-    std::thread::scope(|s| {
-        for _ in 0..threads {
-            s.spawn(|| {
-                while let Some((i, job)) = {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    jobs.get(i).map(|job| (i, job))
-                } {
-                    let run: Result<((Row, Detail), Effort)> = one(job);
-                    let mut done = done.lock().expect("no thread panics while it holds the runs");
-                    done.push((i, run));
-                    bar.set(done.len() as u64, jobs.len() as u64);
-                }
-            });
+        std::thread::scope(|s| {
+            for _ in 0..threads {
+                s.spawn(|| {
+                    while let Some((i, job)) = {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        jobs.get(i).map(|job| (i, job))
+                    } {
+                        let run: Result<((Row, Detail), Effort)> = one(job);
+                        let mut done = done.lock().expect("no thread panics while it holds the runs");
+                        done.push((i, run));
+                        bar.set(done.len() as u64, jobs.len() as u64);
+                    }
+                });
+            }
+        });
+        let mut runs = done.into_inner().expect("no thread panicked");
+        runs.sort_by_key(|(i, _)| *i);
+        let (mut all, mut effort) = (Vec::with_capacity(runs.len()), Effort::default());
+        for (_, run) in runs {
+            let (run, one) = run?;
+            all.push(run);
+            effort.add(one);
         }
-    });
-    let mut runs = done.into_inner().expect("no thread panicked");
-    runs.sort_by_key(|(i, _)| *i);
-    let (mut all, mut effort) = (Vec::with_capacity(runs.len()), Effort::default());
-    for (_, run) in runs {
-        let (run, one) = run?;
-        all.push(run);
-        effort.add(one);
+        Ok((all, effort))
     }
-    Ok((all, effort))
 }
 
 /// What good drives of the kind give to reads of an expert's size.
@@ -291,6 +317,15 @@ pub fn drive(text: &str) -> Result<Drive, String> {
         }
     };
     Ok(Drive { latency_ns: latency_us * 1000, bytes_per_us, depth })
+}
+
+fn slot_spec(text: &str) -> Result<SlotSpec, &'static str> {
+    text.parse().map_err(|_| "expected a number, or a share such as 25%")
+}
+
+/// Of microseconds.
+fn nanoseconds(us: f64) -> u64 {
+    (us * 1e3).round() as u64
 }
 
 fn micros(text: &str) -> Result<f64, String> {

@@ -12,6 +12,7 @@ mod vram;
 pub use options::{Options, Vram, make_plan};
 pub use read_path::{PlainReads, plain_reads};
 pub use timing::Timing;
+pub use vram::planned_slots;
 
 use std::{
     path::PathBuf,
@@ -103,7 +104,7 @@ impl<B: Backend> Engine<B> {
         Self::start(gguf, options, backend, trace, engine, gpu::open, progress)
     }
 
-    /// [`Engine::with_backend`] without a trace, with a device of the caller's choice where [`Options::vram`] asks for one.
+    /// [`Engine::with_backend`] with a device of the caller's choice where [`Options::vram`] asks for one.
     ///
     /// # Errors
     /// As [`Engine::open`].
@@ -111,11 +112,12 @@ impl<B: Backend> Engine<B> {
         gguf: Gguf,
         options: &Options,
         backend: B,
+        trace: Box<dyn TraceSink>,
         device: Box<dyn Device>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let engine = |gguf: &_, blueprint: &_, store: &_| read_path::choose(gguf, blueprint, store, options);
-        Self::start(gguf, options, backend, Box::new(()), engine, |_| Ok(device), progress)
+        Self::start(gguf, options, backend, trace, engine, |_| Ok(device), progress)
     }
 
     /// [`Engine::with_backend`] with a read engine of the caller's choice, made on the model's files.

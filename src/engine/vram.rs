@@ -50,6 +50,28 @@ pub fn prepare(
     Some(ready())
 }
 
+/// Slots of each MoE layer that a device would give in `bytes` of its memory, apart from what its driver takes.
+///
+/// # Errors
+/// Experts that no device computes, or a budget without room for one.
+pub fn planned_slots(m: &Blueprint, store: &ExpertStore, bytes: u64) -> Result<Vec<usize>> {
+    let sizes: Vec<_> = shapes(m, store)?.iter().map(Shape::slot_bytes).collect();
+    let scratch = limits(m).scratch_bytes();
+    let slots = device_slots(&sizes, store.n_expert(), bytes.saturating_sub(scratch));
+    if slots.iter().all(|&n| n == 0) {
+        let least = scratch + sizes.iter().min().copied().unwrap_or(0);
+        return Err(no_room(bytes, least));
+    }
+    Ok(slots)
+}
+
+fn no_room(budget: u64, least: u64) -> Error {
+    Error::invalid(format!(
+        "--vram: {} hold no expert beside what the device needs itself: that takes {least} bytes",
+        human_bytes(budget)
+    ))
+}
+
 fn limits(m: &Blueprint) -> Limits {
     let n_ff = m.experts().map(|set| set.n_ff).max().unwrap_or(0);
     Limits { rows: MAX_ROWS, n_expert_used: m.n_expert_used(), n_embd: m.n_embd, n_ff }
@@ -84,10 +106,7 @@ pub fn open(mut ffns: Ffns, options: &Options, m: &Blueprint, store: &ExpertStor
     let n_wanted: usize = wanted.iter().sum();
     if n_wanted == 0 {
         let least = taken + sizes.iter().min().copied().unwrap_or(0);
-        return Err(Error::invalid(format!(
-            "--vram: {} hold no expert beside what the device needs itself: that takes {least} bytes",
-            human_bytes(budget)
-        )));
+        return Err(no_room(budget, least));
     }
     let stays = options.vram_device != Choice::Best;
     let (tier, slots) = allocate(ffns, &shapes, wanted, stays)?;

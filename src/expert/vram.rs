@@ -31,6 +31,24 @@ pub struct VramStats {
     pub evictions: u64,
 }
 
+impl VramStats {
+    /// What was counted after `before`.
+    pub fn since(&self, before: &VramStats) -> VramStats {
+        VramStats {
+            hit: self.hit - before.hit,
+            miss: self.miss - before.miss,
+            uploads: self.uploads - before.uploads,
+            evictions: self.evictions - before.evictions,
+        }
+    }
+
+    /// hit / (hit + miss); `None` where nothing was wanted.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let all = self.hit + self.miss;
+        (all > 0).then(|| self.hit as f64 / all as f64)
+    }
+}
+
 /// See the module.
 pub struct DeviceSlots {
     shape: CacheShape,
@@ -63,6 +81,11 @@ impl DeviceSlots {
             stats: VramStats::default(),
             shape,
         }
+    }
+
+    /// Slots of each MoE layer.
+    pub fn by_layer(&self) -> &[usize] {
+        &self.shape.slots
     }
 
     /// Slots of all layers.

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    expert::{CacheStats, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope},
+    expert::{CacheStats, DeviceSlots, ExpertCache, ExpertStore, Experts, LayerHits, Pace, Scope, VramStats},
     id::ExpertId,
     io::{SimClock, SimIo},
     policy::{Belady, CachePolicy, CacheShape, Future, PolicyKind, Random, Window},
@@ -164,6 +164,17 @@ pub struct Conditions {
     pub warmup: u64,
 }
 
+/// A second tier of experts, in a device's memory: those that have a slot there are computed on it, beside the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceTier<'a> {
+    /// Slots of each MoE layer.
+    pub slots: &'a [usize],
+    /// Events of more rows are none of the device's.
+    pub max_rows: usize,
+    /// Of each expert that it computes. One follows another, while the CPU goes on.
+    pub expert_ns: u64,
+}
+
 /// One run of the simulator.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
@@ -177,6 +188,8 @@ pub struct Setting<'a> {
     pub prefetch: PrefetchKind,
     /// Whether free slots fill while the drive is idle: what the bounds cannot do.
     pub fill: bool,
+    /// A device's slots, for policies that the engine has.
+    pub vram: Option<DeviceTier<'a>>,
     /// Drive, computing, warm-up.
     pub conditions: Conditions,
 }
@@ -186,6 +199,8 @@ pub struct Setting<'a> {
 pub struct Outcome {
     /// What the cache counted.
     pub stats: CacheStats,
+    /// What the device's slots counted; 0 without a device.
+    pub vram: VramStats,
     /// Tokens that were decoded.
     pub decode_tokens: u64,
     /// Virtual time in decoding; 0 for what is no cache.
@@ -243,7 +258,7 @@ pub fn replay(trace: &Path, setting: &Setting<'_>, future: Option<&Arc<Future>>)
 }
 
 /// What a replay had counted at some time.
-type Before = (CacheStats, Vec<LayerHits>, Pace);
+type Before = (CacheStats, VramStats, Vec<LayerHits>, Pace);
 
 /// What [`replay_in_detail`] tells beside the outcome; nothing for the bounds that are no caches.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -317,6 +332,11 @@ fn through_cache(
     let cache = ExpertCache::with_policy(store, setting.scope, setting.slots, build, Box::new(io))?;
     let mut experts = Experts::new(cache, prefetcher, Box::new(Computing(clock.clone(), compute.shared_ns)));
     experts.fill_free_slots(setting.fill);
+    if let (Some(tier), SimPolicy::Live(kind)) = (setting.vram, setting.policy) {
+        experts.use_vram(DeviceSlots::new(tier.slots, header.n_expert, kind, tier.max_rows));
+    }
+    let device_ns = setting.vram.map_or(0, |tier| tier.expert_ns);
+    let vram_stats = |experts: &Experts| experts.vram().map_or(VramStats::default(), |slots| *slots.stats());
     let (mut outcome, mut warmup) = (Outcome::default(), WarmUp::new(warmup));
     // What it had counted when the warm-up was over.
     let mut before: Option<Before> = None;
@@ -325,7 +345,8 @@ fn through_cache(
     while let Some(event) = trace.next_event()? {
         let (start, counts) = (clock.now_ns(), warmup.is_over(event));
         if counts && before.is_none() {
-            before = Some((*experts.stats(), experts.cache().by_layer().to_vec(), *experts.pace()));
+            before =
+                Some((*experts.stats(), vram_stats(&experts), experts.cache().by_layer().to_vec(), *experts.pace()));
         }
         if event.phase == Phase::Decode && event.layer == 0 {
             clock.advance(compute.token_ns);
@@ -333,6 +354,7 @@ fn through_cache(
         clock.advance(compute.layer(waited));
         let stalls = experts.stats().decode.stall_ns;
         experts.request(event);
+        let device_done = clock.now_ns() + device_ns * experts.vram().map_or(0, |slots| slots.hits().len() as u64);
         reuse.add(event, experts.cache().absent(), counts);
         if counts {
             quality.add(event, experts.cache().absent(), experts.guesses());
@@ -343,8 +365,12 @@ fn through_cache(
             if ready.is_empty() {
                 break;
             }
+            for &id in &ready {
+                experts.promote(id);
+            }
             clock.advance(compute.hand_out(ready.len(), experts.stats().total().stall_ns > before));
         }
+        clock.advance(device_done.saturating_sub(clock.now_ns()));
         waited = experts.stats().decode.stall_ns - stalls;
         let ns = clock.now_ns() - start;
         if !counts {
@@ -359,10 +385,11 @@ fn through_cache(
     }
     warmup.finish()?;
     let mut layers = experts.cache().by_layer().to_vec();
-    let (stats, layers_before, pace) =
-        before.unwrap_or_else(|| (CacheStats::default(), layers.clone(), Pace::default()));
+    let (stats, vram, layers_before, pace) =
+        before.unwrap_or_else(|| (CacheStats::default(), VramStats::default(), layers.clone(), Pace::default()));
     layers.iter_mut().zip(&layers_before).for_each(|(layer, before)| *layer = layer.since(before));
     outcome.stats = experts.stats().since(&stats);
+    outcome.vram = vram_stats(&experts).since(&vram);
     let (pace, foresight) = (experts.pace().since(&pace), quality.recall());
     Ok((outcome, Detail { layers, pace, foresight, reuse: reuse.bins() }))
 }
@@ -414,6 +441,14 @@ pub struct Row {
     pub budget_bytes: Option<u64>,
     /// Decoded tokens.
     pub tokens: u64,
+    /// Slots of a layer in a device's memory; 0 without one.
+    pub vram_slots_per_layer: usize,
+    /// Computed on the device, both phases, an expert once per event; `hit`, `late` and `miss` are of the others.
+    pub vram_hit: u64,
+    /// vram_hit / what the events that the device takes part in wanted.
+    pub vram_hit_rate: Option<f64>,
+    /// Copied to the device.
+    pub vram_uploads: u64,
     /// While decoding, as are the next four.
     pub hit: u64,
     /// Asked for while the read was in flight.
@@ -481,6 +516,10 @@ impl Row {
             share: per_layer as f64 / *n_expert as f64,
             budget_bytes: (largest > 0).then_some(budget),
             tokens: outcome.decode_tokens,
+            vram_slots_per_layer: setting.vram.map_or(0, |tier| tier.slots.iter().sum::<usize>() / (*n_layer).max(1)),
+            vram_hit: outcome.vram.hit,
+            vram_hit_rate: outcome.vram.hit_rate(),
+            vram_uploads: outcome.vram.uploads,
             hit: decode.hit,
             late: decode.late,
             miss: decode.miss,

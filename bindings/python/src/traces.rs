@@ -86,7 +86,7 @@ pub fn run_sweep<'py>(py: Python<'py>, path: PathBuf, sweep: Sweep) -> PyResult<
         let mut of_policy = Vec::new();
         for &n in &counts {
             let slots = simulate::slots(scope, n, &header);
-            let setting = Setting { policy, scope, slots: &slots, prefetch, fill: false, conditions };
+            let setting = Setting { policy, scope, slots: &slots, prefetch, fill: false, vram: None, conditions };
             let outcome = py.detach(|| simulate::replay(&path, &setting, future.as_ref())).or_raise(py)?;
             of_policy.push(Row::new(&setting, &header, &outcome, Vec::new()));
             py.check_signals()?;
