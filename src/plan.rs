@@ -6,7 +6,7 @@
 
 use crate::{
     Error, Result,
-    backend::cpu::attention_bytes,
+    backend::{AttentionBytes, AttentionShape},
     blueprint::{Blueprint, Compressed, Gqa, Heads},
     expert::{ExpertStore, Scope},
     human_bytes, human_bytes_up,
@@ -80,6 +80,8 @@ pub struct Needs {
     pub process_bytes: u64,
     /// Compute threads.
     pub threads: usize,
+    /// What the backend's attention works in.
+    pub attention_bytes: AttentionBytes,
 }
 
 /// The split. Bytes but where the name says otherwise.
@@ -141,10 +143,13 @@ impl<'a> Costs<'a> {
         let (parallel, n_layer, n_expert) = (needs.parallel.max(1), store.layers().len(), store.n_expert());
         let attention = |gqa: &Gqa| {
             let Heads { n_head, k, v, .. } = gqa.heads;
-            attention_bytes(needs.threads, n_head, k, v, needs.n_ctx)
+            let shape = AttentionShape { n_head, head_k: k, head_v: v, n_ctx: needs.n_ctx };
+            (needs.attention_bytes)(needs.threads, shape)
         };
         let compressed = |part: &Compressed| {
-            attention_bytes(needs.threads, part.n_head, part.head, part.head, part.most_rows(needs.n_ctx))
+            let (head, n_ctx) = (part.head, part.most_rows(needs.n_ctx));
+            let shape = AttentionShape { n_head: part.n_head, head_k: head, head_v: head, n_ctx };
+            (needs.attention_bytes)(needs.threads, shape)
         };
         let attention = m.attentions().map(attention).chain(m.compressed().map(compressed)).max().unwrap_or(0);
         let undo = Sequence::checkpoint_bytes(m, needs.kv, needs.n_ctx, 1)?.min(u64::MAX / 64);

@@ -89,6 +89,22 @@ const ROOTS: &[&str] = &["lib", "main", "cli", "serve"];
 const ROOT_ITEMS: &[(&str, Option<&str>)] =
     &[("Error", Some("error")), ("Result", Some("error")), ("human_bytes", None), ("human_bytes_up", None)];
 
+/// What single files, or all that begin so, must not name although their module may: paths of one name under the crate's root, or
+/// of two that follow each other.
+const FILES_MUST_NOT_NAME: &[(&str, &[&[&str]])] = &[
+    // A cache asks a source for experts by id, and knows neither what their bytes mean nor where they lie.
+    ("src/expert/cache", &[&["quant"], &["io", "Extent"], &["io", "Extents"], &["io", "Files"], &["io", "Read"]]),
+    ("src/expert/source.rs", &[&["quant"], &["policy"], &["prefetch"]]),
+    // Layouts and memory are each backend's own.
+    ("src/model", &[&["backend", "cpu"]]),
+    ("src/plan.rs", &[&["backend", "cpu"]]),
+    ("src/engine/options.rs", &[&["backend", "cpu"]]),
+    (
+        "src/backend/reference.rs",
+        &[&["super", "cpu"], &["backend", "cpu"], &["quant", "ActRow"], &["quant", "interleaved"]],
+    ),
+];
+
 /// Parts of the standard library that a module must not see.
 const MUST_NOT_SEE: &[(&str, &[&str])] = &[
     ("outlook", &["env", "fs", "io", "net", "path", "process", "sync", "thread", "time"]),
@@ -319,6 +335,82 @@ fn wrong_uses(path: &Path, source: &str) -> Vec<String> {
     wrong
 }
 
+/// Whether `second` follows `first` in a path, or is a branch of a `{…}` that does.
+fn names(tokens: &[(usize, Token)], first: &str, second: &str) -> Option<usize> {
+    let starts = |&i: &usize| word(tokens, i) == Some(first) && colons(tokens, i + 1);
+    (0..tokens.len()).filter(starts).find(|&i| branches(tokens, i + 3).iter().any(|b| b == second)).map(|i| tokens[i].0)
+}
+
+/// What a file names that it must not.
+fn wrong_paths(path: &Path, source: &str) -> Vec<String> {
+    let (name, tokens, depth) = (path.to_str().expect("ASCII names"), tokens(source), module_of(path).1);
+    let mut wrong = Vec::new();
+    for (_, unnamed) in FILES_MUST_NOT_NAME.iter().filter(|(file, _)| name.starts_with(file)) {
+        for banned in *unnamed {
+            let line = match **banned {
+                [first, second] => names(&tokens, first, second),
+                [only] => {
+                    let inside = reached(&tokens, "crate").into_iter().chain(reached_by_super(&tokens, depth));
+                    inside.into_iter().find(|(_, module)| module == only).map(|(line, _)| line)
+                }
+                _ => unreachable!("paths of one name or two"),
+            };
+            wrong.extend(line.map(|line| format!("{name}:{line}: must not name {}", banned.join("::"))));
+        }
+    }
+    wrong
+}
+
+/// Parameters of a function at most, `self` among them.
+const MAX_PARAMETERS: usize = 7;
+
+/// Functions of the model with too many parameters.
+fn wrong_parameters(path: &Path, source: &str) -> Vec<String> {
+    if module_of(path).0 != "model" {
+        return Vec::new();
+    }
+    let tokens = tokens(source);
+    let functions = (0..tokens.len()).filter(|&i| word(&tokens, i) == Some("fn") && word(&tokens, i + 1).is_some());
+    let found = functions.map(|i| (tokens[i].0, word(&tokens, i + 1).expect("a name"), parameters(&tokens, i + 2)));
+    let wrong = found.filter(|(.., n)| *n > MAX_PARAMETERS);
+    wrong.map(|(line, name, n)| format!("{}:{line}: {name} has {n} parameters", path.display())).collect()
+}
+
+/// Parameters of the function whose name ends before token `i`.
+fn parameters(tokens: &[(usize, Token)], mut i: usize) -> usize {
+    // Behind `fn name<…>`, whose `->` ends nothing.
+    let mut angles = 0;
+    while !(angles == 0 && is(tokens, i, '(')) {
+        angles += i32::from(is(tokens, i, '<')) - i32::from(is(tokens, i, '>') && !is(tokens, i - 1, '-'));
+        i += 1;
+    }
+    let (mut depth, mut n, mut begun) = (0, 0, false);
+    loop {
+        let arrow = is(tokens, i, '>') && is(tokens, i - 1, '-');
+        let opens = ['(', '[', '{', '<'].iter().any(|&c| is(tokens, i, c));
+        let closes = [')', ']', '}', '>'].iter().any(|&c| is(tokens, i, c)) && !arrow;
+        depth += i32::from(opens) - i32::from(closes);
+        if depth == 0 {
+            return n + usize::from(begun);
+        }
+        if depth == 1 && is(tokens, i, ',') {
+            (n, begun) = (n + 1, false);
+        } else if !(depth == 1 && opens) {
+            begun = true;
+        }
+        i += 1;
+    }
+}
+
+/// Lines of the forward pass at most: it is the page to read.
+const MAX_FORWARD: usize = 30;
+
+/// Lines of `Model::forward`, its signature and last brace among them.
+fn forward_lines(source: &str) -> Option<usize> {
+    let mut lines = source.lines().skip_while(|line| !line.starts_with("    pub fn forward"));
+    lines.position(|line| line == "    }").map(|last| last + 1)
+}
+
 /// Where a file is unsafe although it must not be, or does not say why that is sound.
 fn wrong_unsafe(path: &Path, source: &str) -> Vec<String> {
     let name = path.to_str().expect("ASCII names");
@@ -378,13 +470,18 @@ fn wrong_text(path: &Path, source: &str) -> Vec<String> {
 /// Where a tensor's or an architecture's name stands although only the blueprint and the architectures know any.
 fn wrong_names(path: &Path, source: &str) -> Vec<String> {
     const KNOWN: [&str; 2] = ["arch", "blueprint"];
-    const NAMES: [&str; 6] = [".weight\"", ".bias\"", "_exps", "\"olmoe", "\"qwen2moe", "\"qwen3moe"];
+    const NAMES: [&str; 3] = [".weight\"", ".bias\"", "_exps"];
+    // Vocabularies have names of their own, some of which are architectures' too.
+    let others = |_: &&str| module_of(path).0 != "tokenizer";
+    let architectures: Vec<_> = hotset::arch::names().filter(others).map(|name| format!("\"{name}\"")).collect();
     if KNOWN.contains(&module_of(path).0.as_str()) {
         return Vec::new();
     }
     let code = source.lines().take_while(|line| *line != "#[cfg(test)]").enumerate();
     let code = code.filter(|(_, line)| !line.trim_start().starts_with("//"));
-    let wrong = code.filter(|(_, line)| NAMES.iter().any(|name| line.contains(name)));
+    let wrong = code.filter(|(_, line)| {
+        NAMES.iter().any(|name| line.contains(name)) || architectures.iter().any(|name| line.contains(name))
+    });
     wrong.map(|(i, line)| format!("{}:{}: {}", path.display(), i + 1, line.trim())).collect()
 }
 
@@ -429,6 +526,23 @@ fn check_all(sources: &[(PathBuf, String)], check: fn(&Path, &str) -> Vec<String
 #[test]
 fn imports_point_down() {
     check_all(&sources(), wrong_uses);
+}
+
+#[test]
+fn files_name_no_more_than_they_need() {
+    check_all(&sources(), wrong_paths);
+    for (file, _) in FILES_MUST_NOT_NAME {
+        assert!(sources().iter().any(|(path, _)| path.to_str().unwrap().starts_with(file)), "{file} is not there");
+    }
+}
+
+#[test]
+fn the_forward_pass_is_a_page_and_functions_of_the_model_take_few_parameters() {
+    let all = sources();
+    check_all(&all, wrong_parameters);
+    let (_, model) = all.iter().find(|(path, _)| path == Path::new("src/model/mod.rs")).unwrap();
+    let lines = forward_lines(model).expect("there is a forward pass");
+    assert!(lines <= MAX_FORWARD, "Model::forward has {lines} lines, at most {MAX_FORWARD}");
 }
 
 #[test]
@@ -527,6 +641,33 @@ fn the_checks_see_what_they_should() {
     assert_eq!(wrong_names(Path::new("src/plan.rs"), name).len(), 1);
     assert_eq!(wrong_names(Path::new("src/plan.rs"), &format!("// {name}\n#[cfg(test)]\n{name}")).len(), 0);
     assert_eq!(wrong_names(Path::new("src/arch/llama.rs"), name).len(), 0);
+    for (name, wrong) in [("\"gpt-oss\"", 1), ("\"llama.cpp of old\"", 0), ("\"llama-bpe\"", 0), ("gemma4", 0)] {
+        assert_eq!(wrong_names(Path::new("src/model/rope.rs"), name).len(), wrong, "{name}");
+        assert_eq!(wrong_names(Path::new("src/tokenizer/vocab.rs"), name).len(), 0, "{name}");
+    }
+
+    let cache = Path::new("src/expert/cache/fill.rs");
+    for (path, bad) in [
+        (cache, "use crate::{id::ExpertId, quant::QMat};"),
+        (cache, "use super::super::super::quant::QMat;"),
+        (cache, "use crate::io::{Done, Read};"),
+        (Path::new("src/model/ffn/moe.rs"), "use crate::{backend::{Act, cpu::Cpu}, id};"),
+        (Path::new("src/plan.rs"), "fn f() { crate::backend::cpu::f() }"),
+        (Path::new("src/backend/reference.rs"), "use super::{Act, cpu::keys};"),
+    ] {
+        assert_eq!(wrong_paths(path, bad).len(), 1, "{bad}: {:?}", wrong_paths(path, bad));
+    }
+    for good in ["use crate::{io::{Done, IoBuf}, backend::Backend};", "// use crate::quant;", "fn cpu() {}"] {
+        assert_eq!(wrong_paths(cache, good), Vec::<String>::new(), "{good}");
+    }
+
+    let model = Path::new("src/model/x.rs");
+    let seven =
+        "fn f<A, B: Fn(u8) -> u8>(&self, a: [u8; 2], (b, c): (A, B), d: impl Fn(u8, u8) -> u8, e: A, f: A, g: A,) {}";
+    assert_eq!(wrong_parameters(model, seven), Vec::<String>::new());
+    assert_eq!(wrong_parameters(model, "fn f() {} fn g(x: fn(u8, u8)) {}"), Vec::<String>::new());
+    assert_eq!(wrong_parameters(model, &seven.replace("g: A,", "g: A, h: &[u8]")).len(), 1);
+    assert_eq!(forward_lines("impl Model {\n    pub fn forward(\n    ) {\n        {\n        }\n    }\n}\n"), Some(5));
 
     assert_eq!(wrong_text(policy, "//! What it is for.\n// todo! later\n"), Vec::<String>::new());
     assert_eq!(

@@ -4,8 +4,11 @@
 use half::f16;
 use hotset::{
     backend::{
-        Attention, Backend, CacheWrite, Reference, Rows, TurnedKey,
-        cpu::kernels::{Isa, Kernels, TILE},
+        Attention, Backend, CacheWrite, Reference, Rows,
+        cpu::{
+            kernels::{Isa, Kernels, TILE},
+            keys::{KeyTile, is_tiled},
+        },
     },
     quant::{GgmlType, QMat, dequantize_row},
 };
@@ -29,6 +32,20 @@ fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
+/// Rows of keys, head after head, as the CPU has them.
+fn tiled(ty: GgmlType, n_ctx: usize, dim: usize, rows: &[u8]) -> Vec<u8> {
+    let (row_bytes, mut tiled) = (dim / ty.block_len() * ty.block_bytes(), rows.to_vec());
+    if is_tiled(ty) {
+        let heads = tiled.chunks_exact_mut(n_ctx * row_bytes).zip(rows.chunks_exact(n_ctx * row_bytes));
+        for (head, rows) in heads {
+            for (pos, row) in rows.chunks_exact(row_bytes).enumerate() {
+                KeyTile { ty, n_ctx, dim, pos }.write(0, row, head);
+            }
+        }
+    }
+    tiled
+}
+
 /// Attention over a cache of `n_ctx` positions.
 struct Case {
     ty: GgmlType,
@@ -37,6 +54,7 @@ struct Case {
     head_k: usize,
     head_v: usize,
     n_ctx: usize,
+    /// As the reference has them.
     keys: Vec<u8>,
     values: Vec<u8>,
     /// For all positions. (n_ctx, n_head, head_k)
@@ -88,9 +106,10 @@ impl Case {
     /// Positions `range` as one batch.
     fn attend(&self, backend: &mut impl Backend, range: std::ops::Range<usize>) -> Vec<f32> {
         let width = self.n_head * self.head_k;
+        let tiled = tiled(self.ty, self.n_ctx, self.head_k, &self.keys);
         let a = Attention {
             q: &self.q[range.start * width..range.end * width],
-            keys: &self.keys,
+            keys: if backend.is_cpu() { &tiled } else { &self.keys },
             values: &self.values,
             ty: self.ty,
             n_ctx: self.n_ctx,
@@ -346,7 +365,8 @@ fn keys_and_values_go_where_the_reference_has_them() {
                 let write = |cache| CacheWrite { x, cache, keys, ty, heads, dim, first };
                 cpu.write_cache(write(&mut got));
                 reference.write_cache(write(&mut want));
-                assert!(got == want, "{ty} by {dim}, keys: {keys}, positions from {first}");
+                let want = if keys { &tiled(ty, n_ctx, dim, &want) } else { &want };
+                assert!(got == *want, "{ty} by {dim}, keys: {keys}, positions from {first}");
                 first += n;
             }
             assert_ne!(got, vec![0xaa; got.len()]);
@@ -393,7 +413,7 @@ fn tile_q8_0(dim: usize, n: usize, width: usize, dice: &mut Dice) -> (Vec<f32>, 
                 scale.into_iter().chain((0..32).map(|_| dice.next() as u8)).collect::<Vec<_>>()
             })
             .collect();
-        TurnedKey { ty, n_ctx: width, dim, pos }.write(0, &row, &mut turned);
+        KeyTile { ty, n_ctx: width, dim, pos }.write(0, &row, &mut turned);
         rows.extend(row);
     }
     dequantize_row(ty, &rows, &mut floats);

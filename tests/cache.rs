@@ -282,7 +282,7 @@ fn routed(layer: usize, experts: &[usize]) -> Vec<Routed> {
 
 fn event(phase: Phase, routed: &[Routed]) -> LayerEvent<'_> {
     let n_tokens = if phase == Phase::Prompt { (routed.len() / N_USED).max(1) as u32 } else { 1 };
-    LayerEvent { phase, first_token: 0, n_tokens, layer: routed[0].id.layer, routed, lookahead: &[], lookahead2: &[] }
+    LayerEvent { phase, first_token: 0, n_tokens, layer: routed[0].id.layer, routed, lookahead: &[] }
 }
 
 /// Rows of [`N_USED`] experts each: one, or up to a dozen for a prompt.
@@ -493,6 +493,24 @@ fn prefetch_never_stands_in_the_way() {
             }
         }
     });
+}
+
+/// Whatever the slots, in a prompt and in decoding; a warm start reads nothing either.
+#[test]
+fn a_cache_that_keeps_nothing_reads_at_each_use() {
+    let mut bench = Bench::new(Engine::Sim, Scope::Layer, &[4, 4, 4]);
+    bench.cache.keep_nothing();
+    let rows = routed(1, &[3, 5]);
+    for phase in [Phase::Prompt, Phase::Decode, Phase::Decode] {
+        bench.run(event(phase, &rows));
+        assert_eq!(bench.residents(), []);
+    }
+    let list = bench.cache.hot();
+    bench.cache.warm(&list);
+    let stats = bench.cache.stats();
+    assert_eq!((stats.total().hit, stats.total().miss, stats.warm_reads), (0, 6, 0));
+    assert_eq!((bench.submitted(0).len(), bench.cache.policy_name()), (6, "none"));
+    bench.counters_add_up(6);
 }
 
 #[test]

@@ -10,7 +10,15 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use hotset::{backend::cpu::kernels::Kernels, npy::Npy, quant::GgmlType};
+use hotset::{
+    backend::cpu::kernels::{KernelChoice, Kernels},
+    gguf::Gguf,
+    io::IoKind,
+    npy::Npy,
+    policy::PolicyKind,
+    quant::GgmlType,
+    session::{Options, Session},
+};
 use serde_json::Value;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/moe-s-q4_0.gguf");
@@ -203,25 +211,28 @@ fn bad_input_is_refused_in_one_sentence() {
 
 /// The gates and ups of this model's experts have rows of whole chunks, its downs have not.
 #[test]
-fn interleaved_rows_change_no_word() {
-    let lossy = String::from_utf8_lossy;
-    let run = |order: &str, more: &[&str]| {
-        let args = [&["run", MODEL, PROMPT, "-n", "40", "--ignore-eos", "-v", "--seed", "5"], more].concat();
-        command(&args).env("HOTSET_INTERLEAVE", order).output().unwrap()
+fn interleaved_rows_change_no_bit() {
+    let logits = |interleave: bool, memory: Option<u64>, io: Option<IoKind>, threads: usize| {
+        let kernels = KernelChoice { isa: None, interleave: Some(interleave) };
+        let (policy, threads, n_ctx) = (PolicyKind::Lru, Some(threads), Some(64));
+        let options = Options { memory_bytes: memory, io, kernels, policy, threads, n_ctx, ..Options::default() };
+        let mut session = Session::open(Gguf::open(Path::new(MODEL)).unwrap(), &options, &mut |_, _| {}).unwrap();
+        assert_eq!(session.backend().contains("-interleaved"), interleave, "{}", session.backend());
+        let mut all = Vec::new();
+        for token in 0..40 {
+            let logits = session.feed(&[token * 7 % 200], &mut |_| {}).unwrap();
+            all.extend(logits.iter().map(|x| x.to_bits()));
+        }
+        (all, session.plan().smallest_bytes)
     };
-    let off = run("off", &[]);
-    assert!(off.status.success() && !lossy(&off.stderr).contains("-interleaved"), "{}", lossy(&off.stderr));
-    let best = Kernels::detect().unwrap();
-    if !best.can_interleave(GgmlType::Q4_0, 256) {
-        assert!(refusal(&run("on", &[])).contains("HOTSET_INTERLEAVE"));
+    if !Kernels::detect().unwrap().can_interleave(GgmlType::Q4_0, 256) {
         return;
     }
+    let (off, smallest) = logits(false, None, None, 2);
     // With a small budget, slots take other experts while some are interleaved; the file's pages stay as they are.
-    let small = budget(1);
-    for more in [&[][..], &["--memory", &small, "--policy", "lru"], &["--io", "mapped"], &["--threads", "1"]] {
-        let on = run("on", more);
-        assert!(lossy(&on.stderr).contains("-interleaved"), "{more:?}: {}", lossy(&on.stderr));
-        assert_eq!(lossy(&on.stdout), lossy(&off.stdout), "{more:?}");
+    let small = Some(smallest + (1 << 20));
+    for (memory, io, threads) in [(None, None, 2), (small, None, 2), (None, Some(IoKind::Mapped), 2), (None, None, 1)] {
+        assert_eq!(logits(true, memory, io, threads).0, off, "{memory:?} {io:?} {threads}");
     }
 }
 

@@ -76,9 +76,7 @@ fn twenty_decoded_tokens_allocate_nothing() {
     for &policy in PolicyKind::ALL.iter().filter(|&&policy| policy != PolicyKind::Lru) {
         assert_eq!(allocations(name, Options { policy, ..base.clone() }), 0, "{}", policy.name());
     }
-    // Those that choose by the clock may meet a mode for the first time while it is counted.
-    let by_clock = [PrefetchKind::Auto, PrefetchKind::AutoVotes];
-    for &prefetch in PrefetchKind::ALL.iter().filter(|kind| !by_clock.contains(kind)) {
+    for &prefetch in PrefetchKind::ALL {
         assert_eq!(allocations(name, Options { prefetch, ..base.clone() }), 0, "{}", prefetch.name());
     }
     for kv in [GgmlType::F32, GgmlType::Q8_0] {

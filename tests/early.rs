@@ -14,7 +14,10 @@ use std::{
 
 use common::ref_models::{golden, ref_model};
 use hotset::{
-    backend::{Attention, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Recurrence, Reference, Rotation, Rows},
+    backend::{
+        Attention, AttentionShape, Backend, CacheWrite, FfnJob, Hidden, Pair, Product, Recurrence, Reference, Rotation,
+        Rows,
+    },
     engine::{Engine, Options},
     gguf::Gguf,
     io::{Extents, IoBuf, Layout, Pread, ReadError, ReadPath, ThreadEngine},
@@ -95,6 +98,9 @@ impl Backend for Watching {
     }
     fn rope(&mut self, x: &mut [f32], rotation: &Rotation<'_>) {
         Reference.rope(x, rotation);
+    }
+    fn attention_bytes(threads: usize, shape: AttentionShape) -> u64 {
+        Reference::attention_bytes(threads, shape)
     }
     fn write_cache(&mut self, write: CacheWrite<'_>) {
         Reference.write_cache(write);

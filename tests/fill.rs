@@ -37,7 +37,7 @@ fn cache(scope: Scope, slots: &[usize], policy: PolicyKind) -> (ExpertCache, Sim
 fn run(cache: &mut ExpertCache, phase: Phase, layer: u16, experts: &[u16]) {
     let routed: Vec<_> = experts.iter().map(|&e| Routed { id: id(layer, e), weight: 0.5 }).collect();
     let (first_token, n_tokens) = (0, 1);
-    cache.request(LayerEvent { phase, first_token, n_tokens, layer, routed: &routed, lookahead: &[], lookahead2: &[] });
+    cache.request(LayerEvent { phase, first_token, n_tokens, layer, routed: &routed, lookahead: &[] });
     let mut ready = Vec::new();
     while {
         cache.next_ready(&mut ready).unwrap();
@@ -133,15 +133,7 @@ fn a_machine_that_is_short_of_memory_is_left_alone() {
     let routed = [Routed { id: id(0, 1), weight: 1.0 }];
     for first_token in 0..20 {
         let (phase, lookahead) = (Phase::Decode, &[][..]);
-        experts.request(LayerEvent {
-            phase,
-            first_token,
-            n_tokens: 1,
-            layer: 0,
-            routed: &routed,
-            lookahead,
-            lookahead2: &[],
-        });
+        experts.request(LayerEvent { phase, first_token, n_tokens: 1, layer: 0, routed: &routed, lookahead });
         let mut ready = Vec::new();
         while {
             experts.next_ready(&mut ready).unwrap();

@@ -176,9 +176,8 @@ fn trace_seeds(path: &Path) -> Vec<Vec<u8>> {
         let mut events = decoding(&mut Dice(5), shape);
         for event in events.iter_mut().filter(|_| ranks > 0) {
             event.lookahead = (0..experts).map(|e| if e < ranks { e as f32 } else { f32::NEG_INFINITY }).collect();
-            event.lookahead2.clone_from(&event.lookahead);
         }
-        let header = Header { weights: ranks > 0, lookahead_ranks: ranks, lookahead2_ranks: ranks, ..header(shape) };
+        let header = Header { weights: ranks > 0, lookahead_ranks: ranks, ..header(shape) };
         write(path, header, &events);
         seeds.push(fs::read(path).unwrap());
     }

@@ -17,6 +17,7 @@ use common::{
 };
 use hotset::{
     Result, arch,
+    backend::{Backend, cpu::Cpu},
     expert::{ExpertStore, Scope},
     gguf::{Array, Gguf, Value},
     io::{self, IoKind},
@@ -435,6 +436,7 @@ fn the_smallest_budget_is_named_to_the_byte() {
                             layout,
                             process_bytes,
                             threads,
+                            attention_bytes: Cpu::attention_bytes,
                         };
                         let plan = |budget| Plan::new(&blueprint, &store, needs, Some(budget));
                         let least = named(&plan(0).unwrap_err().to_string());

@@ -77,15 +77,7 @@ fn cache(scope: Scope, slots: usize, policy: PolicyKind) -> (ExpertCache, SimClo
 fn decode(cache: &mut ExpertCache, layer: u16, experts: &[u16]) {
     let routed: Vec<_> = experts.iter().map(|&e| Routed { id: id(layer, e), weight: 0.5 }).collect();
     let (phase, lookahead) = (Phase::Decode, &[][..]);
-    cache.request(LayerEvent {
-        phase,
-        first_token: 0,
-        n_tokens: 1,
-        layer,
-        routed: &routed,
-        lookahead,
-        lookahead2: &[],
-    });
+    cache.request(LayerEvent { phase, first_token: 0, n_tokens: 1, layer, routed: &routed, lookahead });
     let mut ready = Vec::new();
     let mut n = 0;
     while {

@@ -56,15 +56,8 @@ fn run(kind: PolicyKind, events: &[Vec<Routed>], shape: &CacheShape) -> u64 {
     let (before, mut evictions) = (allocations(), 0);
     for (i, routed) in events.iter().enumerate() {
         let layer = routed[0].id.layer;
-        let event = LayerEvent {
-            phase: Phase::Decode,
-            first_token: i as u32,
-            n_tokens: 1,
-            layer,
-            routed,
-            lookahead: &[],
-            lookahead2: &[],
-        };
+        let event =
+            LayerEvent { phase: Phase::Decode, first_token: i as u32, n_tokens: 1, layer, routed, lookahead: &[] };
         past.observe(event);
         policy.observe(event, &past);
         for r in routed {

@@ -49,7 +49,6 @@ fn chunks(shape: Shape) -> Vec<Event> {
                 layer,
                 routed,
                 lookahead: Vec::new(),
-                lookahead2: Vec::new(),
             });
         }
     }

@@ -88,7 +88,7 @@ impl World {
                     .map(|&e| Routed { id: ExpertId { layer: layer as u16, expert: e as u16 }, weight: 0.25 })
                     .collect();
                 let mut scores = vec![0.0; N_EXPERT];
-                if self.experts.horizon(layer as u16) > 0 && layer + 1 < N_LAYER {
+                if self.experts.wants_scores(layer as u16) && layer + 1 < N_LAYER {
                     let named = if knows == Knows::Scores {
                         self.last[layer + 1].clone()
                     } else {
@@ -105,7 +105,6 @@ impl World {
                     layer: layer as u16,
                     routed: &routed,
                     lookahead: &scores,
-                    lookahead2: &[],
                 });
                 let mut ready = Vec::new();
                 loop {

@@ -18,10 +18,9 @@ fn choice(layer: u16, experts: impl IntoIterator<Item = u16>) -> Vec<Routed> {
 }
 
 /// An event of token `token`.
-fn event<'a>(phase: Phase, token: u32, routed: &'a [Routed], scores: [&'a [f32]; 2]) -> LayerEvent<'a> {
+fn event<'a>(phase: Phase, token: u32, routed: &'a [Routed], lookahead: &'a [f32]) -> LayerEvent<'a> {
     let n_tokens = (routed.len() / USED) as u32;
-    let [lookahead, lookahead2] = scores;
-    LayerEvent { phase, first_token: token, n_tokens, layer: routed[0].id.layer, routed, lookahead, lookahead2 }
+    LayerEvent { phase, first_token: token, n_tokens, layer: routed[0].id.layer, routed, lookahead }
 }
 
 /// Scores that rank `first`, `first + 1`, ….
@@ -42,31 +41,13 @@ fn observe(prefetcher: &mut dyn Prefetcher, event: LayerEvent<'_>) -> (usize, Ve
 }
 
 #[test]
-fn lookahead_2_reads_the_next_layer_first() {
-    let mut prefetcher = PrefetchKind::Lookahead2.build(N_EXPERT, USED);
-    assert_eq!((prefetcher.name(), prefetcher.horizon()), ("lookahead-2", 2));
-    let (near, far, routed) = (ranking(3), ranking(10), choice(4, 0..6));
-    let mut guess = |phase, scores: [&[f32]; 2]| observe(&mut *prefetcher, event(phase, 7, &routed, scores));
-    let (reads, guesses) = guess(Phase::Decode, [&near, &far]);
-    assert_eq!(reads, 5);
-    assert_eq!(guesses[..5], [ids(5, 3..7), ids(6, 10..11)].concat());
-    assert_eq!(guesses[5..], [ids(5, 7..15), ids(6, 11..16)].concat());
-    // Each horizon alone, and neither.
-    assert_eq!(guess(Phase::Decode, [&near, &[]]), (4, ids(5, 3..15)));
-    assert_eq!(guess(Phase::Decode, [&[], &far]), (1, ids(6, 10..16)));
-    assert_eq!(guess(Phase::Prompt, [&near, &far]), (0, Vec::new()));
-    // Fewer scores than are read: all of them.
-    assert_eq!(guess(Phase::Decode, [&ranking(30), &far]).1[..3], [ids(5, 30..32), ids(6, 10..11)].concat());
-}
-
-#[test]
 fn history_reads_what_followed_and_forgets() {
     let mut prefetcher = PrefetchKind::History.build(N_EXPERT, USED);
-    assert_eq!((prefetcher.name(), prefetcher.horizon()), ("history", 0));
+    assert_eq!((prefetcher.name(), prefetcher.wants_scores()), ("history", false));
     let (first, routed) = (choice(0, 0..6), [choice(1, 8..14), choice(1, 20..26)]);
     let mut token = |token: u32, then: usize| {
-        let guessed = observe(&mut *prefetcher, event(Phase::Decode, token, &first, [&[], &[]]));
-        let (_, last) = observe(&mut *prefetcher, event(Phase::Decode, token, &routed[then], [&[], &[]]));
+        let guessed = observe(&mut *prefetcher, event(Phase::Decode, token, &first, &[]));
+        let (_, last) = observe(&mut *prefetcher, event(Phase::Decode, token, &routed[then], &[]));
         assert!(last.is_empty(), "nothing has followed the last layer");
         guessed
     };
@@ -84,8 +65,7 @@ fn history_reads_what_followed_and_forgets() {
 #[test]
 fn history_learns_from_prompts_and_not_across_tokens() {
     let mut prefetcher = PrefetchKind::History.build(N_EXPERT, USED);
-    let mut observe =
-        |phase, token, routed: &[Routed]| observe(&mut *prefetcher, event(phase, token, routed, [&[], &[]]));
+    let mut observe = |phase, token, routed: &[Routed]| observe(&mut *prefetcher, event(phase, token, routed, &[]));
     // Two tokens: 0..6 is followed by 6..12, 12..18 by 18..24.
     let both =
         |layer, second: u16| [choice(layer, second - 12..second - 6), choice(layer, second..second + 6)].concat();
@@ -126,7 +106,7 @@ impl Kinds {
             guesses.clear();
             let first = Kinds::first(kind, layer);
             let routed = choice(layer, first..first + USED as u16);
-            let event = event(phase, self.token, &routed, [scores, &[]]);
+            let event = event(phase, self.token, &routed, scores);
             self.past.observe(event);
             reads = self.prefetcher.observe(event, &self.past, &mut guesses);
         }
@@ -143,7 +123,7 @@ impl Kinds {
 #[test]
 fn votes_name_what_tokens_of_the_kind_used_layers_ahead() {
     let mut world = Kinds::new(PrefetchKind::Votes);
-    assert_eq!((world.prefetcher.name(), world.prefetcher.horizon()), ("votes", 0));
+    assert_eq!((world.prefetcher.name(), world.prefetcher.wants_scores()), ("votes", false));
     assert_eq!(world.decode(0, 5, &[]), (Reads::default(), Vec::new()), "there is no past");
     assert!(world.run(Phase::Prompt, 1, 5, &[]).1.is_empty(), "a prompt teaches and is not guessed for");
     (0..10).for_each(|i| drop(world.decode(i % 2, 5, &[])));
@@ -178,7 +158,7 @@ fn few_votes_are_worth_no_read() {
         for layer in 0..6 {
             let first = if layer < 3 { 0 } else { way };
             let routed = choice(layer, first..first + USED as u16);
-            let event = event(Phase::Decode, token, &routed, [&[], &[]]);
+            let event = event(Phase::Decode, token, &routed, &[]);
             past.observe(event);
             let (mut shares, mut guesses) = (vec![0.0; N_EXPERT], Vec::new());
             let reads = prefetcher.observe(event, &past, &mut guesses);
@@ -200,7 +180,7 @@ fn few_votes_are_worth_no_read() {
 #[test]
 fn both_ranks_by_scores_and_votes() {
     let mut world = Kinds::new(PrefetchKind::Both);
-    assert_eq!((world.prefetcher.name(), world.prefetcher.horizon()), ("both", 1));
+    assert_eq!((world.prefetcher.name(), world.prefetcher.wants_scores()), ("both", true));
     // Without a past, it is what scores alone would read and keep.
     let scores = ranking(3);
     let (reads, guesses) = world.decode(0, 0, &scores);

@@ -151,7 +151,6 @@ impl World {
                 layer: layer as u16,
                 routed: &routed,
                 lookahead: &[],
-                lookahead2: &[],
             };
             self.experts.request(layer_event);
             let (mut ready, mut got) = (Vec::new(), Vec::new());

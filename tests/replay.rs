@@ -95,8 +95,8 @@ impl TraceSink for Sink {
         self.0.lock().unwrap().record(event);
         self.1.advance(EVENT_NS);
     }
-    fn horizon(&self) -> u16 {
-        2
+    fn wants_scores(&self) -> bool {
+        true
     }
 }
 
@@ -142,7 +142,6 @@ fn header(gguf: &Gguf) -> Header {
         weights: true,
         lookahead: "the engine's".to_owned(),
         lookahead_ranks: (2 * c.n_expert_used()).min(c.n_expert),
-        lookahead2_ranks: (2 * c.n_expert_used()).min(c.n_expert),
         prompts: Vec::new(),
     }
 }
@@ -182,11 +181,12 @@ fn live(
     (stats, detail, session.plan().slots.clone(), clock.now_ns())
 }
 
-/// Budgets in which every policy and prefetcher has room for what it learns.
-fn budgets(model: &Path, options: Options) -> [u64; 3] {
+/// Budgets in which every policy and prefetcher has room for what it learns, with a backend that takes what it takes.
+fn budgets<B: Backend>(model: &Path, options: Options, backend: impl Fn() -> B) -> [u64; 3] {
     let plans = PrefetchKind::ALL.iter().map(|&prefetch| {
         let options = Options { prefetch, policy: PolicyKind::Echo, ..options.clone() };
-        let session = Session::open(Gguf::open(model).unwrap(), &options, &mut |_, _| {}).unwrap();
+        let gguf = Gguf::open(model).unwrap();
+        let session = Session::with_backend(gguf, &options, backend(), Box::new(()), &mut |_, _| {}).unwrap();
         (session.plan().smallest_bytes, session.plan().full_bytes)
     });
     let (least, full) = plans.max().unwrap();
@@ -273,7 +273,7 @@ fn folder() -> tempfile::TempDir {
 fn a_replay_equals_the_live_run() {
     let folder = folder();
     let scopes = [Scope::Layer, Scope::Size, Scope::Global];
-    let budgets = scopes.map(|scope| budgets(&folder.path().join("m.gguf"), base(scope)));
+    let budgets = scopes.map(|scope| budgets(&folder.path().join("m.gguf"), base(scope), || Reference));
     let mut seen = Seen::default();
     for (i, &policy) in PolicyKind::ALL.iter().enumerate() {
         for (j, &prefetch) in PrefetchKind::ALL.iter().enumerate() {
@@ -295,7 +295,7 @@ fn a_replay_finds_the_past_tokens_that_the_live_run_found() {
     let folder = folder();
     let mut seen = Seen::default();
     for scope in [Scope::Layer, Scope::Size, Scope::Global] {
-        let [_, small, large] = budgets(&folder.path().join("m.gguf"), base(scope));
+        let [_, small, large] = budgets(&folder.path().join("m.gguf"), base(scope), || Reference);
         for prefetch in [PrefetchKind::Off, PrefetchKind::Votes, PrefetchKind::Both, PrefetchKind::AutoVotes] {
             let (policy, fill) = (PolicyKind::Echo, matches!(prefetch, PrefetchKind::Off | PrefetchKind::Votes));
             let memory = if fill { large } else { small };
@@ -303,7 +303,7 @@ fn a_replay_finds_the_past_tokens_that_the_live_run_found() {
             seen.check(Reference, folder.path(), DRIVES[0], options);
         }
     }
-    let [memory, ..] = budgets(&folder.path().join("m.gguf"), base(Scope::Layer));
+    let [memory, ..] = budgets(&folder.path().join("m.gguf"), base(Scope::Layer), || common::isa::cpu(1));
     let options = Options { memory_bytes: Some(memory), policy: PolicyKind::Echo, ..base(Scope::Layer) };
     seen.check(common::isa::cpu(1), folder.path(), DRIVES[0], options);
     seen.happened();

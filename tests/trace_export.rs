@@ -36,7 +36,6 @@ fn events() -> Vec<Event> {
                 layer,
                 routed: routed.collect(),
                 lookahead: Vec::new(),
-                lookahead2: Vec::new(),
             });
         }
         events.extend(decoding(&mut dice, SHAPE).into_iter().map(|mut event| {
@@ -94,14 +93,13 @@ fn session(experts: usize) -> (Header, Vec<Event>) {
                     }
                     scores
                 };
-                let (lookahead, lookahead2) = (score(layer + 1), score(layer + 2));
-                events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead, lookahead2 });
+                let lookahead = score(layer + 1);
+                events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead });
             }
             position += n_tokens;
         }
     }
-    let header =
-        Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, lookahead2_ranks: 4, ..header(shape) };
+    let header = Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) };
     (header, events)
 }
 

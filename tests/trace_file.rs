@@ -40,13 +40,8 @@ fn rich(seed: u64, experts: usize) -> (Header, Vec<Event>) {
             event.lookahead = vec![f32::NEG_INFINITY; experts];
             dice.choose(4, experts).iter().for_each(|&e| event.lookahead[e] = dice.below(100) as f32 - 50.0);
         }
-        if event.phase == Phase::Decode && dice.below(2) == 0 {
-            event.lookahead2 = vec![f32::NEG_INFINITY; experts];
-            dice.choose(3, experts).iter().for_each(|&e| event.lookahead2[e] = dice.below(100) as f32 - 50.0);
-        }
     }
-    let header =
-        Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, lookahead2_ranks: 3, ..header(shape) };
+    let header = Header { weights: true, lookahead: "made up".into(), lookahead_ranks: 4, ..header(shape) };
     (header, events)
 }
 
@@ -62,27 +57,40 @@ fn what_is_written_is_read_back() {
     }
 }
 
-/// What older programs can read is written as they read it, and a file says what it is.
+/// Scores of the layer after the next, which files of version 2 have, are passed over.
 #[test]
-fn only_scores_of_the_layer_after_the_next_need_version_2() {
+fn version_2_is_read_without_its_second_scores() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.trace");
-    let (header, mut events) = rich(5, 8);
-    let version = |header: &Header, events: &[Event]| {
-        write(&path, header.clone(), events);
-        std::fs::read(&path).unwrap()[8]
+    let (header, events) = rich(5, 8);
+    write(&path, header.clone(), &events);
+    assert_eq!(std::fs::read(&path).unwrap()[8], 1, "older programs read what is written");
+    let mut json = serde_json::to_value(&header).unwrap();
+    json["lookahead2_ranks"] = 2.into();
+    json["weights"] = false.into();
+    let file = |version: u32, json: &serde_json::Value, second: [u8; 2]| {
+        let json = serde_json::to_vec(json).unwrap();
+        let pairs = |experts: &[u8]| experts.iter().flat_map(|&e| [e, 0, 0, 0, 0]).collect::<Vec<_>>();
+        // Decoded, both scores, layer 1, token 3, one token, three choices.
+        let event = [7, 1, 0, 3, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 5, 2, 6];
+        let chunk = [&event[..], &pairs(&[1, 0, 2, 3]), &pairs(&second)].concat().repeat(2);
+        let crc = |bytes: &[u8]| crc32fast::hash(bytes).to_le_bytes();
+        let len = |bytes: &[u8]| (bytes.len() as u32).to_le_bytes();
+        let head = [&b"HOTTRACE"[..], &version.to_le_bytes(), &len(&json), &json, &crc(&json)].concat();
+        std::fs::write(&path, [&head[..], &len(&chunk), &crc(&chunk), &chunk].concat()).unwrap();
+        read(&path).map_err(|e| e.to_string())
     };
-    assert_eq!(version(&header, &events), 2);
-    let old = Header { lookahead2_ranks: 0, ..header };
-    assert_eq!(version(&old, &events), 1);
-    events.iter_mut().for_each(|e| e.lookahead2.clear());
-    assert_eq!(read(&path).unwrap(), (events, None), "what is not wanted is not kept");
-    let mut bytes = std::fs::read(&path).unwrap();
-    assert!(!String::from_utf8_lossy(&bytes[..1000]).contains("lookahead2"));
-    bytes[8] = 2;
-    std::fs::write(&path, &bytes).unwrap();
-    let error = TraceReader::open(&path).unwrap_err().to_string();
-    assert!(error.ends_with("the trace version: expected 1, as its header says, got 2"), "{error}");
+    let (found, damage) = file(2, &json, [4, 7]).unwrap();
+    assert_eq!((found.len(), damage), (2, None));
+    for event in found {
+        assert_eq!(event.routed.iter().map(|r| r.id.expert).collect::<Vec<_>>(), [5, 2, 6]);
+        assert_eq!(event.lookahead.iter().filter(|s| s.is_finite()).count(), 4);
+    }
+    assert!(file(2, &json, [4, 8]).unwrap_err().contains("a number below 8, got 8"));
+    let error = file(1, &json, [4, 7]).unwrap_err();
+    assert!(error.ends_with("the trace version: expected 2, as its header says, got 1"), "{error}");
+    json["lookahead2_ranks"] = 9.into();
+    assert!(file(2, &json, [4, 7]).unwrap_err().contains("lookahead2_ranks: expected at most 8"));
 }
 
 #[test]

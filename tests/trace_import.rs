@@ -125,7 +125,7 @@ fn arrays_that_contradict_themselves_are_refused() {
 fn random_trace(dice: &mut Dice) -> (Header, Vec<Event>) {
     let experts = [1, 7, 256, 257][dice.below(4)];
     let shape = Shape { layers: 1 + dice.below(4), experts, used: 1 + dice.below(experts.min(4)), tokens: 0 };
-    let ranks = [0, 1].map(|_| if dice.below(2) == 0 { 0 } else { 1 + dice.below(experts.min(5)) });
+    let ranks = if dice.below(2) == 0 { 0 } else { 1 + dice.below(experts.min(5)) };
     let (weights, mut events) = (dice.below(2) == 0, Vec::new());
     let mut position = dice.below(3) as u32;
     for _ in 0..dice.below(8) {
@@ -143,22 +143,20 @@ fn random_trace(dice: &mut Dice) -> (Header, Vec<Event>) {
                     weight: if weights { dice.below(1000) as f32 / 7.0 } else { 0.0 },
                 }));
             }
-            let mut scores = |horizon: u16| {
-                let ranks = ranks[usize::from(horizon) - 1];
-                let target = usize::from(layer + horizon);
-                if ranks == 0 || n_tokens > 1 || target >= shape.layers || dice.below(3) == 0 {
+            let mut scores = || {
+                if ranks == 0 || n_tokens > 1 || usize::from(layer) + 1 >= shape.layers || dice.below(3) == 0 {
                     return Vec::new();
                 }
                 let mut scores = vec![f32::NEG_INFINITY; experts];
                 dice.choose(ranks, experts).into_iter().enumerate().for_each(|(i, e)| scores[e] = 2.5 - i as f32);
                 scores
             };
-            let (lookahead, lookahead2) = (scores(1), scores(2));
-            events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead, lookahead2 });
+            let lookahead = scores();
+            events.push(Event { phase, first_token: position, n_tokens, layer, routed, lookahead });
         }
         position += n_tokens;
     }
-    let header = Header { weights, lookahead_ranks: ranks[0], lookahead2_ranks: ranks[1], ..header(shape) };
+    let header = Header { weights, lookahead_ranks: ranks, ..header(shape) };
     (header, events)
 }
 
@@ -204,7 +202,6 @@ fn an_export_refuses_what_an_import_would() {
         layer: 0,
         routed: experts.iter().map(|&e| Routed { id: ExpertId { layer: 0, expert: e }, weight: 0.0 }).collect(),
         lookahead: Vec::new(),
-        lookahead2: Vec::new(),
     };
     for (wrong, part) in
         [(event(&[0, 1, 2, 2], 2), "twice"), (event(&[0, 1, 2], 1), "3 choices"), (event(&[0, 1, 2], 2), "3 choices")]
@@ -227,9 +224,7 @@ fn a_writer_refuses_what_a_reader_would_take_for_damage() {
     let mut writer = TraceWriter::create(&path, header(shape)).unwrap();
     let (phase, n_tokens) = (Phase::Prompt, n_tokens as u32);
     let none = Vec::new();
-    writer.record(
-        Event { phase, first_token: 0, n_tokens, layer: 0, routed, lookahead: none.clone(), lookahead2: none }.borrow(),
-    );
+    writer.record(Event { phase, first_token: 0, n_tokens, layer: 0, routed, lookahead: none }.borrow());
     let error = writer.flush().unwrap_err().to_string();
     assert!(error.contains("an event of 17825792 tokens: expected at most 67108864 bytes"), "{error}");
 }

@@ -33,7 +33,6 @@ fn layer(tokens: &[&[u16]]) -> LayerStats {
         layer: 0,
         routed: experts.iter().map(routed).collect(),
         lookahead: Vec::new(),
-        lookahead2: Vec::new(),
     };
     let events: Vec<Event> = tokens.iter().enumerate().map(event).collect();
     of(header(shape), &events).layers.remove(0)
@@ -78,20 +77,12 @@ fn the_layers_own_routing_foretells_it_wholly() {
             let place = |e: u16| next.iter().position(|&n| n == e).map_or(-50.0, |at| -(at as f32));
             events[i].lookahead = (0..12).map(place).collect();
         }
-        if events[i].layer == 0 {
-            // One of the three is right.
-            let third = events[i + 2].routed[0].id.expert;
-            events[i].lookahead2 = (0..12).map(|e| if e == third { 1.0 } else { f32::NEG_INFINITY }).collect();
-        }
     }
-    let header = Header { lookahead: "own".to_owned(), lookahead_ranks: 6, lookahead2_ranks: 1, ..header(shape) };
+    let header = Header { lookahead: "own".to_owned(), lookahead_ranks: 6, ..header(shape) };
     let s = of(header, &events);
     for layer in &s.layers[1..] {
         assert_eq!((layer.lookahead_recall, layer.lookahead_recall_2), (Some(1.0), Some(1.0)));
         assert_eq!(layer.lookahead_by_rank, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
     }
     assert!(s.layers[0].lookahead_by_rank.is_empty(), "nothing foretells the first layer");
-    let second = |layer: usize| (s.layers[layer].lookahead2_recall, &s.layers[layer].lookahead2_by_rank[..]);
-    assert_eq!([second(0), second(1)], [(None, &[][..]); 2], "nothing foretells the first two");
-    assert_eq!(second(2), (Some(1.0 / 3.0), &[1.0][..]));
 }

@@ -321,7 +321,6 @@ fn header(gguf: &Gguf) -> Header {
         weights: true,
         lookahead: "the engine's".to_owned(),
         lookahead_ranks: 0,
-        lookahead2_ranks: 0,
         prompts: Vec::new(),
     }
 }

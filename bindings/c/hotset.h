@@ -82,7 +82,7 @@ typedef struct hotset_options {
   uint64_t memory_bytes;
   // Eviction policy by name: "lfu-adaptive", "echo", "lfu-decay", "lfuda", "lru", "slru". NULL: the first.
   const char *policy;
-  // What is read ahead: "auto", "auto-votes", "lookahead", "votes", "both", "lookahead-2", "history", "off". NULL: the first.
+  // What is read ahead: "auto", "auto-votes", "lookahead", "votes", "both", "history", "off". NULL: the first.
   const char *prefetch;
   // Read path: "pread", "direct", "uring", "mapped", "page-cache". NULL: the one that suits files, budget and drive.
   const char *io;

@@ -10,10 +10,13 @@ use crate::quant::{ActRow, Acts, FfnMats, GgmlType, QMat, QMatMut};
 pub mod cpu;
 mod floats;
 mod reference;
-mod turned;
+pub use cpu::kernels::KernelChoice;
 pub use floats::Floats;
 pub use reference::Reference;
-pub use turned::{KEY_TILE, TurnedKey, is_turned, key_tile};
+
+/// Positions of the KV cache whose bytes a backend may lay out as it likes among themselves: rows are copied, and a window
+/// comes round, by whole groups of so many, the first at position 0.
+pub const KV_GROUP: usize = 64;
 
 /// Activations on their way into matrix products: some rows of equal width, exact and (after [`Backend::prepare`])
 /// quantised.
@@ -252,14 +255,14 @@ impl Attention<'_> {
 pub struct Attention<'a> {
     /// Queries, rotated. (n, n_head, head_k)
     pub q: &'a [f32],
-    /// Cached keys, some [turned](TurnedKey). (n_head_kv, n_ctx, head_k)
+    /// Cached keys, as [`Backend::write_cache`] left them. (n_head_kv, n_ctx, head_k)
     pub keys: &'a [u8],
     /// Cached values. (n_head_kv, n_ctx, head_v) Empty: a value is the first `head_v` elements of its key.
     pub values: &'a [u8],
     /// Element type of keys and values: F32, F16 or Q8_0.
     pub ty: GgmlType,
     /// Rows between heads in the cache. Position p is row p % n_ctx: fewer than the context's positions, and then a multiple of
-    /// [`KEY_TILE`], where a window leaves old ones out of sight.
+    /// [`KV_GROUP`], where a window leaves old ones out of sight.
     pub n_ctx: usize,
     /// Query heads.
     pub n_head: usize,
@@ -285,6 +288,22 @@ pub struct Attention<'a> {
     /// Then they are [capped](soft_cap).
     pub soft_cap: Option<f32>,
 }
+
+/// What attention's own memory depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_head: usize,
+    /// Elements of a query or key head.
+    pub head_k: usize,
+    /// Elements of a value head.
+    pub head_v: usize,
+    /// Positions that are seen at most.
+    pub n_ctx: usize,
+}
+
+/// [`Backend::attention_bytes`].
+pub type AttentionBytes = fn(threads: usize, shape: AttentionShape) -> u64;
 
 /// Which pairs of a head's elements the rotary embedding turns (Su et al., arXiv 2104.09864).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +335,7 @@ pub struct CacheWrite<'a> {
     pub x: &'a [f32],
     /// The cache. (heads, n_ctx, dim)
     pub cache: &'a mut [u8],
-    /// Whether they are keys, of which some are [turned](TurnedKey).
+    /// Whether they are keys, which a backend may lay out in a way of its own within groups of [`KV_GROUP`].
     pub keys: bool,
     /// Its element type: F32, F16 or Q8_0.
     pub ty: GgmlType,
@@ -391,7 +410,8 @@ pub trait Backend: Send {
     fn is_cpu(&self) -> bool {
         false
     }
-    /// Makes written rows ready for products.
+    /// Makes written rows ready for products. A verb of its own, not a part of the first product: several parts and a device
+    /// beside the CPU read what is prepared once.
     fn prepare(&mut self, rows: &mut Rows);
     /// Brings whole tiles of a matrix that is used again and again into the order with which products are fastest, and says
     /// whether they are [`interleaved`](crate::quant::interleaved) now: `false` leaves every byte.
@@ -406,6 +426,10 @@ pub trait Backend: Send {
     /// `out[p.out] = down(act(gate x) * up x)`, or `down(act(up x))` where there is no gate, with `x = p.scale * rows[p.row]`, for each job and each of its pairs. The jobs'
     /// pairs together are at most `hidden.pairs(n_ff)` of the widest. Best sorted by their number of pairs.
     fn ffn(&mut self, rows: &Rows, jobs: &[FfnJob<'_>], pairs: &[Pair], hidden: &mut Hidden, out: &mut [f32]);
+    /// Bytes that attention works in on `threads` threads at most, beside what it is given.
+    fn attention_bytes(threads: usize, shape: AttentionShape) -> u64
+    where
+        Self: Sized;
     /// Attention; `out` is (n, n_head, head_v).
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]);
     /// A recurrence; `state` gets the memories after the last row, (heads, k, v), and `out` is (n, heads, v).
@@ -416,7 +440,7 @@ pub trait Backend: Send {
     fn rms_norm_onto(&mut self, x: &mut [f32], weight: &[f32], eps: f32);
     /// Turns the pairs of every head of `x`, which is (n, heads, head).
     fn rope(&mut self, x: &mut [f32], rotation: &Rotation<'_>);
-    /// Writes new rows into the cache.
+    /// Writes new rows into the cache, where [`Backend::attend`] finds them.
     fn write_cache(&mut self, write: CacheWrite<'_>);
     /// Adds `bias` to each row of `x`; rows are as long as `bias`.
     fn add_bias(&mut self, x: &mut [f32], bias: &[f32]);

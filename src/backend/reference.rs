@@ -1,8 +1,8 @@
 //! Scalar, slow, obvious: what the fast backend is tested against. Activations stay exact F32; weights are dequantised.
 
 use super::{
-    Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind, Rotation, Rows,
-    TurnedKey, is_turned, soft_cap,
+    Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, Pair, Product, Recurrence, RopeKind,
+    Rotation, Rows, soft_cap,
 };
 use crate::quant::{QMat, dequantize_row, encode_row};
 
@@ -68,10 +68,13 @@ impl Backend for Reference {
             }
         }
     }
+    fn attention_bytes(_: usize, _: AttentionShape) -> u64 {
+        0
+    }
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {
         let group = a.n_head / a.n_head_kv;
         let (bytes_k, bytes_v) = (row_bytes(a, a.head_k), row_bytes(a, a.head_v));
-        let (mut row_k, mut key, mut value) = (vec![0; bytes_k], vec![0.0; a.head_k], vec![0.0; a.head_v]);
+        let (mut key, mut value) = (vec![0.0; a.head_k], vec![0.0; a.head_v]);
         for (i, (q, out)) in a.q.chunks_exact(a.head_k).zip(out.chunks_exact_mut(a.head_v)).enumerate() {
             let (row, head) = (i / a.n_head, i % a.n_head);
             let base = head / group * a.n_ctx;
@@ -79,7 +82,7 @@ impl Backend for Reference {
             let seen = (a.sees_from(a.first + row)..=a.first + row)
                 .filter(|pos| a.chosen(row, pos / 64) >> (pos % 64) & 1 == 1);
             for pos in seen.clone().map(|pos| pos % a.n_ctx) {
-                read_key(a, base, pos, &mut row_k, &mut key);
+                dequantize_row(a.ty, &a.keys[(base + pos) * bytes_k..][..bytes_k], &mut key);
                 let score = q.iter().zip(&key).map(|(a, b)| a * b).sum::<f32>() * a.scale;
                 scores.push(a.soft_cap.map_or(score, |cap| soft_cap(cap, score)));
             }
@@ -89,7 +92,7 @@ impl Backend for Reference {
             out.fill(0.0);
             for (pos, score) in seen.zip(&scores) {
                 if a.values.is_empty() {
-                    read_key(a, base, pos % a.n_ctx, &mut row_k, &mut key);
+                    dequantize_row(a.ty, &a.keys[(base + pos % a.n_ctx) * bytes_k..][..bytes_k], &mut key);
                     value.copy_from_slice(&key[..a.head_v]);
                 } else {
                     dequantize_row(a.ty, &a.values[(base + pos % a.n_ctx) * bytes_v..][..bytes_v], &mut value);
@@ -156,11 +159,7 @@ impl Backend for Reference {
         for (i, x) in w.x.chunks_exact(w.dim).enumerate() {
             let (head, pos) = (&mut w.cache[i % w.heads * n_ctx * bytes..], (w.first + i / w.heads) % n_ctx);
             encode_row(w.ty, x, &mut row);
-            if w.keys && is_turned(w.ty) {
-                TurnedKey { ty: w.ty, n_ctx, dim: w.dim, pos }.write(0, &row, head);
-            } else {
-                head[pos * bytes..(pos + 1) * bytes].copy_from_slice(&row);
-            }
+            head[pos * bytes..(pos + 1) * bytes].copy_from_slice(&row);
         }
     }
     fn add_bias(&mut self, x: &mut [f32], bias: &[f32]) {
@@ -188,16 +187,4 @@ impl Backend for Reference {
 
 fn row_bytes(a: &Attention<'_>, n: usize) -> usize {
     n / a.ty.block_len() * a.ty.block_bytes()
-}
-
-/// The key of position `pos` of the head that begins at row `base`. `row` has room for its bytes.
-fn read_key(a: &Attention<'_>, base: usize, pos: usize, row: &mut [u8], key: &mut [f32]) {
-    let bytes = row.len();
-    if is_turned(a.ty) {
-        let at = TurnedKey { ty: a.ty, n_ctx: a.n_ctx, dim: a.head_k, pos };
-        at.read(&a.keys[base * bytes..], row);
-    } else {
-        row.copy_from_slice(&a.keys[(base + pos) * bytes..][..bytes]);
-    }
-    dequantize_row(a.ty, row, key);
 }

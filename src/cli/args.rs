@@ -234,12 +234,11 @@ pub fn kernels() -> hotset::Result<KernelChoice> {
         },
         interleave: match asked(interleave).as_deref() {
             None => None,
-            Some("on") => Some(true),
             Some("off") => Some(false),
-            Some(other) => return Err(wrong(interleave, "on, off", other)),
+            Some(other) => return Err(Error::invalid(format!("{interleave} can only be off, not {other}"))),
         },
     };
-    Kernels::choose(choice).map_err(|e| Error::invalid(format!("{isa}, {interleave}: {e}")))?;
+    Kernels::choose(choice).map_err(|e| Error::invalid(format!("{isa}: {e}")))?;
     Ok(choice)
 }
 

@@ -23,8 +23,8 @@ pub fn table(rows: &[Row]) -> String {
 fn cells(row: &Row) -> Vec<(String, Value)> {
     let Value::Object(row_fields) = json!(row) else { unreachable!("a row is an object") };
     let mut cells: Vec<_> = row_fields.into_iter().filter(|(key, _)| key != "foresight").collect();
-    let sources = [Source::Scores, Source::Prefetch].into_iter().flat_map(|by| (1..=AHEAD).map(move |n| (by, n)));
-    for (by, horizon) in std::iter::once((Source::Own, 0)).chain(sources) {
+    let guesses = (1..=AHEAD).map(|n| (Source::Prefetch, n));
+    for (by, horizon) in [(Source::Own, 0), (Source::Scores, 1)].into_iter().chain(guesses) {
         let found = row.foresight.iter().find(|r| (r.by, r.horizon) == (by, horizon));
         let list = |of: fn(&Recall) -> &Vec<f64>| json!(found.map(of));
         let name = by.name();

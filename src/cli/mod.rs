@@ -66,7 +66,7 @@ Environment:
   HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HOME
                      the hub of pull, who asks, and where downloads are [default: ~/.cache/huggingface/hub]
   HOTSET_ISA         instruction set for the arithmetic: scalar, avx2, avxvnni, avx512vnni; neon, dotprod, i8mm
-  HOTSET_INTERLEAVE  rows of a matrix interleaved in memory: on, off [default: what suits the CPU]
+  HOTSET_INTERLEAVE  off: rows of a matrix are never interleaved in memory [default: what suits the CPU]
   XDG_CACHE_HOME     warm starts, drive rates and the bundled model are kept in its folder hotset [default: ~/.cache]
   COLUMNS            width of tables and statistics [default: the terminal's]
 

@@ -62,7 +62,7 @@ pub struct Args {
     /// Tokens of context, 0: the model's own; longer prompts are cut
     #[arg(short, long, visible_alias = "ctx-size", value_name = "TOKENS", default_value_t = 1024, value_parser = ctx)]
     ctx: usize,
-    /// How many guessed experts of each of the next two layers to keep, the best; 0: none. Default: three times those used
+    /// How many guessed experts of the next layer to keep, the best; 0: none. Default: three times those used
     #[arg(long, value_name = "RANKS")]
     lookahead: Option<usize>,
     #[command(flatten)]
@@ -180,8 +180,8 @@ impl TraceSink for Recorder {
     fn record(&mut self, event: LayerEvent<'_>) {
         self.writer().record(event);
     }
-    fn horizon(&self) -> u16 {
-        self.writer().horizon()
+    fn wants_scores(&self) -> bool {
+        self.writer().wants_scores()
     }
 }
 
@@ -275,7 +275,7 @@ fn header(args: &Args, gguf: &Gguf, blueprint: &Blueprint, prompts: &[(PathBuf, 
         hash: fnv1a(tokens.iter().flat_map(|t| t.to_le_bytes())),
     };
     let what = if args.teacher_forced { "text run token by token" } else { "prompts continued greedily" };
-    let lookahead = "the next two layers' routers on the residual stream before this layer's experts";
+    let lookahead = "the next layer's router on the residual stream before this layer's experts";
     Ok(Header {
         model: gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         model_id: made::model_id(gguf),
@@ -287,7 +287,6 @@ fn header(args: &Args, gguf: &Gguf, blueprint: &Blueprint, prompts: &[(PathBuf, 
         weights: true,
         lookahead: if ranks > 0 { lookahead.to_owned() } else { String::new() },
         lookahead_ranks: ranks,
-        lookahead2_ranks: ranks,
         prompts: prompts.iter().map(prompt).collect(),
     })
 }
@@ -316,14 +315,13 @@ fn print_stats(path: &Path, as_json: bool) -> Ended {
         stats.decode_tokens,
         header.prompts.len()
     );
-    text += "layer  entropy  used  load max/min  top 1/4   overlap with last 1/2/4/8/16 tokens  set of 16  lookahead: 1, 2\n";
+    text += "layer  entropy  used  load max/min  top 1/4   overlap with last 1/2/4/8/16 tokens  set of 16  lookahead\n";
     for (i, l) in stats.layers.iter().enumerate() {
         let overlap = l.overlap.map(|o| format!("{o:.3}")).join(" ");
-        let [recall, recall2] =
-            [l.lookahead_recall, l.lookahead2_recall].map(|r| r.map_or("-".to_owned(), |r| format!("{r:.3}")));
+        let recall = l.lookahead_recall.map_or("-".to_owned(), |r| format!("{r:.3}"));
         let (max, min) = l.load;
         text += &format!(
-            "{i:>5}  {:>7.2}  {:>4}  {max:>6.2} / {min:<4.2} {:>7.3}       {overlap}       {:>8.1}      {recall:>5}  {recall2:>5}\n",
+            "{i:>5}  {:>7.2}  {:>4}  {max:>6.2} / {min:<4.2} {:>7.3}       {overlap}       {:>8.1}      {recall:>5}\n",
             l.entropy_bits, l.used, l.top_quarter, l.working_set_16
         );
     }
@@ -347,18 +345,14 @@ fn balance(layers: &[LayerStats]) -> String {
         let (cv, gini) = (l.load_cv, l.load_gini);
         text += &format!("{i:>5}  {cv:>7.2}  {gini:>5.3}  {srp:>14}  {sch:>13}  {pair:<24}  {top:>16}\n");
     }
-    for horizon in [1, 2] {
-        let by_rank = layers.iter().map(|l| if horizon == 1 { &l.lookahead_by_rank } else { &l.lookahead2_by_rank });
-        let guessed: Vec<_> = by_rank.filter(|ranks| !ranks.is_empty()).collect();
-        // A rank that a layer's guesses never had counts as 0 there.
-        let ranks = guessed.iter().map(|ranks| ranks.len()).max().unwrap_or(0);
-        let mean = |rank: usize| guessed.iter().filter_map(|l| l.get(rank)).sum::<f64>() / guessed.len() as f64;
-        let list: Vec<_> = (0..ranks).map(|rank| format!("{:.2}", mean(rank))).collect();
-        if !list.is_empty() {
-            let list = list.join(" ");
-            let what = if horizon == 1 { "lookahead" } else { "lookahead two layers ahead" };
-            text += &format!("\n{what}: share of each rank's guesses that were used, the best first\n  {list}\n");
-        }
+    let guessed: Vec<_> = layers.iter().map(|l| &l.lookahead_by_rank).filter(|ranks| !ranks.is_empty()).collect();
+    // A rank that a layer's guesses never had counts as 0 there.
+    let ranks = guessed.iter().map(|ranks| ranks.len()).max().unwrap_or(0);
+    let mean = |rank: usize| guessed.iter().filter_map(|l| l.get(rank)).sum::<f64>() / guessed.len() as f64;
+    let list: Vec<_> = (0..ranks).map(|rank| format!("{:.2}", mean(rank))).collect();
+    if !list.is_empty() {
+        let list = list.join(" ");
+        text += &format!("\nlookahead: share of each rank's guesses that were used, the best first\n  {list}\n");
     }
     text
 }

@@ -9,7 +9,7 @@ mod read_path;
 mod timing;
 mod vram;
 
-pub use options::{Options, Vram, make_plan};
+pub use options::{Options, Vram};
 pub use read_path::{PlainReads, plain_reads};
 pub use timing::Timing;
 pub use vram::planned_slots;
@@ -32,7 +32,7 @@ use crate::{
     gguf::Gguf,
     gpu::{self, Choice, Device},
     id::ExpertId,
-    io::{Files, IoEngine, IoKind},
+    io::{Files, IoEngine, Layout},
     model::{Batch, Model, Scratch, Sequence, Span, Tier, Workspace},
     plan::Plan,
     trace::TraceSink,
@@ -59,6 +59,30 @@ pub struct Engine<B: Backend = Cpu> {
     timing: Timing,
     /// The budget now.
     memory_bytes: Arc<AtomicU64>,
+}
+
+impl Options {
+    /// The threads and kernels that they ask for.
+    ///
+    /// # Errors
+    /// Kernels that the CPU lacks; a thread that the system refuses.
+    pub fn cpu(&self) -> Result<Cpu> {
+        Cpu::with(self.kernels, self.threads())
+    }
+}
+
+/// The split of the budget that `options` ask for, with slots of this layout, on the CPU.
+///
+/// # Errors
+/// A budget or a context that does not work.
+pub fn make_plan(
+    gguf: &Gguf,
+    blueprint: &Blueprint,
+    store: &ExpertStore,
+    options: &Options,
+    layout: Layout,
+) -> Result<Plan> {
+    options::make_plan(gguf, blueprint, store, options, layout, Cpu::attention_bytes)
 }
 
 impl Engine<Cpu> {
@@ -156,7 +180,7 @@ impl<B: Backend> Engine<B> {
         let prepared = vram::prepare(options, backend.is_cpu(), device, &blueprint, &store);
         let staging_bytes = if let Some(Ok(_)) = prepared { vram::staging_bytes(&blueprint, &store) } else { 0 };
         let options = &Options { beside_bytes: options.beside_bytes.saturating_add(staging_bytes), ..options.clone() };
-        let plan = make_plan(&gguf, &blueprint, &store, options, io.layout())?;
+        let plan = options::make_plan(&gguf, &blueprint, &store, options, io.layout(), B::attention_bytes)?;
         let blueprint = blueprint.for_context(plan.n_ctx);
         // First of all that takes memory, since it checks the shapes that all else is sized by.
         let mut loaded = 0;
@@ -168,7 +192,10 @@ impl<B: Backend> Engine<B> {
         model.interleave(&mut backend);
         let blueprint = &model.blueprint;
         let opened = prepared.map(|ffns| ffns.and_then(|ffns| vram::open(ffns, options, blueprint, &store)));
-        let cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
+        let mut cache = ExpertCache::new(store, plan.scope, &plan.slots, options.policy, io)?;
+        if !options.keeps_experts() {
+            cache.keep_nothing();
+        }
         let prefetcher = options.prefetch.build(blueprint.n_expert, blueprint.n_expert_used());
         let sequence = |_| Sequence::new(blueprint, options.kv, plan.n_ctx, plan.n_batch);
         let sequences = (0..plan.parallel).map(sequence).collect::<Result<_>>()?;
@@ -253,9 +280,7 @@ impl<B: Backend> Engine<B> {
     /// A warm start: reads the listed experts into free slots while the drive is idle, and takes them for used. The list
     /// is for this model, from [`Engine::hot`] of an earlier run.
     pub fn warm(&mut self, list: &HotList) {
-        if self.keeps() {
-            self.experts.warm(list);
-        }
+        self.experts.warm(list);
     }
 
     /// Experts that are pinned now: as many as [`Engine::pin`] was given, or fewer if slots were given back.
@@ -473,12 +498,7 @@ impl<B: Backend> Engine<B> {
     }
     /// What runs: (read path, policy, prefetcher); no policy where no experts are kept.
     pub fn modes(&self) -> (&'static str, &'static str, &'static str) {
-        let (io, policy, prefetch) = self.experts.modes();
-        (io, if self.keeps() { policy } else { "none" }, prefetch)
-    }
-    /// Whether experts are kept for the next token, which [`IoKind::PageCache`] leaves to the system.
-    fn keeps(&self) -> bool {
-        self.experts.cache().io().name() != IoKind::PageCache.name()
+        self.experts.modes()
     }
     /// Share of the decoded tokens for which experts were read ahead, where that follows what it measures.
     pub fn prefetch_share(&self) -> Option<f64> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     Error, Result,
-    backend::cpu::{Cpu, kernels::KernelChoice},
+    backend::{AttentionBytes, KernelChoice},
     blueprint::Blueprint,
     expert::{ExpertStore, Scope},
     gguf::Gguf,
@@ -104,19 +104,21 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The threads and kernels that they ask for.
-    ///
-    /// # Errors
-    /// Kernels that the CPU lacks; a thread that the system refuses.
-    pub fn cpu(&self) -> Result<Cpu> {
-        Cpu::with(self.kernels, self.threads.unwrap_or_else(|| machine::cores().threads()))
+    /// Threads that compute.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| machine::cores().threads())
+    }
+
+    /// Whether experts are kept for the next token, which [`IoKind::PageCache`] leaves to the system.
+    pub(super) fn keeps_experts(&self) -> bool {
+        self.io != Some(IoKind::PageCache)
     }
 }
 
 /// The options of an engine that reads by [`IoKind::PageCache`], whatever they say of keeping experts: it keeps none, so
 /// that one pool serves all layers, there is nothing to evict by, and no room for what is not wanted yet.
 pub(super) fn settled(options: &Options) -> Options {
-    if options.io != Some(IoKind::PageCache) {
+    if options.keeps_experts() {
         return options.clone();
     }
     Options {
@@ -134,16 +136,17 @@ const DEFAULT_CTX: usize = 4096;
 /// Sequences at most: a batch has a token of each.
 const MAX_PARALLEL: usize = 256;
 
-/// The split of the budget that `options` ask for, with slots of this layout.
+/// The split of the budget that `options` ask for, with slots of this layout and a backend whose attention works in so much.
 ///
 /// # Errors
 /// A budget or a context that does not work.
-pub fn make_plan(
+pub(super) fn make_plan(
     gguf: &Gguf,
     blueprint: &Blueprint,
     store: &ExpertStore,
     options: &Options,
     layout: Layout,
+    attention_bytes: AttentionBytes,
 ) -> Result<Plan> {
     let n_ctx = options.n_ctx.unwrap_or(DEFAULT_CTX.min(blueprint.n_ctx_train));
     if n_ctx == 0 || n_ctx > blueprint.n_ctx_train {
@@ -168,14 +171,15 @@ pub fn make_plan(
         scope: options.scope.unwrap_or(Scope::Layer),
         policy: options.policy,
         prefetch: options.prefetch,
-        keeps: options.io != Some(IoKind::PageCache),
+        keeps: options.keeps_experts(),
         layout,
         process_bytes: options.beside_bytes.saturating_add(options.process_bytes.unwrap_or_else(|| {
             // Tensors begin where the header ends.
             let header_bytes = gguf.tensors().iter().map(|t| t.offset).min().unwrap_or(0);
             process_bytes(machine::code_bytes(), header_bytes, machine::rss_bytes().unwrap_or(0))
         })),
-        threads: options.threads.unwrap_or_else(|| machine::cores().threads()),
+        threads: options.threads(),
+        attention_bytes,
     };
     let plan = Plan::new(blueprint, store, needs, None)?;
     let budget = match (options.memory_bytes, machine::available_bytes()) {

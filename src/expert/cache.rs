@@ -5,7 +5,7 @@
 //! is smaller than a token's working set hits exactly nothing under LRU, slots per layer have no such cliff, and they fit
 //! layers whose experts differ in size.
 //!
-//! Must not know: what the bytes mean, models, arithmetic.
+//! Must not know: what the bytes mean, where they come from ([`Source`]), models, arithmetic.
 
 mod allowance;
 mod elsewhere;
@@ -17,16 +17,16 @@ mod victim;
 pub use self::allowance::Allowance;
 use self::{elsewhere::Elsewhere, fill::Fill, kept::Kept, rolling::Rolling};
 use super::{
+    source::Source,
     stats::{CacheStats, LayerHits},
-    store::ExpertStore,
+    store::{Arranged, ExpertStore},
 };
 use crate::{
     Error, Result,
     id::ExpertId,
-    io::{Done, IoBuf, IoEngine, Priority, Read, Toucher},
+    io::{Done, IoBuf, IoEngine, Priority, Toucher},
     policy::{CachePolicy, CacheShape, PolicyKind},
     prefetch::Reads,
-    quant::{FfnMats, QMatMut},
     retrieval::Retrieval,
     trace::{LayerEvent, Phase, Routed},
 };
@@ -123,8 +123,8 @@ struct Tenant {
     unasked: bool,
     /// It has been handed out.
     used: bool,
-    /// Which of its matrices [`ExpertCache::reorder_kept`] has had interleaved, once it has.
-    interleaved: Option<[bool; 3]>,
+    /// How its bytes lie, once [`ExpertCache::arrange`] has had them arranged.
+    arranged: Option<Arranged>,
 }
 
 struct Pool {
@@ -175,8 +175,9 @@ fn keep<'a>(
 
 /// See the module.
 pub struct ExpertCache {
-    store: ExpertStore,
-    io: Box<dyn IoEngine>,
+    source: Source,
+    /// Whether experts stay for the next event.
+    keeps: bool,
     policy: Box<dyn CachePolicy>,
     retrieval: Retrieval,
     shape: CacheShape,
@@ -281,8 +282,8 @@ impl ExpertCache {
             retrieval,
             shape,
             pools,
-            store,
-            io,
+            source: Source::new(store, io),
+            keeps: true,
             prefetches_in_flight: 0,
             phase: Phase::Prompt,
             stats: CacheStats::default(),
@@ -294,15 +295,15 @@ impl ExpertCache {
 
     /// Where the experts lie.
     pub fn store(&self) -> &ExpertStore {
-        &self.store
+        self.source.store()
     }
     /// The engine.
     pub fn io(&self) -> &dyn IoEngine {
-        &*self.io
+        self.source.io()
     }
-    /// The policy's name.
+    /// The policy's name; none where nothing is kept.
     pub fn policy_name(&self) -> &'static str {
-        self.policy.name()
+        if self.keeps { self.policy.name() } else { "none" }
     }
     /// Counters since the start.
     pub fn stats(&self) -> &CacheStats {
@@ -318,7 +319,7 @@ impl ExpertCache {
     }
     /// Bytes of the absent experts of the last request.
     pub(super) fn absent_bytes(&self) -> u64 {
-        self.absent.iter().map(|id| self.store.layers()[usize::from(id.layer)].expert_bytes()).sum()
+        self.absent.iter().map(|id| self.source.bytes(*id)).sum()
     }
     /// The tokens that resemble the present one, as the last request left them; off unless the policy, or
     /// [`ExpertCache::retrieve`], wants them.
@@ -349,7 +350,7 @@ impl ExpertCache {
 
     /// True if every expert of the layer has a slot: nothing of it will be read again.
     pub fn holds_layer(&self, layer: u16) -> bool {
-        let n = self.store.n_expert();
+        let n = self.shape.n_expert;
         let first = usize::from(layer) * n;
         let held = |at: usize| self.index[at] != NONE || self.elsewhere.is(at);
         first + n <= self.index.len() && (first..first + n).all(held)
@@ -365,14 +366,14 @@ impl ExpertCache {
     /// Wants every expert that the event routes to and submits reads for the absent ones, as far as slots go. Never
     /// blocks. Follow with [`ExpertCache::next_ready`] until it is empty.
     pub fn request(&mut self, event: LayerEvent<'_>) {
-        while let Some(done) = self.io.poll() {
+        while let Some(done) = self.source.poll() {
             // A wanted read that failed earlier was reported then; a prefetch that failed is asked for again if needed.
             let _ = self.complete(done);
         }
         self.phase = event.phase;
         self.wanted.clear();
         self.before_rolling(event);
-        if rolling::wants_all(event, self.store.n_expert()) {
+        if rolling::wants_all(event, self.shape.n_expert) {
             (0..self.pools.len()).for_each(|pool| self.touch_ahead(pool, self.pools[pool].n_slot));
         }
         self.park();
@@ -383,7 +384,7 @@ impl ExpertCache {
         counts.events += 1;
         let before = *counts;
         for &(Routed { id, .. }, _) in &self.wanted {
-            match self.index[id.layer as usize * self.store.n_expert() + id.expert as usize] {
+            match self.index[id.layer as usize * self.shape.n_expert + id.expert as usize] {
                 NONE => counts.miss += 1,
                 slot if matches!(self.slots[slot as usize], Slot::Ready(_)) => {
                     counts.hit += 1;
@@ -424,7 +425,7 @@ impl ExpertCache {
         if matches!(self.slots[slot], Slot::Loading) && cause != Cause::Demand {
             tenant.cause = Cause::Demand;
             self.landed(cause);
-            self.io.promote(slot);
+            self.source.promote(slot);
         }
     }
 
@@ -469,7 +470,7 @@ impl ExpertCache {
                 self.check_used(self.wanted[i].0.id)?;
             }
         }
-        while let Some(done) = self.io.poll() {
+        while let Some(done) = self.source.poll() {
             self.complete(done)?;
         }
         self.park();
@@ -481,13 +482,17 @@ impl ExpertCache {
                 return Ok(());
             }
             if self.wanted.iter().all(|(_, w)| *w == Want::Done) {
+                if !self.keeps {
+                    self.release_wanted();
+                }
                 self.read_kept();
                 self.fill();
                 return Ok(());
             }
-            let start = self.io.now_ns();
-            let done = self.io.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
-            let stall = self.io.now_ns() - start;
+            let start = self.source.now_ns();
+            let done =
+                self.source.wait_at_most(LOOK_NS).expect("a wanted expert that is not ready has a read in flight");
+            let stall = self.source.now_ns() - start;
             self.stats.of_mut(self.phase).stall_ns += stall;
             match done {
                 Some(done) => self.complete(done)?,
@@ -516,12 +521,12 @@ impl ExpertCache {
         self.vacate(id);
         self.lost(id, slot);
         self.wanted.clear();
-        Err(self.store.explain(id, fault))
+        Err(self.source.explain(id, fault))
     }
 
     /// Marks the wanted experts that have arrived as taken and adds them to `out`.
     fn take_ready(&mut self, out: &mut Vec<ExpertId>) {
-        let (slots, index, n_expert) = (&self.slots, &self.index, self.store.n_expert());
+        let (slots, index, n_expert) = (&self.slots, &self.index, self.shape.n_expert);
         let is_ready = |id: ExpertId| {
             let slot = index[id.layer as usize * n_expert + id.expert as usize];
             slot != NONE && matches!(slots[slot as usize], Slot::Ready(_))
@@ -544,26 +549,28 @@ impl ExpertCache {
         }
     }
 
-    /// The matrices of an expert that [`ExpertCache::next_ready`] has just handed out.
-    pub fn get(&self, id: ExpertId) -> FfnMats<'_> {
+    /// The bytes of an expert that [`ExpertCache::next_ready`] has just handed out, and how they lie.
+    pub(super) fn held(&self, id: ExpertId) -> (&IoBuf, Arranged) {
         let slot = self.slot_of(id).expect("a handed-out expert stays until the next hand-out");
         let Slot::Ready(buf) = &self.slots[slot] else { panic!("{id} was not handed out") };
-        let interleaved = self.tenants[slot].and_then(|tenant| tenant.interleaved);
-        self.store.view(id, buf, interleaved.unwrap_or_default())
+        (buf, self.tenants[slot].and_then(|tenant| tenant.arranged).unwrap_or_default())
     }
 
-    /// Calls `interleave` for each matrix of those of `ids` that were handed out before: they have shown that they are worth
-    /// it, while a slot's next tenant comes as it is in the file. It says whether it did. Nothing happens to the file's own
+    /// Calls `arrange` for the bytes of those of `ids` that were handed out before: they have shown that they are worth it,
+    /// while a slot's next tenant comes as it is in the file. It says how they lie then. Nothing happens to the file's own
     /// pages. To be called when they have just been handed out.
-    pub fn reorder_kept(&mut self, ids: &[ExpertId], mut interleave: impl FnMut(QMatMut<'_>) -> bool) {
+    pub(super) fn arrange(
+        &mut self,
+        ids: &[ExpertId],
+        mut arrange: impl FnMut(&ExpertStore, ExpertId, &mut IoBuf) -> Arranged,
+    ) {
         for &id in ids {
             let slot = self.slot_of(id).expect("a handed-out expert stays until the next hand-out");
             let (Some(tenant), Slot::Ready(buf)) = (&mut self.tenants[slot], &mut self.slots[slot]) else {
                 panic!("{id} was not handed out")
             };
-            if std::mem::replace(&mut tenant.used, true) && tenant.interleaved.is_none() && buf.is_owned() {
-                let mut matrix = |role| self.store.view_mut(id, role, buf).is_some_and(&mut interleave);
-                tenant.interleaved = Some([0, 1, 2].map(&mut matrix));
+            if std::mem::replace(&mut tenant.used, true) && tenant.arranged.is_none() && buf.is_owned() {
+                tenant.arranged = Some(arrange(self.source.store(), id, buf));
             }
         }
     }
@@ -595,11 +602,30 @@ impl ExpertCache {
 
     /// The expert's place in lists of all. (n_moe_layer, n_expert)
     fn at(&self, id: ExpertId) -> usize {
-        id.layer as usize * self.store.n_expert() + id.expert as usize
+        id.layer as usize * self.shape.n_expert + id.expert as usize
     }
 
     fn pool_of(&self, id: ExpertId) -> usize {
         self.shape.pool(id.layer)
+    }
+
+    /// From now on no expert stays for the next event: every use is a read, and nothing is read that is not wanted.
+    pub fn keep_nothing(&mut self) {
+        self.keeps = false;
+    }
+
+    /// Frees the slots of an event that is through.
+    fn release_wanted(&mut self) {
+        for i in 0..self.wanted.len() {
+            let id = self.wanted[i].0.id;
+            if self.slot_of(id).is_some() {
+                let slot = self.vacate(id);
+                self.policy.remove(id);
+                let pool = self.pool_of(id);
+                self.pools[pool].free.push(slot as u32);
+            }
+        }
+        self.wanted.clear();
     }
 
     /// Takes the slot from its tenant. The buffer stays as it is until the next read.
@@ -621,11 +647,9 @@ impl ExpertCache {
         let Slot::Free(buf) = std::mem::replace(&mut self.slots[slot], Slot::Loading) else {
             panic!("a slot that was taken is free");
         };
-        let extents = self.store.extents(id);
         let at = self.at(id);
         self.index[at] = slot as u32;
-        self.tenants[slot] =
-            Some(Tenant { id, cause, unasked: cause != Cause::Demand, used: false, interleaved: None });
+        self.tenants[slot] = Some(Tenant { id, cause, unasked: cause != Cause::Demand, used: false, arranged: None });
         let pool = self.pool_of(id);
         let Pool { first, n_slot, .. } = self.pools[pool];
         // Not one that another pool has lent.
@@ -637,13 +661,13 @@ impl ExpertCache {
             Cause::Kept | Cause::Fill => self.policy.warm(id),
             _ => self.policy.insert(id),
         }
+        let bytes = self.source.read(slot, id, buf, cause.priority());
         match cause {
-            Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += extents.bytes(),
-            Cause::Guess | Cause::Ahead => self.stats.prefetch_bytes += extents.bytes(),
-            Cause::Kept => self.stats.warm_bytes += extents.bytes(),
-            Cause::Fill => self.stats.fill_bytes += extents.bytes(),
+            Cause::Demand => self.stats.of_mut(self.phase).demand_bytes += bytes,
+            Cause::Guess | Cause::Ahead => self.stats.prefetch_bytes += bytes,
+            Cause::Kept => self.stats.warm_bytes += bytes,
+            Cause::Fill => self.stats.fill_bytes += bytes,
         }
-        self.io.submit(Read { tag: slot, extents, buf, priority: cause.priority() });
     }
 
     /// Files a finished read. Only the failure of a wanted expert is an error.
@@ -667,7 +691,7 @@ impl ExpertCache {
         self.lost(tenant.id, slot);
         if self.wanted.iter().any(|(w, _)| w.id == tenant.id) {
             self.wanted.clear();
-            return Err(self.store.explain(tenant.id, error));
+            return Err(self.source.explain(tenant.id, error));
         }
         Ok(())
     }

@@ -6,7 +6,9 @@
 
 mod cache;
 mod hot;
+mod matrices;
 mod pace;
+mod source;
 mod stats;
 mod store;
 mod vram;
@@ -194,12 +196,10 @@ impl Experts {
         self.trace.wants_every_token()
     }
 
-    /// For how many layers behind MoE layer `layer` the model should compute scores: as far as the prefetcher wants them
-    /// and there is something left to fetch, or as the trace wants them.
-    pub fn horizon(&self, layer: u16) -> u16 {
-        let left = |ahead: &u16| !self.cache.holds_layer(layer + ahead);
-        let wanted = (1..=self.prefetcher.horizon()).rev().find(left);
-        wanted.unwrap_or(0).max(self.trace.horizon())
+    /// Whether the model should compute the scores of the MoE layer behind `layer`: if the prefetcher wants them and there is
+    /// something left to fetch, or if the trace wants them.
+    pub fn wants_scores(&self, layer: u16) -> bool {
+        self.prefetcher.wants_scores() && !self.cache.holds_layer(layer + 1) || self.trace.wants_scores()
     }
     /// Uses at most so many slots of each pool from now on. See [`ExpertCache::resize`].
     pub fn resize(&mut self, slots: &[usize]) {

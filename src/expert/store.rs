@@ -49,6 +49,13 @@ pub struct Matrix {
     pub at: Extent,
 }
 
+/// How the bytes of an expert in a slot lie: as in the file, or as the backend prefers. Nobody else looks into it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Arranged(
+    /// Which of gate, up and down are [interleaved](crate::quant::interleaved).
+    pub(super) [bool; 3],
+);
+
 /// One projection's place in an expert's bytes.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -234,11 +241,10 @@ impl ExpertStore {
     pub fn extents(&self, id: ExpertId) -> Extents {
         self.layers[id.layer as usize].extents[id.expert as usize]
     }
-    /// `id`'s matrices in the bytes that were read from [`ExpertStore::extents`]; which of gate, up and down have been
-    /// interleaved since.
-    pub fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf, interleaved: [bool; 3]) -> FfnMats<'a> {
+    /// `id`'s matrices in the bytes that were read from [`ExpertStore::extents`].
+    pub(super) fn view<'a>(&self, id: ExpertId, buf: &'a IoBuf, arranged: Arranged) -> FfnMats<'a> {
         let LayerStore { gate, up, down, .. } = &self.layers[id.layer as usize];
-        let [g, u, d] = interleaved;
+        let Arranged([g, u, d]) = arranged;
         FfnMats { gate: gate.map(|gate| gate.view(buf, g)), up: up.view(buf, u), down: down.view(buf, d) }
     }
     /// Gate, up or down of `id`, if it has that, in the bytes that were read, to be interleaved.

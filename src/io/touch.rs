@@ -46,8 +46,9 @@ impl Toucher {
         let shared = Arc::new(Shared { groups, reach, stop: AtomicBool::new(false) });
         let thread = std::thread::Builder::new().name("touch".to_owned());
         let thread = thread.spawn({
-            let shared = shared.clone();
-            move || shared.work()
+            // Made here: a thread that yields to all may begin when tokens run, which allocate nothing.
+            let (shared, done) = (shared.clone(), vec![0; shared.reach.len()]);
+            move || shared.work(done)
         });
         Some(Self { shared, thread: Some(thread.ok()?) })
     }
@@ -74,9 +75,9 @@ impl Drop for Toucher {
 }
 
 impl Shared {
-    fn work(&self) {
+    /// `done`: zeros. (groups)
+    fn work(&self, mut done: Vec<usize>) {
         crate::machine::yield_to_all();
-        let mut done = vec![0; self.groups.len()];
         loop {
             let mut idle = true;
             // In turn: layers fill side by side.

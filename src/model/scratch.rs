@@ -102,7 +102,7 @@ impl Scratch {
             seen: SeenRows::new(m, shape.n_ctx),
             moe: MoeScratch {
                 scores: Floats::zeros(n * n_expert),
-                lookahead: [vec![0.0; n_expert], vec![0.0; n_expert]],
+                lookahead: vec![0.0; n_expert],
                 ahead: Rows::new(1, m.n_embd),
                 routed: Vec::with_capacity(n * n_used),
                 out: Floats::zeros(n * wide(m)),

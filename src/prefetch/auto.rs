@@ -155,8 +155,8 @@ impl Prefetcher for Auto {
     fn name(&self) -> &'static str {
         self.kind.name()
     }
-    fn horizon(&self) -> u16 {
-        self.arms[self.now()].guesser.horizon()
+    fn wants_scores(&self) -> bool {
+        self.arms[self.now()].guesser.wants_scores()
     }
     fn wants_retrieval(&self) -> bool {
         self.kind.wants_retrieval()

@@ -43,8 +43,8 @@ impl Prefetcher for Both {
     fn name(&self) -> &'static str {
         "both"
     }
-    fn horizon(&self) -> u16 {
-        1
+    fn wants_scores(&self) -> bool {
+        true
     }
     fn wants_retrieval(&self) -> bool {
         true

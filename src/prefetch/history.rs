@@ -145,8 +145,8 @@ impl Prefetcher for History {
     fn name(&self) -> &'static str {
         "history"
     }
-    fn horizon(&self) -> u16 {
-        0
+    fn wants_scores(&self) -> bool {
+        false
     }
     fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads {
         self.learn(event);
@@ -185,7 +185,6 @@ mod tests {
                     layer,
                     routed: &routed,
                     lookahead: &[],
-                    lookahead2: &[],
                 });
             }
         }

@@ -39,8 +39,8 @@ impl Prefetcher for Lookahead {
     fn name(&self) -> &'static str {
         "lookahead"
     }
-    fn horizon(&self) -> u16 {
-        1
+    fn wants_scores(&self) -> bool {
+        true
     }
     fn observe(&mut self, event: LayerEvent<'_>, _: &Retrieval, guesses: &mut Vec<ExpertId>) -> Reads {
         if event.phase != Phase::Decode || event.lookahead.is_empty() {

@@ -9,14 +9,12 @@ mod auto;
 mod both;
 mod history;
 mod lookahead;
-mod lookahead2;
 mod votes;
 
 pub use auto::Auto;
 pub use both::Both;
 pub use history::History;
 pub use lookahead::Lookahead;
-pub use lookahead2::Lookahead2;
 pub use votes::Votes;
 
 /// How many guesses are worth a read, from the first on; the others are worth not being evicted for one.
@@ -39,9 +37,8 @@ impl Reads {
 pub trait Prefetcher: Send {
     /// The name that `--prefetch` takes and statistics print.
     fn name(&self) -> &'static str;
-    /// For how many layers ahead scores are wanted, so that the model computes them: 0, 1 ([`LayerEvent::lookahead`]), 2
-    /// (and [`LayerEvent::lookahead2`]).
-    fn horizon(&self) -> u16;
+    /// Whether the next layer's scores are wanted ([`LayerEvent::lookahead`]), so that the model computes them.
+    fn wants_scores(&self) -> bool;
     /// True where the next layer's absent experts may be read while a long prompt, which wants nearly all, is between two
     /// layers.
     fn reads_ahead(&self) -> bool {
@@ -69,8 +66,8 @@ impl Prefetcher for NoPrefetch {
     fn name(&self) -> &'static str {
         "off"
     }
-    fn horizon(&self) -> u16 {
-        0
+    fn wants_scores(&self) -> bool {
+        false
     }
     fn reads_ahead(&self) -> bool {
         false
@@ -93,8 +90,6 @@ pub enum PrefetchKind {
     Votes,
     /// [`PrefetchKind::Lookahead`] and [`PrefetchKind::Votes`] together.
     Both,
-    /// The next two layers' routers on this layer's hidden state.
-    Lookahead2,
     /// What followed this layer's experts before.
     History,
     /// None.
@@ -109,7 +104,6 @@ impl PrefetchKind {
         PrefetchKind::Lookahead,
         PrefetchKind::Votes,
         PrefetchKind::Both,
-        PrefetchKind::Lookahead2,
         PrefetchKind::History,
         PrefetchKind::Off,
     ];
@@ -121,7 +115,6 @@ impl PrefetchKind {
             PrefetchKind::Lookahead => "lookahead",
             PrefetchKind::Votes => "votes",
             PrefetchKind::Both => "both",
-            PrefetchKind::Lookahead2 => "lookahead-2",
             PrefetchKind::History => "history",
             PrefetchKind::Off => "off",
         }
@@ -146,7 +139,6 @@ impl PrefetchKind {
             PrefetchKind::Lookahead => Box::new(Lookahead::new(n_expert, n_expert_used)),
             PrefetchKind::Votes => Box::new(Votes::new(n_expert, n_expert_used)),
             PrefetchKind::Both => Box::new(Both::new(n_expert, n_expert_used)),
-            PrefetchKind::Lookahead2 => Box::new(Lookahead2::new(n_expert, n_expert_used)),
             PrefetchKind::History => Box::new(History::new(n_expert, n_expert_used)),
             PrefetchKind::Off => Box::new(NoPrefetch),
         }

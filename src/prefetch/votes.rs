@@ -100,8 +100,8 @@ impl Prefetcher for Votes {
     fn name(&self) -> &'static str {
         "votes"
     }
-    fn horizon(&self) -> u16 {
-        0
+    fn wants_scores(&self) -> bool {
+        false
     }
     fn wants_retrieval(&self) -> bool {
         true

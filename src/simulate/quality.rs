@@ -27,8 +27,9 @@ const RANKS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Quality {
     own: Foresight,
+    /// Of the next layer.
+    scores: (Guesses<Scores>, Foresight),
     /// By horizon, from 1.
-    scores: [(Guesses<Scores>, Foresight); AHEAD],
     prefetch: [(Guesses<List>, Foresight); AHEAD],
 }
 
@@ -37,10 +38,9 @@ impl Quality {
     pub fn new(header: &Header) -> Self {
         let (most, used) = (header.n_expert, header.n_expert_used);
         let ranks = (RANKS * used).min(most);
-        let scored = [header.lookahead_ranks, header.lookahead2_ranks].map(|n| n.min(ranks));
         Self {
             own: Foresight::new(most),
-            scores: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(scored[i]))),
+            scores: (Guesses::new(1), Foresight::new(header.lookahead_ranks.min(ranks))),
             prefetch: std::array::from_fn(|i| (Guesses::new(1 + i as u16), Foresight::new(ranks))),
         }
     }
@@ -52,12 +52,11 @@ impl Quality {
         }
         let absent = |expert| absent.iter().any(|id| id.expert == expert);
         self.own.add(event, &OwnChoices(event), absent);
-        for ((guesses, found), scores) in self.scores.iter_mut().zip([event.lookahead, event.lookahead2]) {
-            if let Some(scores) = guesses.of(event) {
-                found.add(event, scores, absent);
-            }
-            guesses.learn(event, |kept| kept.set(scores));
+        let (guesses, found) = &mut self.scores;
+        if let Some(scores) = guesses.of(event) {
+            found.add(event, scores, absent);
         }
+        guesses.learn(event, |kept| kept.set(event.lookahead));
         for ((guesses, found), layer) in self.prefetch.iter_mut().zip(event.layer + 1..) {
             if let Some(list) = guesses.of(event) {
                 found.add(event, list, absent);
@@ -69,7 +68,7 @@ impl Quality {
     /// What each source of guesses found; none that made no guesses.
     pub fn recall(&self) -> Vec<Recall> {
         let own = std::iter::once((Source::Own, 0, &self.own));
-        let scores = (1..).zip(&self.scores).map(|(horizon, (_, found))| (Source::Scores, horizon, found));
+        let scores = std::iter::once((Source::Scores, 1, &self.scores.1));
         let prefetch = (1..).zip(&self.prefetch).map(|(horizon, (_, found))| (Source::Prefetch, horizon, found));
         let all = own.chain(scores).chain(prefetch).filter(|(.., found)| found.wanted() > 0);
         all.map(|(by, horizon, found)| Recall::new(by, horizon, found)).collect()

@@ -20,7 +20,7 @@ use crate::{
 const MAX_ARRAY_BYTES: u64 = 4 << 30;
 
 /// Names of arrays that mean something to an import.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 11] = [
     "experts",
     "ids",
     "n_expert",
@@ -32,8 +32,6 @@ const KNOWN: [&str; 13] = [
     "batch",
     "position",
     "pred_mid_plus1_score",
-    "pred_mid_plus2",
-    "pred_mid_plus2_score",
 ];
 
 /// Arrays by name; a lone `.npy` has the empty name.

@@ -4,9 +4,8 @@
 //! (token, MoE layer, k; 65535: no entry), `weights` (the same shape, if the trace has them), `phase` (token; 0 prompt,
 //! 1 decode), `batch` (token; the same number for those that ran together), `position` (token; in its text), `prompt_start`
 //! (first token of each prompt), `n_expert`, `expert_bytes` (MoE layer); if the trace has lookahead `pred_mid_plus1` (token,
-//! MoE layer, rank; 65535: none) and `pred_mid_plus1_score`, *for* this layer, made in the one before it, and likewise
-//! `pred_mid_plus2` and `pred_mid_plus2_score`, made in the one before that; and `header.json`, the trace's header. An import of
-//! it is the same trace. Tokens whose last layers the trace lacks, at its damaged or growing end, are left out.
+//! MoE layer, rank; 65535: none) and `pred_mid_plus1_score`, *for* this layer, made in the one before it; and
+//! `header.json`, the trace's header. An import of it is the same trace. Tokens whose last layers the trace lacks, at its damaged or growing end, are left out.
 //!
 //! Memory: one batch of the trace; an `.npz` reads the trace once for each array.
 
@@ -45,8 +44,8 @@ struct Batch {
     n_token: usize,
     /// Each MoE layer's choices, token after token. (n_moe_layer)
     layers: Vec<Vec<Routed>>,
-    /// The best of each horizon's scores with their experts, from each MoE layer: of a token alone. (2, n_moe_layer)
-    ahead: [Vec<Vec<(u16, f32)>>; 2],
+    /// The best of the scores with their experts, from each MoE layer: of a token alone. (n_moe_layer)
+    ahead: Vec<Vec<(u16, f32)>>,
 }
 
 impl Batch {
@@ -80,7 +79,7 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
     let mut trace = TraceReader::open(path)?;
     let header = trace.header().clone();
     let layers = vec![Vec::new(); header.n_layer];
-    let ahead = [vec![Vec::new(); header.n_layer], vec![Vec::new(); header.n_layer]];
+    let ahead = vec![Vec::new(); header.n_layer];
     let mut batch = Batch { phase: Phase::Prompt, first_token: 0, n_token: 0, layers, ahead };
     let (mut next, mut done) = (0, Exported::default());
     let mut seen = vec![0u64; header.n_expert];
@@ -108,8 +107,7 @@ fn batches(path: &Path, mut take: impl FnMut(&Header, &Batch) -> Result<()>) -> 
         }
         batch.layers[layer].clear();
         batch.layers[layer].extend_from_slice(event.routed);
-        batch.ahead[0][layer] = best(event.lookahead, header.lookahead_ranks);
-        batch.ahead[1][layer] = best(event.lookahead2, header.lookahead2_ranks);
+        batch.ahead[layer] = best(event.lookahead, header.lookahead_ranks);
         next = (layer + 1) % header.n_layer;
         if next == 0 {
             done.prompts += u64::from(batch.first_token == 0);
@@ -298,22 +296,22 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// Scores of the layers that are `horizon` ahead, `ranks` of each; nothing for none.
-    fn lookahead(&mut self, n_layer: usize, horizon: usize, ranks: usize) -> Result<()> {
+    /// Scores of the next layers, `ranks` of each; nothing for none.
+    fn lookahead(&mut self, n_layer: usize, ranks: usize) -> Result<()> {
         if ranks == 0 {
             return Ok(());
         }
         let ahead = |batch: &Batch, each: &mut dyn FnMut(Option<(u16, f32)>)| {
             for layer in 0..n_layer {
-                // The first layers have none.
-                let list = layer.checked_sub(horizon).map_or(&[][..], |before| &batch.ahead[horizon - 1][before]);
+                // The first layer has none.
+                let list = layer.checked_sub(1).map_or(&[][..], |before| &batch.ahead[before]);
                 (0..ranks).for_each(|rank| each(list.get(rank).copied()));
             }
         };
-        self.array(&format!("pred_mid_plus{horizon}"), "<u2", &[n_layer, ranks], |batch, _, out| {
+        self.array("pred_mid_plus1", "<u2", &[n_layer, ranks], |batch, _, out| {
             ahead(batch, &mut |a| out.extend(a.map_or(NONE, |a| a.0).to_le_bytes()));
         })?;
-        self.array(&format!("pred_mid_plus{horizon}_score"), "<f4", &[n_layer, ranks], |batch, _, out| {
+        self.array("pred_mid_plus1_score", "<f4", &[n_layer, ranks], |batch, _, out| {
             ahead(batch, &mut |a| out.extend(a.map_or(0.0, |a| a.1).to_le_bytes()));
         })
     }
@@ -345,8 +343,7 @@ fn npz(from: &Path, file: NewFile) -> Result<Exported> {
     let header = TraceReader::open(from)?.header().clone();
     let mut archive = Archive { from, to, zip: ZipWriter::new_stream(Sink(file)), tokens: done.tokens };
     archive.routing(&header)?;
-    archive.lookahead(header.n_layer, 1, header.lookahead_ranks)?;
-    archive.lookahead(header.n_layer, 2, header.lookahead2_ranks)?;
+    archive.lookahead(header.n_layer, header.lookahead_ranks)?;
     archive.tokens()?;
     archive.numbers("prompt_start", &starts)?;
     archive.numbers("n_expert", &[header.n_expert as i64])?;

@@ -3,13 +3,14 @@
 //! ```text
 //! "HOTTRACE"  u32 version  u32 bytes of header  header (JSON, see Header)  u32 CRC-32 of header
 //! then chunks of whole events:  u32 bytes  u32 CRC-32  bytes
-//! event:  u8 flags (1: decode, 2: has lookahead, 4: has lookahead2)  u16 layer  u32 first token  u32 tokens  u32 choices
+//! event:  u8 flags (1: decode, 2: has lookahead, 4: has lookahead2: only version 2)  u16 layer  u32 first token  u32 tokens  u32 choices
 //!         expert of each choice (u8 up to 256 experts, else u16)  weight of each choice (f32, if header.weights)
 //!         if it has lookahead: header.lookahead_ranks times (expert, score f32), best first
 //!         if it has lookahead2: header.lookahead2_ranks times the same
 //! ```
 //!
-//! Version 1 has no lookahead2, and is what is written without.
+//! Version 1 is what is written. Version 2, of earlier programs, may have the scores of the layer after the next
+//! (`lookahead2_ranks` in its header); they are passed over.
 //!
 //! All little-endian. Chunks make a file readable while it grows, and bound what a damaged tail costs: reading stops at
 //! the first chunk that is incomplete or fails its check, and [`TraceReader::damage`] says so. Within a sound chunk a
@@ -30,7 +31,7 @@ use super::{LayerEvent, Phase, Routed, TraceSink};
 use crate::{Error, Result, id::ExpertId, input, new_file::NewFile};
 
 const MAGIC: &[u8; 8] = b"HOTTRACE";
-/// Without and with `lookahead2_ranks`.
+/// That are read; the first is written.
 const VERSIONS: [u32; 2] = [1, 2];
 
 /// A header or a chunk has this many bytes at most, so that a damaged length cannot ask for all memory.
@@ -69,9 +70,6 @@ pub struct Header {
     pub lookahead: String,
     /// How many of a layer's experts have a lookahead score, the best; the others read as minus infinity.
     pub lookahead_ranks: usize,
-    /// The same of the layer after the next.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub lookahead2_ranks: usize,
     /// What ran, in order. An event whose first token is 0 in the first layer begins the next one.
     pub prompts: Vec<Prompt>,
 }
@@ -94,8 +92,11 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> String {
     format!("{hash:016x}")
 }
 
-fn is_zero(n: &usize) -> bool {
-    *n == 0
+/// What version 2 has in its header beside a [`Header`].
+#[derive(Deserialize)]
+struct Second {
+    #[serde(default)]
+    lookahead2_ranks: usize,
 }
 
 /// # Errors
@@ -116,21 +117,18 @@ pub(super) fn check_shape(path: &Path, n_layer: usize, n_expert: usize, n_expert
     Ok(())
 }
 
-impl Header {
-    /// Of the file's layout.
-    fn version(&self) -> u32 {
-        VERSIONS[usize::from(self.lookahead2_ranks > 0)]
-    }
+/// # Errors
+/// More scores than experts.
+fn check_ranks(path: &Path, what: &str, ranks: usize, n_expert: usize) -> Result<()> {
+    if ranks > n_expert { Err(Error::format(path, what, format!("at most {n_expert}"), ranks)) } else { Ok(()) }
+}
 
+impl Header {
     /// # Errors
     /// What cannot be a model's shape.
     fn check(&self, path: &Path) -> Result<()> {
         check_shape(path, self.n_layer, self.n_expert, self.n_expert_used)?;
-        for (what, ranks) in [("lookahead_ranks", self.lookahead_ranks), ("lookahead2_ranks", self.lookahead2_ranks)] {
-            if ranks > self.n_expert {
-                return Err(Error::format(path, what, format!("at most {}", self.n_expert), ranks));
-            }
-        }
+        check_ranks(path, "lookahead_ranks", self.lookahead_ranks, self.n_expert)?;
         if self.expert_bytes.len() != self.n_layer {
             let expected = format!("{} sizes, one a layer", self.n_layer);
             return Err(Error::format(path, "expert_bytes", expected, self.expert_bytes.len()));
@@ -180,7 +178,7 @@ impl TraceWriter {
             return Err(Error::format(file.path(), "the header", format!("at most {MAX_BYTES} bytes"), json.len()));
         }
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&header.version().to_le_bytes());
+        bytes.extend_from_slice(&VERSIONS[0].to_le_bytes());
         bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&json);
         bytes.extend_from_slice(&crc32(&json).to_le_bytes());
@@ -241,10 +239,8 @@ impl TraceSink for TraceWriter {
         if self.failed.is_some() {
             return;
         }
-        let horizons =
-            [(event.lookahead, self.header.lookahead_ranks), (event.lookahead2, self.header.lookahead2_ranks)];
-        let [next, second] = horizons.map(|(scores, ranks)| u8::from(!scores.is_empty() && ranks > 0));
-        self.chunk.push(u8::from(event.phase == Phase::Decode) | (next << 1) | (second << 2));
+        let scored = !event.lookahead.is_empty() && self.header.lookahead_ranks > 0;
+        self.chunk.push(u8::from(event.phase == Phase::Decode) | (u8::from(scored) << 1));
         self.chunk.extend_from_slice(&event.layer.to_le_bytes());
         for n in [event.first_token, event.n_tokens, event.routed.len() as u32] {
             self.chunk.extend_from_slice(&n.to_le_bytes());
@@ -253,9 +249,7 @@ impl TraceSink for TraceWriter {
         if self.header.weights {
             event.routed.iter().for_each(|r| self.chunk.extend_from_slice(&r.weight.to_le_bytes()));
         }
-        for (scores, ranks) in horizons {
-            self.scores(scores, ranks);
-        }
+        self.scores(event.lookahead, self.header.lookahead_ranks);
         if self.chunk.len() > MAX_BYTES {
             // A reader would take it for damage.
             let (what, got) = (format!("an event of {} tokens", event.n_tokens), self.chunk.len());
@@ -267,12 +261,8 @@ impl TraceSink for TraceWriter {
             self.failed = written.err();
         }
     }
-    fn horizon(&self) -> u16 {
-        match (self.header.lookahead_ranks, self.header.lookahead2_ranks) {
-            (0, 0) => 0,
-            (_, 0) => 1,
-            _ => 2,
-        }
+    fn wants_scores(&self) -> bool {
+        self.header.lookahead_ranks > 0
     }
 }
 
@@ -282,14 +272,16 @@ pub struct TraceReader {
     path: PathBuf,
     file: BufReader<File>,
     header: Header,
+    /// Scores of an event that are passed over, of the layer after the next.
+    second_ranks: usize,
     chunk: Vec<u8>,
     /// Bytes of the chunk that are read.
     at: usize,
     events: u64,
     damage: Option<String>,
     routed: Vec<Routed>,
-    /// Of the next layer and of the one behind it. (n_expert)
-    lookahead: [Vec<f32>; 2],
+    /// (n_expert)
+    lookahead: Vec<f32>,
 }
 
 impl TraceReader {
@@ -300,11 +292,12 @@ impl TraceReader {
     pub fn open(path: &Path) -> Result<Self> {
         let file = input::open(path)?;
         let mut file = BufReader::with_capacity(CHUNK_BYTES, file);
-        let header = read_header(path, &mut file)?;
+        let (header, second_ranks) = read_header(path, &mut file)?;
         header.check(path)?;
-        let lookahead = [(); 2].map(|()| vec![f32::NEG_INFINITY; header.n_expert]);
+        check_ranks(path, "lookahead2_ranks", second_ranks, header.n_expert)?;
+        let lookahead = vec![f32::NEG_INFINITY; header.n_expert];
         let (path, chunk, routed) = (path.to_owned(), Vec::new(), Vec::new());
-        Ok(Self { path, file, header, chunk, at: 0, events: 0, damage: None, routed, lookahead })
+        Ok(Self { path, file, header, second_ranks, chunk, at: 0, events: 0, damage: None, routed, lookahead })
     }
 
     /// What the trace says of itself.
@@ -364,7 +357,7 @@ impl TraceReader {
         let first_token = u32::from_le_bytes(self.number()?);
         let n_tokens = u32::from_le_bytes(self.number()?);
         let n_routed = u32::from_le_bytes(self.number()?) as usize;
-        let most = if self.header.lookahead2_ranks > 0 { 7 } else { 3 };
+        let most = if self.second_ranks > 0 { 7 } else { 3 };
         if flags > most {
             return Err(self.wrong("the flags", format!("0 to {most}"), flags));
         }
@@ -390,10 +383,11 @@ impl TraceReader {
         }
         self.routed = routed;
         if flags & 2 != 0 {
-            self.scores(0, self.header.lookahead_ranks, width)?;
+            self.scores(width)?;
         }
         if flags & 4 != 0 {
-            self.scores(1, self.header.lookahead2_ranks, width)?;
+            let pairs = self.take(self.second_ranks * (width + 4))?;
+            let _ = self.experts(pairs, width + 4)?;
         }
         Ok(Some(LayerEvent {
             phase: if flags & 1 == 0 { Phase::Prompt } else { Phase::Decode },
@@ -401,21 +395,20 @@ impl TraceReader {
             n_tokens,
             layer,
             routed: &self.routed,
-            lookahead: if flags & 2 == 0 { &[] } else { &self.lookahead[0] },
-            lookahead2: if flags & 4 == 0 { &[] } else { &self.lookahead[1] },
+            lookahead: if flags & 2 == 0 { &[] } else { &self.lookahead },
         }))
     }
 
-    /// Reads a horizon's `ranks`, experts of `width` bytes with their scores.
-    fn scores(&mut self, horizon: usize, ranks: usize, width: usize) -> Result<()> {
-        let pairs = self.take(ranks * (width + 4))?;
-        let mut scores = std::mem::take(&mut self.lookahead[horizon]);
+    /// Reads the best experts, of `width` bytes, with their scores.
+    fn scores(&mut self, width: usize) -> Result<()> {
+        let pairs = self.take(self.header.lookahead_ranks * (width + 4))?;
+        let mut scores = std::mem::take(&mut self.lookahead);
         scores.fill(f32::NEG_INFINITY);
         let values = self.chunk[pairs.clone()].chunks_exact(width + 4);
         for (expert, pair) in self.experts(pairs, width + 4)?.zip(values) {
             scores[usize::from(expert)] = f32::from_le_bytes(pair[width..].try_into().expect("four bytes"));
         }
-        self.lookahead[horizon] = scores;
+        self.lookahead = scores;
         Ok(())
     }
 
@@ -446,7 +439,8 @@ impl TraceReader {
     }
 }
 
-fn read_header(path: &Path, file: &mut BufReader<File>) -> Result<Header> {
+/// The header, and how many scores of the layer after the next its events have.
+fn read_header(path: &Path, file: &mut BufReader<File>) -> Result<(Header, usize)> {
     let mut fixed = Vec::new();
     file.take(16).read_to_end(&mut fixed).map_err(|e| Error::io(path, "read", e))?;
     if !fixed.starts_with(MAGIC) {
@@ -474,13 +468,13 @@ fn read_header(path: &Path, file: &mut BufReader<File>) -> Result<Header> {
         let got = format!("{:08x}", crc32(&json));
         return Err(Error::format(path, "the header's checksum", format!("{crc:08x}"), got));
     }
-    let header: Header = serde_json::from_slice(&json)
-        .map_err(|e| Error::format(path, "the header", format!("the keys of version {version}"), e))?;
-    if header.version() != version {
-        let expected = format!("{}, as its header says", header.version());
-        return Err(Error::format(path, "the trace version", expected, version));
+    let wrong = |e| Error::format(path, "the header", format!("the keys of version {version}"), e);
+    let Second { lookahead2_ranks } = serde_json::from_slice(&json).map_err(wrong)?;
+    let said = VERSIONS[usize::from(lookahead2_ranks > 0)];
+    if said != version {
+        return Err(Error::format(path, "the trace version", format!("{said}, as its header says"), version));
     }
-    Ok(header)
+    Ok((serde_json::from_slice(&json).map_err(wrong)?, lookahead2_ranks))
 }
 
 #[cfg(test)]

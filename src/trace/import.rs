@@ -3,12 +3,11 @@
 //! `.npz` with `experts` or `ids` (token, MoE layer, k), optionally `n_expert`, `prompt_start` (first token of each
 //! prompt), `probs` (token, MoE layer, expert: the router's probabilities, from which weights come, each row's
 //! renormalised), `pred_mid_plus1` (token, MoE layer, rank: this layer's router on the state before the previous
-//! layer's experts, best first; the first layer has none) and `pred_mid_plus2` (the same on the state before the experts
-//! of the layer before that); or `.npy` (MoE layer, token, k), as `hotset logits --experts`
+//! layer's experts, best first; the first layer has none); or `.npy` (MoE layer, token, k), as `hotset logits --experts`
 //! writes it. 65535 is no entry.
 //!
 //! Each token becomes a decode event, unless the file says that some were prompts: what [`super::export`] writes has also
-//! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score`, `pred_mid_plus2_score` and `header.json`, and becomes the trace that it was.
+//! `phase`, `batch`, `position`, `weights`, `pred_mid_plus1_score` and `header.json`, and becomes the trace that it was.
 
 use std::{ops::Range, path::Path};
 
@@ -52,7 +51,7 @@ pub fn import_to(from: &Path, to: NewFile, expert_bytes: u64) -> Result<Imported
     let scores = Scores {
         probs: source.floats(&arrays, "probs", source.n_expert)?,
         weights: source.floats(&arrays, "weights", source.k)?,
-        ahead: [source.ranks(&arrays, 1)?, source.ranks(&arrays, 2)?],
+        ahead: source.ranks(&arrays)?,
     };
     let runs = source.runs(&arrays)?;
     let header = match kept {
@@ -80,8 +79,7 @@ struct Scores<'a> {
     probs: Option<&'a [f32]>,
     /// (token, layer, k)
     weights: Option<&'a [f32]>,
-    /// By horizon, from 1 on.
-    ahead: [Option<Ahead<'a>>; 2],
+    ahead: Option<Ahead<'a>>,
 }
 
 impl Scores<'_> {
@@ -89,8 +87,8 @@ impl Scores<'_> {
         self.probs.is_some() || self.weights.is_some()
     }
 
-    fn ranks(&self) -> [usize; 2] {
-        self.ahead.each_ref().map(|a| a.as_ref().map_or(0, |a| a.n))
+    fn ranks(&self) -> usize {
+        self.ahead.as_ref().map_or(0, |a| a.n)
     }
 }
 
@@ -178,14 +176,8 @@ impl<'a> Source<'a> {
             n_expert_used: self.k,
             expert_bytes: vec![expert_bytes; self.n_layer],
             weights: scores.weighted(),
-            lookahead: match ranks {
-                [0, 0] => String::new(),
-                [_, 0] => "pred_mid_plus1, ranks for scores".to_owned(),
-                [0, _] => "pred_mid_plus2, ranks for scores".to_owned(),
-                _ => "pred_mid_plus1 and pred_mid_plus2, ranks for scores".to_owned(),
-            },
-            lookahead_ranks: ranks[0],
-            lookahead2_ranks: ranks[1],
+            lookahead: if ranks == 0 { "" } else { "pred_mid_plus1, ranks for scores" }.to_owned(),
+            lookahead_ranks: ranks,
             prompts: self.prompts(&name, starts)?,
         })
     }
@@ -193,8 +185,7 @@ impl<'a> Source<'a> {
     /// The trace's own header, if it fits the arrays.
     fn kept_header(&self, mut header: Header, scores: &Scores<'_>, expert_bytes: u64) -> Result<Header> {
         let expected = (self.n_layer, self.k, self.n_expert, scores.weighted(), scores.ranks());
-        let ranks = [header.lookahead_ranks, header.lookahead2_ranks];
-        let got = (header.n_layer, header.n_expert_used, header.n_expert, header.weights, ranks);
+        let got = (header.n_layer, header.n_expert_used, header.n_expert, header.weights, header.lookahead_ranks);
         if expected != got {
             let what = "the shape (layers, used, experts, weights, ranks) in header.json";
             return Err(Error::format(self.path, what, format!("{expected:?} as in the arrays"), format!("{got:?}")));
@@ -222,11 +213,11 @@ impl<'a> Source<'a> {
         npy.f32s().map(Some)
     }
 
-    /// Ranks of the layers that are `horizon` ahead, if there.
-    fn ranks(&self, arrays: &'a Arrays, horizon: u8) -> Result<Option<Ahead<'a>>> {
-        let name = format!("pred_mid_plus{horizon}");
-        let Some(npy) = arrays.get(&name) else { return Ok(None) };
-        let n = self.shaped(npy, &name, None)?;
+    /// Ranks of the next layers, if there.
+    fn ranks(&self, arrays: &'a Arrays) -> Result<Option<Ahead<'a>>> {
+        let name = "pred_mid_plus1";
+        let Some(npy) = arrays.get(name) else { return Ok(None) };
+        let n = self.shaped(npy, name, None)?;
         if n > self.n_expert {
             let what = format!("the ranks of {name}");
             return Err(Error::format(self.path, what, format!("at most {}", self.n_expert), n));
@@ -344,11 +335,9 @@ impl<'a> Source<'a> {
             let what = format!("layer {layer} of the batch at token {}", run.tokens.start);
             return Err(Error::format(self.path, what, format!("{} experts per token", self.k), "fewer of some"));
         }
-        for (target, (ahead, lookahead)) in (layer + 1..).zip(scores.ahead.iter().zip(&mut *lookahead)) {
-            lookahead.clear();
-            if let Some(ahead) = ahead.as_ref().filter(|_| target < self.n_layer && n_tokens == 1) {
-                self.lookahead(run.tokens.start, target, ahead, lookahead)?;
-            }
+        lookahead.clear();
+        if let Some(ahead) = scores.ahead.as_ref().filter(|_| layer + 1 < self.n_layer && n_tokens == 1) {
+            self.lookahead(run.tokens.start, layer + 1, ahead, lookahead)?;
         }
         if routed.is_empty() && !self.was_trace {
             return Ok(false);
@@ -359,8 +348,7 @@ impl<'a> Source<'a> {
             n_tokens: n_tokens as u32,
             layer: layer as u16,
             routed,
-            lookahead: &lookahead[0],
-            lookahead2: &lookahead[1],
+            lookahead,
         });
         Ok(true)
     }
@@ -426,7 +414,7 @@ impl<'a> Source<'a> {
 #[derive(Default)]
 struct Buffers {
     routed: Vec<Routed>,
-    lookahead: [Vec<f32>; 2],
+    lookahead: Vec<f32>,
     /// (n_expert)
     seen: Vec<u64>,
     round: u64,

@@ -48,8 +48,6 @@ pub struct LayerEvent<'a> {
     /// The *next* MoE layer's router scores, estimated from this layer's input. (n_expert) when decoding and
     /// computed, else empty.
     pub lookahead: &'a [f32],
-    /// The same of the MoE layer after the next. (n_expert) when decoding and computed, else empty.
-    pub lookahead2: &'a [f32],
 }
 
 impl LayerEvent<'_> {
@@ -63,10 +61,10 @@ impl LayerEvent<'_> {
 pub trait TraceSink: Send {
     /// Takes note of one event.
     fn record(&mut self, event: LayerEvent<'_>);
-    /// For how many layers ahead every decode event should have scores, whether a prefetcher wants them or not: 0, 1
-    /// ([`LayerEvent::lookahead`]), 2 (and [`LayerEvent::lookahead2`]).
-    fn horizon(&self) -> u16 {
-        0
+    /// Whether every decode event should have the next layer's scores ([`LayerEvent::lookahead`]), whether a prefetcher wants
+    /// them or not.
+    fn wants_scores(&self) -> bool {
+        false
     }
     /// Whether every layer should run over every token of a prompt, as a whole record needs it. Otherwise the last layer leaves
     /// out those whose logits nobody wants.

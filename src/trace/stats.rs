@@ -52,10 +52,6 @@ pub struct LayerStats {
     pub lookahead_recall_2: Option<f64>,
     /// Share of the lookahead's guesses of each rank, the best first, that were used; empty without.
     pub lookahead_by_rank: Vec<f64>,
-    /// [`LayerStats::lookahead_recall`] of the scores that the layer before that made.
-    pub lookahead2_recall: Option<f64>,
-    /// [`LayerStats::lookahead_by_rank`] of them.
-    pub lookahead2_by_rank: Vec<f64>,
 }
 
 /// Of the whole.
@@ -90,8 +86,7 @@ struct Tally {
     windows: u64,
     segments: Segments,
     pairs: Pairs,
-    /// By horizon, from 1 on.
-    ahead: [Foresight; 2],
+    ahead: Foresight,
 }
 
 /// Reads a trace through.
@@ -101,12 +96,12 @@ struct Tally {
 pub fn stats(path: &Path) -> Result<TraceStats> {
     let mut trace = TraceReader::open(path)?;
     let (n_layer, n_expert, used) = (trace.header().n_layer, trace.header().n_expert, trace.header().n_expert_used);
-    let ranks = [trace.header().lookahead_ranks, trace.header().lookahead2_ranks].map(|ranks| ranks.min(3 * used));
+    let ranks = trace.header().lookahead_ranks.min(3 * used);
     let empty = || Tally::new(n_expert, used, ranks);
     // Made when a layer first runs: a header may claim many.
     let mut layers: Vec<Option<Tally>> = (0..n_layer).map(|_| None).collect();
     let (mut events, mut prompt_tokens, mut decode_tokens) = (0, 0, 0);
-    let mut guesses = [Guesses::<Scores>::new(1), Guesses::new(2)];
+    let mut guesses = Guesses::<Scores>::new(1);
     while let Some(event) = trace.next_event()? {
         events += 1;
         let layer = usize::from(event.layer);
@@ -119,13 +114,10 @@ pub fn stats(path: &Path) -> Result<TraceStats> {
             continue;
         }
         decode_tokens += u64::from(layer == 0);
-        let horizons = guesses.iter_mut().zip([event.lookahead, event.lookahead2]);
-        for (ahead, (guesses, scores)) in tally.ahead.iter_mut().zip(horizons) {
-            if let Some(guesses) = guesses.of(event) {
-                ahead.add(event, guesses, |_| false);
-            }
-            guesses.learn(event, |kept| kept.set(scores));
+        if let Some(guesses) = guesses.of(event) {
+            tally.ahead.add(event, guesses, |_| false);
         }
+        guesses.learn(event, |kept| kept.set(event.lookahead));
         tally.add(event);
     }
     let damage = trace.damage().map(str::to_owned);
@@ -134,7 +126,7 @@ pub fn stats(path: &Path) -> Result<TraceStats> {
 }
 
 impl Tally {
-    fn new(n_expert: usize, n_used: usize, ranks: [usize; 2]) -> Self {
+    fn new(n_expert: usize, n_used: usize, ranks: usize) -> Self {
         Self {
             n_used,
             uses: vec![0; n_expert],
@@ -146,7 +138,7 @@ impl Tally {
             windows: 0,
             segments: Segments::new(n_expert, n_used),
             pairs: Pairs::default(),
-            ahead: ranks.map(Foresight::new),
+            ahead: Foresight::new(ranks),
         }
     }
 
@@ -175,7 +167,6 @@ impl Tally {
         let entropy = |u: &u64| if *u == 0 { 0.0 } else { -(*u as f64 / all) * (*u as f64 / all).log2() };
         let mut sorted = self.uses.clone();
         sorted.sort_unstable();
-        let [next, second] = &self.ahead;
         let over_mean = |u: u64| u as f64 * n as f64 / all;
         let mean = self.wanted as f64 / n as f64;
         let variance = self.uses.iter().map(|&u| (u as f64 - mean).powi(2)).sum::<f64>() / n as f64;
@@ -193,11 +184,9 @@ impl Tally {
             sch_16: self.segments.sch(),
             pairs: self.pairs.top(NAMED_PAIRS, self.tokens, &self.uses),
             pairs_top_hundredth: self.pairs.top_hundredth(),
-            lookahead_recall: next.recall(self.n_used),
-            lookahead_recall_2: next.recall(2 * self.n_used),
-            lookahead_by_rank: next.ranks().iter().map(Rank::precision).collect(),
-            lookahead2_recall: second.recall(self.n_used),
-            lookahead2_by_rank: second.ranks().iter().map(Rank::precision).collect(),
+            lookahead_recall: self.ahead.recall(self.n_used),
+            lookahead_recall_2: self.ahead.recall(2 * self.n_used),
+            lookahead_by_rank: self.ahead.ranks().iter().map(Rank::precision).collect(),
         }
     }
 }

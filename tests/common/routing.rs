@@ -31,7 +31,6 @@ pub struct Event {
     pub layer: u16,
     pub routed: Vec<Routed>,
     pub lookahead: Vec<f32>,
-    pub lookahead2: Vec<f32>,
 }
 
 impl Event {
@@ -43,7 +42,6 @@ impl Event {
             layer: self.layer,
             routed: &self.routed,
             lookahead: &self.lookahead,
-            lookahead2: &self.lookahead2,
         }
     }
     pub fn own(event: LayerEvent<'_>) -> Event {
@@ -54,7 +52,6 @@ impl Event {
             layer: event.layer,
             routed: event.routed.to_vec(),
             lookahead: event.lookahead.to_vec(),
-            lookahead2: event.lookahead2.to_vec(),
         }
     }
 }
@@ -71,7 +68,6 @@ pub fn header(shape: Shape) -> Header {
         weights: false,
         lookahead: String::new(),
         lookahead_ranks: 0,
-        lookahead2_ranks: 0,
         prompts: vec![Prompt { name: "none".to_owned(), tokens: shape.tokens, hash: String::new() }],
     }
 }
@@ -103,7 +99,6 @@ pub fn decoding(dice: &mut Dice, shape: Shape) -> Vec<Event> {
                 layer: layer as u16,
                 routed: chosen.iter().map(routed).collect(),
                 lookahead: Vec::new(),
-                lookahead2: Vec::new(),
             });
             last[layer] = chosen;
         }

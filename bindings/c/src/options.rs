@@ -23,7 +23,7 @@ pub struct OpenOptions {
     pub memory_bytes: u64,
     /// Eviction policy by name: "lfu-adaptive", "echo", "lfu-decay", "lfuda", "lru", "slru". NULL: the first.
     pub policy: *const c_char,
-    /// What is read ahead: "auto", "auto-votes", "lookahead", "votes", "both", "lookahead-2", "history", "off". NULL: the first.
+    /// What is read ahead: "auto", "auto-votes", "lookahead", "votes", "both", "history", "off". NULL: the first.
     pub prefetch: *const c_char,
     /// Read path: "pread", "direct", "uring", "mapped", "page-cache". NULL: the one that suits files, budget and drive.
     pub io: *const c_char,

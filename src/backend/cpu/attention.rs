@@ -15,14 +15,14 @@ use half::f16;
 use super::{
     Cpu, Out, Phase, Worker,
     kernels::{Kernels, TILE},
+    keys::{is_tiled, tile_len},
 };
 use crate::{
-    backend::{Attention, Floats, KEY_TILE, is_turned, key_tile, soft_cap},
+    backend::{Attention, AttentionShape, Floats, soft_cap},
     quant::GgmlType,
 };
 use sums::{Part, Sums};
 
-const _: () = assert!(TILE == KEY_TILE, "a tile of keys lies together");
 const _: () = assert!(TILE == u64::BITS as usize, "a word says which positions of a tile are looked at");
 
 /// Queries of a block at most: enough that making floats of a tile costs little beside using them.
@@ -70,8 +70,9 @@ impl Scratch {
         Self { threads: (0..threads).map(|_| Mutex::default()).collect(), spans: Sums::default() }
     }
 
-    /// Bytes on `threads` threads for `n_head` query heads and a context of `n_ctx` positions.
-    pub(super) const fn bytes(threads: usize, n_head: usize, head_k: usize, head_v: usize, n_ctx: usize) -> usize {
+    /// Bytes on `threads` threads.
+    pub(super) const fn bytes(threads: usize, shape: AttentionShape) -> usize {
+        let AttentionShape { n_head, head_k, head_v, n_ctx } = shape;
         let thread = QUERIES * (head_k + TILE) + TILE * (head_k + Kernels::padded(head_v));
         threads * (thread * size_of::<f32>() + 2 * Sums::bytes(QUERIES, head_v))
             + Sums::bytes(n_span_of(n_ctx) * n_head, head_v)
@@ -242,7 +243,7 @@ impl Block<'_> {
             let direct = self.n <= DIRECT && values.is_some();
             let q = &s.q[skip * a.head_k..self.n * a.head_k];
             let scores = &mut s.scores[skip * TILE..self.n * TILE];
-            match keys.turned(start) {
+            match keys.tiled(start) {
                 Some((CachedRows::F16(tile), TILE)) if direct => k.scores_f16(q, tile, n, scores),
                 Some((CachedRows::Q8_0(tile), TILE)) if direct => k.scores_q8_0(q, tile, n, scores),
                 _ => {
@@ -379,20 +380,20 @@ impl<'a> Side<'a> {
         CachedRows::new(self.ty, &self.bytes[start % self.n_ctx * self.row_bytes..][..n * self.row_bytes])
     }
 
-    /// The tile of keys that begins at `start`, and its positions, where the cache has it turned: see
-    /// [`crate::backend::TurnedKey`].
-    fn turned(&self, start: usize) -> Option<(CachedRows<'a>, usize)> {
-        let width = key_tile(self.n_ctx, start % self.n_ctx);
-        is_turned(self.ty).then(|| (self.rows(start, width), width))
+    /// The tile of keys that begins at `start`, and its positions, where the cache has it transposed: see
+    /// [`super::keys`].
+    fn tiled(&self, start: usize) -> Option<(CachedRows<'a>, usize)> {
+        let width = tile_len(self.n_ctx, start % self.n_ctx);
+        is_tiled(self.ty).then(|| (self.rows(start, width), width))
     }
 
     /// Keys `start..start + n` to columns of floats; what stands behind them is nobody's.
     fn turn(&self, k: &Kernels, start: usize, n: usize, out: &mut [f32]) {
-        match (self.rows(start, n), self.turned(start)) {
+        match (self.rows(start, n), self.tiled(start)) {
             (_, Some((CachedRows::F16(tile), width))) => k.widen_f16(tile, width, out),
             (_, Some((CachedRows::Q8_0(tile), width))) => k.widen_keys_q8_0(tile, width, out),
             (CachedRows::F32(x), _) => k.turn(x, self.cols, out),
-            _ => unreachable!("keys that are no floats are turned"),
+            _ => unreachable!("keys that are no floats lie in tiles"),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod attention;
 pub mod kernels;
+pub mod keys;
 mod pool;
 mod rate;
 mod recurrent;
@@ -20,8 +21,8 @@ use pool::{Phase, Pool, Worker};
 pub use rate::{WeightRate, plain_read};
 
 use super::{
-    Act, Attention, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product, Recurrence, Rotation,
-    Rows,
+    Act, Attention, AttentionShape, Backend, CacheWrite, FfnExtras, FfnJob, Hidden, MAX_PRODUCTS, Pair, Product,
+    Recurrence, Rotation, Rows,
 };
 use crate::{
     Error, Result,
@@ -87,11 +88,6 @@ impl Cpu {
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
-}
-
-/// Bytes that attention works in on `threads` threads, for `n_head` query heads of these sizes and `n_ctx` positions.
-pub const fn attention_bytes(threads: usize, n_head: usize, head_k: usize, head_v: usize, n_ctx: usize) -> u64 {
-    attention::Scratch::bytes(threads, n_head, head_k, head_v, n_ctx) as u64
 }
 
 /// Rows of a piece, whole tiles of them: some pieces for each thread, so that a slow core does not hold up the others, but no
@@ -354,6 +350,10 @@ impl Backend for Cpu {
                 }
             });
         });
+    }
+
+    fn attention_bytes(threads: usize, shape: AttentionShape) -> u64 {
+        attention::Scratch::bytes(threads, shape) as u64
     }
 
     fn attend(&mut self, a: &Attention<'_>, out: &mut [f32]) {

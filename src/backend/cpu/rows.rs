@@ -2,9 +2,13 @@
 
 use half::f16;
 
-use super::{Out, Phase, Pool, kernels::Kernels};
+use super::{
+    Out, Phase, Pool,
+    kernels::Kernels,
+    keys::{KeyTile, is_tiled},
+};
 use crate::{
-    backend::{CacheWrite, RopeKind, Rotation, TurnedKey, is_turned},
+    backend::{CacheWrite, RopeKind, Rotation},
     quant::{GgmlType, encode_row},
 };
 
@@ -76,7 +80,7 @@ pub(super) fn rope(k: &Kernels, r: &Rotation<'_>, i: usize, row: &mut [f32]) {
     }
 }
 
-/// Writes a cache, head by head: each head's rows are contiguous, or turned.
+/// Writes a cache, head by head: each head's rows are contiguous, or in tiles.
 pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
     let CacheWrite { x, cache, keys, ty, heads, dim, first } = w;
     let (n, row_bytes) = (x.len() / (heads * dim), dim / ty.block_len() * ty.block_bytes());
@@ -85,8 +89,8 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
         let rows = x.chunks_exact(heads * dim).map(|x| &x[head * dim..(head + 1) * dim]);
         let n_ctx = head_bytes / row_bytes;
         for (pos, x) in (first..).map(|pos| pos % n_ctx).zip(rows) {
-            if keys && is_turned(ty) {
-                write_turned(k, TurnedKey { ty, n_ctx, dim, pos }, x, cache);
+            if keys && is_tiled(ty) {
+                write_tiled(k, KeyTile { ty, n_ctx, dim, pos }, x, cache);
                 continue;
             }
             let row = &mut cache[pos * row_bytes..][..row_bytes];
@@ -100,7 +104,7 @@ pub(super) fn write(k: &Kernels, pool: &mut Pool, w: CacheWrite<'_>) {
 }
 
 /// Writes one key of the head whose cache this is.
-fn write_turned(k: &Kernels, key: TurnedKey, row: &[f32], cache: &mut [u8]) {
+fn write_tiled(k: &Kernels, key: KeyTile, row: &[f32], cache: &mut [u8]) {
     const AT_ONCE: usize = 128;
     for (i, row) in row.chunks(AT_ONCE).enumerate() {
         if key.ty == GgmlType::F16 {

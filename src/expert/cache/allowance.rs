@@ -75,7 +75,7 @@ impl ExpertCache {
     /// False for a pool that has lent so many slots that without another one its next event might have none.
     fn may_park(&self, pool: usize) -> bool {
         let Some(lent) = self.lent(pool) else { return true };
-        let n_expert = self.store.n_expert();
+        let n_expert = self.shape.n_expert;
         let pinned = self.kept.pinned[pool * n_expert..][..n_expert].iter().filter(|pinned| **pinned).count();
         self.pools[pool].n_slot > self.pools[pool].parked.len() + lent + pinned + 1
     }

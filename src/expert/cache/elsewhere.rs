@@ -54,7 +54,7 @@ impl ExpertCache {
         self.wanted.clear();
         self.rows.fill(0);
         for r in event.routed {
-            self.uses[r.id.layer as usize * self.store.n_expert() + r.id.expert as usize] += 1;
+            self.uses[r.id.layer as usize * self.shape.n_expert + r.id.expert as usize] += 1;
             if self.elsewhere.taken.contains(&r.id) {
                 continue;
             }
@@ -65,7 +65,7 @@ impl ExpertCache {
             *n += 1;
         }
         if event.phase == Phase::Prompt {
-            let (rows, index, n_expert) = (&self.rows, &self.index, self.store.n_expert());
+            let (rows, index, n_expert) = (&self.rows, &self.index, self.shape.n_expert);
             self.wanted.sort_unstable_by_key(|(Routed { id, .. }, _)| {
                 let absent = index[id.layer as usize * n_expert + id.expert as usize] == NONE;
                 (absent, rows[id.expert as usize], id.expert)

@@ -75,11 +75,15 @@ impl ExpertCache {
         Ok(())
     }
 
-    /// Reads the listed experts into free slots, in the list's order, and tells the policies of their uses.
+    /// Reads the listed experts into free slots, in the list's order, and tells the policies of their uses; nothing where none
+    /// is kept.
     ///
     /// # Panics
     /// If an expert is none of the model's.
     pub fn warm(&mut self, list: &HotList) {
+        if !self.keeps {
+            return;
+        }
         self.tell_history(list);
         self.kept.queue.extend(list.iter().map(|hot| hot.id));
         self.read_kept();
@@ -87,7 +91,7 @@ impl ExpertCache {
 
     /// How often each expert was used since the start.
     pub fn hot(&self) -> HotList {
-        HotList::from_uses(&self.uses, self.store.n_expert())
+        HotList::from_uses(&self.uses, self.shape.n_expert)
     }
 
     /// Experts that are pinned now.
@@ -136,7 +140,7 @@ impl ExpertCache {
     }
 
     fn tell_history(&mut self, list: &HotList) {
-        let mut by_layer = vec![Vec::new(); self.store.layers().len()];
+        let mut by_layer = vec![Vec::new(); self.shape.n_layer()];
         list.iter().for_each(|hot| by_layer[usize::from(hot.id.layer)].push(hot));
         let mut routed = Vec::new();
         for token in 0..HISTORY {
@@ -154,7 +158,6 @@ impl ExpertCache {
                     layer,
                     routed: &routed,
                     lookahead: &[],
-                    lookahead2: &[],
                 };
                 if !routed.is_empty() {
                     self.policy.observe(event, &self.retrieval);

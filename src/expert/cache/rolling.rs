@@ -75,7 +75,7 @@ pub(super) fn wants_all(event: LayerEvent<'_>, n_expert: usize) -> bool {
 impl ExpertCache {
     /// Takes note of a long prompt's event; at any other, what rolls goes home.
     pub(super) fn before_rolling(&mut self, event: LayerEvent<'_>) {
-        let n_expert = self.store.n_expert();
+        let n_expert = self.shape.n_expert;
         let long = wants_all(event, n_expert);
         let rolls = long && self.rolling.fits && usize::from(event.layer) < self.rolling.n_layer;
         self.rolling.layer = rolls.then_some(event.layer);
@@ -90,7 +90,7 @@ impl ExpertCache {
 
     /// From now on, the last layer runs over few tokens of a prompt: nothing is read ahead for it.
     pub fn read_ahead_but_for_last(&mut self) {
-        self.rolling.n_layer = self.store.layers().len().saturating_sub(1);
+        self.rolling.n_layer = self.shape.n_layer().saturating_sub(1);
         self.rolling.fits &= self.rolling.n_layer > 1;
     }
 
@@ -98,13 +98,13 @@ impl ExpertCache {
     /// starts to fill them. Never blocks.
     pub fn read_ahead(&mut self) {
         let Some(layer) = self.rolling.layer.take() else { return };
-        let n_layer = self.store.layers().len();
+        let n_layer = self.shape.n_layer();
         let next = (usize::from(layer) + 1) % self.rolling.n_layer;
         if self.rolling.one_pool {
             return self.read_ahead_in_one_pool(layer, next as u16);
         }
         if self.rolling.borrowed.iter().all(|&n| n == 0) {
-            let (pool, n_expert) = (&self.pools[usize::from(layer)], self.store.n_expert());
+            let (pool, n_expert) = (&self.pools[usize::from(layer)], self.shape.n_expert);
             let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
             let movable = (pool.n_slot - pool.parked.len().max(pool.park)).saturating_sub(pinned);
             self.lend(layer.into(), next, (movable / SHARE).min(MOST));
@@ -117,7 +117,7 @@ impl ExpertCache {
 
     /// The same where all layers have one pool.
     fn read_ahead_in_one_pool(&mut self, layer: u16, next: u16) {
-        let (n_expert, share) = (self.store.n_expert(), self.share(next));
+        let (n_expert, share) = (self.shape.n_expert, self.share(next));
         let pinned = self.kept.pinned[usize::from(layer) * n_expert..][..n_expert].iter().filter(|p| **p).count();
         let movable = self.held[usize::from(layer)].min(share).saturating_sub(pinned);
         self.load_ahead(next, (movable / SHARE).min(MOST), |cache| {
@@ -128,7 +128,7 @@ impl ExpertCache {
 
     /// Reads up to `most` absent experts of the next layer, the most wanted first, as far as there is room.
     fn load_ahead(&mut self, next: u16, most: usize, room: impl Fn(&mut Self) -> Option<usize>) {
-        let n_expert = self.store.n_expert();
+        let n_expert = self.shape.n_expert;
         let first = usize::from(next) * n_expert;
         let (index, rows) = (&self.index[first..], &self.rolling.rows[first..first + n_expert]);
         let known = rows.iter().any(|&n| n > 0);

@@ -89,7 +89,6 @@ impl Moe {
             layer: self.index,
             routed: &cx.s.moe.routed,
             lookahead: &[],
-            lookahead2: &[],
         };
         cx.experts.leave_vram(event, done);
     }

@@ -65,7 +65,7 @@ pub struct MoeScratch {
     /// Router scores. (n_batch, n_expert)
     pub scores: Floats,
     /// Scores of the next layer, and of the one behind it. (n_expert)
-    pub lookahead: [Vec<f32>; 2],
+    pub lookahead: Vec<f32>,
     /// The input of the router that is ahead. (1, n_embd)
     pub ahead: Rows,
     /// (n_batch, n_expert_used)
@@ -282,23 +282,23 @@ impl Moe {
         } else {
             return;
         }
-        let (event, experts) = self.event(cx, 0);
+        let (event, experts) = self.event(cx, false);
         experts.request_early(event);
         cx.requested = Some(self.index);
     }
 
-    /// Asks for the experts, and says what the next layers may want.
+    /// Asks for the experts, and says what the next layer may want.
     fn request<B: Backend>(&self, cx: &mut Cx<'_, B>, ahead: &[Block]) {
         // Scores are of one token: of several sequences' tokens there are none.
-        let horizon = if cx.phase() == Phase::Decode && cx.len() == 1 { cx.experts.horizon(self.index) } else { 0 };
-        let scored = look_ahead(cx, ahead, horizon);
+        let wanted = cx.phase() == Phase::Decode && cx.len() == 1 && cx.experts.wants_scores(self.index);
+        let scored = wanted && look_ahead(cx, ahead);
         let early = cx.requested == Some(self.index);
         let (event, experts) = self.event(cx, scored);
         if early { experts.request_rest(event) } else { experts.request(event) }
     }
 
-    /// The experts that were chosen, with the scores of `scored` layers ahead; and whom to tell.
-    fn event<'x, B: Backend>(&self, cx: &'x mut Cx<'_, B>, scored: usize) -> (LayerEvent<'x>, &'x mut Experts) {
+    /// The experts that were chosen, with the next layer's scores if it was `scored`; and whom to tell.
+    fn event<'x, B: Backend>(&self, cx: &'x mut Cx<'_, B>, scored: bool) -> (LayerEvent<'x>, &'x mut Experts) {
         let (phase, first_token, n_tokens) = (cx.phase(), cx.first_pos() as u32, cx.len() as u32);
         let moe = &cx.s.moe;
         let event = LayerEvent {
@@ -307,8 +307,7 @@ impl Moe {
             n_tokens,
             layer: self.index,
             routed: &moe.routed,
-            lookahead: if scored > 0 { &moe.lookahead[0] } else { &[] },
-            lookahead2: if scored > 1 { &moe.lookahead[1] } else { &[] },
+            lookahead: if scored { &moe.lookahead } else { &[] },
         };
         (event, cx.experts)
     }
@@ -351,24 +350,17 @@ impl Moe {
     }
 }
 
-/// Estimates the router scores of the next layers, `horizon` of them, from the residual stream as it is before this
-/// layer's experts, of one token. Returns of how many: it ends at a layer without a router.
-fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> usize {
+/// Estimates the router scores of the next layer from the residual stream as it is before this layer's experts, of one
+/// token. False where that layer has no router.
+fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block]) -> bool {
     let n_x = cx.n_x();
     let Cx { b, s, .. } = cx;
     let Scratch { tokens, x, streams, low, weights, moe, .. } = &mut **s;
     let x = &x[..n_x];
-    let mut scored = 0;
-    let ahead = ahead.iter().filter_map(|block| Some((block.feed_forward()?, &block.connection)));
-    for (((part, norm), connection), scores) in ahead.zip(&mut moe.lookahead).take(usize::from(horizon)) {
-        let Part::Moe(next) = part else { break };
-        scored += 1;
-        if !next.by_token.is_empty() {
-            // No estimate: these are its experts.
-            scores.fill(0.0);
-            next.experts_of(tokens[0]).iter().for_each(|&expert| scores[usize::from(expert)] = 1.0);
-            continue;
-        }
+    let mut ahead = ahead.iter().filter_map(|block| Some((block.feed_forward()?, &block.connection)));
+    let Some(((Part::Moe(next), norm), connection)) = ahead.next() else { return false };
+    let scores = &mut moe.lookahead;
+    if next.by_token.is_empty() {
         let row = moe.ahead.start(1);
         match connection {
             Some(connection) => {
@@ -387,8 +379,12 @@ fn look_ahead<B: Backend>(cx: &mut Cx<'_, B>, ahead: &[Block], horizon: u16) -> 
         b.matmul(&moe.ahead, &mut [Product { w: next.router.w.view(), y: scores }]);
         next.router.finish(*b, scores);
         selection_scores(&next.choice, &next.select_bias, scores);
+    } else {
+        // No estimate: these are its experts.
+        scores.fill(0.0);
+        next.experts_of(tokens[0]).iter().for_each(|&expert| scores[usize::from(expert)] = 1.0);
     }
-    scored
+    true
 }
 
 impl MoeScratch {

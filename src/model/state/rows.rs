@@ -1,15 +1,15 @@
 //! Keys and values of the tokens so far, in F32, F16 or Q8_0. Allocated once; pages that no token has reached cost nothing.
 //!
 //! Layout: for each attention, keys (heads, rows, k), then values (heads, rows, v), then index keys (rows, k of the indexer), if
-//! there are any: what one head reads is contiguous. Keys of F16 and Q8_0 are turned, see
-//! [`TurnedKey`](crate::backend::TurnedKey); index keys are not.
+//! there are any: what one head reads is contiguous. Keys lie as the backend wrote them within a
+//! [`KV_GROUP`]; index keys row after row.
 //!
-//! Where a window leaves old positions out of sight, there are only as many rows as the window and a batch need, in whole tiles
-//! of keys, and position p is row p modulo their number.
+//! Where a window leaves old positions out of sight, there are only as many rows as the window and a batch need, in whole
+//! groups, and position p is row p modulo their number.
 
 use memmap2::MmapMut;
 
-use crate::{Error, Result, backend::KEY_TILE, blueprint::State, human_bytes, quant::GgmlType};
+use crate::{Error, Result, backend::KV_GROUP, blueprint::State, human_bytes, quant::GgmlType};
 
 /// The types that `--kv` takes.
 pub const KV_TYPES: &[GgmlType] = &[GgmlType::F16, GgmlType::F32, GgmlType::Q8_0];
@@ -85,7 +85,7 @@ impl Size {
             // Whatever a batch's first row sees and its last row's position, in whole tiles: no row that anything sees shares
             // a place with another, even if the batch fails and comes again.
             let all =
-                (window - 1).saturating_add(n_batch).div_ceil(KEY_TILE).saturating_add(1).saturating_mul(KEY_TILE);
+                (window - 1).saturating_add(n_batch).div_ceil(KV_GROUP).saturating_add(1).saturating_mul(KV_GROUP);
             if all < n_ctx {
                 (rows, behind) = (all, Some(window - 1));
             }
@@ -106,13 +106,13 @@ impl Size {
 
     /// Tiles that hold what the token at position `len` sees before it.
     fn tiles(&self, len: usize) -> impl Iterator<Item = usize> {
-        let seen = self.behind.map_or(0..0, |behind| len.saturating_sub(behind) / KEY_TILE * KEY_TILE..len);
-        seen.step_by(KEY_TILE)
+        let seen = self.behind.map_or(0..0, |behind| len.saturating_sub(behind) / KV_GROUP * KV_GROUP..len);
+        seen.step_by(KV_GROUP)
     }
 
     /// Bytes of a checkpoint at most.
     fn checkpoint_bytes(&self) -> usize {
-        let positions = self.behind.map_or(0, |behind| (behind.div_ceil(KEY_TILE) + 1) * KEY_TILE);
+        let positions = self.behind.map_or(0, |behind| (behind.div_ceil(KV_GROUP) + 1) * KV_GROUP);
         let position = |(heads, bytes): (usize, usize)| bytes.saturating_mul(heads);
         self.kinds().map(position).into_iter().fold(0, usize::saturating_add).saturating_mul(positions)
     }
@@ -219,7 +219,7 @@ impl Rows {
                 for head in 0..heads {
                     for tile in size.tiles(len) {
                         let at = start + (head * size.rows + tile % size.rows) * row;
-                        f(&mut self.memory[at..at + KEY_TILE * row]);
+                        f(&mut self.memory[at..at + KV_GROUP * row]);
                     }
                 }
                 start += heads * size.rows * row;
@@ -232,7 +232,7 @@ impl Rows {
         for (to, from) in self.attentions.iter_mut().zip(&other.attentions) {
             let size = from.size;
             // Of a window all rows, since their places say nothing of their order.
-            let n = size.behind.map_or(len.next_multiple_of(KEY_TILE).min(size.rows), |_| size.rows);
+            let n = size.behind.map_or(len.next_multiple_of(KV_GROUP).min(size.rows), |_| size.rows);
             let mut start = from.start;
             for row in size.row_bytes {
                 for head in 0..size.heads {

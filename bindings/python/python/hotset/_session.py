@@ -40,7 +40,7 @@ class Session:
         ctx: tokens of context. None: the model's own, at most 4096.
         batch: tokens of a prompt that run together.
         policy: which experts leave memory: "lfu-adaptive" (the default), "echo", "lfu-decay", "lfuda", "lru", "slru".
-        prefetch: what is read ahead: "auto" (the default), "auto-votes", "lookahead", "votes", "both", "lookahead-2", "history", "off".
+        prefetch: what is read ahead: "auto" (the default), "auto-votes", "lookahead", "votes", "both", "history", "off".
         io: how experts are read: "pread", "direct", "uring", "mapped", "page-cache". None: what suits files, budget and drive.
         kv: type of the KV cache: "f16" (the default), "f32", "q8_0".
         threads: threads that compute. None: as many as there are cores to use.

@@ -103,69 +103,13 @@ impl Ahead {
     }
 }
 
-/// How a tile of rows that are interleaved is asked for.
-///
-/// Never all that a chunk of sixteen rows has at once: on Zen 5 one core read Q4_K at 83 % of a plain read's rate with that, at
-/// 103 % in [`Shares`]; in a session, at 77 % of the rate of rows that are not interleaved, and at 98 %.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(super) enum TileAhead {
-    Shares(Ahead),
-    /// Only where a page begins. On Zen 4, where all at once gave half to four fifths of the rate; shares have not been tried.
-    Pages(Ahead),
-}
-
-#[cfg(target_arch = "x86_64")]
-impl TileAhead {
-    pub(super) fn new(now: &[u8], then: &[u8]) -> Self {
-        let ahead = Ahead::new(now, then, true);
-        if super::maker::halves_registers() { TileAhead::Pages(ahead) } else { TileAhead::Shares(ahead) }
-    }
-
-    /// Before the chunk of `len` bytes at `at` is used.
-    #[inline(always)]
-    pub(super) fn chunk(self, at: *const u8, len: usize) -> Option<Shares> {
-        match self {
-            // Farther than for rows, which count from the second of two on: 8192 bytes on Zen 5, with which one thread decoded
-            // 3 % (Q4_K) and 11 % (Q6_K) faster than with 6144, two threads as fast.
-            TileAhead::Shares(ahead) => Some(Shares { at: ahead.behind(at.wrapping_add(2048)), hint: ahead.hint }),
-            TileAhead::Pages(ahead) => {
-                ahead.ask_page(at, len);
-                None
-            }
-        }
-    }
-}
-
-/// What a chunk asks for, part by part while it is used.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub(super) struct Shares {
-    at: *const u8,
-    hint: Hint,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Shares {
-    /// Share `i` of `n` of `len` bytes.
-    #[inline(always)]
-    pub(super) fn ask(self, i: usize, n: usize, len: usize) {
-        let lines = i * len / (64 * n)..(i + 1) * len / (64 * n);
-        let at = |line| self.at.wrapping_add(64 * line);
-        // One question for all lines.
-        match self.hint {
-            Hint::Past => lines.for_each(|line| Hint::Past.ask(at(line))),
-            _ => lines.for_each(|line| Hint::Second.ask(at(line))),
-        }
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 impl Ahead {
     /// Asks for the first lines of the page that begins a page behind the `len` bytes at `at`, if one does. Where bytes are
-    /// used in the order in which they lie, the hardware asks for what follows, but only to a page's end.
+    /// used in the order in which they lie, the hardware asks for what follows, but only to a page's end. For rows that are
+    /// interleaved: all lines at once gave half to four fifths of the rate on Zen 4.
     #[inline(always)]
-    fn ask_page(self, at: *const u8, len: usize) {
+    pub(super) fn ask_page(self, at: *const u8, len: usize) {
         const PAGE: usize = 4096;
         let mut ahead = at.wrapping_add(PAGE);
         let mut skip = ahead.addr().wrapping_neg() % PAGE;

@@ -145,7 +145,7 @@ impl Isa {
 pub struct KernelChoice {
     /// Of this instruction set; `None`: the best that the CPU has.
     pub isa: Option<Isa>,
-    /// Whether rows are interleaved in memory; `None`: where the CPU is faster with it.
+    /// Whether rows are interleaved in memory; `None`: where the CPU is faster with it. Elsewhere it is slower: for tests.
     pub interleave: Option<bool>,
 }
 

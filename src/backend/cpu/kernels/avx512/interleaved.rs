@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::super::ahead::{Shares, TileAhead};
+use super::super::ahead::Ahead;
 use super::super::driver::{self, Unpack};
 use super::panel;
 use super::sixteen::{Cells, Tile, four_of_rows, unpack};
@@ -55,7 +55,7 @@ avx512! {
     pub(super) unsafe fn matmul<B: Unpack<Wide>>(w: QMat<'_>, x: &[ActRow<'_>], y: &[*mut f32], then: &[u8]) {
         let in_tiles = w.rows / TILE_ROWS * TILE_ROWS;
         let tiles = w.slice(0..in_tiles);
-        let ahead = TileAhead::new(tiles.data, then);
+        let ahead = Ahead::new(tiles.data, then, true);
         for (i, tile) in tiles.data.chunks_exact(TILE_ROWS * w.row_bytes()).enumerate() {
             let each = x.len().div_ceil(x.len().div_ceil(TOKENS).max(1)).max(1);
             for (g, (x, y)) in x.chunks(each).zip(y.chunks(each)).enumerate() {
@@ -86,7 +86,7 @@ avx512! {
     ///
     /// # Safety
     /// Each `y` has room for the rows.
-    unsafe fn tile_times<B: Unpack<Wide>, const T: usize>(tile: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize, ahead: Option<TileAhead>) {
+    unsafe fn tile_times<B: Unpack<Wide>, const T: usize>(tile: &[u8], x: &[ActRow<'_>], y: &[*mut f32], r: usize, ahead: Option<Ahead>) {
         let n = tile.len() / (TILE_ROWS * B::BYTES);
         let mut chunks: [&[ActChunk]; T] = [&[]; T];
         for (chunks, x) in chunks.iter_mut().zip(x) {
@@ -98,7 +98,9 @@ avx512! {
             // SAFETY: each token has `n` chunks.
             products.x = chunks.map(|x| unsafe { x.get_unchecked(c) });
             let at = tile[c * TILE_ROWS * B::BYTES..].as_ptr();
-            products.shares = ahead.and_then(|ahead| ahead.chunk(at, TILE_ROWS * B::BYTES));
+            if let Some(ahead) = ahead {
+                ahead.ask_page(at, TILE_ROWS * B::BYTES);
+            }
             unpack(&Tile::<B>::new(tile, c, n), &mut products);
         }
         for (acc, y) in products.acc.iter().zip(y) {
@@ -117,8 +119,6 @@ type Unset = MaybeUninit<__m512>;
 struct Products<'a, B, const T: usize> {
     /// The tokens' chunks.
     x: [&'a ActChunk; T],
-    /// What spans ask memory for.
-    shares: Option<Shares>,
     /// Each span's sum over the chunks so far. (T, SPANS)
     acc: [[__m512; SPANS]; T],
     /// Where halves have scales: the first one's sum. (T, SPANS)
@@ -138,7 +138,6 @@ impl<'a, B: Unpack<Wide>, const T: usize> Products<'a, B, T> {
         let unset = [Unset::uninit(); SPANS];
         Products {
             x,
-            shares: None,
             acc: [[zero; SPANS]; T],
             first: [unset; T],
             scale: unset,
@@ -154,9 +153,6 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
     #[inline(always)]
     unsafe fn span(&mut self, s: usize, words: [__m512i; WORDS]) {
         assert!(s < SPANS); // a constant, or below one, once inlined
-        if let Some(shares) = self.shares {
-            shares.ask(s, SPANS, TILE_ROWS * B::BYTES);
-        }
         // SAFETY: the caller's promise; a word is four of the chunk's 256 bytes, at a multiple of four; scales come before weights.
         unsafe {
             for (x, acc) in self.x.iter().zip(&mut self.acc) {
@@ -189,10 +185,6 @@ impl<B: Unpack<Wide>, const T: usize> Cells for Products<'_, B, T> {
     unsafe fn half(&mut self, s: usize, half: usize, words: [__m512i; WORDS / 2]) {
         let Way::Halves(offset) = Way::of::<B>() else { unreachable!("such a type comes by spans") };
         assert!(s < SPANS && half < 2);
-        if let Some(shares) = self.shares {
-            // Halves come as [`crate::quant::interleaved::place`] has them: four first ones, four second ones.
-            shares.ask(s / 4 * 8 + half * 4 + s % 4, 2 * SPANS, TILE_ROWS * B::BYTES);
-        }
         // SAFETY: the caller's promise; words and scales are as above, and first halves come first.
         unsafe {
             for ((x, acc), first) in self.x.iter().zip(&mut self.acc).zip(&mut self.first) {

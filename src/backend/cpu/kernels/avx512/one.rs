@@ -2,9 +2,9 @@
 //!
 //! What is turned then are the sums: three instructions for a chunk of a row, where turning weights takes eight, and spreading
 //! blocks of nibbles sixteen, for which two pick them up here, or none. They are whole numbers, so the bits are the driver's. One
-//! core of Zen 5 went at 101 % of a plain read's rate out of memory with IQ4_XS, not 92, and at 97 % with Q4_1, not 93.
+//! core of Zen 5 went at 101 % of a plain read's rate out of memory with IQ4_XS, not 92.
 //!
-//! Tried for others: out of the caches Q4_0 and IQ4_NL became 1.3 times as fast, Q4_K 1.1, MXFP4 1.04; out of memory, which
+//! Tried for others: Q4_1 at 97 %, not 93, in models no faster; out of the caches Q4_0 and IQ4_NL became 1.3 times as fast, Q4_K 1.1, MXFP4 1.04; out of memory, which
 //! bound them before, Q4_0 stayed as fast, Q4_K and IQ4_NL became 1 to 3 % slower, MXFP4 7 %, and models no faster.
 //!
 //! Must not know: how many rows there are.
@@ -15,15 +15,15 @@ use std::mem::MaybeUninit;
 use super::super::avx2::{half, scales_iq4_xs};
 use super::super::bytes::sized;
 use super::super::driver::{self, Simd, Unpack, Weights};
-use super::{Avx512, IQ4_UNSIGNED, L512, W512, Wide, high4, load64, look_up, low4, transpose, words};
+use super::{Avx512, IQ4_UNSIGNED, L512, W512, Wide, high4, load64, look_up, low4, transpose};
 use crate::quant::act::{ActChunk, ActRow, LANES, SPANS};
-use crate::quant::block::{IQ4_XS, Q4_1};
+use crate::quant::block::IQ4_XS;
 use crate::quant::{GgmlType, QMat};
 
 /// Whether a type has an order of its own: of 128-bit parts, register 0 has the first halves of spans 0 to 3, register 1 their
 /// second halves, registers 2 and 3 those of spans 4 to 7, as low and high nibbles of four blocks are.
 const fn has_order(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::Q4_1 | GgmlType::IQ4_XS)
+    matches!(ty, GgmlType::IQ4_XS)
 }
 
 /// For `vpermd`: both rows' lanes in the spans' order. Part `i` has spans `i` and `i + 4` of the first row, then of the second.
@@ -88,10 +88,6 @@ impl Simd for One {
         // SAFETY: the caller's promise is the same.
         unsafe {
             let (w, scale, min) = match B::TYPE {
-                GgmlType::Q4_1 => {
-                    let (a, b) = (sized::<{ Q4_1::BYTES }>(bytes[0]), sized::<{ Q4_1::BYTES }>(bytes[1]));
-                    ([nibbles(blocks(a)), nibbles(blocks(b))], floats::<0>(a, b), negated(floats::<2>(a, b)))
-                }
                 GgmlType::IQ4_XS => {
                     let (a, b) = (sized::<{ IQ4_XS::BYTES }>(bytes[0]), sized::<{ IQ4_XS::BYTES }>(bytes[1]));
                     ([values(a), values(b)], scales_of(a, b), _mm512_setzero_ps())
@@ -102,26 +98,6 @@ impl Simd for One {
         }
     }
 }
-
-/// How to pick the nibbles of four of Q4_1's blocks out of 128 bytes, in which the first one begins at `at`: little-endian words
-/// for `vpermt2w`.
-const fn picked(at: usize) -> [u8; 64] {
-    let (mut index, mut i) = ([0; 64], 0);
-    while i < 32 {
-        index[2 * i] = ((at + i / 8 * STRIDE + 4) / 2 + i % 8) as u8;
-        i += 1;
-    }
-    index
-}
-
-/// Bytes of a block of Q4_1.
-const STRIDE: usize = Q4_1::BYTES / SPANS;
-
-/// Blocks 0 to 3 out of a chunk's first 128 bytes.
-const FIRST: [u8; 64] = picked(0);
-
-/// The others out of its last 128.
-const LAST: [u8; 64] = picked(4 * STRIDE - (Q4_1::BYTES - 128));
 
 avx512! {
     /// A chunk with its integers in the order that [`has_order`] says.
@@ -144,22 +120,6 @@ avx512! {
 
     fn nibbles([a, b]: [__m512i; 2]) -> W512 {
         [low4(a), high4(a), low4(b), high4(b)]
-    }
-
-    /// The nibbles of blocks 0 to 3 and 4 to 7, sixteen bytes each.
-    fn blocks(b: &[u8; Q4_1::BYTES]) -> [__m512i; 2] {
-        let pick = |index, from: usize| _mm512_permutex2var_epi16(load64(b, from), index, load64(b, from + 64));
-        [pick(load64(&FIRST, 0), 0), pick(load64(&LAST, 0), Q4_1::BYTES - 128)]
-    }
-
-    /// The halves at `AT` of the blocks of both rows.
-    fn floats<const AT: usize>(a: &[u8; Q4_1::BYTES], b: &[u8; Q4_1::BYTES]) -> __m512 {
-        let (a, b) = (words::<AT, STRIDE, _>(a), words::<AT, STRIDE, _>(b));
-        _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b))
-    }
-
-    fn negated(x: __m512) -> __m512 {
-        _mm512_xor_ps(x, _mm512_set1_ps(-0.0))
     }
 
     /// IQ4_XS's weights, whose nibbles lie block by block without gaps.

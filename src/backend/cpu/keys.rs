@@ -1,27 +1,27 @@
-//! Where the KV cache has keys: of F16 and Q8_0 they lie turned.
+//! Where the CPU's KV cache has keys: of F16 and Q8_0 they lie transposed, in tiles of [`TILE`] positions.
 //!
-//! Scores take a lane for each position, so [`KEY_TILE`] positions lie together, the last ones fewer, and among these all first
-//! elements, all second ones, …; of Q8_0, block by block, with the scales of a block before its bytes. Turned at each use
-//! instead, keys took half of the time of attention while decoding.
+//! Scores take a lane for each position, so the positions of a tile lie together (of the last one fewer), and among these all
+//! first elements, all second ones, …; of Q8_0, block by block, with the scales of a block before its bytes. Transposed at each
+//! use instead, keys took half of the time of attention while decoding.
 
-use crate::quant::GgmlType;
+use super::kernels::TILE;
+use crate::{backend::KV_GROUP, quant::GgmlType};
 
-/// Positions of a tile of keys.
-pub const KEY_TILE: usize = 64;
+const _: () = assert!(TILE == KV_GROUP, "a tile of keys lies among its own positions' bytes");
 
-/// Whether keys of this type are turned.
-pub const fn is_turned(ty: GgmlType) -> bool {
+/// Whether keys of this type lie in tiles.
+pub const fn is_tiled(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::F16 | GgmlType::Q8_0)
 }
 
 /// Positions of the tile that begins at `start`, in a cache of `n_ctx`.
-pub const fn key_tile(n_ctx: usize, start: usize) -> usize {
-    if n_ctx - start < KEY_TILE { n_ctx - start } else { KEY_TILE }
+pub const fn tile_len(n_ctx: usize, start: usize) -> usize {
+    if n_ctx - start < TILE { n_ctx - start } else { TILE }
 }
 
-/// A key of a head that has `n_ctx` positions of `dim` elements, of a type that is turned.
+/// A key of a head that has `n_ctx` positions of `dim` elements, of a type that lies in tiles.
 #[derive(Clone, Copy)]
-pub struct TurnedKey {
+pub struct KeyTile {
     /// F16 or Q8_0.
     pub ty: GgmlType,
     /// Positions of the head.
@@ -32,13 +32,13 @@ pub struct TurnedKey {
     pub pos: usize,
 }
 
-impl TurnedKey {
+impl KeyTile {
     /// Puts the blocks `bytes`, the first of which has element `d`, into the head's bytes.
     ///
     /// # Panics
-    /// If the type is not turned.
+    /// If the type does not lie in tiles.
     pub fn write(self, d: usize, bytes: &[u8], head: &mut [u8]) {
-        assert!(is_turned(self.ty), "keys of {} lie as they are", self.ty);
+        assert!(is_tiled(self.ty), "keys of {} lie as they are", self.ty);
         if self.ty == GgmlType::F16 {
             let (first, step) = self.half(d);
             let to = head[first..].chunks_mut(step);
@@ -54,9 +54,9 @@ impl TurnedKey {
     /// Takes the key's blocks out of the head's bytes.
     ///
     /// # Panics
-    /// If the type is not turned.
+    /// If the type does not lie in tiles.
     pub fn read(self, head: &[u8], bytes: &mut [u8]) {
-        assert!(is_turned(self.ty), "keys of {} lie as they are", self.ty);
+        assert!(is_tiled(self.ty), "keys of {} lie as they are", self.ty);
         if self.ty == GgmlType::F16 {
             let (first, step) = self.half(0);
             let from = head[first..].chunks(step);
@@ -76,8 +76,8 @@ impl TurnedKey {
 
     /// (start of its tile, positions of that, place among them)
     const fn tile(self) -> (usize, usize, usize) {
-        let start = self.pos / KEY_TILE * KEY_TILE;
-        (start, key_tile(self.n_ctx, start), self.pos - start)
+        let start = self.pos / TILE * TILE;
+        (start, tile_len(self.n_ctx, start), self.pos - start)
     }
 
     /// Of F16: (byte of element `d`, bytes from there to the next element)
