@@ -146,6 +146,24 @@ fn whole_numbers_are_exact_on_any_device() {
     }
 }
 
+/// Measures rather than tests; tools/gpu-check prints what it says.
+#[test]
+#[ignore = "measures, and wants a graphics card"]
+fn rates() {
+    let Some(device) = device() else { return };
+    let types = [GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::MXFP4, GgmlType::IQ3_XXS];
+    let shapes = types.map(|ty| Shape { types: [ty; 3], n_embd: 2048, n_ff: 768, act: Act::Silu, biased: [false; 3] });
+    let limits = Limits { rows: 1, n_expert_used: 8, n_embd: 2048, n_ff: 768 };
+    let mut ffns = gpu::check(device, &shapes, limits).unwrap();
+    eprintln!("on {}; 8 experts of 2048 and 768", ffns.describe());
+    for shape in &shapes {
+        for gpu::Rate { what, time, bytes } in gpu::rates(&mut ffns, shape, 8).unwrap() {
+            let (us, rate) = (time.as_secs_f64() * 1e6, bytes as f64 / time.as_secs_f64() / 1e9);
+            eprintln!("{} {what}: {us:.1} us, {rate:.0} GB/s", shape.types[0]);
+        }
+    }
+}
+
 #[test]
 fn every_type_has_the_bits_of_the_cpu() {
     let Some(device) = device() else { return };

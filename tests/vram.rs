@@ -34,6 +34,8 @@ enum Fault {
     Wait(usize),
     Copy(usize),
     WaitCopy(usize),
+    /// Nothing, but what is computed takes a millisecond longer.
+    Slow,
 }
 
 /// The machine's device for one session. Kernels are compiled once for all: lavapipe takes a second for each.
@@ -136,6 +138,9 @@ impl Device for Shared {
     }
     fn wait(&mut self) -> Result<()> {
         let waited = lock().device.wait();
+        if self.fault == Fault::Slow {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         fail!(self, Wait);
         waited
     }
@@ -376,6 +381,45 @@ fn a_device_that_fails_costs_no_token() {
             );
         }
     }
+}
+
+/// A millisecond for each layer is more than these few experts take on any CPU.
+#[test]
+fn a_device_slower_than_the_cpu_is_left() {
+    if opened().is_none() {
+        return;
+    }
+    let _turn = turn();
+    let path = ref_model("qwen3moe");
+    let n_ctx = 64;
+    let on_cpu = options();
+    let with_device = Options { vram: Vram::Bytes(1 << 30), vram_device: Choice::Best, ..on_cpu.clone() };
+    let (mut alone, mut aided) = (session(&path, &on_cpu, Fault::Never), session(&path, &with_device, Fault::Slow));
+    let notes = Arc::new(Mutex::new(Vec::new()));
+    let told = notes.clone();
+    aided.on_vram_note(move |note| told.lock().unwrap().push(note.to_owned()));
+    let (mut hit, mut left) = (0, None);
+    for i in 0..64 * n_ctx {
+        if i % n_ctx == 0 {
+            [&mut alone, &mut aided].into_iter().for_each(Session::reset);
+        }
+        let token = (i * i % 61) as u32;
+        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(
+            bits(alone.decode(token).unwrap()) == bits(aided.decode(token).unwrap()),
+            "token {i}: the same logits with the device, when it is left and afterwards"
+        );
+        match (aided.vram(), left) {
+            (Some(slots), _) => hit = slots.stats().hit,
+            (None, None) => left = Some(i),
+            (None, Some(before)) if i > before + 8 => break,
+            (None, Some(_)) => {}
+        }
+    }
+    let notes = notes.lock().unwrap();
+    assert!(hit > 0 && left.is_some(), "{hit} experts were computed on the device, and then no more: {left:?}");
+    let said = notes.len() == 1 && notes[0].contains("than on the CPU: --vram is off from now on");
+    assert!(said, "one sentence says so: {notes:?}");
 }
 
 #[test]

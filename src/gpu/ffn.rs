@@ -7,7 +7,11 @@ use super::{Arithmetic, Buffer, Device, Kernels, PUSH_WORDS, Place, Step, comput
 use crate::{
     Result,
     backend::{Act, Pair, Rows},
-    quant::{ActChunk, FfnMats, GgmlType, act::SPANS, block::CHUNK},
+    quant::{
+        ActChunk, FfnMats, GgmlType,
+        act::{SPANS, WORDS, lane, word},
+        block::CHUNK,
+    },
 };
 
 /// Rows of a batch at most. Longer ones are the CPU's: it reads weights once for many rows.
@@ -21,7 +25,7 @@ const ACT_BYTES: usize = CHUNK + 2 * 4 * SPANS + 4 * (CHUNK / 16);
 const PAIR_WORDS: usize = 20;
 
 /// Rows of a matrix that a workgroup multiplies.
-const GROUP_ROWS: usize = 8;
+const GROUP_ROWS: usize = 32;
 
 /// Matrices begin at multiples of this.
 const ALIGN: u64 = 64;
@@ -232,15 +236,20 @@ impl Ffns {
             self.device.wait()?;
         }
         self.outs.extend(jobs.iter().flat_map(|job| job.pairs.iter().map(|pair| pair.out)));
-        let n = self.outs.len();
-        assert!(n <= self.limits.pairs() && shape.n_ff <= self.limits.n_ff, "pairs that fit");
-        if n == 0 {
+        if self.outs.is_empty() {
             return Ok(());
         }
-        let places = self.write_input(shape, rows, jobs);
-        let steps = self.steps(shape, n as u32, places);
-        self.n_embd = shape.n_embd;
+        let steps = self.plan(shape, rows, jobs);
         self.device.submit(&steps).inspect_err(|_| self.outs.clear())
+    }
+
+    /// Writes what the jobs' steps read, and gives the steps.
+    pub(super) fn plan(&mut self, shape: &Shape, rows: &Rows, jobs: &[Job<'_>]) -> Vec<Step> {
+        let n: usize = jobs.iter().map(|job| job.pairs.len()).sum();
+        assert!(n <= self.limits.pairs() && shape.n_ff <= self.limits.n_ff, "pairs that fit");
+        let places = self.write_input(shape, rows, jobs);
+        self.n_embd = shape.n_embd;
+        self.steps(shape, n as u32, places)
     }
 
     /// Where the pairs, the quantised and the exact rows lie.
@@ -265,7 +274,9 @@ impl Ffns {
             rows.row(i).chunks.iter().for_each(|chunk| write_chunk(chunk, bytes));
         }
         let x_at = bytes.len();
-        bytes.extend(rows.x().iter().flat_map(|x| x.to_le_bytes()));
+        if shape.types.iter().any(|ty| ty.block_len() == 1) {
+            bytes.extend(rows.x().iter().flat_map(|x| x.to_le_bytes()));
+        }
         self.device.write(self.input, 0, &self.bytes);
         [0, acts_at, x_at].map(|at| self.input.address + at as u64)
     }
@@ -334,8 +345,12 @@ fn push(addresses: &[u64], words: &[u32]) -> [u32; PUSH_WORDS] {
     push
 }
 
+/// A chunk in the order of its elements, which is that of threads on a device.
 fn write_chunk(chunk: &ActChunk, bytes: &mut Vec<u8>) {
-    bytes.extend(chunk.q.iter().map(|q| *q as u8));
+    for s in 0..SPANS {
+        let words = (0..WORDS).map(|k| word(k) + 4 * lane(s));
+        bytes.extend(words.flat_map(|at| chunk.q[at..at + 4].iter().map(|q| *q as u8)));
+    }
     bytes.extend(chunk.d.iter().chain(&chunk.s).flat_map(|x| x.to_le_bytes()));
-    bytes.extend(chunk.h.iter().flat_map(|h| h.to_le_bytes()));
+    bytes.extend((0..SPANS).flat_map(|s| [lane(s), lane(s) + 4].map(|p| chunk.h[p])).flat_map(i32::to_le_bytes));
 }

@@ -9,12 +9,14 @@
 mod check;
 mod ffn;
 mod kernels;
+mod rates;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
 pub use check::{check, differences};
 pub use ffn::{Ffns, Job, Limits, MAX_ROWS, Shape};
 pub use kernels::{Kernels, computes};
+pub use rates::{Rate, rates};
 
 use crate::{Error, Result};
 
@@ -53,8 +55,9 @@ pub const PUSH_WORDS: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
     /// By the device's operations, told to keep subnormal numbers, NaN and signs and to round to nearest, as far as it can be told.
+    /// Where small numbers come up, in whole numbers.
     Strict,
-    /// By the device's operations as they are.
+    /// The same by the device's operations as they are.
     Plain,
     /// In whole numbers, which is slow and right on any device.
     Whole,
@@ -94,7 +97,8 @@ pub trait Device: Send {
     fn free_bytes(&self) -> u64;
     /// Bytes of its own memory that this process has taken, all in all, where the driver tells.
     fn used_bytes(&self) -> Option<u64>;
-    /// Builds a kernel from SPIR-V. Its first constant says whether it computes in whole numbers.
+    /// Builds a kernel from SPIR-V. Its first constant says whether it computes in whole numbers, its second, where it has one,
+    /// whether the device multiplies four bytes at once.
     ///
     /// # Errors
     /// If the driver refuses it.

@@ -5,7 +5,10 @@
 //!
 //! Must not know: what kernels compute.
 
-use std::ffi::{CStr, c_char};
+use std::{
+    ffi::{CStr, c_char},
+    time::{Duration, Instant},
+};
 
 use ash::{Entry, Instance, vk};
 
@@ -14,6 +17,9 @@ use crate::{Error, Result};
 
 /// How long is waited for the device: a kernel takes some microseconds, a copy some milliseconds.
 const PATIENCE_NS: u64 = 20_000_000_000;
+
+/// How long is looked before the system is asked to wait: waking up takes longer than a kernel.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// A buffer, its memory, and where the host sees it.
 struct Held {
@@ -47,6 +53,8 @@ pub struct Vulkan {
     /// Families whose queues use buffers.
     families: Vec<u32>,
     tells_budget: bool,
+    /// Whether it multiplies four bytes at once.
+    packed_dots: bool,
     layout: vk::PipelineLayout,
     pipelines: Vec<vk::Pipeline>,
     compute: Commands,
@@ -84,7 +92,7 @@ impl Vulkan {
                 unsafe { instance.destroy_instance(None) };
                 Err(e)
             }
-            Ok((found, (device, families, tells_budget))) => {
+            Ok((found, Connected { device, families, tells_budget, packed_dots })) => {
                 let name = format!("{} (Vulkan)", found.name);
                 let none = || Commands {
                     queue: vk::Queue::null(),
@@ -100,6 +108,7 @@ impl Vulkan {
                     device,
                     families,
                     tells_budget,
+                    packed_dots,
                     layout: vk::PipelineLayout::null(),
                     pipelines: Vec::new(),
                     compute: none(),
@@ -274,8 +283,12 @@ impl Vulkan {
     }
 
     fn await_fence(&self, commands: &Commands) -> Result<(), vk::Result> {
+        let began = Instant::now();
         // SAFETY: the fence was given to a submission.
         unsafe {
+            while !self.device.get_fence_status(commands.fence)? && began.elapsed() < SPIN {
+                std::hint::spin_loop();
+            }
             self.device.wait_for_fences(&[commands.fence], true, PATIENCE_NS)?;
             self.device.reset_fences(&[commands.fence])
         }
@@ -310,10 +323,10 @@ impl Vulkan {
         with_modes(code, &has.map(|(mode, has)| (mode, has == vk::TRUE)))
     }
 
-    fn build(&self, code: &[u32], soft: bool) -> Result<vk::Pipeline, vk::Result> {
-        let entry = vk::SpecializationMapEntry::default().size(4);
-        let constant = u32::from(soft).to_ne_bytes();
-        let constants = vk::SpecializationInfo::default().map_entries(std::slice::from_ref(&entry)).data(&constant);
+    fn build(&self, code: &[u32], constants: [bool; 2]) -> Result<vk::Pipeline, vk::Result> {
+        let entry = |i: u32| vk::SpecializationMapEntry::default().constant_id(i).offset(4 * i).size(4);
+        let (entries, words) = ([entry(0), entry(1)], constants.map(|on| u32::from(on).to_ne_bytes()));
+        let constants = vk::SpecializationInfo::default().map_entries(&entries).data(words.as_flattened());
         // SAFETY: the code is one of the shaders that this program carries; the structures live until the calls return.
         unsafe {
             let module = self.device.create_shader_module(&vk::ShaderModuleCreateInfo::default().code(code), None)?;
@@ -355,6 +368,37 @@ fn with_modes(code: &[u32], modes: &[((u32, u32), bool)]) -> Vec<u32> {
             out.extend(modes().flat_map(|(_, mode)| [4 << 16 | OP_EXECUTION_MODE, entry, mode, 32]));
             // The first one will do: a kernel has the mode that says its workgroup's size.
             entry = 0;
+        }
+        at += words;
+    }
+    out
+}
+
+/// SPIR-V whose products of four bytes at once, which are behind a constant that is false, are of something that every device
+/// has.
+fn without_packed_dots(code: &[u32]) -> Vec<u32> {
+    const HEADER: usize = 5;
+    const OP_NOP: u32 = 0;
+    const OP_EXTENSION: u32 = 10;
+    const OP_CAPABILITY: u32 = 17;
+    const OP_I_MUL: u32 = 132;
+    const OP_S_DOT: u32 = 4450;
+    const DOT_PRODUCTS: std::ops::RangeInclusive<u32> = 6016..=6019;
+    let name: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let is_dots = |at: usize| name[4 * at + 4..].starts_with(b"SPV_KHR_integer_dot_product\0");
+    let mut out = code[..HEADER].to_vec();
+    let mut at = HEADER;
+    while at < code.len() {
+        let (op, words) = (code[at] & 0xffff, (code[at] >> 16) as usize);
+        match op {
+            OP_CAPABILITY if DOT_PRODUCTS.contains(&code[at + 1]) => {}
+            OP_EXTENSION if is_dots(at) => {}
+            OP_S_DOT => {
+                out.push(5 << 16 | OP_I_MUL);
+                out.extend(&code[at + 1..at + 5]);
+                out.extend((5..words).map(|_| 1 << 16 | OP_NOP));
+            }
+            _ => out.extend(&code[at..at + words]),
         }
         at += words;
     }
@@ -413,9 +457,33 @@ fn pick(instance: &Instance, choice: Choice) -> Result<Found> {
     Ok(best)
 }
 
-/// Opens the device with a family that computes and one, if there is one, that copies beside it. Says also whether it tells how
-/// much memory is in use.
-fn connect(instance: &Instance, found: &Found) -> Result<(ash::Device, Vec<u32>, bool)> {
+/// An open device.
+struct Connected {
+    device: ash::Device,
+    /// One that computes and one, if there is one, that copies beside it.
+    families: Vec<u32>,
+    /// Whether it tells how much memory is in use.
+    tells_budget: bool,
+    packed_dots: bool,
+}
+
+/// Whether the device multiplies four bytes at once, and not slower than one after another.
+fn has_packed_dots(instance: &Instance, physical: vk::PhysicalDevice) -> bool {
+    let mut has = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
+    let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut has);
+    let mut fast = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut fast);
+    // SAFETY: the instance is alive, and the device is one of its own that has the extension of both structures.
+    unsafe {
+        instance.get_physical_device_features2(physical, &mut features);
+        instance.get_physical_device_properties2(physical, &mut properties);
+    }
+    let is_fast = fast.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE;
+    has.shader_integer_dot_product == vk::TRUE && is_fast
+}
+
+/// Opens the device.
+fn connect(instance: &Instance, found: &Found) -> Result<Connected> {
     let lacks = |what: &str| fault(&found.name, format_args!("its Vulkan driver lacks {what}"));
     // SAFETY: the instance is alive, and the device is one of its own; structures live until the calls return.
     unsafe {
@@ -446,19 +514,28 @@ fn connect(instance: &Instance, found: &Found) -> Result<(ash::Device, Vec<u32>,
         let queue = |&f: &u32| vk::DeviceQueueCreateInfo::default().queue_family_index(f).queue_priorities(&one);
         let queues: Vec<_> = used.iter().map(queue).collect();
         let extensions = instance.enumerate_device_extension_properties(found.physical).unwrap_or_default();
-        let tells_budget = extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
-        let names = [ash::ext::memory_budget::NAME.as_ptr()];
+        let has = |name: &CStr| extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(name));
+        let tells_budget = has(ash::ext::memory_budget::NAME);
+        let dots = ash::khr::shader_integer_dot_product::NAME;
+        let packed_dots = has(dots) && has_packed_dots(instance, found.physical);
+        let used_names = [(tells_budget, ash::ext::memory_budget::NAME), (packed_dots, dots)];
+        let names: Vec<_> = used_names.iter().filter(|(used, _)| *used).map(|(_, name)| name.as_ptr()).collect();
+        let mut wants_dots =
+            vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
         let mut wants12 = vk::PhysicalDeviceVulkan12Features::default().buffer_device_address(true);
         let wants = vk::PhysicalDeviceFeatures::default().shader_int64(true);
-        let info = vk::DeviceCreateInfo::default()
+        let mut info = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queues)
-            .enabled_extension_names(if tells_budget { &names } else { &[] })
+            .enabled_extension_names(&names)
             .enabled_features(&wants)
             .push_next(&mut wants12);
+        if packed_dots {
+            info = info.push_next(&mut wants_dots);
+        }
         let device = instance
             .create_device(found.physical, &info, None)
             .map_err(|e| fault(&found.name, format_args!("cannot be opened: {e}")))?;
-        Ok((device, used, tells_budget))
+        Ok(Connected { device, families: used, tells_budget, packed_dots })
     }
 }
 
@@ -487,7 +564,9 @@ impl Device for Vulkan {
     fn kernel(&mut self, code: &[u8], arithmetic: Arithmetic) -> Result<Kernel> {
         let words: Vec<u32> = code.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
         let words = if arithmetic == Arithmetic::Strict { self.strict(&words) } else { words };
-        let built = self.build(&words, arithmetic == Arithmetic::Whole);
+        let words = if self.packed_dots { words } else { without_packed_dots(&words) };
+        let constants = [arithmetic == Arithmetic::Whole, self.packed_dots];
+        let built = self.build(&words, constants);
         let pipeline = built.map_err(|e| fault(&self.name, format_args!("cannot build a kernel: {e}")))?;
         self.pipelines.push(pipeline);
         Ok(Kernel(self.pipelines.len() - 1))

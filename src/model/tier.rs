@@ -4,7 +4,7 @@
 
 use crate::{
     Result,
-    backend::Rows,
+    backend::{Backend, Rows},
     gpu::{Buffer, Ffns, Job, LANES, Place, Shape},
     quant::{FfnMats, QMat, interleaved},
 };
@@ -41,6 +41,8 @@ pub struct Tier {
     ffns: Ffns,
     layers: Vec<Slots>,
     staging: Vec<Buffer>,
+    /// An expert's matrices on their way there, row after row.
+    plain: [Vec<u8>; 3],
     /// The layer that each lane copies for.
     lanes: [Option<u16>; LANES],
     next_lane: usize,
@@ -92,6 +94,7 @@ impl Tier {
             ffns,
             layers,
             staging,
+            plain: [const { Vec::new() }; 3],
             lanes: [None; LANES],
             next_lane: 0,
             uploaded_bytes: 0,
@@ -103,7 +106,7 @@ impl Tier {
 
     /// Bytes of RAM that experts of these shapes are copied from.
     pub fn staging_bytes(shapes: &[Shape]) -> u64 {
-        LANES as u64 * shapes.iter().map(Shape::slot_bytes).max().unwrap_or(0)
+        (LANES as u64 + 1) * shapes.iter().map(Shape::slot_bytes).max().unwrap_or(0)
     }
 
     /// The device, for people.
@@ -175,26 +178,25 @@ impl Tier {
     ///
     /// # Errors
     /// If the device fails.
-    pub(super) fn upload(&mut self, layer: u16, slot: u32, mats: &FfnMats<'_>, bias: [&[f32]; 3]) -> Result<()> {
+    pub(super) fn upload<B: Backend>(
+        &mut self,
+        b: &mut B,
+        (layer, slot): (u16, u32),
+        mats: &FfnMats<'_>,
+        bias: [&[f32]; 3],
+    ) -> Result<()> {
         let (lane, (to, at)) = (self.next_lane, self.place(layer, slot));
         self.next_lane = (lane + 1) % LANES;
         let (device, shape, from) = (self.ffns.device(), &self.layers[usize::from(layer)].shape, self.staging[lane]);
         device.wait_copy(lane)?;
-        let from_gate = mats.gate.as_ref().expect("a tier's experts have gates");
-        let plain = [from_gate, &mats.up, &mats.down].map(|w| w.interleaved.then(|| interleaved::restore(w)));
-        let [gate, up, down] = &plain;
-        let view = |w: &QMat<'_>, plain: &Option<Vec<u8>>, lay: &mut dyn FnMut(QMat<'_>)| match plain {
-            Some(bytes) => lay(QMat::new(w.ty, w.rows, w.cols, bytes)),
-            None => lay(*w),
+        let gate = mats.gate.as_ref().expect("a tier's experts have gates");
+        let [plain_gate, plain_up, plain_down] = &mut self.plain;
+        let plain = FfnMats {
+            gate: Some(in_rows(b, gate, plain_gate)),
+            up: in_rows(b, &mats.up, plain_up),
+            down: in_rows(b, &mats.down, plain_down),
         };
-        view(from_gate, gate, &mut |gate| {
-            view(&mats.up, up, &mut |up| {
-                view(&mats.down, down, &mut |down| {
-                    let mats = FfnMats { gate: Some(gate), up, down };
-                    shape.lay_out(&mats, bias, |at, bytes| device.write(from, at, bytes));
-                });
-            });
-        });
+        shape.lay_out(&plain, bias, |at, bytes| device.write(from, at, bytes));
         device.copy(lane, from, to, at, shape.slot_bytes())?;
         self.lanes[lane] = Some(layer);
         self.uploaded_bytes += shape.slot_bytes();
@@ -230,4 +232,19 @@ impl Tier {
         }
         worth_it
     }
+}
+
+/// The matrix with its rows one after another: as it is, or in `plain`.
+fn in_rows<'a, B: Backend>(b: &mut B, w: &QMat<'a>, plain: &'a mut Vec<u8>) -> QMat<'a> {
+    if !w.interleaved {
+        return *w;
+    }
+    let tile = interleaved::TILE_ROWS * w.row_bytes();
+    plain.resize(w.data.len(), 0);
+    let whole = plain.len() / tile * tile;
+    plain[whole..].copy_from_slice(&w.data[whole..]);
+    b.each_row(&mut plain[..whole], tile, tile, |i, out| {
+        interleaved::restore_tile(w.ty, &w.data[i * tile..(i + 1) * tile], out);
+    });
+    QMat::new(w.ty, w.rows, w.cols, plain)
 }

@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
+use super::GgmlType;
 use super::block::CHUNK;
-use super::{GgmlType, QMat};
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 16;
@@ -148,33 +148,40 @@ pub fn interleave(ty: GgmlType, rows: &[u8], out: &mut [u8], turn: Turn) {
     }
 }
 
-/// The bytes of a matrix row after row, as in a file.
-pub fn restore(w: &QMat<'_>) -> Vec<u8> {
-    let mut out = w.data.to_vec();
-    if !w.interleaved {
-        return out;
-    }
-    let (ty, row_bytes) = (w.ty, w.row_bytes());
-    let (chunk, n) = (chunk_bytes(ty), row_bytes / chunk_bytes(ty));
-    let left = chunk - word_bytes(ty);
-    let tiles = w.data.chunks_exact(TILE_ROWS * row_bytes).zip(out.chunks_exact_mut(TILE_ROWS * row_bytes));
-    for (tile, out) in tiles {
-        for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
-            for at in 0..ty.block_bytes() {
-                let to = place(ty, block, at);
-                let (first, apart) = if to < word_bytes(ty) {
-                    (words(ty, c, n).start + to / WORD * TILE_ROWS * WORD + to % WORD, WORD)
-                } else {
-                    (rest(ty, c).start + to - word_bytes(ty), left)
-                };
-                let from = c * chunk + block * ty.block_bytes() + at;
-                for row in 0..TILE_ROWS {
-                    out[row * row_bytes + from] = tile[first + row * apart];
+/// Brings one tile's rows back, one after another, in `out`.
+///
+/// # Panics
+/// Where both are not sixteen rows of whole chunks.
+pub fn restore_tile(ty: GgmlType, tile: &[u8], out: &mut [u8]) {
+    let (row_bytes, chunk) = (tile.len() / TILE_ROWS, chunk_bytes(ty));
+    let n = row_bytes / chunk;
+    assert!(tile.len() == TILE_ROWS * n * chunk && out.len() == tile.len(), "sixteen rows of whole chunks");
+    let (head, block_bytes, left) = (head_bytes(ty), ty.block_bytes(), chunk - word_bytes(ty));
+    let runs = head..head + (block_bytes - head) / RUN * RUN;
+    for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {
+        let words = &tile[words(ty, c, n)];
+        let from = |at: usize| c * chunk + block * block_bytes + at;
+        let to = |at: usize| place(ty, block, at) / WORD * TILE_ROWS * WORD + place(ty, block, at) % WORD;
+        for at in runs.clone().step_by(RUN) {
+            let words = &words[to(at)..][..TILE_ROWS * RUN];
+            for row in 0..TILE_ROWS {
+                let mut run = [0; RUN];
+                for (word, run) in run.as_chunks_mut::<WORD>().0.iter_mut().enumerate() {
+                    run.copy_from_slice(&words[(word * TILE_ROWS + row) * WORD..][..WORD]);
                 }
+                out[row * row_bytes + from(at)..][..RUN].copy_from_slice(&run);
+            }
+        }
+        for at in (0..head).chain(runs.end..block_bytes) {
+            let (bytes, first, apart) = match place(ty, block, at) {
+                at_word if at_word < word_bytes(ty) => (words, to(at), WORD),
+                at_rest => (&tile[rest(ty, c)], at_rest - word_bytes(ty), left),
+            };
+            for row in 0..TILE_ROWS {
+                out[row * row_bytes + from(at)] = bytes[first + row * apart];
             }
         }
     }
-    out
 }
 
 #[cfg(test)]
@@ -196,8 +203,9 @@ mod tests {
                 out
             });
             for (low, plain) in [(&low, &parts[0]), (&high, &parts[1])] {
-                let w = QMat { ty, rows: TILE_ROWS, cols: n * CHUNK, data: low, interleaved: true };
-                assert!(restore(&w) == *plain, "{ty}: {n} chunks come back");
+                let mut rows = vec![0; low.len()];
+                restore_tile(ty, low, &mut rows);
+                assert!(rows == *plain, "{ty}: {n} chunks come back");
             }
             let got: Vec<u16> = low.iter().zip(&high).map(|(&low, &high)| u16::from_le_bytes([low, high])).collect();
             for (c, block) in (0..n).flat_map(|c| (0..CHUNK / ty.block_len()).map(move |block| (c, block))) {

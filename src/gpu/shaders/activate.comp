@@ -19,7 +19,6 @@ layout(push_constant) uniform Push {
     uint kind;
 } push;
 
-const uint LANE_GROUP[16] = uint[16](0u, 2u, 4u, 6u, 1u, 3u, 5u, 7u, 8u, 10u, 12u, 14u, 9u, 11u, 13u, 15u);
 const uint TINY = 0x05800000u; // 2^-116
 
 shared float row[256];
@@ -28,7 +27,7 @@ shared float inverses[8];
 shared vec2 sums[128];
 // Of each span: the step that fits best, or 0, and the scale.
 shared float steps[8], scales[8];
-// Of each lane.
+// Of each sixteen.
 shared int totals[16];
 
 float activated(float g, float u) {
@@ -105,7 +104,7 @@ void main() {
     Words acts = Words(push.acts);
     uint out_at = (pair * ((push.n_ff + 255u) / 256u) + chunk) * ACT_WORDS;
     if (t < 64u) {
-        uint k = t / 16u, from = 16u * LANE_GROUP[t % 16u] + 4u * k, bytes = 0u;
+        uint from = 4u * t, bytes = 0u;
         for (uint b = 0u; b < 4u; b++) {
             // A span without a scale has no integers: its steps are 0, and a NaN must not be made one.
             int q = steps[from / 32u] == 0.0 ? 0 : integer(from + b);
@@ -113,20 +112,19 @@ void main() {
         }
         acts.at[out_at + t] = bytes;
     } else if (t < 80u) {
-        uint p = t - 64u, from = 16u * LANE_GROUP[p];
+        uint group = t - 64u, from = 16u * group;
         int total = 0;
         if (steps[from / 32u] != 0.0) {
             for (uint i = 0u; i < 16u; i++) {
                 total += integer(from + i);
             }
         }
-        totals[p] = total;
-        acts.at[out_at + ACT_H + p] = uint(total);
+        totals[group] = total;
+        acts.at[out_at + ACT_H + group] = uint(total);
     }
     barrier();
     if (t < 8u) {
-        uint p = t + (t & 4u);
         acts.at[out_at + ACT_D + t] = floatBitsToUint(scales[t]);
-        acts.at[out_at + ACT_S + t] = floatBitsToUint(float(totals[p] + totals[p + 4u]));
+        acts.at[out_at + ACT_S + t] = floatBitsToUint(float(totals[2u * t] + totals[2u * t + 1u]));
     }
 }

@@ -3,14 +3,22 @@
 // TYPE_... names the type. HALVES: each 16 have a scale of their own. FINE: these are whole numbers of the block's.
 
 Words weights;
+// The same.
+Quads weight_quads;
 
 uint byte_at(uint at) {
     return weights.at[at >> 2] >> ((at & 3u) * 8u) & 255u;
 }
 
 uint word_at(uint at) {
-    uint low = weights.at[at >> 2], shift = (at & 3u) * 8u;
-    return shift == 0u ? low : low >> shift | weights.at[(at >> 2) + 1u] << (32u - shift);
+#if defined(TYPE_Q4_1) || defined(TYPE_Q5_1) || defined(TYPE_Q2_K) || defined(TYPE_IQ4_XS)
+    // Words of these begin at words.
+    return weights.at[at >> 2];
+#else
+    // Without a branch, so that words in a row are read once each.
+    uint shift = (at & 3u) * 8u;
+    return weights.at[at >> 2] >> shift | weights.at[(at >> 2) + 1u] << 1u << (31u - shift);
+#endif
 }
 
 uint half_word_at(uint at) {
@@ -62,16 +70,17 @@ uint values(uint i) {
     return value(i & 15u) | value(i >> 8 & 15u) << 8 | value(i >> 16 & 15u) << 16 | value(i >> 24 & 15u) << 24;
 }
 
-// The six-bit scale and minimum of Q4_K and Q5_K, from twelve bytes at `at`.
-void scales_k4(uint at, uint s, out uint scale, out uint least) {
-    if (s < 4u) {
-        scale = byte_at(at + s) & 63u;
-        least = byte_at(at + s + 4u) & 63u;
-    } else {
-        uint both = byte_at(at + s + 4u);
-        scale = (both & 15u) | byte_at(at + s - 4u) >> 6 << 4;
-        least = both >> 4 | byte_at(at + s) >> 6 << 4;
+// The header of a block of Q4_K or Q5_K: its scale and minimum, and the six-bit ones of span s.
+void header_k4(uvec4 header, uint s, out float scale, out float least) {
+    uint shift = 8u * (s & 3u), low = header.y >> shift & 255u, high = header.z >> shift & 255u;
+    uint n = low & 63u, m = high & 63u;
+    if (s >= 4u) {
+        uint both = header.w >> shift & 255u;
+        n = (both & 15u) | low >> 6 << 4;
+        m = both >> 4 | high >> 6 << 4;
     }
+    scale = from_half(header.x & 65535u) * float(n);
+    least = from_half(header.x >> 16) * float(m);
 }
 
 // Where the types' vectors begin among the grids, in words: see `grids` in kernels.rs.
@@ -158,21 +167,23 @@ void decode(uint at, uint s) {
         w[k] = int(less(low | high << 2, 4u));
     }
 #elif defined(TYPE_Q4_K)
-    uint n, m;
-    scales_k4(at + 4u, s, n, m);
-    scale = half_at(at) * float(n);
-    least = half_at(at + 2u) * float(m);
-    for (uint k = 0u; k < 8u; k++) {
-        w[k] = int(word_at(at + 16u + s / 2u * 32u + 4u * k) >> (s % 2u * 4u) & 0x0f0f0f0fu);
+    uint quad = at / 16u;
+    header_k4(weight_quads.at[quad], s, scale, least);
+    for (uint i = 0u; i < 2u; i++) {
+        uvec4 q = weight_quads.at[quad + 1u + s / 2u * 2u + i] >> (s % 2u * 4u) & 0x0f0f0f0fu;
+        for (uint k = 0u; k < 4u; k++) {
+            w[4u * i + k] = int(q[k]);
+        }
     }
 #elif defined(TYPE_Q5_K)
-    uint n, m;
-    scales_k4(at + 4u, s, n, m);
-    scale = half_at(at) * float(n);
-    least = half_at(at + 2u) * float(m);
-    for (uint k = 0u; k < 8u; k++) {
-        uint low = word_at(at + 48u + s / 2u * 32u + 4u * k) >> (s % 2u * 4u) & 0x0f0f0f0fu;
-        w[k] = int(low | (word_at(at + 16u + 4u * k) >> s & 0x01010101u) << 4);
+    uint quad = at / 16u;
+    header_k4(weight_quads.at[quad], s, scale, least);
+    for (uint i = 0u; i < 2u; i++) {
+        uvec4 low = weight_quads.at[quad + 3u + s / 2u * 2u + i] >> (s % 2u * 4u) & 0x0f0f0f0fu;
+        uvec4 q = low | (weight_quads.at[quad + 1u + i] >> s & 0x01010101u) << 4;
+        for (uint k = 0u; k < 4u; k++) {
+            w[4u * i + k] = int(q[k]);
+        }
     }
 #elif defined(TYPE_Q6_K)
     block_scale = half_at(at + 208u);

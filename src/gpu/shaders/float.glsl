@@ -168,13 +168,25 @@ float f_div(float a, float b) {
     }
     // 24 bits each.
     int up = 23 - findMSB(mx), up_by = 23 - findMSB(my);
-    uint64_t above = uint64_t(mx << uint(up)) << 38;
-    uint64_t below = uint64_t(my << uint(up_by));
-    uint64_t quotient = above / below;
-    if (quotient * below != above) {
-        quotient |= 1ul;
+    uint above = mx << uint(up), below = my << uint(up_by);
+    // 26 bits of the quotient or 27: first about, then what is missing of it, then to the last bit, whatever the device's own
+    // division gives.
+    float reciprocal = 1.0 / float(below);
+    int quotient = int(float(above) * reciprocal * 67108864.0);
+    int64_t rest = (int64_t(above) << 26) - int64_t(quotient) * int64_t(below);
+    int missing = int(float(rest) * reciprocal);
+    quotient += missing;
+    rest -= int64_t(missing) * int64_t(below);
+    while (rest < 0l) {
+        quotient -= 1;
+        rest += int64_t(below);
     }
-    return uintBitsToFloat(pack(sign, quotient, ex - up - (ey - up_by) - 38));
+    while (rest >= int64_t(below)) {
+        quotient += 1;
+        rest -= int64_t(below);
+    }
+    uint64_t kept = uint64_t(uint(quotient) | (rest == 0l ? 0u : 1u));
+    return uintBitsToFloat(pack(sign, kept, ex - up - (ey - up_by) - 26));
 }
 
 // A half's bits as a float, exactly.

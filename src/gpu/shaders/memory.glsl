@@ -11,7 +11,12 @@ layout(buffer_reference, std430, buffer_reference_align = 4) buffer Floats {
     float at[];
 };
 
-// Words of a chunk of 256 quantised activations, and where its scales, the sums of its spans and those of its lanes begin.
+layout(buffer_reference, std430, buffer_reference_align = 16) buffer Quads {
+    uvec4 at[];
+};
+
+// Words of a chunk of 256 quantised activations, and where its scales, the sums of its spans and those of its sixteens begin. All
+// in the order of the elements.
 const uint ACT_WORDS = 96u, ACT_D = 64u, ACT_S = 72u, ACT_H = 80u;
 
 // What a pair of a row and an expert needs, in words: see `Pair` in ffn.rs.

@@ -2,10 +2,12 @@
 // with one span of every chunk, in the order of quant/dot.rs.
 #version 460
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_EXT_spirv_intrinsics : require
 #include "memory.glsl"
 #include "float.glsl"
 
-layout(local_size_x = 64) in;
+layout(local_size_x = 256) in;
 
 layout(push_constant) uniform Push {
     uint64_t pairs;
@@ -26,7 +28,8 @@ layout(push_constant) uniform Push {
     uint by_row;
 } push;
 
-shared float lanes[64];
+// Of 32 rows.
+shared float lanes[256];
 
 #ifdef FLOATS
 
@@ -46,7 +49,7 @@ float weight(uint at) {
 }
 
 // Thread t's part of a row's product: lanes t and t + 8 of sixteen, each of two sets.
-float partial(uint row, uint x_row, uint t) {
+float partial(uint64_t matrix, uint row, uint x_row, uint t) {
     Floats x = Floats(push.x);
     uint first = row * push.cols, x_first = x_row * push.cols;
     float sums[4] = float[4](0.0, 0.0, 0.0, 0.0);
@@ -65,43 +68,98 @@ float partial(uint row, uint x_row, uint t) {
 
 #include "decode.glsl"
 
+// Whether the device multiplies four bytes at once.
+layout(constant_id = 1) const bool PACKED = false;
+
+spirv_instruction(extensions = ["SPV_KHR_integer_dot_product"], capabilities = [6018, 6019], id = 4450)
+int packed_dot(uint a, uint b, spirv_literal int four_bytes);
+
 int dot4(int a, int b) {
+    if (PACKED) {
+        return packed_dot(uint(a), uint(b), 0);
+    }
     return bitfieldExtract(a, 0, 8) * bitfieldExtract(b, 0, 8) + bitfieldExtract(a, 8, 8) * bitfieldExtract(b, 8, 8)
         + bitfieldExtract(a, 16, 8) * bitfieldExtract(b, 16, 8) + bitfieldExtract(a, 24, 8) * bitfieldExtract(b, 24, 8);
 }
 
-float partial(uint row, uint x_row, uint s) {
-    grids = Words(push.grids_at);
+// What a span of a chunk adds: (a * b + c * e) * d.
+struct Term {
+    float a, b, c, e, d;
+};
+
+// The four words at i, with four of weights.
+int dot16(uint first, uvec4 x) {
+    return dot4(w[first], int(x.x)) + dot4(w[first + 1u], int(x.y)) + dot4(w[first + 2u], int(x.z))
+        + dot4(w[first + 3u], int(x.w));
+}
+
+Term term(uint at, uint x, uint s) {
     Words acts = Words(push.acts);
-    uint n_chunks = (push.cols + 255u) / 256u;
-    // The span's first lane; the other half is four on.
-    uint p = s + (s & 4u);
-    float sum = 0.0;
-    for (uint c = 0u; c < n_chunks; c++) {
-        if (256u * c + 32u * s >= push.cols) {
-            break;
-        }
-        decode(row * push.row_bytes + c * CHUNK_BYTES, s);
-        uint x = (x_row * n_chunks + c) * ACT_WORDS;
-        int sums[2];
-        for (uint half_span = 0u; half_span < 2u; half_span++) {
-            int of_half = 0;
-            for (uint k = 0u; k < 4u; k++) {
-                of_half += dot4(w[4u * half_span + k], int(acts.at[x + 16u * k + p + 4u * half_span]));
-            }
-            sums[half_span] = of_half;
-        }
-        float d = uintBitsToFloat(acts.at[x + ACT_D + s]);
+    Quads quads = Quads(push.acts);
+    decode(at, s);
+    uint from = x / 4u + 2u * s;
+    int first = dot16(0u, quads.at[from]), second = dot16(4u, quads.at[from + 1u]);
+    float d = uintBitsToFloat(acts.at[x + ACT_D + s]);
 #if defined(FINE)
-        int whole = scales_of_halves[0] * sums[0] + scales_of_halves[1] * sums[1];
-        int leasts = leasts_of_halves[0] * int(acts.at[x + ACT_H + p]) + leasts_of_halves[1] * int(acts.at[x + ACT_H + p + 4u]);
-        float of_span = f_fma(-block_least, float(leasts), f_mul(block_scale, float(whole)));
+    int whole = scales_of_halves[0] * first + scales_of_halves[1] * second;
+    int leasts = leasts_of_halves[0] * int(acts.at[x + ACT_H + 2u * s])
+        + leasts_of_halves[1] * int(acts.at[x + ACT_H + 2u * s + 1u]);
+    return Term(-block_least, float(leasts), block_scale, float(whole), d);
 #elif defined(HALVES)
-        float of_span = f_fma(scale_of_second, float(sums[1]), f_mul(scale, float(sums[0])));
+    return Term(scale_of_second, float(second), scale, float(first), d);
 #else
-        float of_span = f_fma(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), f_mul(scale, float(sums[0] + sums[1])));
+    return Term(-least, uintBitsToFloat(acts.at[x + ACT_S + s]), scale, float(first + second), d);
 #endif
-        sum = f_fma(of_span, d, sum);
+}
+
+// Whether a number came up that the device may have flushed.
+bool small;
+
+float quick_fma(float a, float b, float c) {
+    precise float r = fma(a, b, c);
+    small = small || may_be_flushed(a, b, c, r);
+    return r;
+}
+
+float quick_mul(float a, float b) {
+    precise float r = a * b;
+    small = small || may_be_flushed(a, b, 0.0, r);
+    return r;
+}
+
+// Chunks whose weights are asked for before the first of them is added.
+const uint AHEAD = 4u;
+
+float partial(uint64_t matrix, uint row, uint x_row, uint s) {
+    grids = Words(push.grids_at);
+    weight_quads = Quads(matrix);
+    if (32u * s >= push.cols) {
+        return 0.0;
+    }
+    uint n = (push.cols - 32u * s + 255u) / 256u;
+    uint at = row * push.row_bytes, x = x_row * ((push.cols + 255u) / 256u) * ACT_WORDS;
+    float sum = 0.0;
+    small = false;
+    // Without a branch for each number, so that weights are asked for early; where one was small, all of it again with care.
+    for (uint c = 0u; !SOFT && c < n; c += AHEAD) {
+        Term terms[AHEAD];
+        [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
+            uint chunk = min(c + i, n - 1u);
+            terms[i] = term(at + chunk * CHUNK_BYTES, x + chunk * ACT_WORDS, s);
+        }
+        [[unroll]] for (uint i = 0u; i < AHEAD; i++) {
+            if (c + i < n) {
+                Term next = terms[i];
+                sum = quick_fma(quick_fma(next.a, next.b, quick_mul(next.c, next.e)), next.d, sum);
+            }
+        }
+    }
+    if (SOFT || small) {
+        sum = 0.0;
+        for (uint c = 0u; c < n; c++) {
+            Term next = term(at + c * CHUNK_BYTES, x + c * ACT_WORDS, s);
+            sum = f_fma(f_fma(next.a, next.b, f_mul(next.c, next.e)), next.d, sum);
+        }
     }
     return sum;
 }
@@ -109,22 +167,25 @@ float partial(uint row, uint x_row, uint s) {
 #endif
 
 void main() {
-    uint t = gl_LocalInvocationID.x % 8u, row = gl_WorkGroupID.x * 8u + gl_LocalInvocationID.x / 8u;
+    uint i = gl_LocalInvocationID.x, t = i % 8u, row = gl_WorkGroupID.x * 32u + i / 8u;
     uint pair = gl_WorkGroupID.y, role = push.role + gl_WorkGroupID.z;
     Words pairs = Words(push.pairs);
     uint at = pair * PAIR_WORDS;
     if (row < push.n_rows) {
-        weights = Words(address_at(pairs, at + PAIR_MATRIX + 2u * role));
+        uint64_t matrix = address_at(pairs, at + PAIR_MATRIX + 2u * role);
+        weights = Words(matrix);
         uint x_row = push.by_row != 0u ? pairs.at[at + PAIR_ROW] : pair;
-        lanes[gl_LocalInvocationID.x] = partial(row, x_row, t);
+        lanes[i] = partial(matrix, row, x_row, t);
     }
     barrier();
-    if (t != 0u || row >= push.n_rows) {
+    // A thread for each row, side by side, so that what they write goes to the host in one piece.
+    row = gl_WorkGroupID.x * 32u + i;
+    if (i >= 32u || row >= push.n_rows) {
         return;
     }
-    uint i = gl_LocalInvocationID.x;
-    float even = f_add(f_add(lanes[i], lanes[i + 4u]), f_add(lanes[i + 2u], lanes[i + 6u]));
-    float odd = f_add(f_add(lanes[i + 1u], lanes[i + 5u]), f_add(lanes[i + 3u], lanes[i + 7u]));
+    uint j = 8u * i;
+    float even = f_add(f_add(lanes[j], lanes[j + 4u]), f_add(lanes[j + 2u], lanes[j + 6u]));
+    float odd = f_add(f_add(lanes[j + 1u], lanes[j + 5u]), f_add(lanes[j + 3u], lanes[j + 7u]));
     float y = f_add(even, odd);
     float factor = uintBitsToFloat(pairs.at[at + PAIR_SCALE]);
     if (role < 2u && factor != 1.0) {

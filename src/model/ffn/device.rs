@@ -36,12 +36,12 @@ impl Moe {
 
     /// Begins to copy those of the experts in memory that the last request chose.
     pub(super) fn upload<B: Backend>(&self, cx: &mut Cx<'_, B>) {
-        let Cx { experts, tier: Some(tier), s, device_ns, .. } = cx else { return };
+        let Cx { b, experts, tier: Some(tier), s, device_ns, .. } = cx else { return };
         for &id in &s.moe.ready {
             let Some(slot) = experts.promote(id) else { continue };
             let began = experts.now_ns();
             let bias = self.extras(usize::from(id.expert)).bias;
-            let copied = tier.upload(self.index, slot, &experts.get(id), bias);
+            let copied = tier.upload(*b, (self.index, slot), &experts.get(id), bias);
             *device_ns += experts.now_ns() - began;
             if let Err(e) = copied {
                 // The event goes on; what is on the device is found out to be gone when it is waited for.
