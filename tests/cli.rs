@@ -215,7 +215,9 @@ fn interleaved_rows_change_no_bit() {
     let logits = |interleave: bool, memory: Option<u64>, io: Option<IoKind>, threads: usize| {
         let kernels = KernelChoice { isa: None, interleave: Some(interleave) };
         let (policy, threads, n_ctx) = (PolicyKind::Lru, Some(threads), Some(64));
-        let options = Options { memory_bytes: memory, io, kernels, policy, threads, n_ctx, ..Options::default() };
+        let process_bytes = Some(0);
+        let options =
+            Options { memory_bytes: memory, process_bytes, io, kernels, policy, threads, n_ctx, ..Options::default() };
         let mut session = Session::open(Gguf::open(Path::new(MODEL)).unwrap(), &options, &mut |_, _| {}).unwrap();
         assert_eq!(session.backend().contains("-interleaved"), interleave, "{}", session.backend());
         let mut all = Vec::new();
